@@ -11,7 +11,8 @@ from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.run import PREVIEWS, RunFolder
 from gmtool.config.sample import SampleConfig
 from gmtool.evaluation.plots import image_grid
-from gmtool.stages.generate import Model, generate, make_plan
+from gmtool.stages.generate import Model, generate
+from gmtool.stages.plan import make_plan
 from gmtool.tokenizers.base import Tokenizer
 
 IMAGES = 36

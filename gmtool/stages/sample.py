@@ -33,7 +33,8 @@ from gmtool.errors import UserError
 from gmtool.evaluation.plots import image_grid
 from gmtool.nn.dit import build_network
 from gmtool.progress import Progress
-from gmtool.stages.generate import Model, Plan, generate, make_plan
+from gmtool.stages.generate import Model, generate
+from gmtool.stages.plan import Plan, make_plan
 from gmtool.stages.weaker import open_weaker
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer

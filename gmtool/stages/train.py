@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from gmtool.artifacts.files import check_space, check_writable
 from gmtool.artifacts.gmm import GmmFile, expect_latents, open_gmm
@@ -21,7 +16,6 @@ from gmtool.artifacts.run import (
     CONFIG,
     METRICS,
     RunFolder,
-    Statistics,
     create_run,
     is_unfinished,
     latent_statistics,
@@ -30,18 +24,16 @@ from gmtool.artifacts.run import (
 )
 from gmtool.config.option import flag
 from gmtool.config.train import TrainConfig
-from gmtool.data.latent_loader import LatentBatch, latent_batches
+from gmtool.data.latent_loader import latent_batches
 from gmtool.data.modes import ModeFrames
 from gmtool.device import compute_dtype, resolve_device
 from gmtool.errors import UserError
-from gmtool.flow.coupling import draw_modes
-from gmtool.flow.times import shift_for
-from gmtool.nn.dit import SIZES, Architecture, build_network
+from gmtool.nn.dit import Architecture, build_network
 from gmtool.progress import Progress
-from gmtool.random import generator
 from gmtool.stages.generate import Model
 from gmtool.stages.preview import Previewer
 from gmtool.stages.sample import decoder_of
+from gmtool.stages.train_settings import architecture_for, resolve
 from gmtool.training.checkpoint import (
     EMA,
     MODEL,
@@ -50,8 +42,8 @@ from gmtool.training.checkpoint import (
     load_optimizer,
     load_weights,
 )
+from gmtool.training.feed import Feed, known_modes, mode_weights
 from gmtool.training.loop import Loop, Trainee, make_optimizer
-from gmtool.training.loss import Batch
 
 FREE_TO_CHANGE = ("steps", "save_every", "keep", "preview_every", "workers", "device", "gmm")
 """Settings that a resumed run may change: they do not enter a step. A falling schedule also fixes ``steps``."""
@@ -106,119 +98,9 @@ def train(
         loop = Loop(config, run.checkpoints, run_path / METRICS, model.autocast, previewer.draw)
         assert config.batch_size is not None  # resolved
         raw = latent_batches(latents, config.batch_size, config.seed, start, config.steps, config.workers)
-        feed = Feed(latents, _known_modes(gmm, config), frames, statistics, config, device)
+        feed = Feed(latents, known_modes(gmm, config), frames, statistics, config, device)
         loop.run(trainee, feed.batches(raw, start), start, progress)
         return replace(report, resumed_from=start)
-
-
-def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, device: torch.device) -> TrainConfig:
-    """The settings with nothing left open. Raises UserError, naming the flag, where the inputs cannot serve them."""
-    published = config.objective == "mm-fm"
-    source = config.source or ("gmm" if published or config.coupling == "mode" else "gaussian")
-    own_modes = published or (config.mixture and source == "gmm")
-    coupling = config.coupling or ("mode" if own_modes else "independent")
-    condition = config.condition
-    if condition is None:
-        condition = "class" if len(latents.classes) > 1 else "mode" if gmm is not None else "none"
-        condition = "none" if published else condition
-    if condition == "class" and not latents.classes:
-        raise UserError(f"--condition class: the images of {latents.path} had no class folders; take mode or none")
-    if config.spectral > latents.shape[0]:
-        raise UserError(f"--spectral {config.spectral}: the latents of {latents.path} have {latents.shape[0]} channels")
-    on_gpu = device.type == "cuda"
-    model = config.model or ("B" if on_gpu else "tiny")
-    resolved = replace(
-        config,
-        source=source,
-        coupling=coupling,
-        condition=condition,
-        model=model,
-        batch_size=config.batch_size or (128 if on_gpu else 32),
-        lr=SIZES[model].lr if config.lr is None else config.lr,
-        time_shift=shift_for(int(np.prod(latents.shape))) if config.time_shift is None else config.time_shift,
-        gmm=gmm.path if gmm is not None else None,
-    )
-    if resolved.uses_modes and gmm is None:
-        wanted = "--source gmm" if resolved.source == "gmm" else "--condition mode"
-        raise UserError(f"{wanted} needs a fitted mixture: run `gmtool fit-gmm {latents.path}` first, or give --gmm")
-    return resolved
-
-
-def architecture_for(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None) -> Architecture:
-    """The network that resolved settings and inputs call for."""
-    assert config.model is not None  # resolved
-    size = SIZES[config.model]
-    return Architecture(
-        shape=latents.shape,
-        depth=size.depth,
-        width=size.width,
-        heads=size.heads,
-        classes=len(latents.classes) if config.condition == "class" else 0,
-        modes=len(gmm) if gmm is not None and config.sees_modes else 0,
-        components=config.components if config.mixture else 0,
-        constant_std=config.constant_std,
-        spectral=config.spectral,
-    )
-
-
-@dataclass(frozen=True)
-class KnownModes:
-    """What a mixture says of every datum, in memory: kept modes and probabilities (N, k), and the weights (K,)."""
-
-    modes: Tensor
-    probabilities: Tensor
-    weights: Tensor
-
-    def draw(self, rows: np.ndarray, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A mode a datum by its own probabilities, and one by the weights alone; both (B,) int64."""
-        uniform = torch.rand(len(rows), generator=draws)
-        own = draw_modes(self.modes[rows], self.probabilities[rows], uniform)
-        return own, torch.multinomial(self.weights, len(rows), replacement=True, generator=draws)
-
-
-def _known_modes(gmm: GmmFile | None, config: TrainConfig) -> KnownModes | None:
-    if gmm is None or not config.uses_modes:
-        return None
-    kept = gmm.kept(slice(None))
-    return KnownModes(
-        torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities), torch.from_numpy(gmm.weights).float()
-    )
-
-
-@dataclass(frozen=True)
-class Feed:
-    """Turns batches of the latents file into training batches: normalised, labelled, with the frames of their noise."""
-
-    latents: LatentsFile
-    known: KnownModes | None
-    frames: ModeFrames | None
-    statistics: Statistics
-    config: TrainConfig
-    device: torch.device
-
-    def batches(self, raw: Iterator[LatentBatch], start: int) -> Iterator[Batch]:
-        """The training batches of steps ``start`` and on."""
-        for step, each in enumerate(raw, start):
-            yield self._batch(each, step)
-
-    def _batch(self, raw: LatentBatch, step: int) -> Batch:
-        x = self.statistics.normalise(raw.patches.to(self.device, non_blocking=True))
-        classes = None
-        if self.config.condition == "class":
-            labels = self.latents.labels[raw.rows]
-            # an image that lies beside the class folders has no class: it gets the null label
-            classes = torch.from_numpy(np.where(labels < 0, len(self.latents.classes), labels))
-        modes = noise_modes = None
-        if self.known is not None:
-            modes, free = self.known.draw(raw.rows, generator(self.config.seed, "modes", step))
-            noise_modes = modes if self.config.coupling == "mode" else free
-        frame = None
-        if self.frames is not None and noise_modes is not None:
-            frame = self.frames.frame(noise_modes.to(self.device))
-        return Batch(x, self._to_device(classes), self._to_device(modes), frame)
-
-    def _to_device(self, labels: Tensor | None) -> Tensor | None:
-        return None if labels is None else labels.to(self.device)
 
 
 def _open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
@@ -235,20 +117,6 @@ def _open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -
     gmm = stack.enter_context(open_gmm(path))
     expect_latents(gmm, latents)
     return gmm
-
-
-def mode_weights(latents: LatentsFile, gmm: GmmFile, by_class: bool) -> Tensor:
-    """p(mode | class), a row a class, or p(mode) in one row: sums of the data's probabilities, normalised, float32.
-
-    A class without images gets the row of all; images without a class count for none.
-    """
-    rows = latents.labels if by_class else np.zeros(len(latents), np.int64)
-    counts = np.zeros((len(latents.classes) if by_class else 1, len(gmm)))
-    labelled = np.flatnonzero(rows >= 0)
-    kept = gmm.kept(labelled)
-    np.add.at(counts, (rows[labelled, None], kept.modes), kept.probabilities)
-    counts[counts.sum(1) == 0] = counts.sum(0)
-    return torch.from_numpy(counts / counts.sum(1, keepdims=True)).float()
 
 
 def _create_or_open(

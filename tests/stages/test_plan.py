@@ -5,7 +5,7 @@ import pytest
 from gmtool.config.sample import SampleConfig, parse_interval
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
-from gmtool.stages.generate import make_plan
+from gmtool.stages.plan import make_plan
 
 VELOCITY = TrainConfig(source="gaussian", condition="class", time_shift=1.0)
 MIXTURE = TrainConfig(objective="gm-kl", source="gaussian", condition="class", time_shift=1.0)

@@ -24,7 +24,8 @@ from gmtool.data.modes import ModeFrames
 from gmtool.errors import MachineError, UserError
 from gmtool.nn.dit import DiT, build_network
 from gmtool.progress import Progress
-from gmtool.stages.generate import Model, generate, make_plan
+from gmtool.stages.generate import Model, generate
+from gmtool.stages.plan import make_plan
 from gmtool.stages.sample import choose_labels, sample
 from gmtool.stages.train import train
 from gmtool.tokenizers.build import build_tokenizer

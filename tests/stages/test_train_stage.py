@@ -21,8 +21,10 @@ from gmtool.data.latent_loader import latent_batches
 from gmtool.data.modes import ModeFrames
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
-from gmtool.stages.train import Feed, _known_modes, architecture_for, mode_weights, resolve, train
+from gmtool.stages.train import train
+from gmtool.stages.train_settings import architecture_for, resolve
 from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, find_checkpoint, list_checkpoints
+from gmtool.training.feed import Feed, known_modes, mode_weights
 
 CPU = torch.device("cpu")
 QUICK = TrainConfig(steps=5, batch_size=7, warmup=2, save_every=2, preview_every=0, device="cpu")
@@ -410,7 +412,7 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class=True))
         config = resolve(config, latents, gmm, CPU)
-        feed = Feed(latents, _known_modes(gmm, config), ModeFrames(gmm, statistics), statistics, config, CPU)
+        feed = Feed(latents, known_modes(gmm, config), ModeFrames(gmm, statistics), statistics, config, CPU)
         modes, own = [], []
         means = statistics.normalise(torch.from_numpy(gmm.patch_mean(np.arange(4))))
         for batch in feed.batches(latent_batches(latents, 60, 0, 0, 40, None), 0):
