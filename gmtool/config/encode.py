@@ -16,11 +16,19 @@ class EncodeConfig:
     tokenizer: Annotated[
         str,
         Option(
-            "dinov2 (facebook/dinov2-with-registers-base), pixels (patches of pixels, needs no weights), or the hub id "
-            "or local folder of any DINOv2.",
+            "dinov2 (facebook/dinov2-with-registers-base), sd-vae (stabilityai/sd-vae-ft-ema; extra: sd-vae), pixels "
+            "(patches of pixels, needs no weights), or the hub id or local folder of any DINOv2 or AutoencoderKL.",
             metavar="NAME|ID|FOLDER",
         ),
     ] = "dinov2"
+    descriptor: Annotated[
+        str | None,
+        Option(
+            "What fit-gmm clusters, for pixels and sd-vae: dinov2, or the hub id or local folder of one, takes its "
+            "[CLS] token. Default: none, a summary of the image's own colours and layout.",
+            metavar="NAME|ID|FOLDER",
+        ),
+    ] = None
     image_size: Annotated[
         int | None,
         Option(

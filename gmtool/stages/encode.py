@@ -34,6 +34,7 @@ from gmtool.stages.encode_state import EncodeState, read_state, remove_state, wr
 from gmtool.tokenizers.base import Tokenizer, TokenizerSpec
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.choose import check_colour, choose_tokenizer, fit_tokenizer, latent_sizes
+from gmtool.tokenizers.described import describer_spec
 
 STATE_SECONDS = 5.0
 """Seconds of work that an interruption costs at most."""
@@ -341,7 +342,8 @@ def _key(images: ImageSet, count: int, tokenizer: TokenizerSpec, config: EncodeC
     """Digest of all that the latents depend on: not of batch size, workers, device, or what to do with bad images."""
     settings = sorted(tokenizer.settings.items())
     parts = [str(images.root.resolve()), images.fingerprint, count, tokenizer.name, settings, config.flip]
-    return fingerprint(map(str, [*parts, config.precision if tokenizer.name == "dinov2" else ""]))
+    by_network = tokenizer.name != "pixels" or describer_spec(tokenizer) is not None
+    return fingerprint(map(str, [*parts, config.precision if by_network else ""]))
 
 
 def _report(

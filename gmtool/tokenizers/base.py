@@ -14,8 +14,8 @@ from torch import Tensor
 class TokenizerSpec:
     """All that is needed to build a tokenizer again: stored in latents files, runs and samples.
 
-    name: ``dinov2`` or ``pixels``. settings: its settings, as JSON values. arrays: its fitted state (the PCA of
-    ``pixels``), float32.
+    name: ``dinov2``, ``sd-vae`` or ``pixels``. settings: its settings, as JSON values. arrays: its fitted state (the
+    PCA of ``pixels``), float32.
     """
 
     name: str

@@ -8,9 +8,11 @@ from gmtool.config.common import Precision
 from gmtool.device import compute_dtype
 from gmtool.errors import UserError
 from gmtool.tokenizers.base import Tokenizer, TokenizerSpec
+from gmtool.tokenizers.described import Described, describer_spec, undescribed
 from gmtool.tokenizers.dinov2 import Dinov2
 from gmtool.tokenizers.pixels import Pixels
 from gmtool.tokenizers.rae import load_decoder
+from gmtool.tokenizers.sd_vae import SdVae
 
 
 def build_tokenizer(
@@ -24,13 +26,20 @@ def build_tokenizer(
     decoder: hub id or folder of an AutoencoderRAE, for ``decode`` of a DINOv2. Raises UserError when the model's
     weights are no longer those of the record, MachineError when they cannot be fetched.
     """
+    if decoder is not None and spec.name != "dinov2":
+        raise UserError(f"--decoder is for latents of a DINOv2; those of {spec.name} need none: leave it out")
+    dtype = compute_dtype(precision, device)
+    describer = describer_spec(spec)
+    if describer is not None:
+        alone = build_tokenizer(undescribed(spec), device, precision)
+        return Described(alone, Dinov2(describer, device, dtype))
     if spec.name == "pixels":
-        if decoder is not None:
-            raise UserError("--decoder is for latents of a DINOv2; those of pixels need none: leave it out")
         mean, components = (torch.from_numpy(spec.arrays[name]).to(device) for name in ("mean", "components"))
         settings = spec.settings
         return Pixels(settings["image_size"], settings["patch_size"], settings["channels"], mean, components)
+    if spec.name == "sd-vae":
+        return SdVae(spec, device, dtype)
     if spec.name == "dinov2":
         trained = None if decoder is None else load_decoder(decoder, device)
-        return Dinov2(spec, device, compute_dtype(precision, device), trained)
+        return Dinov2(spec, device, dtype, trained)
     raise UserError(f"the tokenizer {spec.name!r} of this file is unknown to this gmtool: upgrade gmtool")

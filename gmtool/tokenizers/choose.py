@@ -11,8 +11,9 @@ from gmtool.config.encode import EncodeConfig
 from gmtool.data.image_sets import ImageSet, spread
 from gmtool.data.images import ImageBatch, first_image_size, image_batches, no_image_error
 from gmtool.errors import UserError
+from gmtool.tokenizers import dinov2, sd_vae
 from gmtool.tokenizers.base import TokenizerSpec
-from gmtool.tokenizers.dinov2 import DEFAULT_MODEL, dinov2_hidden_size, dinov2_shape, dinov2_spec
+from gmtool.tokenizers.described import described_spec, describer_spec, undescribed
 from gmtool.tokenizers.pixels import (
     component_count,
     default_image_size,
@@ -23,6 +24,7 @@ from gmtool.tokenizers.pixels import (
     pixels_shape,
     small_images,
 )
+from gmtool.tokenizers.weights import model_folder
 
 FIT_IMAGES = 4096
 """Images, spread evenly, that the PCA of pixels is fitted to, at most."""
@@ -36,11 +38,30 @@ def choose_tokenizer(config: EncodeConfig, images: ImageSet, rows: np.ndarray) -
     It lacks what `fit_tokenizer` adds. Raises UserError for settings that do not go together.
     """
     if config.tokenizer == "pixels":
-        return TokenizerSpec("pixels", _choose_pixels(config, images, rows))
+        spec = TokenizerSpec("pixels", _choose_pixels(config, images, rows))
+    else:
+        spec = _choose_model(config)
+    if config.descriptor is None:
+        return spec
+    if spec.name == "dinov2":
+        raise UserError("--descriptor is for --tokenizer pixels or sd-vae: a DINOv2 describes images by its own [CLS]")
+    model = dinov2.DEFAULT_MODEL if config.descriptor == "dinov2" else config.descriptor
+    return described_spec(spec, dinov2.dinov2_spec(model, spec.settings["image_size"], "--descriptor"))
+
+
+def _choose_model(config: EncodeConfig) -> TokenizerSpec:
+    """The record of a network: one of the two by name, or what the model's own configuration says it is."""
     for name in ("patch_size", "channels"):
         if getattr(config, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is a setting of --tokenizer pixels: leave it out")
-    return dinov2_spec(DEFAULT_MODEL if config.tokenizer == "dinov2" else config.tokenizer, config.image_size or 256)
+    size, model = config.image_size or 256, config.tokenizer
+    if model == "dinov2":
+        return dinov2.dinov2_spec(dinov2.DEFAULT_MODEL, size)
+    if model == "sd-vae":
+        return sd_vae.sd_vae_spec(sd_vae.DEFAULT_MODEL, size)
+    if sd_vae.is_autoencoder(model_folder(model, "--tokenizer")):
+        return sd_vae.sd_vae_spec(model, size)
+    return dinov2.dinov2_spec(model, size)
 
 
 def fit_tokenizer(spec: TokenizerSpec, config: EncodeConfig, images: ImageSet, rows: np.ndarray) -> TokenizerSpec:
@@ -94,8 +115,14 @@ def _decoded(
 
 def latent_sizes(spec: TokenizerSpec, images: int) -> tuple[tuple[int, int, int], int]:
     """(C, H, W) and D of the latents that the tokenizer makes, fitted or to be fitted to so many images."""
+    describer = describer_spec(spec)
+    if describer is not None:
+        return latent_sizes(undescribed(spec), images)[0], dinov2.dinov2_hidden_size(describer)
     if spec.name == "pixels":
         fitted = spec.arrays.get("components")
         return pixels_shape(spec.settings), component_count(spec.settings, images) if fitted is None else len(fitted)
-    hidden_size = dinov2_hidden_size(spec)
-    return dinov2_shape(hidden_size, spec.settings["image_size"]), hidden_size
+    if spec.name == "sd-vae":
+        shape = sd_vae.sd_vae_shape(spec)
+        return shape, sd_vae.pooled_size(shape)
+    hidden_size = dinov2.dinov2_hidden_size(spec)
+    return dinov2.dinov2_shape(hidden_size, spec.settings["image_size"]), hidden_size

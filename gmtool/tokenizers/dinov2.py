@@ -9,10 +9,8 @@ embeddings are interpolated by the network itself. Decoding is `gmtool.tokenizer
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch.nn import functional
 from gmtool.errors import UserError
 from gmtool.tokenizers.base import Encoded, TokenizerSpec
 from gmtool.tokenizers.rae import Decoder
-from gmtool.tokenizers.weights import model_folder
+from gmtool.tokenizers.weights import model_folder, model_record, one_line, recorded_folder
 
 DEFAULT_MODEL = "facebook/dinov2-with-registers-base"
 TOKEN_PIXELS = 16
@@ -32,22 +30,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ROLE = "--tokenizer"
 
 
-def dinov2_spec(model: str, image_size: int) -> TokenizerSpec:
-    """The record of a DINOv2, a folder or a hub id: the model, the image size, and a digest of its weights files.
+def dinov2_spec(model: str, image_size: int, role: str = _ROLE) -> TokenizerSpec:
+    """The record of a DINOv2, a folder or a hub id, for images of a size.
 
-    Raises UserError for a wrong model or size, MachineError when it cannot be fetched.
+    role: what the model serves as, for messages. Raises UserError for a wrong model or size, MachineError when it
+    cannot be fetched.
     """
     if image_size < TOKEN_PIXELS:
         raise UserError(f"--image-size must be at least {TOKEN_PIXELS} with a DINOv2, not {image_size}")
-    folder = model_folder(model, _ROLE)
-    load_config(folder)
-    place = Path(model).expanduser()
-    settings = {
-        "model": str(place.resolve()) if place.is_dir() else model,
-        "image_size": image_size,
-        "weights": _digest(folder),
-    }
-    return TokenizerSpec("dinov2", settings)
+    load_config(model_folder(model, role), role)
+    return TokenizerSpec("dinov2", {**model_record(model, role), "image_size": image_size})
 
 
 class Dinov2:
@@ -62,9 +54,7 @@ class Dinov2:
     ) -> None:
         """Raises UserError when the model of ``spec`` is gone or has other weights, MachineError without network."""
         self._spec = spec
-        folder = model_folder(spec.settings["model"], _ROLE)
-        if _digest(folder) != spec.settings["weights"]:
-            raise UserError(f"{folder} no longer holds the weights that made these latents: encode the images again")
+        folder = recorded_folder(spec.settings, _ROLE)
         self._network: Any = _load_network(folder).to(device)
         self._mean, self._std = (torch.tensor(each, device=device).view(3, 1, 1) for each in _normalisation(folder))
         self._device, self._dtype, self._decoder = device, dtype, decoder
@@ -136,14 +126,14 @@ def dinov2_hidden_size(spec: TokenizerSpec) -> int:
     return int(load_config(model_folder(spec.settings["model"], _ROLE)).hidden_size)
 
 
-def load_config(folder: Path) -> Any:
+def load_config(folder: Path, role: str = _ROLE) -> Any:
     """The configuration of the DINOv2 in a folder. Raises UserError when it is another kind of model."""
     from transformers import AutoConfig
 
-    with _one_line(folder):
+    with one_line(folder, role):
         config = AutoConfig.from_pretrained(folder)
     if config.model_type not in ("dinov2", "dinov2_with_registers"):
-        raise UserError(f"{_ROLE} {folder} is a {config.model_type}, not a DINOv2 (with or without registers)")
+        raise UserError(f"{role} {folder} is a {config.model_type}, not a DINOv2 (with or without registers)")
     return config
 
 
@@ -155,7 +145,7 @@ def _load_network(folder: Path) -> nn.Module:
     hub_logging.set_verbosity_error()
     hub_logging.disable_progress_bar()
     config = load_config(folder)
-    with _one_line(folder):
+    with one_line(folder, _ROLE):
         network, report = transformers.AutoModel.from_pretrained(
             folder, config=config, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
@@ -163,18 +153,6 @@ def _load_network(folder: Path) -> nn.Module:
         raise UserError(f"{_ROLE} {folder} lacks weights ({sorted(report['missing_keys'])[0]}, ...): save it again")
     network.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise for a damaged model into a UserError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{_ROLE} {folder} cannot be loaded: {reason}") from error
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -186,13 +164,3 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return mean, tuple(map(float, settings.get("image_std", IMAGENET_STD)))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{_ROLE} {file} is damaged ({error}): fetch the model again") from error
-
-
-def _digest(folder: Path) -> str:
-    """Digest of the weights files: what made latents must be what describes or decodes them later."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as weights:
-            while block := weights.read(2**24):
-                digest.update(block)
-    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""``sd-vae``: latents of Stable Diffusion's autoencoder, or of any AutoencoderKL of diffusers, as GMFlow uses them.
+
+An image in {0 ... 255} becomes ``x / 127.5 - 1``. The encoder gives a Gaussian at each position of a grid, for Stable
+Diffusion's 4 channels at an eighth of the image's side; the latent is ``(mean - shift) * scale`` with the scale and the
+shift of the model's configuration (0.18215 and 0 for Stable Diffusion), so that its entries have about unit variance.
+The mean is taken and not a draw: its spread is far below what the decoder resolves, and latents do not depend on a
+seed. Decoding inverts the scale and rounds to the nearest level.
+
+The descriptor is the latent averaged over areas to at most 4 x 4: colours and layout, no further model. Modes that mean
+something need the [CLS] token of a DINOv2 in its place, see `gmtool.tokenizers.described`.
+Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gmtool.errors import UserError
+from gmtool.tokenizers.base import Encoded, TokenizerSpec
+from gmtool.tokenizers.weights import model_folder, model_record, one_line, recorded_folder
+
+DEFAULT_MODEL = "stabilityai/sd-vae-ft-ema"
+POOLED = 4
+"""Side of the area-averaged latent that the descriptor is."""
+IMAGES_A_CALL = 16
+"""Images that go through the network at once: at 256 px, the widest layer of Stable Diffusion's takes 2 GiB."""
+_ROLE = "--tokenizer"
+
+
+def is_autoencoder(folder: Path) -> bool:
+    """Whether a model folder says that it is an AutoencoderKL."""
+    return bool(_config(folder).get("_class_name") == "AutoencoderKL")
+
+
+def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
+    """The record of an AutoencoderKL, a folder or a hub id, for images of a size.
+
+    Raises UserError for a wrong model or size, MachineError when it cannot be fetched.
+    """
+    folder = model_folder(model, _ROLE)
+    config = _config(folder)
+    if not is_autoencoder(folder):
+        raise UserError(f"{_ROLE} {folder} is a {config.get('_class_name', 'model of another kind')}, no AutoencoderKL")
+    factor = _factor(config)
+    if image_size % factor:
+        raise UserError(f"--image-size {image_size}: this autoencoder takes multiples of {factor} pixels")
+    return TokenizerSpec("sd-vae", {**model_record(model, _ROLE), "image_size": image_size})
+
+
+def sd_vae_shape(spec: TokenizerSpec) -> tuple[int, int, int]:
+    """(C, H, W) of the latents."""
+    config = _config(model_folder(spec.settings["model"], _ROLE))
+    grid = int(spec.settings["image_size"]) // _factor(config)
+    return int(config.get("latent_channels", 4)), grid, grid
+
+
+def pooled_size(shape: tuple[int, int, int]) -> int:
+    """D of the descriptors of latents (C, H, W)."""
+    return shape[0] * min(POOLED, shape[1]) ** 2
+
+
+class SdVae:
+    """The tokenizer; see the module. Parameters stay float32; lower precision is autocast, in the encoder alone."""
+
+    def __init__(self, spec: TokenizerSpec, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Raises UserError without diffusers, and when the model of ``spec`` is gone or has other weights."""
+        self._spec = spec
+        self._network = _load_network(recorded_folder(spec.settings, _ROLE)).to(device)
+        config = self._network.config
+        self._scale, self._shift = float(config.scaling_factor), float(config.shift_factor or 0.0)
+        self._device, self._dtype = device, dtype
+
+    @property
+    def image_size(self) -> int:
+        """See `Tokenizer.image_size`."""
+        return int(self._spec.settings["image_size"])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(latent channels, image_size / 8, image_size / 8) for Stable Diffusion."""
+        return sd_vae_shape(self._spec)
+
+    @property
+    def descriptor_size(self) -> int:
+        """See `pooled_size`."""
+        return pooled_size(self.latent_shape)
+
+    def spec(self) -> TokenizerSpec:
+        """See `sd_vae_spec`."""
+        return self._spec
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Encoded:
+        """See `Tokenizer.encode`."""
+        patches = _in_parts(self._encode, images)
+        pooled = functional.adaptive_avg_pool2d(patches, min(POOLED, patches.shape[-1]))
+        return Encoded(patches, pooled.flatten(1))
+
+    def describe(self, images: Tensor) -> Tensor:
+        """See `Tokenizer.describe`."""
+        return self.encode(images).descriptors
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Tokenizer.decode`: rounded to the nearest level, clamped to 0 ... 255."""
+        return _in_parts(self._decode, latents)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        signed = images.to(self._device).float() / 127.5 - 1
+        with self._autocast():
+            mean = self._network.encode(signed).latent_dist.mode()
+        return (mean.float() - self._shift) * self._scale
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        plain = latents.to(self._device, torch.float32) / self._scale + self._shift
+        levels = (self._network.decode(plain).sample + 1) * 127.5
+        return levels.round().clamp(0, 255).to(torch.uint8)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+
+def _in_parts(step: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """A step on a few images at a time, so that its memory does not grow with the batch."""
+    return torch.cat([step(part) for part in batch.split(IMAGES_A_CALL)])
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """A model folder's configuration. Raises UserError when it is damaged."""
+    with one_line(folder, _ROLE):
+        return dict(json.loads((folder / "config.json").read_text()))
+
+
+def _factor(config: dict[str, Any]) -> int:
+    """Pixels a position stands for, on each axis: every level but the last halves the side."""
+    return int(2 ** (len(config.get("block_out_channels", (0,))) - 1))
+
+
+def _load_network(folder: Path) -> Any:
+    """The autoencoder of a folder, float32."""
+    try:
+        from diffusers import AutoencoderKL
+        from diffusers.utils import logging
+    except ImportError as error:
+        raise UserError("latents of an sd-vae need diffusers: pip install 'gmtool[sd-vae]'") from error
+    logging.set_verbosity_error()
+    with one_line(folder, _ROLE):
+        network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
+            folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    if report["missing_keys"]:
+        raise UserError(f"{_ROLE} {folder} lacks weights ({sorted(report['missing_keys'])[0]}, ...): save it again")
+    return network.eval().requires_grad_(False)
