@@ -38,3 +38,10 @@ def start_gmtool(
         text=True,
         start_new_session=own_group,
     )
+
+
+def torchrun(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """What ``torchrun --nproc-per-node 2`` does with a script or module and its arguments, in ``folder``."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *arguments], cwd=folder, env=environment, capture_output=True, text=True)

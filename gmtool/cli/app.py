@@ -61,27 +61,43 @@ def execute(arguments: Sequence[str] | None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for what the user can mend, 1 for the rest, 130 interrupted."""
+    """Run one command and return its exit code: 0, 2 for what the user can mend, 1 for the rest, 130 interrupted.
+
+    Under torchrun the processes form a group, and the first of them that fails says why.
+    """
     # OpenMP's threads spin while they wait, by default: on a machine that does something else too, a training step of a
     # small network then takes several times as long. It is read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return _report(*_attempt(arguments))
+    from gmtool.distributed import process_group
+
+    with process_group() as first_to_fail:
+        code, problem = _attempt(arguments)
+        if code and not first_to_fail():
+            problem = None
+    return _report(code, problem)
+
+
+def _attempt(arguments: Sequence[str] | None) -> tuple[int, str | None]:
+    """Run one command; return its exit code, and what went wrong if it is to be said."""
     try:
         code = execute(arguments)
-        return _fail(INTERRUPTED, 130) if code == 130 else code  # typer turns an interruption into this code
+        return code, INTERRUPTED if code == 130 else None  # typer turns an interruption into this code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(INTERRUPTED, 130)
+        return 130, INTERRUPTED
     except GmtoolError as error:
-        return _fail(str(error), error.exit_code)
+        return error.exit_code, str(error)
     except USAGE_ERROR as error:
-        return _fail(error.format_message() + _help_hint(error), 2)  # type: ignore[attr-defined]  # a ClickException
+        return 2, error.format_message() + _help_hint(error)  # type: ignore[attr-defined]  # a ClickException
     except BrokenPipeError:
         # the reader of our output has gone (| head); what is left to flush would raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1, None
     except Exception as error:  # the last net: a user sees one line, a developer sets GMTOOL_TRACEBACK
         if os.environ.get("GMTOOL_TRACEBACK"):
             raise
-        return _fail(*_explain(error))
+        return _explain(error)
 
 
 def run() -> None:
@@ -94,25 +110,29 @@ def _help_hint(error: Exception) -> str:
     return f" (see {context.command_path} --help)" if context is not None else ""
 
 
-def _explain(error: Exception) -> tuple[str, int]:
-    """One line and an exit code for an error that no stage foresaw."""
+def _explain(error: Exception) -> tuple[int, str]:
+    """An exit code and one line for an error that no stage foresaw."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
         # h5py raises plain OSErrors with the number in the text
         if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text or "No space left" in text:
-            return "the disk is full: free some space and run the same command again", 1
+            return 1, "the disk is full: free some space and run the same command again"
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            return f"{error.filename or text}: no permission to read or write it", 2
+            return 2, f"{error.filename or text}: no permission to read or write it"
         if isinstance(error, FileNotFoundError) and error.filename:
-            return f"{error.filename} does not exist", 2
+            return 2, f"{error.filename} does not exist"
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return "out of memory: take a smaller --batch-size, or fewer --workers", 1
+        return 1, "out of memory: take a smaller --batch-size, or fewer --workers"
     if type(error).__name__ == "OutOfMemoryError":
-        return "out of GPU memory: take a smaller --batch-size", 1
-    return f"internal error: {type(error).__name__}: {text} (set GMTOOL_TRACEBACK=1 for the traceback)", 1
+        return 1, "out of GPU memory: take a smaller --batch-size"
+    if "closed by peer" in text or "reset by peer" in text:
+        return 1, "another of the processes has died, perhaps for want of memory: run the same command again"
+    return 1, f"internal error: {type(error).__name__}: {text} (set GMTOOL_TRACEBACK=1 for the traceback)"
 
 
-def _fail(line: str, code: int) -> int:
+def _report(code: int, problem: str | None) -> int:
+    """Say what went wrong, if anything, on the process's own standard error, and return the exit code."""
     close_bar()
-    print(f"gmtool: error: {' '.join(line.split())}", file=sys.stderr)
+    if problem is not None:
+        print(f"gmtool: error: {' '.join(problem.split())}", file=sys.stderr)
     return code

@@ -1,0 +1,160 @@
+"""Several processes that ``torchrun`` started: the one file that knows ``torch.distributed``.
+
+Every process runs the same command on its share of the work, and gives what it found to the first one, which alone
+writes and speaks. Tensors on the CPU travel by gloo, those on a GPU by nccl. Without ``torchrun`` a world has one
+process, and all that is here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from gmtool.device import resolve_device
+from gmtool.errors import UserError
+
+CPU = torch.device("cpu")
+
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others, one of whom may be writing a large file; a process that died is noticed at
+once all the same."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's number among ``size``, from 0, and the device that it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This process's part of ``count`` things in a row: the parts follow the ranks and differ by one at most."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes of tensors of one shape, the same everywhere."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean(self, value: float) -> float:
+        """The mean over processes of a number."""
+        return self.sum(torch.tensor(value, dtype=torch.float64)).item() / self.size
+
+    def any(self, here: bool) -> bool:
+        """Whether it is true in some process; all hear the same answer."""
+        return self.sum(torch.tensor(int(here))).item() > 0
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """The first process's tensor, everywhere; the others give one of its shape and type."""
+        if self.size == 1:
+            return values
+        received = values.clone()
+        dist.broadcast(received, src=0)
+        return received
+
+    def gather(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """What every process found, in the order of ranks, on the CPU; the others than the first hear nothing, []."""
+        if self.size == 1:
+            return [dict(found)]
+        if not self.first:
+            message = save({name: each.cpu().contiguous() for name, each in found.items()})
+            dist.send(torch.tensor(len(message)), dst=0)
+            dist.send(torch.frombuffer(bytearray(message), dtype=torch.uint8), dst=0)
+            return []
+        return [dict(found), *(_receive(rank) for rank in range(1, self.size))]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.any(False)
+
+
+def _receive(rank: int) -> dict[str, Tensor]:
+    size = torch.tensor(0)
+    dist.recv(size, src=rank)
+    message = torch.empty(int(size), dtype=torch.uint8)
+    dist.recv(message, src=rank)
+    return load(message.numpy().tobytes())
+
+
+def join(device: str) -> World:
+    """The world of this process, with the device that ``--device`` names; each process of a machine has its own GPU.
+
+    Raises UserError for a device that is not there, or that several processes would share.
+    """
+    if not dist.is_initialized():
+        return World(device=resolve_device(device))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    local, neighbours = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if neighbours > 1 and device.startswith("cuda:"):
+        raise UserError(f"--device {device}: {neighbours} processes would share it; take --device cuda")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        found = torch.cuda.device_count()
+        if found < neighbours:
+            raise UserError(f"{neighbours} processes, but {found} GPUs here: torchrun --nproc-per-node {max(found, 1)}")
+        device = f"cuda:{local}"
+    here = resolve_device(device)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    return World(rank, size, here)
+
+
+@contextmanager
+def process_group() -> Iterator[Callable[[], bool]]:
+    """The processes that torchrun started, as one group, in which only the first speaks on standard output and error.
+
+    Yields a function that a process which fails asks whether it is the first to do so, and so is the one to say why:
+    others fail because of it. After a failure nothing is ended in order, since the others may be waiting for ever;
+    torchrun stops them once this process is gone.
+    """
+    signal.signal(signal.SIGINT, _interrupt_once)
+    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    failures: list[bool] = []
+
+    def first_to_fail() -> bool:
+        failures.append(True)
+        try:
+            first = store.add("failures", 1) == 1
+        except RuntimeError:  # torchrun, which holds the store, is gone
+            return True
+        if not first:
+            time.sleep(1.0)  # torchrun stops all when one has gone: let the first say why
+        return first
+
+    with ExitStack() as stack:
+        if rank:
+            silence = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(silence))
+            stack.enter_context(redirect_stderr(silence))
+        yield first_to_fail
+    if not failures:
+        dist.destroy_process_group()
+
+
+def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
+    """Ctrl-C reaches the processes from the terminal, and again through torchrun: the second is no impatience."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt

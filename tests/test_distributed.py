@@ -1,0 +1,76 @@
+"""What two processes under torchrun tell each other, and what a user sees of them; one process alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from user import torchrun
+
+from gmtool.distributed import World, join
+from gmtool.errors import UserError
+
+SCRIPT = """
+import sys
+import torch
+from gmtool.cli import app
+from gmtool.distributed import join
+from gmtool.errors import UserError
+
+def execute(_arguments):
+    world = join("auto")
+    rank = world.rank
+    assert (world.size, world.device) == (2, torch.device("cpu"))
+    assert list(world.share(5)) == [[0, 1], [2, 3, 4]][rank]
+    values = torch.tensor([1.0, 2.0]) * (rank + 1)
+    assert world.sum(values).tolist() == [3, 6] and values.tolist() == [rank + 1, 2 * (rank + 1)]
+    assert world.mean(float(rank)) == 0.5
+    assert world.any(rank == 1) and not world.any(False)
+    assert world.broadcast(torch.full((2,), rank + 7)).tolist() == [7, 7]
+    found = world.gather({"rows": torch.full((rank + 1, 2), rank), "half": torch.ones(rank, dtype=torch.float16)})
+    if rank:
+        assert found == []
+    else:
+        assert [each["rows"].tolist() for each in found] == [[[0, 0]], [[1, 1], [1, 1]]]
+        assert [len(each["half"]) for each in found] == [0, 1] and found[1]["half"].dtype == torch.float16
+    print("said by", rank)
+    print("noted by", rank, file=sys.stderr)
+    if rank == 1:
+        raise UserError("the second cannot go on")
+    world.barrier()
+
+app.execute = execute
+sys.exit(app.main([]))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is asserted to be the CPU")
+def test_two_processes_agree_and_the_one_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = torchrun(["script.py"], tmp_path)
+    assert done.returncode != 0
+    assert done.stdout.splitlines() == ["said by 0"]
+    ours = done.stderr.split("torch/distributed")[0].splitlines()[:-1]  # then torchrun tells that a process failed
+    assert sorted(ours) == ["gmtool: error: the second cannot go on", "noted by 0"]
+
+
+def test_one_process_is_a_world() -> None:
+    world = join("cpu")
+    assert world == World(0, 1, torch.device("cpu")) and world.first
+    values = torch.tensor([1.0, 2.0])
+    assert world.share(5) == range(5)
+    assert world.sum(values).tolist() == world.broadcast(values).tolist() == [1, 2]
+    assert world.mean(0.25) == 0.25 and world.any(True) and not world.any(False)
+    assert [each["x"].tolist() for each in world.gather({"x": values})] == [[1, 2]]
+    world.barrier()
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 4), (0, 2), (8, 8)])
+def test_shares_are_even_and_make_up_the_whole(count: int, size: int) -> None:
+    shares = [World(rank, size).share(count) for rank in range(size)]
+    assert [each for share in shares for each in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UserError, match="--device"):
+        join("tpu")
