@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gmtool.mixture.gaussian_mixture import GaussianMixture, IsotropicGaussian
+from gmtool.mixture.gaussian_mixture import GaussianFactor, GaussianMixture, IsotropicGaussian
 
 TINY = 1e-6
 """Floor of the squared norms that are divided by."""
@@ -26,16 +26,21 @@ VelocityModel = Callable[[Tensor, Tensor], Tensor]
 class Prediction:
     """q(x | x_t) as guidance left it, with what the second order needs to fuse with the guidance.
 
-    mixture: what is integrated. base: the conditional mixture before guidance; the same object when unguided.
-    gaussian: base's moment-matched Gaussian, its variance averaged over positions, (B, 1, 1, ...).
-    bias: what guidance adds to base's mean, (B, C, *S), or None when unguided. scale: the guidance scale, else 0.
+    base: the conditional mixture before guidance. gaussian: base's moment-matched Gaussian, its variance averaged over
+    positions, (B, 1, 1, ...). factor: what guidance multiplies base by, bias: what it adds to base's mean, (B, C, *S);
+    both None when unguided. scale: the guidance scale, else 0.
     """
 
-    mixture: GaussianMixture
     base: GaussianMixture
     gaussian: IsotropicGaussian
+    factor: GaussianFactor | None = None
     bias: Tensor | None = None
     scale: float = 0.0
+
+    @property
+    def mixture(self) -> GaussianMixture:
+        """The guided mixture, base itself when unguided. Its means are made anew each time."""
+        return self.base if self.factor is None else self.base.times(self.factor)
 
 
 MixtureModel = Callable[[Tensor, Tensor], Prediction]
@@ -50,4 +55,4 @@ def sample_gaussian(mixture: GaussianMixture) -> IsotropicGaussian:
 
 def unguided(mixture: GaussianMixture) -> Prediction:
     """The prediction of a mixture that no guidance has touched."""
-    return Prediction(mixture=mixture, base=mixture, gaussian=sample_gaussian(mixture))
+    return Prediction(mixture, sample_gaussian(mixture))

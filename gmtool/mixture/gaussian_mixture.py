@@ -80,10 +80,14 @@ class GaussianFactor:
     shift: Tensor
     center: Tensor
 
+    def around(self, center: Tensor) -> GaussianFactor:
+        """The same factor up to a constant, written around another centre (B, C, *S)."""
+        return GaussianFactor(self.precision, self.shift - self.precision * (center - self.center), center)
+
     def times(self, other: GaussianFactor) -> GaussianFactor:
         """The product of two factors up to a constant, around this one's centre."""
-        moved = other.shift - other.precision * (self.center - other.center)
-        return GaussianFactor(self.precision + other.precision, self.shift + moved, self.center)
+        shift = self.shift + other.around(self.center).shift
+        return GaussianFactor(self.precision + other.precision, shift, self.center)
 
     def gaussian(self) -> IsotropicGaussian:
         """The Gaussian that the factor is up to a constant. The precision must be positive."""
@@ -143,8 +147,10 @@ class GaussianMixture:
         variance = sum_k pi_k (v_k + |m_k - mean|^2 / C), (B, 1, *S).
         """
         mean = self.mean()
-        offsets = rows(self.means) - rows(mean.unsqueeze(COMPONENT))
-        spread = from_rows(squared_norm(offsets), self.means.shape[CHANNEL + 1 :]) / self.means.shape[CHANNEL]
+        around = rows(mean.unsqueeze(COMPONENT))
+        # one component at a time, so that the difference is small and stays in the cache
+        distances = torch.cat([squared_norm(each - around) for each in rows(self.means).split(1, dim=2)], 2)
+        spread = from_rows(distances, self.means.shape[CHANNEL + 1 :]) / self.means.shape[CHANNEL]
         variance = (self.log_weights.exp() * (self.variance + spread)).sum(COMPONENT)
         return IsotropicGaussian(mean, variance)
 

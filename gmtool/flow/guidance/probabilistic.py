@@ -29,13 +29,7 @@ def guide(conditional: GaussianMixture, unconditional_mean: Tensor, scale: float
     gaussian = sample_gaussian(conditional)
     bias = guidance_bias(gaussian, unconditional_mean, scale, orthogonal)
     target = IsotropicGaussian(gaussian.mean + bias, gaussian.variance * (1 - scale**2))
-    return Prediction(
-        mixture=conditional.times(quotient(target, gaussian)),
-        base=conditional,
-        gaussian=gaussian,
-        bias=bias,
-        scale=scale,
-    )
+    return Prediction(conditional, gaussian, quotient(target, gaussian), bias, scale)
 
 
 def probabilistic(
@@ -44,6 +38,6 @@ def probabilistic(
     """The model whose conditional mixture is guided away from the unconditional mean by ``scale`` in [0, 1)."""
 
     def guided(x_t: Tensor, t: Tensor) -> Prediction:
-        return guide(conditional(x_t, t).mixture, unconditional(x_t, t).mixture.mean(), scale, orthogonal)
+        return guide(conditional(x_t, t).base, unconditional(x_t, t).gaussian.mean, scale, orthogonal)
 
     return guided

@@ -11,28 +11,17 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gmtool.flow.path import bridge_factor, reverse_transition
 from gmtool.flow.prediction import TINY, MixtureModel, Prediction, sample_mean
 from gmtool.flow.solvers.substeps import follow
 from gmtool.flow.times import expand, time_grid
-from gmtool.mixture.gaussian_mixture import CHANNEL, GaussianMixture, IsotropicGaussian, quotient
+from gmtool.mixture.gaussian_mixture import CHANNEL, GaussianFactor, GaussianMixture, IsotropicGaussian, quotient
 from gmtool.random import Noise
 
 DAMPING_ADDED, DAMPING_GUIDED = 0.005, 1.0
 """ca and cb of the second order's damping sqrt(1 - V ((cb w)^2 + ca) / h'^2), as in GMFlow's implementation."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the second order remembers of the previous step: its mixture before the correction, where, how long."""
-
-    mixture: GaussianMixture
-    x: Tensor
-    time: Tensor
-    length: float
 
 
 def mean_at(mixture: GaussianMixture, x_t: Tensor, t: Tensor, x_r: Tensor, r: Tensor) -> Tensor:
@@ -40,40 +29,63 @@ def mean_at(mixture: GaussianMixture, x_t: Tensor, t: Tensor, x_r: Tensor, r: Te
     return mixture.mean_times(bridge_factor(x_r, r, x_t, t, center=mixture.mean()))
 
 
-def second_order(prediction: Prediction, x_t: Tensor, t: Tensor, length: float, memory: Memory) -> GaussianMixture:
-    """The mixture corrected by the change of its mean since the previous step, fused with the guidance bias.
+def second_order(prediction: Prediction, before: Tensor, length: float, length_before: float) -> GaussianFactor:
+    """What the base mixture is multiplied by: the change of its mean since the previous step, fused with guidance.
 
-    delta = (mu - mu') h / (2 h') sqrt(max(0, 1 - V ((cb w)^2 + ca) / h'^2)), where mu is the present mean and mu' the
-    previous mixture's mean re-evaluated here; B = delta + bias, limited to <B^2> <= V; the base mixture times
+    delta = (mu - mu') h / (2 h') sqrt(max(0, 1 - V ((cb w)^2 + ca) / h'^2)), where mu is the present mean and mu',
+    ``before``, the previous mixture's mean re-evaluated here; B = delta + bias, limited to <B^2> <= V; the factor is
     N(base mean + B, V max(1 - <B^2> / V, 1e-6)) / N(base mean, V). Source: GMFlow, appendix A.4.
     """
-    gaussian = prediction.gaussian
+    gaussian, factor = prediction.gaussian, prediction.factor
     variance = gaussian.variance
-    before = mean_at(memory.mixture, memory.x, memory.time, x_t, t)
+    mean = gaussian.mean if factor is None else prediction.base.mean_times(factor)
     spread = (DAMPING_GUIDED * prediction.scale) ** 2 + DAMPING_ADDED
-    damping = (1 - variance * spread / memory.length**2).clamp(min=0).sqrt()
-    change = (prediction.mixture.mean() - before) * (0.5 * length / memory.length) * damping
+    damping = (1 - variance * spread / length_before**2).clamp(min=0).sqrt()
+    change = (mean - before) * (0.5 * length / length_before) * damping
     if prediction.bias is not None:
         change = change + prediction.bias
     size = sample_mean(change.square())
     change = change * (variance / size.clamp(min=TINY)).sqrt().clamp(max=1)
     target = IsotropicGaussian(gaussian.mean + change, variance * (1 - size / variance).clamp(min=TINY))
-    return prediction.base.times(quotient(target, gaussian))
+    return quotient(target, gaussian)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What GM-ODE's second order remembers of a step: its mixture's mean at the step's end, and the step's length."""
+
+    mean: Tensor
+    length: float
 
 
 def gm_ode(model: MixtureModel, x: Tensor, steps: int, shift: float, order: int = 1, substeps: int = 1) -> Tensor:
     """The probability-flow ODE under the predicted mixtures. x (B, C, *S) at t = 1; returns x at t = 0.
 
     The grid has steps * substeps intervals, shifted as a whole; the network is evaluated every ``substeps`` of them.
-    Sub-step: x_r' = x_r + (x_r - E[x | x_r]) / r (r' - r), see `gmtool.flow.solvers.substeps`.
+    Sub-step: x_r' = x_r + (x_r - E[x | x_r]) / r (r' - r), see `gmtool.flow.solvers.substeps`. A step ends where the
+    next one re-evaluates its mixture's mean, which is therefore found on the way.
     Source: GMFlow, section 3.3, algorithm 2.
     """
     grid = time_grid(steps * substeps, shift)
-    memory: Memory | None = None
+    memory: Ahead | None = None
     for step in range(steps):
         points = grid[step * substeps : (step + 1) * substeps + 1]
-        mixture, memory = _predict(model, x, points, order, memory)
-        x = follow(mixture, x, points.tolist())
+        length = float(points[0] - points[-1])
+        prediction = model(x, expand(points[0], x))
+        factor = prediction.factor
+        if memory is not None:
+            factor = second_order(prediction, memory.mean, length, memory.length)
+        followed = follow(
+            prediction.base,
+            x,
+            points.tolist(),
+            factor,
+            prediction.factor,
+            mean=prediction.gaussian.mean,
+            look_ahead=order == 2 and step + 1 < steps,
+        )
+        x = followed.x
+        memory = None if followed.mean is None else Ahead(followed.mean, length)
     return x
 
 
@@ -85,6 +97,16 @@ def independent_draw(mixture: GaussianMixture, noise: Noise) -> Tensor:
     """A draw from the mixture, the positions independent of each other: (B, C, *S)."""
     shape = mixture.means.shape[CHANNEL:]
     return mixture.draw(noise.uniform((1, *shape[1:])).to(mixture.means), noise.normal(shape).to(mixture.means))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What GM-SDE's second order remembers of the previous step: its mixture before the correction, where, how long."""
+
+    mixture: GaussianMixture
+    x: Tensor
+    time: Tensor
+    length: float
 
 
 def gm_sde(
@@ -104,20 +126,12 @@ def gm_sde(
     grid = time_grid(steps, shift)
     memory: Memory | None = None
     for start, stop in itertools.pairwise(grid):
-        mixture, memory = _predict(model, x, torch.stack([start, stop]), order, memory)
-        drawn = draw(mixture, noise)
-        step = reverse_transition(x, expand(start, x), expand(stop, x))
-        x = step.draw(x, drawn, noise.normal(x.shape[1:]).to(x))
+        t, s, length = expand(start, x), expand(stop, x), float(start - stop)
+        prediction = model(x, t)
+        mixture = guided = prediction.mixture
+        if memory is not None:
+            before = mean_at(memory.mixture, memory.x, memory.time, x, t)
+            mixture = prediction.base.times(second_order(prediction, before, length, memory.length))
+        memory = Memory(guided, x, t, length) if order == 2 else None
+        x = reverse_transition(x, t, s).draw(x, draw(mixture, noise), noise.normal(x.shape[1:]).to(x))
     return x
-
-
-def _predict(
-    model: MixtureModel, x: Tensor, points: Tensor, order: int, memory: Memory | None
-) -> tuple[GaussianMixture, Memory]:
-    """One network evaluation at the first point: the mixture to step with, and what the next step remembers."""
-    t, length = expand(points[0], x), float(points[0] - points[-1])
-    prediction = model(x, t)
-    remembered = Memory(prediction.mixture, x, t, length)
-    if order == 1 or memory is None:
-        return prediction.mixture, remembered
-    return second_order(prediction, x, t, length, memory), remembered
