@@ -1,0 +1,156 @@
+"""What studies on the embedded digits share: data, a training budget, and a score, each made once and kept.
+
+The score is the Fréchet distance of samples to real digits that took no part in training, in the descriptor space of
+the pixels tokenizer; beside it stands the same distance of as many real training digits, the floor. Settings are chosen
+on the part ``validation``, whose reference is cut out of the training digits; figures are quoted on the part ``test``,
+which no choice has seen.
+
+Everything is made by gmtool's own stages in one folder, and found there by the next call: a study that was stopped goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.latents import open_latents
+from gmtool.artifacts.samples import open_samples
+from gmtool.cli.console import ConsoleProgress
+from gmtool.config.encode import EncodeConfig
+from gmtool.config.fit_gmm import FitGmmConfig
+from gmtool.config.sample import SampleConfig
+from gmtool.config.train import TrainConfig
+from gmtool.data.digits import write_digits
+from gmtool.evaluation.fidelity import Statistics, feature_statistics, frechet_distance
+from gmtool.stages.encode import encode_images
+from gmtool.stages.fit_gmm import fit_gmm
+from gmtool.stages.sample import sample
+from gmtool.stages.train import train
+from gmtool.tokenizers.build import build_tokenizer
+
+Part = Literal["validation", "test"]
+HELD_OUT = 397
+"""Digits of the validation part's reference: as many as the test part has."""
+SAMPLES = 700
+"""Digits drawn for a score, and training digits for its floor."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The latents of the digits to train on, and the folder of those to compare with."""
+
+    root: Path
+    latents: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """Fréchet distances to the held-out digits, squared descriptor units: of the samples, and of training digits."""
+
+    distance: float
+    floor: float
+
+
+def prepare(root: Path, part: Part) -> Digits:
+    """The digits of one part, encoded in patches of 2 x 2 pixels: latents (4, 4, 4)."""
+    folder = root / part
+    training, held_out = write_digits(root / "images")
+    if part == "validation":
+        training, held_out = _cut(training, folder / "images")
+    found = Digits(folder, folder / "latents.h5", held_out)
+    if not found.latents.exists():
+        settings = EncodeConfig(tokenizer="pixels", patch_size=2, workers=0, device="cpu")
+        encode_images(training, found.latents, settings, ConsoleProgress())
+    return found
+
+
+def _cut(training: Path, folder: Path) -> tuple[Path, Path]:
+    """Copies of the training digits in two parts, the second of `HELD_OUT`, always the same ones."""
+    images = sorted(training.glob("*/*.png"), key=lambda each: each.name)
+    order = np.random.default_rng(1).permutation(len(images))
+    for place, index in enumerate(order):
+        image = images[index]
+        part = folder / ("held-out" if place < HELD_OUT else "train") / image.parent.name
+        part.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image, part / image.name)
+    return folder / "train", folder / "held-out"
+
+
+def mixture(digits: Digits, modes: int, seed: int) -> Path:
+    """A mixture of so many modes, fitted to the latents."""
+    path = digits.root / f"gmm-{modes}-{seed}.h5"
+    fit_gmm(digits.latents, path, FitGmmConfig(modes=modes, seed=seed, device="cpu"), ConsoleProgress())
+    return path
+
+
+def budget(steps: int, seed: int) -> TrainConfig:
+    """The network and the training that the methods of a study have in common; `dataclasses.replace` the rest."""
+    return TrainConfig(
+        condition="class",
+        model="tiny",
+        steps=steps,
+        batch_size=128,
+        schedule="cosine",
+        save_every=500,
+        keep=1,
+        preview_every=0,
+        device="cpu",
+        seed=seed,
+    )
+
+
+def trained(digits: Digits, config: TrainConfig) -> Path:
+    """The run of these settings, trained now unless it has been."""
+    run = digits.root / "runs" / _key(config)
+    train(digits.latents, run, config, ConsoleProgress())
+    return run
+
+
+def score(digits: Digits, run: Path, config: SampleConfig) -> Score:
+    """The score of a run under a sampler, drawn now unless it has been; the samples are not kept."""
+    kept = digits.root / "scores" / f"{run.name}-{_key(config)}.json"
+    if not kept.exists():
+        folder = digits.root / "samples" / run.name
+        sample(run, folder, config, ConsoleProgress())
+        found = _score(digits, open_samples(folder).images())
+        shutil.rmtree(folder)
+        kept.parent.mkdir(exist_ok=True)
+        with written_aside(kept) as part:
+            part.write_text(json.dumps(asdict(found)))
+    return Score(**json.loads(kept.read_text()))
+
+
+def _score(digits: Digits, images: np.ndarray) -> Score:
+    """The score of images uint8 (N, 8, 8, 3); the floor is that of N training digits, or of all when there are less."""
+    with open_latents(digits.latents) as latents:
+        tokenizer = build_tokenizer(latents.tokenizer, torch.device("cpu"))
+        rows = np.random.default_rng(0).permutation(len(latents))[: len(images)]
+        training = torch.from_numpy(latents.descriptors(rows))
+
+    def described(pictures: np.ndarray) -> Statistics:
+        return feature_statistics(tokenizer.describe(torch.from_numpy(pictures).permute(0, 3, 1, 2)))
+
+    paths = sorted(digits.reference.glob("*/*.png"))
+    reference = described(np.stack([np.asarray(Image.open(each).convert("RGB")) for each in paths]))
+    return Score(
+        frechet_distance(described(images), reference), frechet_distance(feature_statistics(training), reference)
+    )
+
+
+def _key(config: TrainConfig | SampleConfig) -> str:
+    """A name for settings, made of what is not at its default."""
+    values = {
+        each.name: getattr(config, each.name) for each in fields(config) if getattr(config, each.name) != each.default
+    }
+    return hashlib.blake2b(str(values).encode(), digest_size=8).hexdigest()

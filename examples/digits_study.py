@@ -1,0 +1,198 @@
+"""Both papers and their union on real handwritten digits: the same network, budget and evaluations.
+
+{gaussian, gmm} source x {fm, gm-kl} objective: flow matching, GMFlow, MM-FM (told the class, as all four are) and the
+union, each trained from several seeds and drawn with 1 ... 50 network evaluations. The score is the Fréchet distance to
+397 digits that took no part in training (`digits`), beside that of real training digits. The table holds mean and
+standard deviation over the seeds, the picture the same; both also for other numbers of modes.
+
+    python examples/digits_study.py                 # about forty minutes on one idle core; may be stopped, and goes on
+    python examples/digits_study.py --quick         # the same in miniature, for a look at the output
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+from digits import SAMPLES, Digits, Score, budget, mixture, prepare, score, trained
+
+from gmtool.cli.console import print_table
+from gmtool.config.sample import SampleConfig, Solver
+from gmtool.config.train import Objective, TrainConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """A corner of the study; modes of its source, 0 for a Gaussian one."""
+
+    name: str
+    objective: Objective
+    modes: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.modes} modes" if self.modes else self.name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is spent: training steps, images a step, seeds, samples of a score, and the main number of modes.
+
+    draws: the evaluations of each solver, those of a velocity and of a mixture.
+    """
+
+    steps: int
+    batch: int
+    seeds: int
+    samples: int
+    modes: tuple[int, ...]
+    velocity: tuple[tuple[Solver, tuple[int, ...]], ...]
+    mixture: tuple[tuple[Solver, tuple[int, ...]], ...]
+
+
+ALL, FEW = (1, 2, 4, 6, 10, 50), (4, 6, 10)
+FULL = Setting(
+    steps=600,
+    batch=64,
+    seeds=3,
+    samples=SAMPLES,
+    modes=(32, 8, 128),
+    velocity=(("euler", ALL), ("heun", FEW)),
+    mixture=(("gm-ode", ALL), ("gm-sde", FEW)),
+)
+QUICK = Setting(
+    steps=3,
+    batch=16,
+    seeds=2,
+    samples=100,
+    modes=(4,),
+    velocity=(("euler", (1, 2)), ("heun", (2,))),
+    mixture=(("gm-ode", (1, 2)),),
+)
+
+
+def methods(modes: int) -> tuple[Method, ...]:
+    """The methods that start from a mixture of so many modes."""
+    return Method("MM-FM", "fm", modes), Method("union", "gm-kl", modes)
+
+
+def every_method(setting: Setting) -> tuple[Method, ...]:
+    """All methods, the four of the main number of modes first."""
+    first = (Method("flow matching", "fm", 0), Method("GMFlow", "gm-kl", 0))
+    return first + tuple(each for modes in setting.modes for each in methods(modes))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method under one solver from one seed: the score at each number of evaluations."""
+
+    method: Method
+    solver: Solver
+    seed: int
+    scores: dict[int, Score]
+
+
+def training(digits: Digits, method: Method, setting: Setting, seed: int) -> TrainConfig:
+    """The settings of a method's run."""
+    config = replace(budget(setting.steps, seed), objective=method.objective, batch_size=setting.batch)
+    if not method.modes:
+        return replace(config, source="gaussian")
+    return replace(config, source="gmm", coupling="mode", gmm=mixture(digits, method.modes, seed))
+
+
+def curves(digits: Digits, method: Method, setting: Setting, seed: int) -> list[Curve]:
+    """Train one method from one seed and score it under every solver; what has been done is read."""
+    run = trained(digits, training(digits, method, setting, seed))
+    found = []
+    for solver, evaluations in setting.mixture if method.objective == "gm-kl" else setting.velocity:
+        sampling = SampleConfig(solver=solver, num=setting.samples, seed=seed, device="cpu")
+        scores = {count: score(digits, run, replace(sampling, steps=count)) for count in evaluations}
+        found.append(Curve(method, solver, seed, scores))
+    return found
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve over the seeds: mean and standard deviation at each number of evaluations."""
+
+    label: str
+    means: dict[int, float]
+    spreads: dict[int, float]
+
+
+def lines(found: list[Curve]) -> list[Line]:
+    """The curves of the same method and solver, put together."""
+    groups: dict[tuple[Method, Solver], list[Curve]] = {}
+    for each in found:
+        groups.setdefault((each.method, each.solver), []).append(each)
+    result = []
+    for (method, solver), group in groups.items():
+        values = {count: [each.scores[count].distance for each in group] for count in group[0].scores}
+        spreads = {count: stdev(each) if len(each) > 1 else 0.0 for count, each in values.items()}
+        result.append(Line(f"{method.label}, {solver}", {count: mean(each) for count, each in values.items()}, spreads))
+    return result
+
+
+def floor(found: list[Curve]) -> float:
+    """The score of real training digits, the mean over seeds."""
+    return mean(score.floor for each in found for score in each.scores.values())
+
+
+def report(found: list[Curve], path: Path) -> None:
+    """Print the table, and draw it into ``path``."""
+    rows, least = lines(found), floor(found)
+    evaluations = sorted({count for each in rows for count in each.means})
+    print_table(
+        f"Fréchet distance to held-out digits, by network evaluations (real digits: {least:.2f})",
+        ("method, solver", *map(str, evaluations)),
+        [(each.label, *(_cell(each, count) for count in evaluations)) for each in rows],
+    )
+    _draw(rows, least, path)
+
+
+def _cell(line: Line, count: int) -> str:
+    return f"{line.means[count]:.2f} ±{line.spreads[count]:.2f}" if count in line.means else ""
+
+
+def _draw(rows: list[Line], least: float, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(
+        xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance to held-out digits"
+    )
+    for each in rows:
+        axes.errorbar(*zip(*each.means.items(), strict=True), each.spreads.values(), label=each.label, capsize=2)
+    axes.axhline(least, color="grey", linestyle="dashed", label="real digits")
+    ticks = sorted({count for each in rows for count in each.means})
+    axes.set_xticks(ticks, [str(each) for each in ticks], minor=False)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("digits-study"), help="runs, scores and pictures")
+    parser.add_argument("--quick", action="store_true", help="a miniature, whose figures mean nothing")
+    parser.add_argument("--seeds", type=int, help="seeds instead of three")
+    parser.add_argument("--part", choices=("validation", "test"), default="test", help="digits to score on")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    setting = QUICK if options.quick else FULL
+    setting = replace(setting, seeds=options.seeds or setting.seeds)
+    digits = prepare(options.folder, options.part)
+    four, others = every_method(setting)[:4], every_method(setting)[4:]
+    for name, chosen in (("methods", four), ("modes", (*four, *others))):
+        found = [
+            each for seed in range(setting.seeds) for method in chosen for each in curves(digits, method, setting, seed)
+        ]
+        report(sorted(found, key=lambda each: chosen.index(each.method)), options.folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

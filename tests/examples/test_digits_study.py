@@ -1,0 +1,82 @@
+"""The digits that studies share, and the study of methods: its arithmetic, and a run of it in miniature."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def study(digits):
+    return load("digits_study")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+def names(folder):
+    return {each.name for each in folder.glob("*/*.png")}
+
+
+def test_settings_are_chosen_on_digits_that_no_figure_is_quoted_on(digits, root):
+    """The validation part lies within the training digits: its reference shares nothing with the test's."""
+    found = digits.prepare(root, "validation")
+    reference, training = names(found.reference), names(found.reference.with_name("train"))
+    test = names(root / "images" / "held-out")
+    assert (len(reference), len(training), len(test)) == (397, 1003, 397)
+    assert not reference & test and not training & test and not reference & training
+
+
+def test_the_study_in_miniature_and_again(digits, study, root, monkeypatch, capsys):
+    """The table and the picture come out; the second time nothing is trained or drawn again."""
+    tiny = replace(study.QUICK, seeds=1, samples=40, velocity=(("euler", (1, 2)),), mixture=(("gm-ode", (2,)),))
+    monkeypatch.setattr(study, "QUICK", tiny)
+    monkeypatch.setattr(sys, "argv", ["digits_study.py", str(root), "--quick", "--part", "validation"])
+    study.main()
+    first = capsys.readouterr().out
+    for row in ("flow matching, euler", "GMFlow, gm-ode", "MM-FM, 4 modes, euler", "union, 4 modes, gm-ode"):
+        assert row in first
+    assert (root / "methods.png").stat().st_size > 10_000
+    assert not list(root.glob("validation/samples/*"))
+
+    def never(*_):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(digits, "sample", never)
+    study.main()
+    assert capsys.readouterr().out == first
+
+
+def test_lines_hold_mean_and_deviation_over_seeds(digits, study):
+    method = study.Method("union", "gm-kl", 8)
+    found = [
+        study.Curve(method, "gm-ode", seed, {4: digits.Score(value, 0.25)}) for seed, value in enumerate((1, 2, 3))
+    ]
+    (line,) = study.lines(found)
+    assert (line.label, line.means, line.spreads) == ("union, 8 modes, gm-ode", {4: 2.0}, {4: 1.0})
+    assert study.floor(found) == 0.25
+
+
+def test_settings_that_differ_are_trained_apart(digits):
+    base = digits.budget(10, 0)
+    keys = {digits._key(each) for each in (base, replace(base, seed=1), replace(base, objective="gm-kl"))}
+    assert len(keys) == 3 and digits._key(digits.budget(10, 0)) in keys
