@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gmtool.cli.options import with_options
+from gmtool.cli.options import PresetName, with_options
 from gmtool.config.encode import EncodeConfig
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def command(
     ],
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="File to write.")] = Path("latents.h5"),
     *,
+    _preset: PresetName = None,
     config: EncodeConfig,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be encoded and the size of the file; write nothing.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gmtool.cli.options import with_options
+from gmtool.cli.options import PresetName, with_options
 from gmtool.config.evaluate import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def command(
         "samples"
     ),
     *,
+    _preset: PresetName = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
     ] = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gmtool.cli.options import with_options
+from gmtool.cli.options import PresetName, with_options
 from gmtool.config.fit_gmm import FitGmmConfig
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def command(
     ),
     gmm: Annotated[Path, typer.Argument(metavar="GMM", help="File to write.")] = Path("gmm.h5"),
     *,
+    _preset: PresetName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
     config: FitGmmConfig,
 ) -> None:

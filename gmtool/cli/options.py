@@ -13,6 +13,36 @@ import typer
 from gmtool.config.option import flag, options_of
 
 
+def _settings_of_preset(context: typer.Context, name: str | None) -> str | None:
+    """Make the settings of a preset the defaults of this command."""
+    if name is not None:
+        from gmtool.config.preset import load_preset
+
+        context.default_map = dict(load_preset(name).of(str(context.info_name)))
+    return name
+
+
+def _preset_names() -> list[str]:
+    from gmtool.config.preset import preset_names
+
+    return list(preset_names())
+
+
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Settings to begin with, which flags go over: a published recipe by name, or a .toml file. Default: none.",
+        metavar="NAME|FILE",
+        show_default=False,
+        is_eager=True,
+        callback=_settings_of_preset,
+        autocompletion=_preset_names,
+    ),
+]
+"""``--preset``: reads the table of the command that it stands at."""
+
+
 def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command that takes ``config``: it then takes one flag a field of ``config_class`` instead.
 

@@ -35,35 +35,23 @@ def command(
     print(f"\nlook at {folder / 'samples' / 'grid.png'}, and at the previews in {folder / 'run' / 'previews'}")
     print("the score: the Fréchet distance of the samples, beside that of as many real digits (1x is perfect)")
     print(
-        f"next, the union of both papers: gmtool train {folder / 'latents.h5'} {folder / 'union'} --objective gm-kl "
-        f"--source gmm --steps {config.steps}"
+        f"next, the union of both papers: gmtool train {folder / 'latents.h5'} {folder / 'union'} --preset quickstart "
+        "--source gmm"
     )
 
 
 def _commands(folder: Path, training: Path, held_out: Path, config: QuickstartConfig) -> list[list[str]]:
     """The five commands, as a user would type them."""
     latents, gmm, run, samples = (str(folder / name) for name in ("latents.h5", "gmm.h5", "run", "samples"))
-    common = ["--device", config.device, "--seed", str(config.seed)]
-    steps = str(config.steps)
+    common = ["--preset", "quickstart", "--device", config.device, "--seed", str(config.seed)]
+    steps = [] if config.steps is None else ["--steps", str(config.steps)]
+    num = [] if config.num is None else ["--num", str(config.num)]
     return [
-        ["encode", str(training), latents, "--tokenizer", "pixels", "--patch-size", "2", *common],
-        ["fit-gmm", latents, gmm, "--modes", "32", *common],
-        [
-            "train",
-            latents,
-            run,
-            "--objective",
-            "gm-kl",
-            "--steps",
-            steps,
-            "--batch-size",
-            "128",
-            "--schedule",
-            "cosine",
-            *common,
-        ],
-        ["sample", run, samples, "--steps", "6", "--guidance", "prob", "--num", str(config.num), *common],
-        ["eval", samples, "--reference", str(held_out), "--features", "tokenizer", *common],
+        ["encode", str(training), latents, *common],
+        ["fit-gmm", latents, gmm, *common],
+        ["train", latents, run, *steps, *common],
+        ["sample", run, samples, *num, *common],
+        ["eval", samples, "--reference", str(held_out), *common],
     ]
 
 

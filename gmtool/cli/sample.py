@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmtool.cli.options import with_options
+from gmtool.cli.options import PresetName, with_options
 from gmtool.config.sample import SampleConfig
 
 
@@ -16,6 +16,7 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that gmtool train wrote.")] = Path("run"),
     samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="Folder to write.")] = Path("samples"),
     *,
+    _preset: PresetName = None,
     config: SampleConfig,
 ) -> None:
     """Draw images from a run. Image i depends on the seed and i alone.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmtool.cli.options import with_options
+from gmtool.cli.options import PresetName, with_options
 from gmtool.config.train import TrainConfig
 
 
@@ -18,6 +18,7 @@ def command(
     ),
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write, or to go on with.")] = Path("run"),
     *,
+    _preset: PresetName = None,
     config: TrainConfig,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved settings and the network's size; train nothing.")

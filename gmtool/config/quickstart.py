@@ -13,8 +13,12 @@ from gmtool.config.option import Option, check_ranges
 class QuickstartConfig:
     """How long the demonstration trains and how much it draws."""
 
-    steps: Annotated[int, Option("Training steps.", metavar="N", minimum=1)] = 800
-    num: Annotated[int, Option("Images to draw.", metavar="N", minimum=2)] = 1400
+    steps: Annotated[
+        int | None, Option("Training steps. Default: those of the preset quickstart.", metavar="N", minimum=1)
+    ] = None
+    num: Annotated[
+        int | None, Option("Images to draw. Default: those of the preset quickstart.", metavar="N", minimum=2)
+    ] = None
     device: Device = "auto"
     seed: Seed = 0
 
