@@ -92,26 +92,38 @@ def config_from_json(config_class: type, values: Mapping[str, Any], whose: str) 
 
 
 def expect_type(kind: Any, value: Any, whose: str) -> None:
-    """Raise UserError, naming ``whose``, unless a value read from a file is of a field's type; a path is a string."""
+    """Raise UserError, naming ``whose``, unless a value read from a file is of a field's type.
+
+    In a file a path is a string, and a tuple a list.
+    """
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     if not any(_is_of(value, each) for each in kinds):
-        names = {"str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false"}
-        wanted = [_named(each, names) for each in kinds if each is not types.NoneType]
-        raise UserError(f"{whose} must be {' or '.join(wanted)}, not {value!r}")
+        wanted = " or ".join(_in_words(each) for each in kinds if each is not types.NoneType)
+        raise UserError(f"{whose} must be {wanted}, not {value!r}")
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type that has no parts but those of a Literal."""
+    """Whether a value from a file is of a type that is no union."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        first, *others = get_args(kind)
+        if not isinstance(value, (list, tuple)):
+            return False
+        parts = (first,) * len(value) if others == [...] else (first, *others)
+        return len(value) == len(parts) and all(map(_is_of, value, parts))
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, str) if kind is Path else type(value) is kind
 
 
-def _named(kind: Any, names: Mapping[str, str]) -> str:
-    choices = ", ".join(map(str, _choices(kind)))
-    return f"one of {choices}" if choices else names.get(kind.__name__, "a string")
+def _in_words(kind: Any) -> str:
+    """A type that is no union, for people."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        return "a list of numbers" if ... in get_args(kind) else f"a list of {len(get_args(kind))} numbers"
+    return {str: "a string", Path: "a string", int: "a whole number", float: "a number", bool: "true or false"}[kind]
 
 
 def _is_path(kind: Any) -> bool:

@@ -1,6 +1,8 @@
 """Presets: those that come with gmtool, and what a user's own may get wrong."""
 
+import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from small import Small
@@ -70,6 +72,23 @@ def test_every_type_of_setting_can_be_checked() -> None:
                 expect_type(kind, default, name)
             with pytest.raises(UserError, match="must be"):
                 expect_type(kind, {"a": 1}, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "words"),
+    [
+        (tuple[float, ...], [0.9, 1], [0.9, "x"], "must be a list of numbers, not"),
+        (tuple[float, ...], [], 0.9, "must be a list of numbers, not 0.9"),
+        (tuple[int, float] | None, [1, 0.5], [1.5, 0.5], "must be a list of 2 numbers, not"),
+        (tuple[int, float], [1, 2], [1, 2, 3], "must be a list of 2 numbers, not"),
+        (int | None, 3, "3", "must be a whole number, not '3'"),
+        (Literal["a", "b"] | None, "b", ["b"], "must be one of a, b, not"),
+    ],
+)
+def test_types_of_values_in_files(kind: object, good: object, bad: object, words: str) -> None:
+    expect_type(kind, good, "it")
+    with pytest.raises(UserError, match=re.escape(words)):
+        expect_type(kind, bad, "it")
 
 
 @pytest.mark.parametrize(
