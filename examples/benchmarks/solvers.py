@@ -33,8 +33,10 @@ from gmtool.flow.prediction import unguided
 from gmtool.flow.solvers.mixture import gm_ode
 from gmtool.flow.solvers.velocity import euler
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.dit import SIZES, Architecture, Conditions, DiT, build_network
-from gmtool.nn.heads import MixtureHead
+from gmtool.nn.architecture import SIZES, Architecture, Conditions
+from gmtool.nn.build import build_network
+from gmtool.nn.heads import MixtureHead, output_layer
+from gmtool.nn.network import Network
 from gmtool.random import generator
 from gmtool.training.loop import make_optimizer
 from gmtool.training.loss import Batch, training_loss
@@ -56,7 +58,7 @@ def medians(actions: list[Callable[[], object]], repeats: int, device: torch.dev
     return [statistics.median(each[1:]) for each in seconds]
 
 
-def network_of(shape: Shape, components: int, device: torch.device) -> DiT:
+def network_of(shape: Shape, components: int, device: torch.device) -> Network:
     size = SIZES["B"]
     network = build_network(Architecture(shape, size.depth, size.width, size.heads, components=components), seed=0)
     return network.to(device)
@@ -125,7 +127,8 @@ def loss_memory(shape: Shape, batch: int, name: str) -> float:
             return torch.cuda.max_memory_allocated(device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    head = MixtureHead(16, shape, COMPONENTS).to(device)
+    architecture = Architecture(shape, depth=0, width=16, heads=1, components=COMPONENTS)
+    head = MixtureHead(architecture, output_layer(architecture, 16)).to(device)
 
     def loss_of(count: int) -> torch.Tensor:
         tokens = torch.randn(count, shape[1] * shape[2], 16, device=device)

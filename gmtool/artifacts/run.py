@@ -29,7 +29,7 @@ from gmtool.artifacts.tensors import read_tensors, write_tensors
 from gmtool.config.option import config_from_json
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
-from gmtool.nn.dit import Architecture
+from gmtool.nn.architecture import Architecture
 from gmtool.tokenizers.base import TokenizerSpec
 
 CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS = (

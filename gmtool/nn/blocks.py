@@ -1,12 +1,15 @@
-"""Pieces of diffusion transformers: embeddings of time and position, modulated attention blocks."""
+"""Pieces of diffusion transformers: embeddings of patches, time, labels and position; modulated attention blocks."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gmtool.nn.architecture import Architecture
 
 
 def linear(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
@@ -18,6 +21,21 @@ def linear(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
     else:
         nn.init.normal_(layer.weight, std=std)
     return layer
+
+
+def patches(x: Tensor, side: int) -> Tensor:
+    """Cut x (B, C, H, W) into squares, row by row: (B, H W / side^2, C side^2), channels outermost."""
+    batch, channels, height, width = x.shape
+    cut = x.reshape(batch, channels, height // side, side, width // side, side)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side**2)
+
+
+def positions(tokens: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
+    """Lay numbers of patches out by position: (B, N, side^2 D), channels innermost, as (B, H W, D), row by row."""
+    if side == 1:
+        return tokens
+    cut = tokens.reshape(tokens.shape[0], *grid, side, side, -1)
+    return cut.transpose(2, 3).reshape(tokens.shape[0], -1, cut.shape[-1])
 
 
 class TimeEmbedding(nn.Module):
@@ -39,20 +57,45 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
+class FourierTimeEmbedding(nn.Module):
+    """t (B,) in [0, 1] -> (B, width): sin and cos of 2 pi t W, then a two-layer MLP.
+
+    W (256,) is drawn once from N(0, 1) and kept with the weights. Source: RAE, arXiv 2510.11690.
+    """
+
+    W: Tensor
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.register_buffer("W", torch.randn(frequencies))
+        self.mlp = nn.Sequential(linear(2 * frequencies, width, std=0.02), nn.SiLU(), linear(width, width, std=0.02))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times (B,)."""
+        angles = t.to(self.W.dtype)[:, None] * self.W * 2 * math.pi
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+def label_table(count: int, width: int) -> nn.Embedding:
+    """Labels (B,) in 0 ... count -> (B, width); the label ``count`` is the null label of guidance."""
+    table = nn.Embedding(count + 1, width)
+    nn.init.normal_(table.weight, std=0.02)
+    return table
+
+
 class LabelEmbedding(nn.Module):
     """Labels (B,) in 0 ... count -> (B, width); the label ``count`` is the null label of guidance."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(count + 1, width)
-        nn.init.normal_(self.table.weight, std=0.02)
+        self.table = label_table(count, width)
 
     def forward(self, labels: Tensor) -> Tensor:
         """Embed labels (B,) int64."""
         return self.table(labels)
 
 
-def position_table(height: int, width: int, channels: int) -> Tensor:
+def position_table(height: int, width: int, channels: int, columns_first: bool = False) -> Tensor:
     """Fixed sin-cos position embedding (height * width, channels): half the channels by row, half by column.
 
     Source: MAE, arXiv 2111.06377; DiT, arXiv 2212.09748. ``channels`` must be divisible by 4.
@@ -62,47 +105,138 @@ def position_table(height: int, width: int, channels: int) -> Tensor:
     columns = torch.arange(width, dtype=torch.float64)[:, None] * rates
     by_row = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(height, width, -1)
     by_column = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, width, -1)
-    return torch.cat([by_row, by_column], dim=2).reshape(height * width, channels).float()
+    halves = [by_column, by_row] if columns_first else [by_row, by_column]
+    return torch.cat(halves, dim=2).reshape(height * width, channels).float()
+
+
+class Rotation(NamedTuple):
+    """cos and sin (N, D) of the angles by which a head's pairs of numbers are turned, each twice."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Turn pairs of neighbours of x (B, heads, N, D): (a, b) -> (a cos - b sin, b cos + a sin)."""
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return x * self.cos + torch.stack([-second, first], dim=-1).flatten(-2) * self.sin
+
+
+class RotaryEmbedding(nn.Module):
+    """The rotation that tells a position: half of a head's numbers by row, half by column (RoPE, arXiv 2104.09864).
+
+    The angles are position / 10000^(2 i / (D / 2)) for pair i of a half. Its tables are kept with the weights.
+    """
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
+    def __init__(self, grid: tuple[int, int], head_width: int) -> None:
+        super().__init__()
+        height, width = grid
+        half = head_width // 2
+        rates = 10_000 ** -(torch.arange(0, half, 2).float() / half)
+        by_row = (torch.arange(height).float()[:, None] * rates).repeat_interleave(2, dim=1)
+        by_column = (torch.arange(width).float()[:, None] * rates).repeat_interleave(2, dim=1)
+        angles = torch.cat(
+            [by_row[:, None].expand(-1, width, -1), by_column[None].expand(height, -1, -1)], dim=2
+        ).flatten(0, 1)
+        self.register_buffer("freqs_cos", angles.cos())
+        self.register_buffer("freqs_sin", angles.sin())
+
+    def forward(self) -> Rotation:
+        """The rotation of every position."""
+        return Rotation(self.freqs_cos, self.freqs_sin)
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean x^2 + 1e-6) times a learnt scale, in the scale's precision whatever the autocast around it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+def norm(architecture: Architecture, width: int, eps: float = 1e-6) -> nn.Module:
+    """The norm before a layer. eps: of the LayerNorm without parameters."""
+    if architecture.rms_norm:
+        return RMSNorm(width)
+    return nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+
+
+def modulation(width: int, numbers: int) -> nn.Sequential:
+    """A condition (..., width) -> ``numbers`` shifts, scales and gates of it, zero at the start (adaLN-zero)."""
+    return nn.Sequential(nn.SiLU(), linear(width, numbers * width, std=0))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift. x (B, N, D), shift and scale (B, D)."""
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    """x (1 + scale) + shift. x (B, N, D); shift and scale (B, N, D), or (B, 1, D) for all tokens alike."""
+    return x * (1 + scale) + shift
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, N, D), by PyTorch's fused kernel."""
+    """Multi-head self-attention over (B, N, D), by PyTorch's fused kernel.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With qk_norm queries and keys are normalised, head by head, before they are turned.
+    """
+
+    def __init__(self, architecture: Architecture, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = linear(width, 3 * width)
+        self.q_norm, self.k_norm = (self._norm(architecture, width // heads) for _ in range(2))
         self.proj = linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _norm(self, architecture: Architecture, width: int) -> nn.Module:
+        if not architecture.qk_norm:
+            return nn.Identity()
+        return RMSNorm(width) if architecture.rms_norm else nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Attend among the N tokens."""
-        batch, tokens, width = x.shape
-        query, key, value = (
-            self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotation is not None:
+            query, key = rotation.turn(query), rotation.turn(key)
+        # norms and rotations leave the autocast's precision
+        mixed = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """silu(a) b, with a and b linear in x, then a linear layer (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = linear(width, 2 * hidden)
+        self.w3 = linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each token by itself."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
 
 
 class Block(nn.Module):
     """A DiT block: attention and MLP, each modulated by the condition (adaLN-zero, arXiv 2212.09748, section 3.2)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, architecture: Architecture, width: int, heads: int) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.mlp = nn.Sequential(linear(width, hidden), nn.GELU(approximate="tanh"), linear(hidden, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), linear(width, 6 * width, std=0))
+        hidden = 4 * width
+        self.norm1 = norm(architecture, width)
+        self.attn = Attention(architecture, width, heads)
+        self.norm2 = norm(architecture, width, architecture.norm2_eps)
+        self.mlp: nn.Module = (
+            SwiGLU(width, 2 * hidden // 3)  # of as many weights as the MLP that it replaces
+            if architecture.swiglu
+            else nn.Sequential(linear(width, hidden), nn.GELU(approximate="tanh"), linear(hidden, width))
+        )
+        self.adaLN_modulation = modulation(width, 6)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x (B, N, D) tokens, condition (B, D)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
-        x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+    def forward(self, x: Tensor, condition: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """x (B, N, D) tokens; condition (B, N, D), or (B, 1, D) for all tokens alike."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=-1)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rotation)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.mixture.gaussian_mixture import GaussianMixture
+from gmtool.nn.architecture import Architecture
 from gmtool.nn.blocks import linear
-from gmtool.nn.heads import MixtureHead, VelocityHead
+from gmtool.nn.heads import head_of, output_layer
 
 FREQUENCIES = 8
 """Octaves of the features."""
@@ -38,8 +39,8 @@ class PointNetwork(nn.Module):
         self.body = nn.Sequential(
             nn.SiLU(), *(layer for _ in range(depth - 1) for layer in (linear(width, width), nn.SiLU()))
         )
-        shape = (channels, 1, 1)
-        self.head: nn.Module = MixtureHead(width, shape, components) if components else VelocityHead(width, shape)
+        architecture = Architecture((channels, 1, 1), depth, width, heads=0, components=components)
+        self.head = head_of(architecture, output_layer(architecture, width))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor | GaussianMixture:
         """The velocity (B, C, 1, 1), or a mixture over it."""

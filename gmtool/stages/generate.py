@@ -26,7 +26,8 @@ from gmtool.flow.solvers.table import integrate
 from gmtool.flow.source import Frame
 from gmtool.flow.spectral import spectral_draw
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.dit import Conditions, DiT
+from gmtool.nn.architecture import Conditions
+from gmtool.nn.network import Network
 from gmtool.random import Noise
 from gmtool.stages.plan import Plan
 
@@ -38,7 +39,7 @@ class Model:
     frames: the modes' frames, for a mixture source. weaker: what autoguidance leads away from, in the same coordinates.
     """
 
-    network: DiT
+    network: Network
     config: TrainConfig
     statistics: Statistics
     frames: ModeFrames | None

@@ -31,7 +31,7 @@ from gmtool.data.modes import ModeFrames
 from gmtool.device import compute_dtype, resolve_device
 from gmtool.errors import UserError
 from gmtool.evaluation.plots import image_grid
-from gmtool.nn.dit import build_network
+from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model, generate
 from gmtool.stages.plan import Plan, make_plan

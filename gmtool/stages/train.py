@@ -28,7 +28,8 @@ from gmtool.data.latent_loader import latent_batches
 from gmtool.data.modes import ModeFrames
 from gmtool.device import compute_dtype, resolve_device
 from gmtool.errors import UserError
-from gmtool.nn.dit import Architecture, build_network
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model
 from gmtool.stages.preview import Previewer

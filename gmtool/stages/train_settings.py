@@ -12,7 +12,7 @@ from gmtool.artifacts.latents import LatentsFile
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.flow.times import shift_for
-from gmtool.nn.dit import SIZES, Architecture
+from gmtool.nn.architecture import SIZES, Architecture
 
 
 def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, device: torch.device) -> TrainConfig:

@@ -12,7 +12,7 @@ from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.config.sample import SampleConfig
 from gmtool.device import compute_dtype
 from gmtool.errors import UserError
-from gmtool.nn.dit import build_network
+from gmtool.nn.build import build_network
 from gmtool.stages.generate import Model
 from gmtool.training.checkpoint import EMA, MODEL, find_checkpoint, load_weights
 

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from gmtool.artifacts.files import written_aside
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
-from gmtool.nn.dit import DiT
+from gmtool.nn.network import Network
 from gmtool.progress import Progress
 from gmtool.random import generator
 from gmtool.training.checkpoint import save_checkpoint
@@ -37,8 +37,8 @@ READ_EVERY = 50
 class Trainee:
     """What a training run changes: the network, its moving average, the optimiser. The step is kept beside them."""
 
-    network: DiT
-    ema: DiT
+    network: Network
+    ema: Network
     optimizer: torch.optim.Optimizer
 
 

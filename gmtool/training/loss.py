@@ -16,7 +16,8 @@ from gmtool.flow.source import Frame
 from gmtool.flow.spectral import spectral_loss
 from gmtool.flow.times import draw_times
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.dit import Conditions, DiT
+from gmtool.nn.architecture import Conditions
+from gmtool.nn.network import Network
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Batch:
     frame: Frame | None = None
 
 
-def training_loss(network: DiT, batch: Batch, config: TrainConfig, generator: torch.Generator) -> Tensor:
+def training_loss(network: Network, batch: Batch, config: TrainConfig, generator: torch.Generator) -> Tensor:
     """The loss of each datum, (B,) float32. All randomness comes from ``generator``, which is on the data's device."""
     conditions = _hide(network, batch, config, generator)
     assert config.time_shift is not None  # a run's config is resolved
@@ -49,7 +50,7 @@ def training_loss(network: DiT, batch: Batch, config: TrainConfig, generator: to
 
 
 def _mixture_loss(
-    network: DiT,
+    network: Network,
     batch: Batch,
     config: TrainConfig,
     conditions: Conditions,
@@ -73,7 +74,7 @@ def _mixture_loss(
     return loss + spectral_loss(network.spectrum, data, y, network.architecture.spectral, uniform)
 
 
-def _hide(network: DiT, batch: Batch, config: TrainConfig, generator: torch.Generator) -> Conditions:
+def _hide(network: Network, batch: Batch, config: TrainConfig, generator: torch.Generator) -> Conditions:
     """The labels for the network, the condition replaced by the null label for a share ``dropout`` of the data.
 
     The modes of a union are its coordinates, not its condition: they are never hidden.

@@ -7,15 +7,17 @@ from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.flow.objectives import flow_matching_loss, transition_loss
 from gmtool.flow.path import data_mixture, interpolate, velocity
-from gmtool.nn.dit import Architecture, Conditions, build_network
-from gmtool.nn.heads import MixtureHead
+from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.build import build_network
+from gmtool.nn.heads import MixtureHead, output_layer
 
 SHAPE = (3, 2, 2)
 
 
 def head(components=1, constant_std=None):
     torch.manual_seed(0)
-    return MixtureHead(16, SHAPE, components, constant_std)
+    architecture = Architecture(SHAPE, 1, 16, 1, components=components, constant_std=constant_std)
+    return MixtureHead(architecture, output_layer(architecture, 16))
 
 
 def test_a_constant_std_is_that_of_every_sample_and_has_no_parameters():

@@ -22,7 +22,8 @@ from gmtool.config.sample import SampleConfig, Solver
 from gmtool.config.train import TrainConfig
 from gmtool.data.modes import ModeFrames
 from gmtool.errors import MachineError, UserError
-from gmtool.nn.dit import DiT, build_network
+from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiT
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model, generate
 from gmtool.stages.plan import make_plan

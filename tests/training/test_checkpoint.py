@@ -5,7 +5,9 @@ import torch
 
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
-from gmtool.nn.dit import Architecture, Conditions, DiT, build_network
+from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiT
 from gmtool.training.checkpoint import (
     EMA,
     MODEL,

@@ -9,7 +9,8 @@ import torch
 
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
-from gmtool.nn.dit import Architecture, build_network
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.training import loop as loop_module
 from gmtool.training.checkpoint import list_checkpoints

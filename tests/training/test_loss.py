@@ -10,7 +10,9 @@ from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.flow.source import Frame
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.dit import Architecture, Conditions, DiT, build_network
+from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiT
 from gmtool.random import generator
 from gmtool.training.loss import Batch, training_loss
 

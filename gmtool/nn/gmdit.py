@@ -1,0 +1,91 @@
+"""GMFlow's GM-DiT (arXiv 2504.05304) as a DiT of ours: what its folder's config and weights are in our terms.
+
+It is a DiT with a mixture head, stored in the layout of diffusers and called with times 0 ... 1000; here as everywhere
+t is in [0, 1]. Its two versions differ in how the head's weights are stored, not in what they compute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmtool.nn.architecture import Architecture
+
+PREFIXES = {
+    "pos_embed.proj.": "x_embedder.",
+    "emb.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+    "emb.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+    "emb.class_embedder.embedding_table.": "y_embedder.table.",
+    "proj_out_1.": "adaLN_out.1.",
+    "proj_out_2.": "head.linear.",
+    "gm_out.logstd_layers.": "head.log_std.",
+    "proj_out_logstds.": "head.log_std.",
+}
+"""Names outside the blocks, and ours."""
+
+IN_BLOCK = {
+    "norm1.linear.": "adaLN_modulation.1.",
+    "attn1.to_out.0.": "attn.proj.",
+    "ff.net.0.proj.": "mlp.0.",
+    "ff.net.2.": "mlp.2.",
+}
+"""Names inside ``transformer_blocks.i.``, and ours inside ``blocks.i.``."""
+
+
+def gmdit_architecture(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that the ``config.json`` of a GM-DiT describes. Raises KeyError for a missing setting."""
+    size, constant = config["sample_size"], config.get("constant_logstd")
+    return Architecture(
+        shape=(config["in_channels"], size, size),
+        patch=config["patch_size"],
+        depth=config["num_layers"],
+        width=config["num_attention_heads"] * config["attention_head_dim"],
+        heads=config["num_attention_heads"],
+        classes=config["num_embeds_ada_norm"],
+        components=config["num_gaussians"],
+        constant_std=None if constant is None else math.exp(constant),
+        log_std_width=config["logstd_inner_dim"] if constant is None else 0,
+        norm2_eps=1e-5,
+        columns_first=True,
+    )
+
+
+def gmdit_weights(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """The weights of a GM-DiT under our names, for strict loading. Raises KeyError for a weight that is missing.
+
+    Queries, keys and values become one matrix, as do the means and logits of the second version's head.
+    """
+    weights: dict[str, Tensor] = {}
+    rest = dict(state)
+    for kind in ("weight", "bias"):
+        for index in range(architecture.depth):
+            attention = f"transformer_blocks.{index}.attn1.to_"
+            parts = [rest.pop(f"{attention}{name}.{kind}") for name in "qkv"]
+            weights[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
+        if f"proj_out_means.{kind}" in rest:
+            means, logits = rest.pop(f"proj_out_means.{kind}"), rest.pop(f"proj_out_logweights.{kind}")
+            by_position = [each.unflatten(0, (architecture.patch**2, -1)) for each in (means, logits)]
+            weights[f"head.linear.{kind}"] = torch.cat(by_position, dim=1).flatten(0, 1)
+    weights |= {_our_name(name): each for name, each in rest.items()}
+    weights["x_embedder.weight"] = weights["x_embedder.weight"].flatten(1)
+    return weights
+
+
+def _our_name(name: str) -> str:
+    """The name of a weight in our network; an unknown name stays as it is, for strict loading to refuse."""
+    outer, block, inner = name.partition("transformer_blocks.")
+    if not outer and block:
+        index, _, inner = inner.partition(".")
+        return f"blocks.{index}.{_renamed(inner, IN_BLOCK)}"
+    return _renamed(name, PREFIXES)
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    for theirs, ours in prefixes.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name

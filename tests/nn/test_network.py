@@ -1,0 +1,190 @@
+"""What holds for every network over latents: kinds, heads, patches, blocks and conditions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmtool.mixture.gaussian_mixture import GaussianMixture
+from gmtool.nn.architecture import SIZES, Architecture, Conditions
+from gmtool.nn.build import build_network
+from gmtool.nn.network import Network
+
+DIT = Architecture(shape=(3, 4, 2), depth=2, width=32, heads=4)
+MODERN = replace(DIT, rms_norm=True, swiglu=True, rope=True, qk_norm=True)
+DITDH = replace(MODERN, kind="ditdh", qk_norm=False, wide_depth=1, wide_width=64, wide_heads=2)
+SHORT = replace(DITDH, wide_width=32, rms_norm=False, swiglu=False, rope=False, qk_norm=True)
+KINDS = [DIT, MODERN, DITDH, SHORT, replace(DIT, patch=2), replace(DITDH, patch=2)]
+NAMES = ["dit", "modern", "ditdh", "ditdh-classic", "dit/2", "ditdh/2"]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+
+
+def everything(kind: Architecture) -> Architecture:
+    return replace(kind, classes=5, modes=7, components=6)
+
+
+def inputs(batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *DIT.shape, generator=draw), torch.rand(batch, generator=draw)
+
+
+def perturbed(architecture: Architecture) -> Network:
+    """A network as after training: no weight is at its initial zero."""
+    network = build_network(architecture, 0)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for each in network.parameters():
+            each.add_(torch.randn(each.shape, generator=draw) * 0.1)
+    return network
+
+
+@every_kind
+def test_a_velocity_network_begins_at_zero(kind: Architecture) -> None:
+    x, t = inputs(4)
+    assert torch.equal(build_network(kind, 0)(x, t, Conditions()), torch.zeros(4, 3, 4, 2))
+
+
+@every_kind
+def test_a_mixture_network_begins_with_distinct_components_of_std_one(kind: Architecture) -> None:
+    x, t = inputs(4)
+    mixture = build_network(replace(kind, components=6), 0)(x, t, Conditions())
+    assert isinstance(mixture, GaussianMixture)
+    assert mixture.means.shape == (4, 6, 3, 4, 2)
+    assert mixture.log_weights.shape == (4, 6, 1, 4, 2)
+    torch.testing.assert_close(mixture.log_weights.exp().sum(1), torch.ones(4, 1, 4, 2))
+    torch.testing.assert_close(mixture.variance, torch.ones(4, 1, 1, 1, 1))
+    points = mixture.means.permute(0, 3, 4, 1, 2).flatten(0, 2)
+    assert (torch.cdist(points, points) + 10 * torch.eye(6)).min() > 1e-3
+
+
+@every_kind
+@pytest.mark.parametrize("of", [lambda kind: kind, everything], ids=["velocity", "everything"])
+def test_samples_of_a_batch_are_independent(kind: Architecture, of) -> None:
+    network, (x, t) = perturbed(of(kind)), inputs(5)
+    classes, modes = torch.arange(5), torch.arange(2, 7)
+    order = torch.tensor([3, 0, 4, 1, 2])
+
+    def run(rows: Tensor) -> Tensor:
+        found = network(x[rows], t[rows], Conditions(classes[rows], modes[rows]))
+        return found.means if isinstance(found, GaussianMixture) else found
+
+    together = run(torch.arange(5))
+    close = {"atol": 1e-5 * together.detach().std().item(), "rtol": 1e-5}
+    torch.testing.assert_close(run(order), together[order], **close)
+    alone = torch.cat([run(torch.tensor([each])) for each in range(5)])
+    torch.testing.assert_close(alone, together, **close)
+
+
+@every_kind
+def test_every_input_matters_and_the_null_label_is_one_of_its_own(kind: Architecture) -> None:
+    network, (x, t) = perturbed(everything(kind)), inputs(1)
+
+    def means(x: Tensor, t: Tensor, label: int, mode: int) -> Tensor:
+        return network(x, t, Conditions(torch.tensor([label]), torch.tensor([mode]))).means
+
+    found = means(x, t, 0, 0)
+    changed = [
+        means(x, t, 5, 0),
+        means(x, t, 1, 0),
+        means(x, t, 0, 7),
+        means(x, 0.5 * t, 0, 0),
+        means(x.flip(2), t, 0, 0),
+    ]
+    for index, one in enumerate([found, *changed]):
+        for other in [found, *changed][:index]:
+            assert (one - other).abs().max() > 1e-3
+
+
+@every_kind
+@pytest.mark.parametrize("components", [0, 2])
+def test_the_output_of_a_position_depends_on_all_of_them(kind: Architecture, components: int) -> None:
+    network, (x, t) = perturbed(replace(kind, components=components)), inputs(1)
+    x.requires_grad_()
+    found = network(x, t, Conditions())
+    found = found.means if isinstance(found, GaussianMixture) else found
+    (reached,) = torch.autograd.grad(found[..., 3, 1].sum(), x)
+    assert (reached.abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", [DIT, DITDH], ids=["dit", "ditdh"])
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (Conditions(modes=torch.zeros(2, dtype=torch.long)), "classes"),
+        (Conditions(torch.zeros(2, dtype=torch.long)), "modes"),
+    ],
+)
+def test_a_missing_label_is_an_error(kind: Architecture, given: Conditions, missing: str) -> None:
+    with pytest.raises(ValueError, match=f"conditioned on {missing}"):
+        build_network(everything(kind), 0)(*inputs(2), given)
+
+
+@every_kind
+def test_weights_depend_on_the_seed_alone(kind: Architecture) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = build_network(everything(kind), 0).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    again, other = (build_network(everything(kind), seed).state_dict() for seed in (0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
+
+
+@every_kind
+def test_the_std_does_not_train_the_embedding(kind: Architecture) -> None:
+    network = perturbed(everything(kind))
+    labels = torch.zeros(2, dtype=torch.long)
+    network(*inputs(2), Conditions(labels, labels)).variance.sum().backward()
+    reached = {name for name, each in network.named_parameters() if each.grad is not None and each.grad.abs().sum() > 0}
+    assert reached
+    assert all(name.startswith("head.log_std") for name in reached)
+
+
+@pytest.mark.parametrize("kind", [DIT, DITDH], ids=["dit", "ditdh"])
+def test_the_std_knows_time_and_condition(kind: Architecture) -> None:
+    network, x = perturbed(replace(kind, classes=5, components=6)), torch.zeros(3, *DIT.shape)
+    variance = network(x, torch.tensor([0.2, 0.8, 0.2]), Conditions(torch.tensor([0, 0, 1]))).variance.flatten()
+    assert len(set(variance.tolist())) == 3
+
+
+@pytest.mark.parametrize("kind", [DIT, DITDH], ids=["dit", "ditdh"])
+def test_a_constant_label_is_a_learnt_vector_that_needs_no_labels(kind: Architecture) -> None:
+    network, (x, t) = perturbed(replace(kind, constant_label=True)), inputs(2)
+    found = network(x, t, Conditions())
+    (table,) = network.y_embedder.parameters()
+    assert table.shape == (1, 32)
+    with torch.no_grad():
+        table.zero_()
+    plain = build_network(kind, 0)
+    plain.load_state_dict({name: each for name, each in network.state_dict().items() if "y_embedder" not in name})
+    torch.testing.assert_close(network(x, t, Conditions()), plain(x, t, Conditions()))
+    assert (found - plain(x, t, Conditions())).abs().max() > 1e-3
+
+
+def size_of(architecture: Architecture) -> int:
+    with torch.device("meta"):
+        return sum(each.numel() for each in build_network(architecture, 0).parameters())
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("S", 33e6), ("B", 130e6), ("L", 458e6), ("XL", 675e6)])
+def test_the_published_sizes_of_dit(name: str, parameters: float) -> None:
+    """Table 1 of DiT at patch size 2, with ImageNet's classes and latents, its head without the predicted variances."""
+    size = SIZES[name]
+    architecture = Architecture((4, 32, 32), size.depth, size.width, size.heads, classes=1000, patch=2)
+    assert size_of(architecture) == pytest.approx(parameters, abs=0.5e6)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_a_patch_costs_its_numbers_in_the_first_and_last_layer(patch: int) -> None:
+    architecture = Architecture((4, 8, 8), 1, 16, 2, components=3)
+    extra = 4 * (patch**2 - 1) * 16 + 3 * (4 + 1) * (patch**2 - 1) * (16 + 1)
+    assert size_of(replace(architecture, patch=patch)) - size_of(architecture) == extra
+
+
+def test_a_grid_of_one_colour_channel() -> None:
+    network = build_network(Architecture((1, 8, 8), 1, 16, 2, components=1), 0)
+    mixture = network(torch.zeros(2, 1, 8, 8), torch.ones(2), Conditions())
+    assert mixture.means.shape == (2, 1, 1, 8, 8)
+    torch.testing.assert_close(mixture.log_weights, torch.zeros(2, 1, 1, 8, 8))
