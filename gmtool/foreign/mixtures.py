@@ -1,0 +1,66 @@
+"""MM-FM's released mixtures: pickles of scikit-learn's GaussianMixture, alone or under ``model`` in a dict.
+
+The mixture in patch space has means (K, C H W) in the coordinates of normalised latents, and a variance for each mode
+(spherical) or for each entry (diagonal). The one over [CLS] tokens is diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gmtool.artifacts.run import Statistics
+from gmtool.errors import UserError
+from gmtool.foreign.pickles import Record, as_array, read_pickle
+from gmtool.mixture.patch_moments import PatchMode
+
+CLASSES = (("sklearn.mixture._gaussian_mixture", "GaussianMixture"),)
+LEAST_VARIANCE = 1e-10
+"""Floor of the variances, in squared standard deviations of the latents: a mode of one image has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReleasedMixture:
+    """weights (K,), means (K, D); variances (K, 1) spherical, or (K, D) diagonal."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    variances: np.ndarray
+
+
+def read_mixture(path: Path) -> ReleasedMixture:
+    """The mixture in a pickle. Raises UserError when it is missing, damaged, something else, or no distribution."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the .pkl file of a mixture")
+    content = read_pickle(path, CLASSES)
+    model = content.get("model") if isinstance(content, dict) else content
+    if not isinstance(model, Record):
+        raise UserError(f"{path} holds no GaussianMixture of scikit-learn")
+    fields = vars(model)
+    weights, means, variances = (as_array(fields.get(name)) for name in ("weights_", "means_", "covariances_"))
+    if weights is None or variances is None or means is None or means.ndim != 2:
+        raise UserError(f"{path} holds a GaussianMixture without weights_, means_, covariances_: was it ever fitted?")
+    kind, (count, size) = fields.get("covariance_type"), means.shape
+    if kind not in ("spherical", "diag"):
+        raise UserError(f"{path} holds a mixture of {kind} covariance; spherical and diag can be read")
+    expected = (count,) if kind == "spherical" else (count, size)
+    if weights.shape != (count,) or variances.shape != expected:
+        raise UserError(f"{path} holds a mixture whose arrays do not fit together")
+    if not all(np.isfinite(each).all() for each in (weights, means, variances)) or variances.min() < 0:
+        raise UserError(f"{path} holds a mixture with numbers that are not finite, or variances below 0")
+    if weights.min() < 0 or abs(weights.sum() - 1) > 1e-3:
+        raise UserError(f"{path} holds weights that sum to {weights.sum():.4g}, not to 1")
+    return ReleasedMixture(weights / weights.sum(), means, np.maximum(variances.reshape(count, -1), LEAST_VARIANCE))
+
+
+def patch_modes(mixture: ReleasedMixture, statistics: Statistics) -> Iterator[PatchMode]:
+    """The modes of a mixture over normalised latents, in order, in the coordinates of the latents themselves."""
+    mean, std = statistics.mean.double().numpy(), statistics.std.double().numpy()
+    for mode, (center, variance) in enumerate(zip(mixture.means, mixture.variances, strict=True)):
+        spread = np.sqrt(variance) if len(variance) == 1 else np.sqrt(variance).reshape(mean.shape)
+        yield PatchMode(
+            mode, (center.reshape(mean.shape) * std + mean).astype(np.float32), (spread * std).astype(np.float32)
+        )
