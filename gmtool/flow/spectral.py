@@ -52,7 +52,7 @@ def spectral_loss(
         fixed = GaussianMixture(
             mixture.means.detach().float(), mixture.log_weights.detach().float(), mixture.variance.detach().float()
         )
-        noise = to_gaussian(fixed, x.float(), principal_axes(fixed), leading, uniform)
+        noise = to_gaussian(fixed, x.float(), principal_axes(fixed, leading), leading, uniform)
         return spectral_nll(noise, spectrum(fixed.moment_matched()))
 
 
@@ -64,6 +64,6 @@ def spectral_draw(spectrum: SpectrumModel, leading: int) -> Draw:
         uniform = noise.uniform((1, *shape[1:])).to(mixture.means)
         white = noise.normal(shape).to(mixture.means)
         coloured = transform((0.5 * spectrum(mixture.moment_matched())).exp() * white)
-        return from_gaussian(mixture, coloured, principal_axes(mixture), leading, uniform)
+        return from_gaussian(mixture, coloured, principal_axes(mixture, leading), leading, uniform)
 
     return draw

@@ -50,6 +50,19 @@ def test_axes_are_the_eigenvectors_of_the_averaged_covariance():
     assert (axes.amax(-1) > -axes.amin(-1)).all()
 
 
+@pytest.mark.parametrize("leading", [1, 3])
+def test_leading_axes_are_those_of_the_whole_basis_and_the_rest_complete_it(leading):
+    """Where the eigenvalues differ; a mixture without any spread still gets axes."""
+    mixture = random_mixture(2, components=6, channels=40)
+    scale = 0.7 ** torch.arange(40, dtype=torch.float64)
+    mixture = GaussianMixture(mixture.means * scale.reshape(-1, 1, 1), mixture.log_weights, mixture.variance)
+    found, whole = principal_axes(mixture, leading), principal_axes(mixture)
+    torch.testing.assert_close(found[:, :leading], whole[:, :leading], atol=1e-6, rtol=0)
+    flat = GaussianMixture(torch.zeros_like(mixture.means), mixture.log_weights, mixture.variance)
+    for axes in (found, principal_axes(flat, leading)):
+        torch.testing.assert_close(axes @ axes.mT, torch.eye(40, dtype=torch.float64).expand(2, -1, -1))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("varied", [False, True])
 def test_the_maps_invert_each_other(dtype, tolerance, varied):
