@@ -7,28 +7,37 @@ The model of a descriptor x in R^D is p(x) = sum_k w_k N(x; m_k, diag v_k). One 
 
 (Dempster, Laird and Rubin 1977; the floor as in scikit-learn's ``reg_covar``.) With the features f(x) = (x^2, x) both
 halves are one matrix product each, f(x) against (-1/2v, m/v) and r^T against f(x), so that a block of B data needs
-B x K numbers and N x K never exist at once.
+B x K numbers and N x K never exist at once. Where modes are many and far apart, nearly all responsibilities are zero in
+the blocks' precision, and the second product takes the others alone: it then costs a small share of the first.
 
 Data come as an iterable of blocks (B, D) that can be walked again and again (`Blocks`, or anything alike). Products are
 taken in the blocks' own precision, sums over blocks in float64. The expanded squares lose digits when the means are far
 from the origin in units of the modes' spread, so the data should be centred.
+
+A mode that died out is born again before the next iteration, as one half of the largest mode (`revive`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_ENTRIES, BLOCK_ENTRIES_GPU = 1 << 21, 1 << 26
-"""Numbers in a block's responsibilities (B x K): 8 MiB of float32 suits a processor's caches, a GPU wants more."""
+from gmtool.random import generator
+
+BLOCK_ROWS, BLOCK_ENTRIES_GPU = 1 << 10, 1 << 26
+"""A processor's block is of 1024 data, or K / 2 if that is more: it stays in the caches while modes are few, and the
+float64 sums (K x 2 D), which each block walks, stay cheap while they are many. A GPU wants so many B x K numbers."""
+
+SPARSE_MODES, SPARSE_SHARE = 1024, 1 / 64
+"""From so many modes on, and up to this share of responsibilities above zero, a sparse product is the faster one."""
 
 EMPTY = 1e-6
-"""A mode that holds less than this, in data, has died out: it keeps its place with weight 0."""
+"""A mode that holds less than this, in data, has died out: it gets weight 0."""
 
 NEGLIGIBLE = 1e-4
 """A kept mode less probable than this is dropped."""
@@ -92,9 +101,10 @@ class Blocks:
 
 
 def block_rows(modes: int, device: torch.device) -> int:
-    """Data in a block, such that its responsibilities take `BLOCK_ENTRIES` numbers."""
-    entries = BLOCK_ENTRIES_GPU if device.type == "cuda" else BLOCK_ENTRIES
-    return max(1, entries // max(modes, 256))
+    """Data in a block, by the number of modes."""
+    if device.type == "cuda":
+        return max(1, BLOCK_ENTRIES_GPU // max(modes, 256))
+    return max(BLOCK_ROWS, modes // 2)
 
 
 def fit_em(
@@ -104,39 +114,43 @@ def fit_em(
     iterations: int,
     tolerance: float,
     floor: float,
-    on_iteration: Callable[[float], None] = lambda _: None,
+    history: Sequence[float] = (),
+    on_iteration: Callable[[Fit], None] = lambda _: None,
 ) -> Fit:
     """Climb the likelihood from ``start`` until an iteration gains less than ``tolerance``, in nats a datum.
 
-    floor is added to every variance. ``on_iteration`` hears the mean log-likelihood before each iteration.
+    floor is added to every variance. history: of the iterations done earlier, which count. ``on_iteration`` hears the
+    fit after each.
     """
-    mixture, history = start, []
-    for _ in range(iterations):
+    fit = Fit(start, tuple(history), False)
+    while len(fit.history) < iterations and not fit.converged:
+        mixture = revive(fit.mixture)
         moments = expected_moments(blocks, mixture)
-        history.append(moments.log_likelihood / moments.count)
-        mixture = maximise(moments, mixture, floor)
-        on_iteration(history[-1])
-        if len(history) > 1 and abs(history[-1] - history[-2]) < tolerance:
-            return Fit(mixture, tuple(history), True)
-    return Fit(mixture, tuple(history), False)
+        mean = moments.log_likelihood / moments.count
+        settled = bool(fit.history) and abs(mean - fit.history[-1]) < tolerance
+        fit = Fit(maximise(moments, mixture, floor), (*fit.history, mean), settled)
+        on_iteration(fit)
+    return fit
 
 
 def expected_moments(blocks: Iterable[Tensor], mixture: DiagonalMixture) -> Moments:
     """The E step: moments of the data under their responsibilities."""
     modes, size = mixture.means.shape
-    mass = mixture.weights.new_zeros(modes)
+    mass = mixture.weights.new_zeros(modes, 1)
     sums = mixture.weights.new_zeros(modes, 2 * size)
     total = mixture.weights.new_zeros(())
     count = 0
-    density = _LogDensity(mixture)
+    density: _LogDensity | None = None
     for x in blocks:
+        density = density or _LogDensity(mixture, x.dtype)
         features = _features(x)
-        responsibilities, evidence = _normalise(density(features))
-        mass += responsibilities.sum(0, dtype=mass.dtype)
-        sums += responsibilities.T @ features
+        powers, norm, evidence = _powers(density(features))
+        # r^T f with the norm taken off the features, which are fewer than the responsibilities
+        mass += powers @ norm.reciprocal()
+        sums += powers @ features.div_(norm)
         total += evidence.sum(dtype=total.dtype)
         count += len(x)
-    return Moments(mass, sums, count, float(total))
+    return Moments(mass[:, 0], sums, count, float(total))
 
 
 def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> Moments:
@@ -175,8 +189,9 @@ def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> 
     """The ``keep`` most probable modes of each datum (at most K), and its log-likelihood."""
     keep = min(keep, len(mixture.weights))
     modes, probabilities, likelihood = [], [], []
-    density = _LogDensity(mixture)
+    density: _LogDensity | None = None
     for x in blocks:
+        density = density or _LogDensity(mixture, x.dtype)
         joint = density(_features(x))
         best, which = joint.topk(keep, dim=1)
         kept = best.softmax(1)
@@ -187,31 +202,66 @@ def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> 
     return Posterior(torch.cat(modes).numpy(), torch.cat(probabilities).numpy(), torch.cat(likelihood).numpy())
 
 
-class _LogDensity:
-    """log w_k N(x; m_k, v_k) as features (B, 2 D) -> (B, K): one matrix product and a constant."""
+def revive(mixture: DiagonalMixture) -> DiagonalMixture:
+    """Let each mode of weight 0 halve one of the largest modes; the same mixture when there is none.
 
-    def __init__(self, mixture: DiagonalMixture) -> None:
-        self._mixture = mixture
+    The two halves of N(m, v) stand at m +- offset, where the offset's length in units of sqrt(v) is sqrt(2 / pi): as
+    far as the centres of the halves that a plane through m cuts. Its direction is a corner of the cube.
+    """
+    empty = (mixture.weights == 0).nonzero()[:, 0]
+    if not len(empty):
+        return mixture
+    order = mixture.weights.argsort(descending=True, stable=True)
+    count = min(len(empty), len(order) - len(empty))
+    empty, large = empty[:count], order[:count]
+    size = mixture.means.shape[1]
+    signs = torch.randint(0, 2, (count, size), generator=generator("revive", size)).to(mixture.means) * 2 - 1
+    offset = mixture.variances[large].sqrt() * signs * math.sqrt(2 / (math.pi * size))
+    weights, means, variances = (each.clone() for each in (mixture.weights, mixture.means, mixture.variances))
+    weights[empty] = weights[large] = mixture.weights[large] / 2
+    means[empty], means[large] = mixture.means[large] + offset, mixture.means[large] - offset
+    variances[empty] = mixture.variances[large]
+    return DiagonalMixture(weights, means, variances)
+
+
+class _LogDensity:
+    """log w_k N(x; m_k, v_k) as features (B, 2 D) -> (B, K): one matrix product and a constant, in a precision."""
+
+    def __init__(self, mixture: DiagonalMixture, dtype: torch.dtype) -> None:
         means, variances = mixture.means, mixture.variances
-        self._linear = torch.cat([-0.5 / variances, means / variances], dim=1).T
+        self._linear = torch.cat([-0.5 / variances, means / variances], dim=1).to(dtype).T
         normaliser = (math.log(2 * math.pi) + variances.log() + means.square() / variances).sum(1)
-        self._constant = mixture.weights.log() - 0.5 * normaliser
+        self._constant = (mixture.weights.log() - 0.5 * normaliser).to(dtype)
 
     def __call__(self, features: Tensor) -> Tensor:
-        return torch.addmm(self._constant.to(features.dtype), features, self._linear.to(features.dtype))
+        return torch.addmm(self._constant, features, self._linear)
 
 
-def _normalise(joint: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax and log-sum-exp, (B, K) and (B, 1), of log joint densities (B, K), which are overwritten.
+def _powers(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(joint - row maximum) transposed (K, B), its sums (B, 1) over modes, and log-sum-exp (B, 1) of joint (B, K).
 
-    Exponents stop at `SMALLEST`: exponentials that underflow take ten times as long, and most would.
+    ``joint`` is overwritten. The first is a sparse matrix where few of its entries are above zero, to the precision of
+    their sum. Else exponents stop at `SMALLEST`: exponentials that underflow take ten times as long, and most would.
     """
+    rows, modes = joint.shape
     highest = joint.amax(1, keepdim=True)
-    powers = joint.sub_(highest).clamp_(min=SMALLEST).exp_()
-    total = powers.sum(1, keepdim=True)
-    return powers.div_(total), total.log().add_(highest)
+    if modes >= SPARSE_MODES:
+        near = joint > highest + math.log(torch.finfo(joint.dtype).eps / modes)
+        if int(near.count_nonzero()) <= SPARSE_SHARE * near.numel():
+            row, mode = near.nonzero(as_tuple=True)
+            values = joint[row, mode].sub_(highest[row, 0]).exp_()
+            norm = joint.new_zeros(rows).index_add_(0, row, values)[:, None]
+            powers = torch.sparse_coo_tensor(torch.stack([mode, row]), values, (modes, rows), check_invariants=False)
+            return powers, norm, norm.log().add_(highest)
+    dense = joint.sub_(highest).clamp_(min=SMALLEST).exp_()
+    norm = dense.sum(1, keepdim=True)
+    return dense.T, norm, norm.log().add_(highest)
 
 
 def _features(x: Tensor) -> Tensor:
     """(x^2, x) of data (B, D), as (B, 2 D)."""
-    return torch.cat([x.square(), x], dim=1)
+    features = x.new_empty(len(x), 2 * x.shape[1])
+    squares, values = features.chunk(2, dim=1)
+    torch.mul(x, x, out=squares)
+    values.copy_(x)
+    return features

@@ -92,24 +92,24 @@ def plus_plus(
     norms = points.square().sum(1)
     first = int(torch.randint(len(points), (), generator=generator))
     chosen = [first]
-    nearest = _squared_distances(points, norms, torch.tensor([first], device=points.device))[:, 0]
+    nearest = _squared_distances(points, norms, torch.tensor([first], device=points.device))[0]
     on_seed()
     for _ in range(1, clusters):
         cumulative = nearest.double().cumsum(0)
         draws = torch.rand(trials, generator=generator, dtype=torch.float64).to(points.device) * cumulative[-1]
         candidates = torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(points) - 1)
-        left = torch.minimum(_squared_distances(points, norms, candidates), nearest[:, None])
-        best = left.sum(0, dtype=torch.float64).argmin()
-        nearest = left[:, best].clone()  # a view would keep the other candidates' columns alive
+        left = torch.minimum(_squared_distances(points, norms, candidates), nearest)
+        best = left.sum(1, dtype=torch.float64).argmin()
+        nearest = left[best].clone()  # a view would keep the other candidates' rows alive
         chosen.append(int(candidates[best]))
         on_seed()
     return points[torch.tensor(chosen, device=points.device)]
 
 
 def _squared_distances(points: Tensor, norms: Tensor, candidates: Tensor) -> Tensor:
-    """Squared distances (n, c) of points (n, D), of squared norms (n,), to the points numbered ``candidates`` (c,)."""
-    squared = torch.addmm(norms[candidates], points, points[candidates].T, alpha=-2.0).add_(norms[:, None])
-    squared[candidates, torch.arange(len(candidates), device=points.device)] = 0.0
+    """Squared distances (c, n) of points (n, D), of squared norms (n,), to the points numbered ``candidates`` (c,)."""
+    squared = torch.addmm(norms, points[candidates], points.T, alpha=-2.0).add_(norms[candidates, None])
+    squared[torch.arange(len(candidates), device=points.device), candidates] = 0.0
     return squared.clamp_min_(0.0)
 
 

@@ -275,7 +275,7 @@ def _fit_descriptors(
         iterations=config.em_iterations,
         tolerance=config.tolerance,
         floor=config.variance_floor,
-        on_iteration=lambda mean: progress.advance(1, {"log-likelihood": mean}),
+        on_iteration=lambda fit: progress.advance(1, {"log-likelihood": fit.history[-1]}),
     )
     progress.end()
     return len(clusters.history), fit

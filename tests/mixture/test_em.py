@@ -6,6 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
+from gmtool.mixture import em
 from gmtool.mixture.em import (
     Blocks,
     DiagonalMixture,
@@ -15,6 +16,7 @@ from gmtool.mixture.em import (
     label_moments,
     maximise,
     posterior,
+    revive,
 )
 
 CPU = torch.device("cpu")
@@ -155,18 +157,80 @@ def test_label_moments_are_those_of_one_hot_responsibilities() -> None:
     assert (mixture.variances > 0).all()
 
 
-def test_an_empty_mode_stays_empty_and_does_not_touch_the_others() -> None:
+def with_a_dead_mode(start: DiagonalMixture) -> DiagonalMixture:
+    """The same mixture after a last mode whose mean is out of all data's reach."""
+    far = DiagonalMixture(start.weights, start.means.clone(), start.variances)
+    far.means[-1] = 1e4
+    return far
+
+
+def test_a_mode_that_dies_in_the_last_iteration_does_not_touch_the_others() -> None:
     x, _ = mixture_data(400, modes=3, size=3)
     start = start_at(x, 4)
-    far = DiagonalMixture(start.weights, start.means.clone(), start.variances)
-    far.means[3] = 1e4
-    found = fit(x, far, 10).mixture
+    far = with_a_dead_mode(start)
+    found = fit(x, far, 1).mixture
     assert found.weights[3] == 0
     torch.testing.assert_close(found.means[3], far.means[3])
     without = DiagonalMixture(start.weights[:3] / start.weights[:3].sum(), start.means[:3], start.variances[:3])
-    torch.testing.assert_close(found.means[:3], fit(x, without, 10).mixture.means)
+    torch.testing.assert_close(found.means[:3], fit(x, without, 1).mixture.means)
     kept = posterior(Blocks(x, 64, CPU), found, 4)
     assert (kept.modes[kept.probabilities > 0] != 3).all()
+
+
+def test_a_dead_mode_is_born_again_where_it_is_of_use() -> None:
+    # three modes on four far clusters, and one on none
+    x, labels = mixture_data(4000, modes=4, size=3, spread=8.0)
+    start = start_at(np.stack([x[labels == k][0] for k in range(4)]), 4)
+    found = fit(x, with_a_dead_mode(start), 100)
+    assert (found.mixture.weights > 0.1).all()
+    assert found.history[-1] == pytest.approx(fit(x, start, 100).history[-1], abs=0.02)
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_revived_modes_halve_the_largest(size: int) -> None:
+    rng = np.random.default_rng(0)
+    weights = torch.tensor([0.5, 0.0, 0.2, 0.3, 0.0], dtype=torch.float64)
+    means, variances = (torch.from_numpy(rng.uniform(1, 2, (5, size))) for _ in range(2))
+    found = revive(DiagonalMixture(weights, means, variances))
+    torch.testing.assert_close(found.weights, torch.tensor([0.25, 0.25, 0.2, 0.15, 0.15], dtype=torch.float64))
+    for old, new in ((0, 1), (3, 4)):
+        torch.testing.assert_close((found.means[old] + found.means[new]) / 2, means[old])
+        apart = ((found.means[old] - found.means[new]) ** 2 / variances[old]).sum()
+        assert float(apart) == pytest.approx(8 / np.pi)  # each half of N(0, 1) has its centre at sqrt(2 / pi)
+        torch.testing.assert_close(found.variances[[old, new]], variances[[old, old]])
+    assert torch.equal(found.means[2], means[2])
+    assert revive(found) is found
+    alone = DiagonalMixture(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), means[:3], variances[:3])
+    assert revive(alone).weights.tolist() == [0.5, 0.5, 0.0]  # a mode gives one half, whoever is in need
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
+def test_the_sparse_product_changes_nothing(dtype: type, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = mixture_data(600, modes=40, size=16, spread=4.0)
+    start = fit(x, start_at(x, 40), 3).mixture
+    blocks = Blocks(x.astype(dtype), 128, CPU)
+    dense = expected_moments(blocks, start)
+    used, original = [], torch.sparse_coo_tensor
+    monkeypatch.setattr(em, "SPARSE_MODES", 1)
+    monkeypatch.setattr(em, "SPARSE_SHARE", 0.5)
+    monkeypatch.setattr(torch, "sparse_coo_tensor", lambda *of, **more: used.append(1) or original(*of, **more))
+    sparse = expected_moments(blocks, start)
+    assert len(used) == 5
+    assert sparse.log_likelihood == pytest.approx(dense.log_likelihood, rel=tolerance)
+    torch.testing.assert_close(sparse.mass, dense.mass, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(sparse.features, dense.features, rtol=tolerance, atol=100 * tolerance)
+
+
+def test_going_on_is_never_having_stopped() -> None:
+    x, _ = mixture_data(500, modes=3, size=3)
+    whole = fit(x, start_at(x, 3), 40, tolerance=1e-4)
+    for stop in (1, 5):
+        first = fit(x, start_at(x, 3), stop, tolerance=1e-4)
+        rest = fit_em(
+            Blocks(x, 100, CPU), first.mixture, iterations=40, tolerance=1e-4, floor=1e-6, history=first.history
+        )
+        assert (rest.history, rest.converged) == (whole.history, whole.converged)
+        assert torch.equal(rest.mixture.means, whole.mixture.means)
 
 
 def test_a_single_datum_in_a_mode_has_the_floor_for_variance() -> None:
