@@ -16,6 +16,7 @@ MixtureSolver = Literal["gm-ode", "gm-sde"]
 Solver = Literal[VelocitySolver, MixtureSolver]
 MIXTURE_SOLVERS: tuple[MixtureSolver, ...] = get_args(MixtureSolver)
 Guidance = Literal["none", "cfg", "prob", "prob-weights", "auto"]
+Protocol = Literal["full", "rae"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class SampleConfig:
             "(DPM-Solver++), dpmpp-2m-sde, unipc. On a mixture: gm-ode, gm-sde. Default: gm-ode for gm-kl, else euler."
         ),
     ] = None
+    protocol: Annotated[
+        Protocol,
+        Option(
+            "full: from noise to data. rae: as RAE and MM-FM sample and score, by euler: --steps counts the points of "
+            "the grid (50 are 49 evaluations), it ends at t = 0.001 before the shift, and images are truncated to 8 "
+            "bits, not rounded."
+        ),
+    ] = "full"
     order: Annotated[
         int | None,
         Option("Order of gm-ode and gm-sde: 1 or 2. Default: 2.", metavar="1|2", minimum=1, maximum=2),
@@ -148,6 +157,10 @@ class SampleConfig:
             raise UserError(f"--order and --substeps belong to gm-ode and gm-sde, not to --solver {self.solver}")
         if self.solver == "gm-sde" and self.substeps is not None:
             raise UserError("--substeps belongs to --solver gm-ode: gm-sde draws once a step")
+        if self.protocol == "rae" and (self.solver not in (None, "euler") or self.steps < 2):
+            raise UserError("--protocol rae is a grid of --solver euler, of at least --steps 2 points")
+        if self.protocol == "rae" and self.guidance in ("prob", "prob-weights"):
+            raise UserError(f"--guidance {self.guidance} needs a mixture solver, and --protocol rae is a grid of euler")
         if self.spectral and self.solver != "gm-sde":
             raise UserError("--spectral is how gm-sde draws: take --solver gm-sde")
 

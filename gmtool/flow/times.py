@@ -13,6 +13,9 @@ TimeDistribution = Literal["uniform", "logit-normal"]
 REFERENCE_DIMENSION = 4096
 """Numbers in a latent for which no shift is needed (4 x 32 x 32)."""
 
+RAE_LAST = 1e-3
+"""The last time, before the shift, of the sampling grid of RAE and MM-FM, which does not reach the data."""
+
 EARLIEST, LATEST = 1e-4, 1 - 1e-4
 """Training times stay inside: at the ends some transition has no width."""
 
@@ -36,9 +39,9 @@ def draw_times(count: int, distribution: TimeDistribution, shift: float, generat
     return shift_time(raw, shift).clamp(EARLIEST, LATEST)
 
 
-def time_grid(steps: int, shift: float) -> Tensor:
-    """The sampling grid (steps + 1,) in float64: 1 - i / steps, shifted; it begins at 1 and ends at exactly 0."""
-    return shift_time(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+def time_grid(steps: int, shift: float, last: float = 0.0) -> Tensor:
+    """The sampling grid (steps + 1,) in float64: even from 1 to ``last``, then shifted; by default it ends at 0."""
+    return shift_time(torch.linspace(1, last, steps + 1, dtype=torch.float64), shift)
 
 
 def expand(time: Tensor, x: Tensor) -> Tensor:

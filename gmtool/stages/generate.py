@@ -23,8 +23,10 @@ from gmtool.flow.path import data_mixture
 from gmtool.flow.prediction import MixtureModel, Prediction, VelocityModel, unguided
 from gmtool.flow.solvers.mixture import Draw, gm_ode, gm_sde, independent_draw
 from gmtool.flow.solvers.table import integrate
+from gmtool.flow.solvers.velocity import euler
 from gmtool.flow.source import Frame
 from gmtool.flow.spectral import spectral_draw
+from gmtool.flow.times import RAE_LAST
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.network import Network
@@ -98,7 +100,10 @@ def generate(model: Model, plan: Plan, indices: Sequence[int], classes: Tensor) 
         end = gm_sde(mixture, start, plan.steps, plan.shift, noise, plan.order, _draw_of(model, plan))
     else:
         velocity = _guided_velocity(model, plan, conditions, hidden, weaker)
-        end = integrate(plan.solver, velocity, start, plan.steps, plan.shift, noise)
+        if plan.protocol == "rae":
+            end = euler(velocity, start, plan.steps, plan.shift, RAE_LAST)
+        else:
+            end = integrate(plan.solver, velocity, start, plan.steps, plan.shift, noise)
     if frame is not None and model.config.union:
         end = frame.restore(end)
     return model.statistics.restore(end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gmtool.config.sample import MIXTURE_SOLVERS, Guidance, SampleConfig, Solver, check_scale, parse_interval
+from gmtool.config.sample import MIXTURE_SOLVERS, Guidance, Protocol, SampleConfig, Solver, check_scale, parse_interval
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.flow.solvers.table import VELOCITY_SOLVERS, SdeSolver
@@ -17,9 +17,10 @@ SUBSTEPS_IN_ALL = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """How to draw, with nothing left open; see `gmtool.config.sample.SampleConfig`."""
+    """How to draw, with nothing left open; see `gmtool.config.sample.SampleConfig`. steps: network evaluations."""
 
     solver: Solver
+    protocol: Protocol
     steps: int
     order: int
     substeps: int
@@ -38,6 +39,8 @@ def make_plan(config: SampleConfig, run: TrainConfig) -> Plan:
     Raises UserError that names the flag to change.
     """
     solver = config.solver or ("gm-ode" if run.mixture and config.guidance != "cfg" else "euler")
+    if config.protocol == "rae":
+        solver = "euler"
     mixture_solver = solver in MIXTURE_SOLVERS
     if not run.mixture and (mixture_solver or config.guidance in ("prob", "prob-weights")):
         wanted = f"--solver {solver}" if mixture_solver else f"--guidance {config.guidance}"
@@ -56,7 +59,8 @@ def make_plan(config: SampleConfig, run: TrainConfig) -> Plan:
     assert run.time_shift is not None  # a run's config is resolved
     return Plan(
         solver=solver,
-        steps=config.steps,
+        protocol=config.protocol,
+        steps=config.steps - 1 if config.protocol == "rae" else config.steps,
         order=(config.order or 2) if mixture_solver else VELOCITY_SOLVERS[solver].order,
         substeps=(config.substeps or max(1, round(SUBSTEPS_IN_ALL / config.steps))) if solver == "gm-ode" else 1,
         spectral=config.spectral,

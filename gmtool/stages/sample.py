@@ -204,7 +204,7 @@ def _draw(
             raise UserError("the samples are not finite: try --precision float32, or an earlier --checkpoint")
         arrays = {"latents": torch.from_numpy(to_float16(latents.cpu().numpy(), "the samples"))}
         if tokenizer is not None:
-            images = tokenizer.decode(latents)
+            images = tokenizer.decode(latents, truncate=plan.protocol == "rae")
             arrays["descriptors"] = tokenizer.describe(images)
             arrays["images"] = images.permute(0, 2, 3, 1)
             for index, image in zip(batch, arrays["images"].cpu().numpy(), strict=True):

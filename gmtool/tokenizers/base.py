@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -55,5 +56,13 @@ class Tokenizer(Protocol):
     def describe(self, images: Tensor) -> Tensor:
         """Descriptors (B, D) alone."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images uint8 (B, 3, S, S) of latents. Raises UserError, naming the repair, when there is no decoder."""
+    def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
+        """Images uint8 (B, 3, S, S) of latents; see `to_uint8`.
+
+        Raises UserError, naming the repair, when there is no decoder.
+        """
+
+
+def to_uint8(levels: Tensor, truncate: bool) -> Tensor:
+    """Levels, nominally in [0, 255], as uint8: clamped, and rounded to the nearest or else truncated."""
+    return (levels if truncate else levels.round()).clamp(0, 255).to(torch.uint8)

@@ -70,6 +70,6 @@ class Described:
         """See `Tokenizer.describe`."""
         return self.describer.describe(images)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
         """See `Tokenizer.decode`."""
-        return self.tokenizer.decode(latents)
+        return self.tokenizer.decode(latents, truncate)

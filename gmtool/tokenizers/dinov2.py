@@ -86,14 +86,14 @@ class Dinov2:
         """See `Tokenizer.describe`."""
         return self.encode(images).descriptors
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
         """See `Tokenizer.decode`."""
         if self._decoder is None:
             raise UserError(
                 "latents of a DINOv2 become images by a trained decoder: pip install 'gmtool[rae]', and give --decoder "
                 "the hub id or folder of an AutoencoderRAE"
             )
-        return self._decoder.decode(latents.to(self._device, torch.float32), self.image_size)
+        return self._decoder.decode(latents.to(self._device, torch.float32), self.image_size, truncate)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images float32 (B, 3, S, S) in [0, 1], resized and normalised as the network takes them."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Encoded, TokenizerSpec
+from gmtool.tokenizers.base import Encoded, TokenizerSpec, to_uint8
 
 SMALL = 16
 """Side of the area-averaged image that the descriptor is made of."""
@@ -60,11 +60,10 @@ class Pixels:
         """See `Tokenizer.describe`."""
         return self._project(_signed(images.to(self.mean.device), self.channels))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Tokenizer.decode`: rounded to the nearest level, clamped to 0 ... 255."""
+    def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
+        """See `Tokenizer.decode`."""
         signed = functional.pixel_shuffle(latents.to(self.mean.device, torch.float32), self.patch_size)
-        levels = ((signed + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return levels.expand(-1, 3, -1, -1)
+        return to_uint8((signed + 1) * 127.5, truncate).expand(-1, 3, -1, -1)
 
     def _project(self, signed: Tensor) -> Tensor:
         return (_small(signed) - self.mean) @ self.components.T

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.errors import UserError
+from gmtool.tokenizers.base import to_uint8
 from gmtool.tokenizers.weights import model_folder
 
 _ROLE = "--decoder"
@@ -24,13 +25,13 @@ class Decoder:
     network: Any
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, image_size: int) -> Tensor:
-        """Images uint8 (B, 3, S, S) of latents float32 (B, C, H, W), not normalised: rounded, clamped to 0 ... 255."""
+    def decode(self, latents: Tensor, image_size: int, truncate: bool = False) -> Tensor:
+        """Images uint8 (B, 3, S, S) of latents float32 (B, C, H, W), not normalised; see `Tokenizer.decode`."""
         levels = self.decode_float(latents) * 255
         if levels.shape[-1] != image_size:
             size = (image_size, image_size)
             levels = functional.interpolate(levels, size=size, mode="bicubic", align_corners=False, antialias=True)
-        return levels.round().clamp(0, 255).to(torch.uint8)
+        return to_uint8(levels, truncate)
 
     def decode_float(self, latents: Tensor) -> Tensor:
         """Images float32 (B, 3, S', S') nominally in [0, 1], not clamped; S' is the decoder's own size."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Encoded, TokenizerSpec
+from gmtool.tokenizers.base import Encoded, TokenizerSpec, to_uint8
 from gmtool.tokenizers.weights import model_folder, model_record, one_line, recorded_folder
 
 DEFAULT_MODEL = "stabilityai/sd-vae-ft-ema"
@@ -109,9 +109,9 @@ class SdVae:
         return self.encode(images).descriptors
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Tokenizer.decode`: rounded to the nearest level, clamped to 0 ... 255."""
-        return _in_parts(self._decode, latents)
+    def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
+        """See `Tokenizer.decode`."""
+        return to_uint8(_in_parts(self._decode, latents), truncate)
 
     def _encode(self, images: Tensor) -> Tensor:
         signed = images.to(self._device).float() / 127.5 - 1
@@ -121,8 +121,7 @@ class SdVae:
 
     def _decode(self, latents: Tensor) -> Tensor:
         plain = latents.to(self._device, torch.float32) / self._scale + self._shift
-        levels = (self._network.decode(plain).sample + 1) * 127.5
-        return levels.round().clamp(0, 255).to(torch.uint8)
+        return (self._network.decode(plain).sample + 1) * 127.5
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)

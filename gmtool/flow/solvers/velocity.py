@@ -10,9 +10,12 @@ from gmtool.flow.prediction import VelocityModel
 from gmtool.flow.times import expand, time_grid
 
 
-def euler(model: VelocityModel, x: Tensor, steps: int, shift: float) -> Tensor:
-    """Euler's method of order 1: ``steps`` intervals, one network evaluation each. x (B, C, *S) at t = 1."""
-    grid = time_grid(steps, shift)
+def euler(model: VelocityModel, x: Tensor, steps: int, shift: float, last: float = 0.0) -> Tensor:
+    """Euler's method of order 1: ``steps`` intervals, one network evaluation each. x (B, C, *S) at t = 1.
+
+    last: where the grid ends, before the shift, as in `gmtool.flow.times.time_grid`.
+    """
+    grid = time_grid(steps, shift, last)
     for start, stop in itertools.pairwise(grid):
         x = x + float(stop - start) * model(x, expand(start, x))
     return x

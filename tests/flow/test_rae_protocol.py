@@ -1,0 +1,54 @@
+"""Sampling as RAE and MM-FM do it, against their public implementation: grids, and whole Euler runs of a DiTDH."""
+
+import golden
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gmtool.flow.guidance.cfg import classifier_free
+from gmtool.flow.guidance.interval import within
+from gmtool.flow.prediction import VelocityModel
+from gmtool.flow.solvers.velocity import euler
+from gmtool.flow.times import RAE_LAST, time_grid
+from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.ditdh import DiTDH
+
+VALUES = golden.arrays("transport")
+SHIFT = 48**0.5
+NULL = 10
+
+
+@pytest.mark.parametrize("points", [2, 10, 50])
+def test_the_grid(points: int) -> None:
+    found = time_grid(points - 1, SHIFT, RAE_LAST)
+    torch.testing.assert_close(found.float(), VALUES[f"grid_n{points}_s6.9282"], **golden.TOLERANCE)
+    assert found[-1] == pytest.approx(0.0069, abs=5e-5)
+
+
+def test_the_grid_without_shift() -> None:
+    torch.testing.assert_close(time_grid(49, 1.0, RAE_LAST).float(), VALUES["grid_n50_s1.0000"], **golden.TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "interval"),
+    [("ode_final", 1.0, (0.0, 1.0)), ("ode_cfg_full", 1.8, (0.0, 1.0)), ("ode_cfg_interval", 1.8, (0.1, 0.8))],
+)
+@torch.no_grad()
+def test_whole_runs(name: str, scale: float, interval: tuple[float, float]) -> None:
+    network = DiTDH(
+        Architecture(
+            (16, 4, 4), depth=3, width=32, heads=4, classes=10, kind="ditdh", wide_depth=2, wide_width=64,
+            wide_heads=2, rms_norm=True, swiglu=True, rope=True,
+        )
+    )  # fmt: skip
+    network.load_state_dict(load_file(golden.DATA / "ditdh.safetensors"))
+
+    def given(labels: Tensor) -> VelocityModel:
+        return lambda x_t, t: network(x_t, t, Conditions(labels))
+
+    plain = given(VALUES["y"])
+    guided = classifier_free(plain, given(torch.full_like(VALUES["y"], NULL)), scale)
+    model = plain if scale == 1 else within(interval, guided, plain)
+    found = euler(model, VALUES["ode_x_init"], 9, SHIFT, RAE_LAST)
+    torch.testing.assert_close(found, VALUES[name], **golden.TOLERANCE)
