@@ -38,8 +38,8 @@ from gmtool.nn.build import build_network
 from gmtool.nn.heads import MixtureHead, output_layer
 from gmtool.nn.network import Network
 from gmtool.random import generator
-from gmtool.training.loop import make_optimizer
-from gmtool.training.loss import Batch, training_loss
+from gmtool.training.loss import Batch, draw, training_loss
+from gmtool.training.optimizer import make_optimizer
 
 Shape = tuple[int, int, int]
 COMPONENTS, SUBSTEPS, STEPS = 8, 8, 3
@@ -104,13 +104,15 @@ def training_seconds(shape: Shape, options: argparse.Namespace, device: torch.de
         config = TrainConfig(objective=objective, components=COMPONENTS, **settings)
         network = network_of(shape, COMPONENTS if config.mixture else 0, device)
         optimizer = make_optimizer(network, config)
+        never = torch.zeros((), dtype=torch.bool, device=device)
 
         def step() -> None:
+            draws = draw(len(batch.x), network.architecture, config, generator(0, device=device))
             with autocast(device):
-                loss = training_loss(network, batch, config, generator(0, device=device)).mean()
-            optimizer.zero_grad(set_to_none=True)
+                loss = training_loss(network, batch, draws, config).mean()
+            optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            optimizer.step(1e-4, never)
 
         return step
 

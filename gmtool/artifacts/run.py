@@ -4,16 +4,21 @@
     run/statistics.safetensors  mean, std (C, H, W) of the latents; mode_weights; tokenizer.* arrays
     run/checkpoints/step-00001000/
         model.safetensors       the weights;  ema.safetensors  their moving average, which is what is sampled
-        optimizer.safetensors   AdamW's moments;  state.json  the step
-    run/metrics.jsonl           a line a step: loss, gradient norm, learning rate
+        ema-NAME.safetensors    further averages, such as ema-0.9999 and ema-power-0.1
+        optimizer.safetensors   the optimiser's moments;  state.json  the position, and the sizes of the other files
+    run/metrics.jsonl           a line a step: loss, gradient norm, learning rate, steps left out so far
     run/previews/               grids of samples with fixed noise
+    run/lock                    locked while a process trains the run
 
 Random numbers are functions of the seed and the step, so a checkpoint needs no random state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +37,13 @@ from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.tokenizers.base import TokenizerSpec
 
-CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS = (
+CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK = (
     "config.json",
     "statistics.safetensors",
     "metrics.jsonl",
     "previews",
     "checkpoints",
+    "lock",
 )
 VARIANCE_EPS = 1e-5
 """Added to the latents' variance under the root, as RAE does."""
@@ -160,3 +166,32 @@ def run_details(architecture: Architecture, latents: LatentsFile, parameters: in
         "descriptor_size": latents.descriptor_size,
         "tokenizer": {"name": latents.tokenizer.name, "settings": dict(latents.tokenizer.settings)},
     }
+
+
+def update_config(run: RunFolder, config: TrainConfig) -> RunFolder:
+    """The run with other settings in its record, such as more steps; the file is left alone where nothing changes."""
+    manifest = replace(run.manifest, config=asdict(config))
+    text = manifest.to_json()
+    if text == (run.path / CONFIG).read_text():
+        return run
+    with written_aside(run.path / CONFIG) as part:
+        part.write_text(text)
+    return replace(run, manifest=manifest, config=config)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a run to this process. Raises UserError when another process trains it.
+
+    The lock is the process's own: worker processes do not inherit it, and it goes with the process, however that ends.
+    """
+    with (path / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"{path} is being trained by another process: wait, or choose another folder") from error
+        except OSError as error:
+            # some network file systems have no locks: better to train there without one than not at all
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield

@@ -6,11 +6,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from gmtool.config.option import flag, options_of
+from gmtool.config.option import flag, is_repeated, options_of
 
 
 def _settings_of_preset(context: typer.Context, name: str | None) -> str | None:
@@ -54,8 +54,9 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
         parameters = [each for name, each in own.items() if name != "config"]
         defaults = {each.name: each.default for each in fields(config_class)}
         for name, (kind, option) in options_of(config_class).items():
+            taken = list[get_args(kind)[0]] if is_repeated(kind) else kind  # type: ignore[misc]
             typed = Annotated[
-                kind,  # type: ignore[valid-type]  # a field's type, known at run time alone
+                taken,  # type: ignore[valid-type]  # a field's type, known at run time alone
                 typer.Option(
                     flag(name),
                     help=option.help,
@@ -70,6 +71,7 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
         @functools.wraps(command)
         def run(**given: Any) -> None:
             settings = {name: given.pop(name) for name in defaults}
+            settings = {name: tuple(each) if isinstance(each, list) else each for name, each in settings.items()}
             command(config=config_class(**settings), **given)
 
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it, mypy does not know it

@@ -31,12 +31,12 @@ def command(
     from dataclasses import asdict
 
     from gmtool.cli.console import ConsoleProgress, print_table
-    from gmtool.config.option import flag
+    from gmtool.config.option import as_text, flag
     from gmtool.stages.train import train
 
     report = train(latents, run, config, ConsoleProgress(), dry_run)
     if dry_run:
-        rows = [(flag(name), str(value)) for name, value in asdict(report.config).items()]
+        rows = [(flag(name), as_text(value)) for name, value in asdict(report.config).items()]
         print_table(f"{run}: {report.parameters:,} parameters", ("setting", "value"), rows)
         return
     print(f"{run}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {run}")

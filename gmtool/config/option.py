@@ -36,6 +36,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def as_text(value: Any) -> str:
+    """A setting's value as a user would give it; several values of one flag are separated by spaces."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def options_of(config_class: type) -> dict[str, tuple[Any, Option]]:
     """Field name -> (type, Option) of a config dataclass, in the order of declaration."""
     hints = get_type_hints(config_class, include_extras=True)
@@ -62,21 +67,20 @@ def check_ranges(config: Any) -> None:
     """Raise UserError for the first field of a config outside its declared range or choices."""
     for name, (kind, option) in options_of(type(config)).items():
         value = getattr(config, name)
-        if value is None:
-            continue
         choices = _choices(kind)
-        if choices and value not in choices:
+        if value is not None and choices and value not in choices:
             raise UserError(f"{flag(name)} must be one of {', '.join(map(str, choices))}, not {value!r}")
-        if option.minimum is not None and not value >= option.minimum:
-            raise UserError(f"{flag(name)} must be at least {option.minimum:g}, not {value}")
-        if option.maximum is not None and not value <= option.maximum:
-            raise UserError(f"{flag(name)} must be at most {option.maximum:g}, not {value}")
-        if option.below is not None and not value < option.below:
-            raise UserError(f"{flag(name)} must be below {option.below:g}, not {value}")
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            if option.minimum is not None and not number >= option.minimum:
+                raise UserError(f"{flag(name)} must be at least {option.minimum:g}, not {number}")
+            if option.maximum is not None and not number <= option.maximum:
+                raise UserError(f"{flag(name)} must be at most {option.maximum:g}, not {number}")
+            if option.below is not None and not number < option.below:
+                raise UserError(f"{flag(name)} must be below {option.below:g}, not {number}")
 
 
 def config_from_json(config_class: type, values: Mapping[str, Any], whose: str) -> Any:
-    """A config from a manifest's JSON values; paths come back as Path.
+    """A config from a manifest's JSON values; paths come back as Path, lists as tuples.
 
     Raises UserError, naming ``whose``, for a key that the config does not have, as a newer gmtool would write.
     """
@@ -84,11 +88,14 @@ def config_from_json(config_class: type, values: Mapping[str, Any], whose: str) 
     unknown = sorted(set(values) - set(options))
     if unknown:
         raise UserError(f"{whose} has the unknown setting {unknown[0]!r}: it was written by another gmtool version")
-    restored = {
-        name: Path(value) if value is not None and _is_path(options[name][0]) else value
-        for name, value in values.items()
-    }
-    return config_class(**restored)
+    return config_class(**{name: _restored(value, options[name][0]) for name, value in values.items()})
+
+
+def _restored(value: Any, kind: Any) -> Any:
+    """A field's value from JSON."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if value is not None and _is_path(kind) else value
 
 
 def expect_type(kind: Any, value: Any, whose: str) -> None:
@@ -128,3 +135,8 @@ def _in_words(kind: Any) -> str:
 
 def _is_path(kind: Any) -> bool:
     return kind is Path or Path in get_args(kind)
+
+
+def is_repeated(kind: Any) -> bool:
+    """Whether a field takes any number of values: ``tuple[float, ...]``, whose flag is repeated."""
+    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis

@@ -102,6 +102,14 @@ class SampleConfig:
         int | None, Option("Step of the checkpoint to sample. Default: the newest.", metavar="STEP", minimum=0)
     ] = None
     weights: Annotated[Literal["ema", "model"], Option("Averaged weights, or those of the last step.")] = "ema"
+    ema: Annotated[
+        str | None,
+        Option(
+            "Which average, where a run keeps several: its decay, or power-WIDTH. Default: the first that train was "
+            "given.",
+            metavar="NAME",
+        ),
+    ] = None
     decoder: Annotated[
         str | None,
         Option(
@@ -125,6 +133,8 @@ class SampleConfig:
         check_ranges(self)
         self._check_guidance()
         self._check_solver()
+        if self.ema is not None and self.weights == "model":
+            raise UserError(f"--ema {self.ema} has no effect with --weights model: drop one of them")
 
     def _check_guidance(self) -> None:
         """Refuse guidance settings that do not belong together."""

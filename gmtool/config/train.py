@@ -82,34 +82,76 @@ class TrainConfig:
     batch_size: Annotated[
         int | None, Option("Images a step. Default: 128 on a GPU, 32 on a CPU.", metavar="N", minimum=1)
     ] = None
+    micro_batch: Annotated[
+        str,
+        Option(
+            "Images computed at once, a divisor of the batch; gradients add up to those of --batch-size. auto: the "
+            "most that fit on the GPU, by trying; all on a CPU.",
+            metavar="N|auto",
+        ),
+    ] = "auto"
+    optimizer: Annotated[
+        Literal["adamw", "muon"], Option("adamw, or muon for the matrices of the blocks beside it (torch 2.9).")
+    ] = "adamw"
+    betas: Annotated[
+        tuple[float, float],
+        Option("Decay a step of AdamW's two moments.", metavar="BETA1 BETA2", minimum=0.0, below=1.0),
+    ] = (0.9, 0.95)
     lr: Annotated[
         float | None,
-        Option(
-            "Learning rate of AdamW. Default: the model's own, from 2e-3 (tiny) to 2e-4 (XL).",
-            metavar="RATE",
-            minimum=0.0,
-        ),
+        Option("Learning rate. Default: the model's own, from 2e-3 (tiny) to 2e-4 (XL).", metavar="RATE", minimum=0.0),
+    ] = None
+    lr_from: Annotated[
+        tuple[int, float] | None,
+        Option("From this step on another rate than --lr. Default: none.", metavar="STEP RATE", minimum=0.0),
     ] = None
     warmup: Annotated[int, Option("Steps over which the learning rate rises to --lr.", metavar="N", minimum=0)] = 100
     schedule: Annotated[
         Literal["constant", "linear", "cosine"],
-        Option("Learning rate after the warm-up: constant, or falling to 0 at the last step."),
+        Option("Learning rate after the warm-up: constant, or falling to --lr-end within --fall."),
     ] = "constant"
-    weight_decay: Annotated[float, Option("Weight decay of AdamW, on matrices alone.", metavar="RATE", minimum=0.0)] = (
-        0.0
-    )
+    fall: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "Steps between which the rate falls. Default: from the warm-up to the last step.",
+            metavar="FIRST LAST",
+            minimum=0,
+        ),
+    ] = None
+    lr_end: Annotated[float, Option("Rate at the end of the fall.", metavar="RATE", minimum=0.0)] = 0.0
+    weight_decay: Annotated[float, Option("Weight decay, on matrices alone.", metavar="RATE", minimum=0.0)] = 0.0
     clip: Annotated[
         float, Option("Largest norm of the gradient; longer ones are scaled down.", metavar="NORM", minimum=0.0)
     ] = 1.0
-    ema: Annotated[
-        float,
+    skip_limit: Annotated[
+        int,
         Option(
-            "Decay a step of the moving average of the weights, which is what is sampled.",
+            "Steps in a row with a loss or gradient that is not finite, each left out, after which the run goes back "
+            "to the last good checkpoint.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = 20
+    ema: Annotated[
+        tuple[float, ...],
+        Option(
+            "Decay a step of a moving average of the weights; repeat it for several. The first is what is sampled by "
+            "default.",
             metavar="DECAY",
             minimum=0.0,
             below=1.0,
         ),
-    ] = 0.9995
+    ] = (0.9995,)
+    ema_power: Annotated[
+        tuple[float, ...],
+        Option(
+            "Also keep an average of power-law profile of this width relative to the run (EDM2's sigma_rel, such as "
+            "0.05 or 0.1); repeat it for several.",
+            metavar="WIDTH",
+            minimum=1e-3,
+            maximum=0.28,
+        ),
+    ] = ()
     dropout: Annotated[
         float,
         Option(
@@ -133,6 +175,14 @@ class TrainConfig:
     ] = None
     save_every: Annotated[int, Option("Steps between checkpoints.", metavar="N", minimum=1)] = 1000
     keep: Annotated[int, Option("Checkpoints kept, the newest ones.", metavar="N", minimum=1)] = 2
+    keep_every: Annotated[
+        int,
+        Option(
+            "Checkpoints at multiples of so many steps, of --save-every too, are kept for ever; 0 for none.",
+            metavar="N",
+            minimum=0,
+        ),
+    ] = 0
     preview_every: Annotated[int, Option("Steps between preview grids; 0 for none.", metavar="N", minimum=0)] = 1000
     workers: Annotated[
         int | None,
@@ -144,12 +194,14 @@ class TrainConfig:
         Literal["auto", "float32", "bfloat16"],
         Option("Arithmetic of the network; losses are float32. auto: bfloat16 on a GPU that has it."),
     ] = "auto"
+    tf32: Annotated[bool, Option("Let a GPU round float32 matrix products to TF32, which is faster.")] = False
     device: Device = "auto"
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_ranges(self)
         self._check_combination()
+        self._check_numbers()
 
     def _check_combination(self) -> None:
         """Refuse settings that contradict each other, naming the flag to change."""
@@ -168,6 +220,35 @@ class TrainConfig:
             raise UserError(f"--constant-std belongs to --objective gm-kl: {self.objective} predicts no deviation")
         if self.spectral and self.objective != "gm-kl":
             raise UserError(f"--spectral belongs to --objective gm-kl: {self.objective} predicts no mixture")
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that do not belong together, naming the flag to change."""
+        if not (self.micro_batch == "auto" or (self.micro_batch.isdecimal() and int(self.micro_batch) > 0)):
+            raise UserError(f"--micro-batch is a number of images or auto, not {self.micro_batch}")
+        if self.fall is not None and self.schedule == "constant":
+            raise UserError("--fall has no effect with --schedule constant: take linear or cosine")
+        if self.fall is not None and self.fall[0] >= self.fall[1]:
+            raise UserError(
+                f"--fall goes from an earlier step to a later one, not from {self.fall[0]} to {self.fall[1]}"
+            )
+        if self.lr_end and self.schedule == "constant":
+            raise UserError("--lr-end has no effect with --schedule constant: take linear or cosine")
+        if self.keep_every % self.save_every:
+            raise UserError(f"--keep-every {self.keep_every} is not a multiple of --save-every {self.save_every}")
+        if not self.averages:
+            raise UserError("no moving average is asked for: give --ema or --ema-power")
+        if twice := [each for each in self.averages if self.averages.count(each) > 1]:
+            raise UserError(f"the moving average {twice[0]} is asked for twice: give different --ema or --ema-power")
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Names of the moving averages: the decays as numbers, then power-WIDTH; the first is sampled by default."""
+        return (*map(str, self.ema), *(f"power-{each}" for each in self.ema_power))
+
+    @property
+    def falls_to_the_end(self) -> bool:
+        """Whether the number of steps enters the learning rate of each."""
+        return self.schedule != "constant" and self.fall is None
 
     @property
     def mixture(self) -> bool:

@@ -15,7 +15,7 @@ from gmtool.artifacts.run import CONFIG, open_run
 from gmtool.artifacts.samples import MANIFEST, open_samples
 from gmtool.data.image_sets import find_images
 from gmtool.errors import GmtoolError, UserError
-from gmtool.training.checkpoint import EMA, MODEL, list_checkpoints
+from gmtool.training.checkpoint import list_checkpoints
 
 State = Literal["matches", "changed", "missing"]
 
@@ -93,4 +93,4 @@ def _fingerprints(role: str, path: Path) -> set[str]:
         with open_gmm(path) as gmm:
             return {gmm.manifest.fingerprint}
     checkpoints = list_checkpoints(open_run(path).checkpoints)
-    return {file_fingerprint(each.path / name) for each in checkpoints for name in (EMA, MODEL)}
+    return {file_fingerprint(each.path / name) for each in checkpoints for name in each.weights()}

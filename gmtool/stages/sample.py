@@ -35,10 +35,10 @@ from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model, generate
 from gmtool.stages.plan import Plan, make_plan
-from gmtool.stages.weaker import open_weaker
+from gmtool.stages.weaker import open_weaker, weights_file
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer
-from gmtool.training.checkpoint import EMA, MODEL, find_checkpoint, load_weights
+from gmtool.training.checkpoint import find_checkpoint, load_weights
 
 GRID_IMAGES = 100
 """Images of the grid at most."""
@@ -67,7 +67,7 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     labels = choose_labels(config.classes, run, config.num)
     _check_folder(folder)
     checkpoint = find_checkpoint(run.checkpoints, config.checkpoint)
-    weights = checkpoint.path / (EMA if config.weights == "ema" else MODEL)
+    weights = checkpoint.path / weights_file(config, run.config)
     device = resolve_device(config.device)
     guide = open_weaker(run, config)
     digest = file_fingerprint(weights)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gmtool.artifacts.files import check_space, check_writable
 from gmtool.artifacts.gmm import GmmFile, expect_latents, open_gmm
@@ -19,10 +21,12 @@ from gmtool.artifacts.run import (
     create_run,
     is_unfinished,
     latent_statistics,
+    locked,
     open_run,
     run_details,
+    update_config,
 )
-from gmtool.config.option import flag
+from gmtool.config.option import as_text, flag
 from gmtool.config.train import TrainConfig
 from gmtool.data.latent_loader import latent_batches
 from gmtool.data.modes import ModeFrames
@@ -35,19 +39,28 @@ from gmtool.stages.generate import Model
 from gmtool.stages.preview import Previewer
 from gmtool.stages.sample import decoder_of
 from gmtool.stages.train_settings import architecture_for, resolve
-from gmtool.training.checkpoint import (
-    EMA,
-    MODEL,
-    OPTIMIZER,
-    list_checkpoints,
-    load_optimizer,
-    load_weights,
-)
+from gmtool.training.checkpoint import Position, cut_short, list_checkpoints, remove_old, save_checkpoint
 from gmtool.training.feed import Feed, known_modes, mode_weights
-from gmtool.training.loop import Loop, Trainee, make_optimizer
+from gmtool.training.loop import DivergedError, Event, Loop
+from gmtool.training.loss import Batch
+from gmtool.training.metrics import MetricsFile
+from gmtool.training.roll_back import roll_back
+from gmtool.training.step import Stepper
+from gmtool.training.trainee import Trainee, make_trainee
 
-FREE_TO_CHANGE = ("steps", "save_every", "keep", "preview_every", "workers", "device", "gmm")
-"""Settings that a resumed run may change: they do not enter a step. A falling schedule also fixes ``steps``."""
+FREE_TO_CHANGE = (
+    "steps",
+    "save_every",
+    "keep",
+    "keep_every",
+    "preview_every",
+    "workers",
+    "micro_batch",
+    "skip_limit",
+    "device",
+    "gmm",
+)
+"""Settings that a resumed run may change: they do not enter a step. A rate that falls to the end fixes ``steps``."""
 
 
 @dataclass(frozen=True)
@@ -81,27 +94,65 @@ def train(
         if dry_run:
             return report
         run = _create_or_open(run_path, latents, gmm, config, architecture, parameters)
-        trainee = Trainee(network, copy.deepcopy(network).requires_grad_(False).eval(), make_optimizer(network, config))
-        start = _resume(run, trainee, progress)
-        if start >= config.steps:
-            progress.note(f"{run_path} has all its {start} steps; a larger --steps goes on")
-            return replace(report, resumed_from=start, steps=start)
-        check_space(run.checkpoints / "next", (config.keep + 1) * 16 * parameters, "the checkpoints in")
-        statistics = run.statistics()
-        frames = ModeFrames(gmm, statistics) if gmm is not None and config.source == "gmm" else None
-        precision = compute_dtype(config.precision, device)
-        statistics = statistics.to(device)
-        model = Model(trainee.ema, config, statistics, frames, device, precision)
-        tokenizer, no_images = decoder_of(run, None, device) if config.preview_every else (None, None)
-        if no_images is not None:
-            progress.note(f"no preview grids: {no_images}")
-        previewer = Previewer(model, run, tokenizer)
-        loop = Loop(config, run.checkpoints, run_path / METRICS, model.autocast, previewer.draw)
+        stack.enter_context(locked(run_path))
+        trainee = make_trainee(network, config)
+        at = _resume(run, trainee, progress)
+        if at.step >= config.steps:
+            progress.note(f"{run_path} has all its {at.step} steps; a larger --steps goes on")
+            return replace(report, resumed_from=at.step, steps=at.step)
+        bytes_each = 4 * (3 + len(trainee.averages)) * parameters
+        check_space(run.checkpoints / "next", (config.keep + 1) * bytes_each, "the checkpoints in")
+        run = update_config(run, config)
+        _loop(run, latents, gmm, trainee, device, at, progress)
+        return replace(report, resumed_from=at.step)
+
+
+def _loop(
+    run: RunFolder,
+    latents: LatentsFile,
+    gmm: GmmFile | None,
+    trainee: Trainee,
+    device: torch.device,
+    at: Position,
+    progress: Progress,
+) -> None:
+    """Take a run's steps from a position on, going back to a checkpoint where training diverges."""
+    config, statistics = run.config, run.statistics()
+    frames = ModeFrames(gmm, statistics) if gmm is not None and config.source == "gmm" else None
+    precision = compute_dtype(config.precision, device)
+    statistics = statistics.to(device)
+    model = Model(trainee.averages[0].network, config, statistics, frames, device, precision)
+    known = known_modes(gmm, config)
+
+    def batches(start: Position) -> Iterator[Batch]:
         assert config.batch_size is not None  # resolved
-        raw = latent_batches(latents, config.batch_size, config.seed, start, config.steps, config.workers)
-        feed = Feed(latents, known_modes(gmm, config), frames, statistics, config, device)
-        loop.run(trainee, feed.batches(raw, start), start, progress)
-        return replace(report, resumed_from=start)
+        seed = start.seed(config.seed)
+        raw = latent_batches(latents, config.batch_size, seed, start.step, config.steps, config.workers)
+        return Feed(latents, known, frames, statistics, config, device).batches(raw, start.step, seed)
+
+    def save(position: Position) -> None:
+        save_checkpoint(run.checkpoints, position, trainee.tensors())
+        remove_old(run.checkpoints, config.keep, config.keep_every)
+
+    loop = Loop(
+        config,
+        Stepper(config, trainee, model.autocast),
+        save,
+        loggers=[MetricsFile(run.path / METRICS)],
+        events=[Event(config.preview_every, _previewer(run, model, progress).draw)],
+    )
+    while True:
+        try:
+            return loop.run(batches(at), at, progress)
+        except DivergedError as diverged:
+            at = roll_back(run.checkpoints, diverged.position, trainee, progress)
+
+
+def _previewer(run: RunFolder, model: Model, progress: Progress) -> Previewer:
+    tokenizer, no_images = decoder_of(run, None, model.device) if run.config.preview_every else (None, None)
+    if no_images is not None:
+        progress.note(f"no preview grids: {no_images}")
+    return Previewer(model, run, tokenizer)
 
 
 def _open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
@@ -158,14 +209,14 @@ def _create_or_open(
 def _expect_same(run: RunFolder, config: TrainConfig, inputs: list[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     fixed = [each.name for each in fields(TrainConfig) if each.name not in FREE_TO_CHANGE]
-    if config.schedule != "constant":
+    if config.falls_to_the_end:
         fixed.append("steps")
     for name in fixed:
         before, now = getattr(run.config, name), getattr(config, name)
         if before != now:
+            settings = f"{flag(name)} {as_text(before)}, not {as_text(now)}"
             raise UserError(
-                f"{run.path} was begun with {flag(name)} {before}, not {now}: repeat its settings to go on, or choose "
-                "another folder"
+                f"{run.path} was begun with {settings}: repeat its settings to go on, or choose another folder"
             )
     for each in inputs:
         known = run.manifest.input(each.role)
@@ -175,23 +226,22 @@ def _expect_same(run: RunFolder, config: TrainConfig, inputs: list[Input]) -> No
             )
 
 
-def _resume(run: RunFolder, trainee: Trainee, progress: Progress) -> int:
-    """Load the newest checkpoint that is sound into the trainee; return its step, 0 for a fresh start.
+def _resume(run: RunFolder, trainee: Trainee, progress: Progress) -> Position:
+    """Load the newest checkpoint that is sound into the trainee; return its position, the first for a fresh start.
 
     Raises UserError when there are checkpoints and none of them is sound.
     """
-    damage: UserError | None = None
+    damaged = [f"{path} was cut short" for path in cut_short(run.checkpoints)]
     for checkpoint in reversed(list_checkpoints(run.checkpoints)):
         try:
-            load_weights(trainee.network, checkpoint.path / MODEL)
-            load_weights(trainee.ema, checkpoint.path / EMA)
-            load_optimizer(trainee.optimizer, checkpoint.path / OPTIMIZER)
+            trainee.load(checkpoint.path)
         except UserError as error:
-            damage = damage or error
-            progress.note(f"passing over {checkpoint.path}: {error}")
+            damaged.append(str(error))
             continue
+        for each in damaged:
+            progress.note(f"passing over a checkpoint: {each}")
         progress.note(f"resuming {run.path} at step {checkpoint.step}")
-        return checkpoint.step
-    if damage is not None:
-        raise damage
-    return 0
+        return checkpoint.position
+    if damaged:
+        raise UserError(f"no checkpoint is sound, remove them to train from the start: {'; '.join(damaged)}")
+    return Position()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,11 +10,13 @@ import torch
 from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.config.sample import SampleConfig
+from gmtool.config.train import TrainConfig
 from gmtool.device import compute_dtype
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.stages.generate import Model
-from gmtool.training.checkpoint import EMA, MODEL, find_checkpoint, load_weights
+from gmtool.training.checkpoint import MODEL, find_checkpoint, load_weights
+from gmtool.training.ema import average_file
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ class WeakerRun:
         return Model(network.to(device).eval(), self.run.config, self.run.statistics(), None, device, precision)
 
 
+def weights_file(config: SampleConfig, trained: TrainConfig) -> str:
+    """The file of a checkpoint that holds the weights to sample. Raises UserError for an average that is not there."""
+    return average_file(config.ema, trained.averages) if config.weights == "ema" else MODEL
+
+
 def open_weaker(run: RunFolder, config: SampleConfig) -> WeakerRun | None:
     """The run of ``--guide``, None without one. Raises UserError when it cannot guide ``run``."""
     if config.guide is None:
         return None
     weaker = open_run(config.guide)
     _expect_comparable(run, weaker)
-    weights = find_checkpoint(weaker.checkpoints, None).path / (EMA if config.weights == "ema" else MODEL)
+    weights = find_checkpoint(weaker.checkpoints, None).path / weights_file(replace(config, ema=None), weaker.config)
     return WeakerRun(weaker, weights, Input("guide", str(weaker.path.absolute()), file_fingerprint(weights)))
 
 

@@ -1,45 +1,104 @@
-"""Checkpoints: written aside and renamed, so that one that is there is whole; never unpickled."""
+"""Checkpoints: written aside and renamed, so that one that is there is whole; never unpickled.
+
+What a disk that filled up or lost its power cut short all the same is found by the files' sizes, which the last file
+written records.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from gmtool.artifacts.files import part_of
+from gmtool.artifacts.files import flush_to_disk, part_of
 from gmtool.artifacts.tensors import read_tensors, write_tensors
 from gmtool.errors import UserError
+from gmtool.random import key_seed
+from gmtool.training.optimizer import Optimizer
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where a run is.
+
+    step: optimiser steps taken, those that were left out included. order: the number of the order of the data, which
+    changes when a run goes back. skipped: steps left out in all. streak: of them, without a break up to now.
+    """
+
+    step: int = 0
+    order: int = 0
+    skipped: int = 0
+    streak: int = 0
+
+    def after(self, skipped: bool) -> Position:
+        """The position after one more step, which was left out or not."""
+        return replace(
+            self, step=self.step + 1, skipped=self.skipped + skipped, streak=self.streak + 1 if skipped else 0
+        )
+
+    def seed(self, seed: int) -> int:
+        """The seed of this order of the data, for a run's seed: that itself at first."""
+        return key_seed(seed, "order", self.order) if self.order else seed
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its folder and its step, the number of optimiser steps taken."""
+    """A checkpoint on disk: its folder, and where the run was."""
 
     path: Path
-    step: int
+    position: Position
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return self.position.step
+
+    def weights(self) -> tuple[str, ...]:
+        """The files that hold weights: of the network, and of its averages."""
+        return MODEL, *sorted(each.name for each in self.path.glob("ema*.safetensors"))
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """All whole checkpoints of a run's ``checkpoints`` folder, oldest first."""
-    found = []
-    for path in folder.glob("step-*") if folder.is_dir() else ():
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and (path / STATE).is_file():
-            found.append(Checkpoint(path, int(match[1])))
+    found = [each for path in _folders(folder) if (each := _open(path)) is not None]
     return tuple(sorted(found, key=lambda each: each.step))
 
 
+def cut_short(folder: Path) -> tuple[Path, ...]:
+    """What is named like a checkpoint in a run's ``checkpoints`` folder, but is not whole."""
+    return tuple(sorted(path for path in _folders(folder) if _open(path) is None))
+
+
+def _folders(folder: Path) -> list[Path]:
+    found = folder.glob("step-*") if folder.is_dir() else ()
+    return [path for path in found if re.fullmatch(r"step-\d+", path.name)]
+
+
+def _open(path: Path) -> Checkpoint | None:
+    """The checkpoint in a folder; None unless all its files are there with the sizes that they had."""
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        sizes = state.pop("files")
+        if any((path / name).stat().st_size != size for name, size in sizes.items()):
+            return None
+        return Checkpoint(path, Position(**state))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of this step, or the newest. Raises UserError when there is none."""
+    """The checkpoint of this step, or the newest that is whole. Raises UserError when there is none."""
     found = list_checkpoints(folder)
     if not found:
+        if damaged := cut_short(folder):
+            raise UserError(f"{damaged[-1]} was cut short, and there is no whole checkpoint: train again")
         raise UserError(f"{folder} holds no checkpoint yet: let `gmtool train` reach --save-every steps")
     if step is None:
         return found[-1]
@@ -49,27 +108,33 @@ def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
     raise UserError(f"--checkpoint {step}: {folder} has {', '.join(str(each.step) for each in found)}")
 
 
-def save_checkpoint(
-    folder: Path, step: int, network: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, keep: int
-) -> Checkpoint:
-    """Write the checkpoint of ``step``, then remove all but the newest ``keep``."""
-    target = folder / f"step-{step:08d}"
+def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mapping[str, Tensor]]) -> Checkpoint:
+    """Write the checkpoint of a position: files of named tensors by file name."""
+    target = folder / f"step-{position.step:08d}"
     part = part_of(target)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        write_tensors(part / MODEL, network.state_dict())
-        write_tensors(part / EMA, ema.state_dict())
-        write_tensors(part / OPTIMIZER, _moments(optimizer))
-        (part / STATE).write_text(json.dumps({"step": step}))
+        for name, tensors in files.items():
+            write_tensors(part / name, tensors)
+        sizes = {name: (part / name).stat().st_size for name in files}
+        (part / STATE).write_text(json.dumps({**asdict(position), "files": sizes}))
+        flush_to_disk(part / STATE)
+        flush_to_disk(part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
+    flush_to_disk(folder)
+    return Checkpoint(target, position)
+
+
+def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove all but the newest ``keep`` checkpoints, and those at multiples of ``keep_every`` steps (0: none)."""
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old.path, ignore_errors=True)
-    return Checkpoint(target, step)
+        if not keep_every or old.step % keep_every:
+            shutil.rmtree(old.path, ignore_errors=True)
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
@@ -80,19 +145,9 @@ def load_weights(network: nn.Module, file: Path) -> None:
         raise UserError(f"{file} holds the weights of another network than config.json says") from error
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Load AdamW's moments in place."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in read_tensors(file).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state as flat tensors: "<parameter index>.<exp_avg | exp_avg_sq | step>"."""
-    return {
-        f"{index}.{key}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-    }
+def load_optimizer(optimizer: Optimizer, file: Path) -> None:
+    """Load an optimiser's state in place. Raises UserError when it is that of another network."""
+    try:
+        optimizer.load(read_tensors(file))
+    except KeyError as error:
+        raise UserError(f"{file} holds the state of another network's optimiser than config.json says") from error

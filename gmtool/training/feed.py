@@ -56,12 +56,12 @@ class Feed:
     config: TrainConfig
     device: torch.device
 
-    def batches(self, raw: Iterator[LatentBatch], start: int) -> Iterator[Batch]:
-        """The training batches of steps ``start`` and on."""
+    def batches(self, raw: Iterator[LatentBatch], start: int, seed: int) -> Iterator[Batch]:
+        """The training batches of steps ``start`` and on; (seed, step) gives their random numbers."""
         for step, each in enumerate(raw, start):
-            yield self._batch(each, step)
+            yield self._batch(each, generator(seed, "modes", step))
 
-    def _batch(self, raw: LatentBatch, step: int) -> Batch:
+    def _batch(self, raw: LatentBatch, draws: torch.Generator) -> Batch:
         x = self.statistics.normalise(raw.patches.to(self.device, non_blocking=True))
         classes = None
         if self.config.condition == "class":
@@ -70,7 +70,7 @@ class Feed:
             classes = torch.from_numpy(np.where(labels < 0, len(self.latents.classes), labels))
         modes = noise_modes = None
         if self.known is not None:
-            modes, free = self.known.draw(raw.rows, generator(self.config.seed, "modes", step))
+            modes, free = self.known.draw(raw.rows, draws)
             noise_modes = modes if self.config.coupling == "mode" else free
         frame = None
         if self.frames is not None and noise_modes is not None:

@@ -12,35 +12,41 @@ from gmtool.training.checkpoint import (
     EMA,
     MODEL,
     OPTIMIZER,
+    Position,
+    cut_short,
     find_checkpoint,
     list_checkpoints,
     load_optimizer,
     load_weights,
+    remove_old,
     save_checkpoint,
 )
-from gmtool.training.loop import make_optimizer
+from gmtool.training.optimizer import Optimizer, make_optimizer
 
 ARCHITECTURE = Architecture((2, 2, 2), depth=1, width=16, heads=2, classes=3)
 CONFIG = TrainConfig(lr=0.01, weight_decay=0.1)
 
 
-def make(seed: int) -> tuple[DiT, torch.optim.Optimizer]:
+def make(seed: int) -> tuple[DiT, Optimizer]:
     network = build_network(ARCHITECTURE, seed)
     return network, make_optimizer(network, CONFIG)
 
 
-def take_step(network: DiT, optimizer: torch.optim.Optimizer, seed: int) -> None:
+def take_step(network: DiT, optimizer: Optimizer, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(4, 2, 2, 2, generator=draw)
     optimizer.zero_grad()
     (network(x, torch.rand(4, generator=draw), Conditions(torch.arange(4) % 4)) - x).square().mean().backward()
-    optimizer.step()
+    optimizer.step(CONFIG.lr, torch.tensor(False))
 
 
-def save(folder: Path, step: int, keep: int = 2) -> tuple[DiT, torch.optim.Optimizer]:
+def save(folder: Path, step: int, keep: int = 2) -> tuple[DiT, Optimizer]:
     network, optimizer = make(step)
     take_step(network, optimizer, step)
-    save_checkpoint(folder, step, network, build_network(ARCHITECTURE, step + 1000), optimizer, keep)
+    average = build_network(ARCHITECTURE, step + 1000)
+    files = {MODEL: network.state_dict(), EMA: average.state_dict(), OPTIMIZER: optimizer.state()}
+    save_checkpoint(folder, Position(step), files)
+    remove_old(folder, keep)
     return network, optimizer
 
 
@@ -84,19 +90,22 @@ def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) ->
     (part / "left over").write_text("")
     (tmp_path / "step-00000008").mkdir()  # without a state: not gmtool's
     assert list_checkpoints(tmp_path) == ()
-    with pytest.raises(UserError, match="holds no checkpoint yet"):
+    assert cut_short(tmp_path) == (tmp_path / "step-00000008",)
+    with pytest.raises(UserError, match="step-00000008 was cut short, and there is no whole checkpoint"):
         find_checkpoint(tmp_path, None)
     save(tmp_path, 7)
     assert [each.step for each in list_checkpoints(tmp_path)] == [7]
     assert not part.exists()
     assert not (tmp_path / "step-00000007" / "left over").exists()
     assert list_checkpoints(tmp_path / "none") == ()
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        find_checkpoint(tmp_path / "none", None)
 
 
 def test_the_same_step_again_replaces(tmp_path: Path) -> None:
     save(tmp_path, 7)
     network, _ = make(1)
-    save_checkpoint(tmp_path, 7, network, network, make(1)[1], 2)
+    save_checkpoint(tmp_path, Position(7), {MODEL: network.state_dict()})
     again = build_network(ARCHITECTURE, 0)
     load_weights(again, find_checkpoint(tmp_path, 7).path / MODEL)
     assert torch.equal(again.x_embedder.weight, network.x_embedder.weight)
@@ -143,7 +152,7 @@ def test_files_have_the_permissions_of_any_other(tmp_path: Path) -> None:
 
 def test_decay_is_on_matrices_alone() -> None:
     network, optimizer = make(0)
-    decayed, others = optimizer.param_groups
+    decayed, others = optimizer.parts[0].param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert {each.dim() for each in decayed["params"]} == {2}
     assert {each.dim() for each in others["params"]} == {1}

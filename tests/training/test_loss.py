@@ -14,7 +14,7 @@ from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT
 from gmtool.random import generator
-from gmtool.training.loss import Batch, training_loss
+from gmtool.training.loss import Batch, draw, pair, training_loss
 
 SHAPE = (2, 2, 2)
 CLASSES, MODES = 3, 5
@@ -85,6 +85,12 @@ class Spy(DiT):
         return super().forward(x_t, t, conditions)
 
 
+def loss_of(network: DiT, batch: Batch, config: TrainConfig) -> Tensor:
+    """The loss with random numbers that are always the same."""
+    draws = draw(len(batch.x), network.architecture, config, generator(0, "test"))
+    return training_loss(network, *pair(batch, draws, config), config)
+
+
 def test_there_are_the_combinations_that_the_design_has() -> None:
     """Pairs of source and coupling: 5 for fm, 2 for gm-kl, 1 for mm-fm; each with 3 conditions."""
     assert len(combinations()) == 3 * (5 + 2 + 1)
@@ -97,14 +103,14 @@ def test_every_combination_is_finite_and_trains_every_weight(settings: dict[str,
     with torch.no_grad():
         for each in network.parameters():  # zero weights stop the gradient of what is before them
             each.add_(0.1)
-    loss = training_loss(network, make_batch(config, 16), config, generator(0, "test"))
+    loss = loss_of(network, make_batch(config, 16), config)
     assert loss.shape == (16,)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss).all()
     loss.mean().backward()
     for name, each in network.named_parameters():
         assert each.grad is not None and torch.isfinite(each.grad).all(), name
-    again = training_loss(network, make_batch(config, 16), config, generator(0, "test"))
+    again = loss_of(network, make_batch(config, 16), config)
     assert torch.equal(loss.detach(), again.detach())
 
 
@@ -112,11 +118,11 @@ def test_flow_matching_from_zero_is_the_mean_square_of_the_velocity() -> None:
     """With u = 0 predicted: E|z - x|^2 = 1 + E x^2 for a Gaussian source, E|mu - x|^2 + s^2 for a mode's."""
     config = configure()
     batch = make_batch(config, 4000)
-    found = training_loss(make_network(config), batch, config, generator(0, "test")).mean()
+    found = loss_of(make_network(config), batch, config).mean()
     assert found.item() == pytest.approx(1 + batch.x.square().mean().item(), rel=0.02)
     config = configure(source="gmm", coupling="mode")
     batch = make_batch(config, 4000)
-    found = training_loss(make_network(config), batch, config, generator(0, "test")).mean()
+    found = loss_of(make_network(config), batch, config).mean()
     assert batch.frame is not None
     expected = (batch.frame.mean - batch.x).square().mean() + batch.frame.std.square().mean()
     assert found.item() == pytest.approx(expected.item(), rel=0.02)
@@ -125,8 +131,8 @@ def test_flow_matching_from_zero_is_the_mean_square_of_the_velocity() -> None:
 def test_batch_transport_lowers_the_loss() -> None:
     independent, transport = configure(), configure(coupling="batch-ot")
     batch, network = make_batch(independent, 200), make_network(independent)
-    apart = training_loss(network, batch, independent, generator(0, "test")).mean()
-    paired = training_loss(network, batch, transport, generator(0, "test")).mean()
+    apart = loss_of(network, batch, independent).mean()
+    paired = loss_of(network, batch, transport).mean()
     assert paired < 0.75 * apart
 
 
@@ -136,7 +142,7 @@ def test_points_are_on_the_path_to_the_mode() -> None:
     mean, std, x = 3.0, 0.25, -2.0
     ones = torch.ones(20_000, *SHAPE)
     spy = Spy(Architecture(SHAPE, 1, 16, 2), torch.zeros_like(ones))
-    training_loss(spy, Batch(x * ones, frame=Frame(mean * ones, std * ones)), config, generator(0, "test"))
+    loss_of(spy, Batch(x * ones, frame=Frame(mean * ones, std * ones)), config)
     time = spy.times.reshape(-1, 1, 1, 1)
     z = (spy.points - (1 - time) * x) / time
     late = z[spy.times > 0.1]
@@ -154,7 +160,7 @@ def test_one_component_of_fixed_std_is_flow_matching() -> None:
     spy = Spy(
         Architecture(SHAPE, 1, 16, 2, components=1), GaussianMixture(means, torch.zeros(64, 1, 1, 2, 2), variance)
     )
-    loss = training_loss(spy, batch, config, generator(0, "test"))
+    loss = loss_of(spy, batch, config)
     time = spy.times.reshape(-1, 1, 1, 1)
     velocity = (spy.points - batch.x) / time
     # the transition onto s = 0 is a point: its likelihood is that of x = x_t - t u, of std t std_u
@@ -170,8 +176,8 @@ def test_the_union_is_the_mixture_loss_in_the_modes_coordinates() -> None:
     architecture = Architecture(SHAPE, 1, 16, 2, modes=MODES, components=3)
     network = build_network(architecture, 0)
     whitened = Batch(batch.frame.whiten(batch.x), modes=batch.modes)
-    first = training_loss(network, batch, union, generator(0, "test"))
-    second = training_loss(network, whitened, plain, generator(0, "test"))
+    first = loss_of(network, batch, union)
+    second = loss_of(network, whitened, plain)
     torch.testing.assert_close(first, second)
 
 
@@ -189,7 +195,7 @@ def test_dropout_hides_the_condition_and_never_the_coordinates(settings: dict[st
     config = configure(**settings, dropout=0.25)
     spy = Spy(make_network(config).architecture)
     batch = make_batch(config, 4000)
-    training_loss(spy, batch, config, generator(0, "test"))
+    loss_of(spy, batch, config)
     for name, count in (("classes", CLASSES), ("modes", MODES)):
         given, seen = getattr(batch, name), getattr(spy.conditions, name)
         if not getattr(spy.architecture, name):
@@ -204,7 +210,7 @@ def test_dropout_hides_the_condition_and_never_the_coordinates(settings: dict[st
 def test_dropout_of_none_and_of_all(share: float) -> None:
     config = configure(condition="class", dropout=share)
     spy = Spy(make_network(config).architecture)
-    training_loss(spy, make_batch(config, 50), config, generator(0, "test"))
+    loss_of(spy, make_batch(config, 50), config)
     assert spy.conditions.classes is not None
     assert (spy.conditions.classes == CLASSES).float().mean().item() == share
 
@@ -213,8 +219,8 @@ def test_bfloat16_arithmetic_gives_nearly_the_same_loss() -> None:
     for objective in ("fm", "gm-kl"):
         config = configure(objective=objective)
         network, batch = make_network(config), make_batch(config, 64)
-        exact = training_loss(network, batch, config, generator(0, "test"))
+        exact = loss_of(network, batch, config)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = training_loss(network, batch, config, generator(0, "test"))
+            rounded = loss_of(network, batch, config)
         assert rounded.dtype == torch.float32
         torch.testing.assert_close(rounded.mean(), exact.mean(), atol=0.02, rtol=0.02)

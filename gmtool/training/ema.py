@@ -1,0 +1,78 @@
+"""Moving averages of the weights, several at once: exponential ones, and those of a power law.
+
+An average is a_n = b_n a_(n-1) + (1 - b_n) w_n over the weights w_n after the steps n = 0, 1, ... Exponential: b_n is
+the decay, at first (1 + n) / (10 + n), so that an early average forgets the start. Power law: b_n = (1 - 1 / (n +
+1))^(gamma + 1), which gives step i a weight like i^gamma, at any length of the run alike; gamma follows from the width
+sigma_rel of that profile relative to the run. Source: EDM2, arXiv 2312.02696, section 3.1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from gmtool.config.train import TrainConfig
+from gmtool.errors import UserError
+from gmtool.nn.network import Network
+from gmtool.training.checkpoint import EMA
+
+
+def exponential(decay: float, step: int) -> float:
+    """The decay at step ``step`` (from 0), ramped up at first."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+@lru_cache
+def power_exponent(width: float) -> float:
+    """gamma >= 0 of the power law of relative width sigma_rel, in (0, 1 / sqrt(12)].
+
+    It solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), a cubic. Source: EDM2, equation 123.
+    """
+    inverse = width**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def power_law(width: float, step: int) -> float:
+    """The decay at step ``step`` (from 0): 0 at first, whatever the width."""
+    return (1 - 1 / (step + 1)) ** (power_exponent(width) + 1)
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average: its name, which ``sample --ema`` takes, its decay at a step from 0, and the averaged network."""
+
+    name: str
+    decay: Callable[[int], float]
+    network: Network
+
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after step ``step`` (from 0)."""
+        average = get_ema_multi_avg_fn(self.decay(step))
+        average(list(self.network.parameters()), list(network.parameters()), step)
+
+
+def make_averages(network: Network, config: TrainConfig) -> tuple[Average, ...]:
+    """The averages that the settings ask for, in the order of their names, begun at the network's weights."""
+
+    def begin(name: str, decay: Callable[[int], float]) -> Average:
+        return Average(name, decay, copy.deepcopy(network).requires_grad_(False).eval())
+
+    rules = [partial(exponential, each) for each in config.ema] + [
+        partial(power_law, each) for each in config.ema_power
+    ]
+    return tuple(begin(name, rule) for name, rule in zip(config.averages, rules, strict=True))
+
+
+def average_file(name: str | None, names: Sequence[str]) -> str:
+    """The file in a checkpoint of the average ``name`` of ``names``, by default the first. Raises UserError."""
+    if name is None or name == names[0]:
+        return EMA
+    if name not in names:
+        raise UserError(f"--ema {name}: the run keeps {', '.join(names)}")
+    return f"ema-{name}.safetensors"

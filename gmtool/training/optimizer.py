@@ -1,0 +1,113 @@
+"""The optimiser of a run: fused AdamW, or Muon for the matrices of the blocks beside it.
+
+A step can be called off by a flag on the device, so that nothing waits for it: weights and state then stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gmtool.config.train import TrainConfig
+from gmtool.errors import UserError
+
+MUON_MOMENTUM = 0.95
+"""Of the orthogonalised momentum, as in Muon's own implementation."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The parts of an optimiser, each over parameters of its own, and the parameters' names."""
+
+    parts: tuple[torch.optim.Optimizer, ...]
+    names: Mapping[Tensor, str]
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self, rate: float, skip: Tensor) -> None:
+        """Take a step at a learning rate, or none where ``skip`` () bool, on the parameters' device, says so."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            if part.defaults.get("fused"):
+                part.found_inf = skip.float()  # type: ignore[attr-defined]  # which the fused kernels read
+                part.step()
+            else:
+                _step_unless(part, skip)
+
+    def state(self) -> dict[str, Tensor]:
+        """The state as named tensors: "<parameter>.<exp_avg | exp_avg_sq | step | momentum_buffer>"."""
+        found: dict[str, Tensor] = {}
+        for part in self.parts:
+            states = part.state_dict()["state"]
+            for index, name in enumerate(self._names_of(part)):
+                found |= {f"{name}.{key}": value for key, value in states.get(index, {}).items()}
+        return found
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state in place. Raises KeyError where it is that of other parameters."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for full_name, tensor in state.items():
+            name, key = full_name.rsplit(".", 1)
+            by_name.setdefault(name, {})[key] = tensor
+        if unknown := by_name.keys() - set(self.names.values()):
+            raise KeyError(min(unknown))
+        for part in self.parts:
+            states = {index: by_name[name] for index, name in enumerate(self._names_of(part)) if name in by_name}
+            part.load_state_dict({"state": states, "param_groups": part.state_dict()["param_groups"]})
+
+    def _names_of(self, part: torch.optim.Optimizer) -> Iterator[str]:
+        """The names of a part's parameters, in the order of its state."""
+        return (self.names[each] for group in part.param_groups for each in group["params"])
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimiser that the settings ask for, with weight decay on matrices alone.
+
+    Muon takes the matrices of the blocks, at a rate that moves them as far as AdamW would; AdamW takes the rest.
+    """
+    assert config.lr is not None  # a run's config is resolved
+    named = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
+    orthogonal = [each for name, each in named if config.optimizer == "muon" and _is_hidden_matrix(name, each)]
+    taken = set(orthogonal)
+    matrices = [each for _, each in named if each.dim() >= 2 and each not in taken]
+    others = [each for _, each in named if each.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+    if orthogonal:
+        parts.append(_make_muon(orthogonal, config.lr, config.weight_decay))
+    return Optimizer(tuple(parts), {each: name for name, each in named})
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon may take a parameter: embeddings, heads, vectors and tables are not for it."""
+    return parameter.dim() == 2 and "blocks." in name
+
+
+def _make_muon(matrices: list[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Muon at AdamW's scale: an update has the root mean square of one of AdamW's. Source: arXiv 2502.16982."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(f"--optimizer muon needs torch 2.9, and this is {torch.__version__}: upgrade, or take adamw")
+    return torch.optim.Muon(
+        matrices, lr=rate, weight_decay=weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
+    )
+
+
+@torch.no_grad()
+def _step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
+    """A step of an optimiser whose only state is a momentum, called off on the device where ``skip`` says so."""
+    parameters = [each for group in part.param_groups for each in group["params"] if each.grad is not None]
+    before = [each.clone() for each in parameters]
+    for each in parameters:
+        # a step toward where it is leaves the momentum where it is
+        momentum = part.state[each].get("momentum_buffer", torch.zeros_like(each))
+        each.grad = torch.where(skip, momentum, each.grad)
+    part.step()
+    for each, old in zip(parameters, before, strict=True):
+        each.copy_(torch.where(skip, old, each))

@@ -1,0 +1,38 @@
+"""Going back to the last good checkpoint when training diverges."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from gmtool.errors import UserError
+from gmtool.progress import Progress
+from gmtool.training.checkpoint import Position, list_checkpoints
+from gmtool.training.trainee import Trainee
+
+ROLLBACKS = 3
+"""Times that a run goes back, all in all: what fails again on other data is no accident."""
+
+
+def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress) -> Position:
+    """Load the newest checkpoint that was not taken amid bad steps, and give the data a new order.
+
+    Raises UserError with advice when there is none, or when the run has gone back often enough. Deterministic, so that
+    a run that is killed afterwards comes to the same checkpoint again.
+    """
+    good = [each for each in list_checkpoints(folder) if not each.position.streak]
+    what = f"{at.streak} steps in a row up to step {at.step} had a loss or gradient that is not finite"
+    advice = "try a smaller --lr or --clip, a longer --warmup, or --precision float32, in a new run"
+    if not good:
+        raise UserError(f"{what}, and there is no checkpoint to go back to: {advice}")
+    if at.order >= ROLLBACKS:
+        raise UserError(
+            f"{what}, after going back {at.order} times; the last good checkpoint is {good[-1].path}: {advice}"
+        )
+    for each in list_checkpoints(folder):
+        if each.step > good[-1].step:
+            shutil.rmtree(each.path, ignore_errors=True)
+    trainee.load(good[-1].path)
+    progress.note(f"{what}: going back to step {good[-1].step}, with the data in another order")
+    return replace(good[-1].position, order=at.order + 1)

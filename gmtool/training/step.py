@@ -1,0 +1,98 @@
+"""One step of training: random numbers, micro-batches, gradients, optimiser, averages.
+
+Nothing in it waits for the device: a step whose loss or gradient is not finite is called off there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gmtool.config.train import TrainConfig
+from gmtool.distributed import World
+from gmtool.random import generator
+from gmtool.training.loss import Batch, Draws, draw, pair, take_rows, training_loss
+from gmtool.training.metrics import Record
+from gmtool.training.schedule import learning_rate
+from gmtool.training.trainee import Trainee
+
+ALONE = World()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken, on the device: its number from 1 and its learning rate; the mean loss () of the batch and
+    the norm () of its gradient before clipping, over all processes; whether it was called off, () bool; and the loss
+    and the time of each datum of this process, (B,).
+    """
+
+    step: int
+    rate: float
+    loss: Tensor
+    norm: Tensor
+    skipped: Tensor
+    losses: Tensor
+    times: Tensor
+
+    def record(self) -> Record:
+        """The step's figures; a loss or norm that is not finite is left out. Waits for the device."""
+        found = {"step": self.step, "loss": self.loss.item(), "grad_norm": self.norm.item(), "lr": self.rate}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """What takes steps.
+
+    autocast: makes the context of the network's arithmetic. micro_batch: data computed at once; default: all.
+    """
+
+    config: TrainConfig
+    trainee: Trainee
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    world: World = ALONE
+    micro_batch: int | None = None
+
+    def take(self, batch: Batch, step: int, seed: int) -> Taken:
+        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
+        config, trainee, world = self.config, self.trainee, self.world
+        count = len(batch.x) * world.size
+        mine = world.share(count)
+        draws = draw(count, trainee.network.architecture, config, generator(seed, "train", step, device=batch.x.device))
+        batch, draws = pair(batch, take_rows(draws, slice(mine.start, mine.stop)), config)
+        losses = self.accumulate(batch, draws)
+        loss = world.sum(losses.mean()) / world.size
+        norm = nn.utils.clip_grad_norm_(trainee.network.parameters(), config.clip or math.inf)
+        skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        rate = learning_rate(config, step)
+        trainee.optimizer.step(rate, skipped)
+        for average in trainee.averages:
+            average.update(trainee.network, step)
+        return Taken(step + 1, rate, loss, norm, skipped, losses, draws.t)
+
+    def accumulate(self, batch: Batch, draws: Draws) -> Tensor:
+        """Leave the gradient of the mean loss in the parameters; return the loss of each datum, (B,)."""
+        count = len(batch.x)
+        size = self.micro_batch or count
+        self.trainee.optimizer.zero_grad()
+        losses = []
+        for start in range(0, count, size):
+            last = start + size >= count
+            with nullcontext() if last else self.trainee.hold():
+                losses.append(self._backward(batch, draws, slice(start, start + size)))
+        return torch.cat(losses)
+
+    def _backward(self, batch: Batch, draws: Draws, rows: slice) -> Tensor:
+        """Add the part of ``rows`` to the gradient of the mean loss; return their losses."""
+        trainee = self.trainee
+        with self.autocast():
+            losses = training_loss(
+                trainee.network, take_rows(batch, rows), take_rows(draws, rows), self.config, trainee.forward
+            )
+        (losses.sum() / len(batch.x)).backward()
+        return losses.detach()

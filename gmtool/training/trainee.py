@@ -1,0 +1,53 @@
+"""What a training run changes, and the files that it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from gmtool.config.train import TrainConfig
+from gmtool.nn.network import Network
+from gmtool.training.checkpoint import MODEL, OPTIMIZER, load_optimizer, load_weights
+from gmtool.training.ema import Average, average_file, make_averages
+from gmtool.training.loss import Forward
+from gmtool.training.optimizer import Optimizer, make_optimizer
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """The network, its moving averages, the optimiser.
+
+    forward: how the network is called: itself, or wrapped for several processes, or compiled. hold: makes a context in
+    which a backward pass keeps its gradients to this process: that of a micro-batch which is not the last of a step.
+    """
+
+    network: Network
+    averages: tuple[Average, ...]
+    optimizer: Optimizer
+    forward: Forward
+    hold: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """The files of a checkpoint: named tensors by file name."""
+        averages = {average_file(each.name, self._names): each.network.state_dict() for each in self.averages}
+        return {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state()}
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
+        load_weights(self.network, folder / MODEL)
+        for each in self.averages:
+            load_weights(each.network, folder / average_file(each.name, self._names))
+        load_optimizer(self.optimizer, folder / OPTIMIZER)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.averages)
+
+
+def make_trainee(network: Network, config: TrainConfig) -> Trainee:
+    """A network that is to be trained from its present weights, by the settings."""
+    return Trainee(network, make_averages(network, config), make_optimizer(network, config), network)

@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from gmtool.config.train import TrainConfig
+from gmtool.errors import UserError
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiT
+from gmtool.training.ema import average_file, exponential, make_averages, power_exponent, power_law
+
+CONFIG = TrainConfig(ema=(0.9, 0.5), ema_power=(0.1, 0.25))
+
+
+def network() -> DiT:
+    return build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0)
+
+
+def test_the_ramp() -> None:
+    assert [exponential(0.999, step) for step in (0, 8, 98)] == pytest.approx([0.1, 0.5, 99 / 108])
+    assert exponential(0.999, 10**6) == 0.999
+    assert exponential(0.0, 5) == 0.0
+
+
+@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.25])
+def test_the_width_of_the_power_law_is_the_asked_one(width: float) -> None:
+    """The standard deviation of the profile tau^gamma over [0, 1], by quadrature."""
+    tau = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    profile = tau ** power_exponent(width)
+    profile /= profile.sum()
+    mean = (profile * tau).sum()
+    assert float((profile * (tau - mean).square()).sum().sqrt()) == pytest.approx(width, rel=1e-6)
+
+
+def test_the_widest_power_law_is_the_mean_of_all_steps() -> None:
+    assert power_exponent(12**-0.5) == pytest.approx(0, abs=1e-6)
+    assert [power_law(12**-0.5, step) for step in range(4)] == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4])
+
+
+@pytest.mark.parametrize("width", [0.05, 0.25])
+def test_the_steps_weights_follow_the_power(width: float) -> None:
+    """What a step of the recursion keeps in the end, against i^gamma; they sum to one."""
+    steps, kept, weights = 4000, 1.0, []
+    for step in reversed(range(steps)):
+        weights.append(kept * (1 - power_law(width, step)))
+        kept *= power_law(width, step)
+    found = torch.tensor(weights, dtype=torch.float64).flip(0)
+    expected = (torch.arange(steps, dtype=torch.float64) + 1) ** power_exponent(width)
+    assert float(found.sum()) == pytest.approx(1)
+    late = slice(steps // 2, None)
+    torch.testing.assert_close(found[late] / found[-1], expected[late] / expected[-1], rtol=0.01, atol=0)
+
+
+def test_several_averages_follow_their_own_recursions() -> None:
+    subject = network()
+    averages = make_averages(subject, CONFIG)
+    assert [each.name for each in averages] == list(CONFIG.averages) == ["0.9", "0.5", "power-0.1", "power-0.25"]
+    expected = [subject.x_embedder.weight.detach().clone() for _ in averages]
+    for step in range(20):
+        with torch.no_grad():
+            for each in subject.parameters():
+                each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(step)))
+        for index, average in enumerate(averages):
+            average.update(subject, step)
+            decay = min((0.9, 0.5)[index], (1 + step) / (10 + step)) if index < 2 else average.decay(step)
+            expected[index] = decay * expected[index] + (1 - decay) * subject.x_embedder.weight.detach()
+    for average, each in zip(averages, expected, strict=True):
+        torch.testing.assert_close(average.network.x_embedder.weight, each, atol=1e-5, rtol=1e-5)
+        assert not any(each.requires_grad for each in average.network.parameters())
+
+
+def test_files_and_names() -> None:
+    names = CONFIG.averages
+    files = [average_file(each, names) for each in (None, *names)]
+    others = ["ema-0.5.safetensors", "ema-power-0.1.safetensors", "ema-power-0.25.safetensors"]
+    assert files == ["ema.safetensors", "ema.safetensors", *others]
+    with pytest.raises(UserError, match=r"--ema 0.7: the run keeps 0.9, 0.5, power-0.1, power-0.25"):
+        average_file("0.7", names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ema": (0.9, 1.0)}, "--ema must be below 1"),
+        ({"ema": (0.9, 0.9)}, "average 0.9 is asked for twice"),
+        ({"ema": ()}, "no moving average"),
+        ({"ema_power": (0.3,)}, "--ema-power must be at most 0.28"),
+    ],
+)
+def test_averages_that_cannot_be(settings: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        TrainConfig(**settings)
