@@ -19,6 +19,8 @@ NAMES = {
     "kernel_distance": ("KID", "kernel distance"),
     "precision": ("precision", "precision"),
     "recall": ("recall", "recall"),
+    "magnitude": ("mean magnitude", "mean magnitude"),
+    "saturated_share": ("saturated share", "saturated share"),
 }
 """What a metric is called on Inception's features, and on a tokenizer's."""
 

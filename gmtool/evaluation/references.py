@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,9 @@ class Reference(Protocol):
     def batches(self, side: int, batch_size: int) -> Iterator[Tensor]:
         """All images as uint8 (B, 3, side, side)."""
 
+    def thinned(self, step: int) -> Reference:
+        """Every ``step``-th image alone."""
+
 
 @dataclass(frozen=True)
 class ImagesReference:
@@ -77,6 +80,10 @@ class ImagesReference:
         """See `Reference`."""
         return (torch.from_numpy(each.images) for each in image_batches(self.images, side, batch_size, rows=self.rows))
 
+    def thinned(self, step: int) -> ImagesReference:
+        """See `Reference`."""
+        return replace(self, rows=self.rows[::step])
+
 
 @dataclass(frozen=True)
 class ArrayReference:
@@ -97,13 +104,18 @@ class ArrayReference:
             raise _wrong_size(self.path, self.images.shape[1:3], side)
         return array_batches(self.images, batch_size)
 
+    def thinned(self, step: int) -> ArrayReference:
+        """See `Reference`."""
+        return replace(self, images=self.images[::step])
+
 
 @dataclass(frozen=True)
 class LatentsReference:
-    """A latents file: its descriptors, and the images that it was made from."""
+    """A latents file, every ``step``-th row of it: its descriptors, and the images that it was made from."""
 
     path: Path
     file: LatentsFile
+    step: int = 1
 
     kind = "latents"
 
@@ -113,15 +125,24 @@ class LatentsReference:
         return self.file.manifest.fingerprint
 
     def __len__(self) -> int:
-        return len(self.file)
+        return -(-len(self.file) // self.step)
+
+    def descriptors(self) -> Tensor:
+        """The descriptors of all rows, (N, D) float32."""
+        return torch.from_numpy(self.file.descriptors(slice(None, None, self.step)))
+
+    def thinned(self, step: int) -> LatentsReference:
+        """See `Reference`."""
+        return replace(self, step=self.step * step)
 
     def batches(self, side: int, batch_size: int) -> Iterator[Tensor]:
         """See `Reference`: the decoded latents."""
         tokenizer = build_tokenizer(self.file.tokenizer, torch.device("cpu"), "float32")
         if tokenizer.image_size != side:
             raise _wrong_size(self.path, (tokenizer.image_size,) * 2, side)
-        starts = range(0, len(self), batch_size)
-        rows = (self.file.patches(slice(start, start + batch_size)) for start in starts)
+        stride = batch_size * self.step
+        starts = range(0, len(self.file), stride)
+        rows = (self.file.patches(slice(start, start + stride, self.step)) for start in starts)
         return (tokenizer.decode(torch.from_numpy(each).float()).cpu() for each in rows)
 
     def pictures(self) -> LatentsReference | ImagesReference:
@@ -140,7 +161,7 @@ class LatentsReference:
             raise UserError(f"{recorded.path} has changed since {self.path} was made from it: give it as --reference")
         encoded = set(self.file.names())
         rows = np.array([row for row, name in enumerate(images.names) if name in encoded], dtype=np.int64)
-        return ImagesReference(images.root, images, rows)
+        return ImagesReference(images.root, images, rows[:: self.step])
 
 
 def open_reference(path: Path) -> ImagesReference | ArrayReference | LatentsReference:
@@ -203,7 +224,7 @@ def reference_features(
                 "arrays differ): give its images as --reference"
             )
         else:
-            return Features(torch.from_numpy(reference.file.descriptors(slice(None))))
+            return Features(reference.descriptors())
     batches = pictures.batches(side, batch_size)
     if isinstance(extractor, TokenizerExtractor) and extractor.spec.settings.get("channels") == 1:
         batches = _grey_batches(batches, reference.path)

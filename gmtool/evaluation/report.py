@@ -8,7 +8,9 @@ from typing import Literal
 
 from gmtool import __version__
 
-Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision", "recall"]
+Metric = Literal[
+    "frechet_distance", "kernel_distance", "inception_score", "precision", "recall", "magnitude", "saturated_share"
+]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gmtool.evaluation.features import Extractor, Features, TokenizerExtractor, 
 from gmtool.evaluation.fidelity import Statistics, require_torch_fidelity
 from gmtool.evaluation.references import (
     ArrayReference,
+    LatentsReference,
     Reference,
     array_batches,
     open_reference,
@@ -26,12 +28,15 @@ from gmtool.evaluation.references import (
     reference_features,
     same_tokenizer,
 )
-from gmtool.evaluation.report import Report
+from gmtool.evaluation.report import Figure, Measurement, Report
+from gmtool.evaluation.saturation import Saturation, saturation
 from gmtool.progress import Progress
 from gmtool.random import generator
 
 METRICS = "metrics.json"
 """The report's file in the folder of samples."""
+SATURATION_IMAGES = 2000
+"""Real images whose values are looked at: evenly spaced ones of a larger reference."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,10 @@ def evaluate(samples: Path, config: EvaluateConfig, progress: Progress) -> Repor
         reference_kind=inputs.reference.kind,
         reference_fingerprint=inputs.reference.fingerprint,
         seed=config.seed,
-        figures=figures_of(generated, reference, inputs.statistics, real, settings, progress),
+        figures=(
+            *figures_of(generated, reference, inputs.statistics, real, settings, progress),
+            *_saturation_figures(inputs, batch),
+        ),
     )
     with written_aside(samples / METRICS) as part:
         part.write_text(report.to_json() + "\n")
@@ -137,6 +145,38 @@ def _training_descriptors(inputs: _Inputs, extractor: TokenizerExtractor, seed: 
         return None
     rows = torch.randperm(len(training), generator=generator(seed, "real pair"))[: len(inputs.images)]
     return Features(torch.from_numpy(training.file.descriptors(rows.numpy())))
+
+
+def _saturation_figures(inputs: _Inputs, batch: int) -> tuple[Figure, Figure]:
+    """Mean magnitude and saturated share of the samples' values, beside those of some real images at the same size."""
+    found = saturation(array_batches(inputs.images, batch))
+    pictures = _pictures(inputs.reference)
+    real = None
+    if pictures is not None and len(pictures):
+        thinned = pictures.thinned(math.ceil(len(pictures) / SATURATION_IMAGES))
+        real = saturation(thinned.batches(inputs.images.shape[1], batch))
+    return (
+        Figure(
+            "magnitude", _of_values(found.magnitude, found), None if real is None else _of_values(real.magnitude, real)
+        ),
+        Figure(
+            "saturated_share", _of_values(found.share, found), None if real is None else _of_values(real.share, real)
+        ),
+    )
+
+
+def _of_values(value: float, found: Saturation) -> Measurement:
+    return Measurement(value, None, found.images, None)
+
+
+def _pictures(reference: Reference) -> Reference | None:
+    """The images of the reference; None for latents whose images are gone, which their descriptors do without."""
+    if not isinstance(reference, LatentsReference):
+        return reference
+    try:
+        return reference.pictures()
+    except UserError:
+        return None
 
 
 def _warn_of_small_sets(generated: Features, reference: Features | None, progress: Progress) -> None:

@@ -43,7 +43,11 @@ def test_real_images_score_like_real_images(world):
     assert abs(report.figure("kernel_distance").generated.value) < 0.05
     for metric in ("precision", "recall"):
         assert report.figure(metric).generated.value > 0.75
-    assert [each.metric for each in report.figures] == ["frechet_distance", "kernel_distance", "precision", "recall"]
+    compared, alone = report.figures[:4], report.figures[4:]
+    assert [each.metric for each in compared] == ["frechet_distance", "kernel_distance", "precision", "recall"]
+    assert [each.metric for each in alone] == ["magnitude", "saturated_share"]
+    for each in alone:
+        assert each.generated.value == pytest.approx(each.real.value, abs=0.03)
 
 
 def test_bad_samples_score_badly(world, tmp_path, digits, make_samples):
@@ -59,9 +63,30 @@ def test_bad_samples_score_badly(world, tmp_path, digits, make_samples):
     assert min(junk["kernel_distance"], collapsed["kernel_distance"]) > 10 * abs(good["kernel_distance"])
 
 
+def test_saturation_tells_washed_out_samples_from_glaring_ones(world, tmp_path, digits, make_samples):
+    """Beside that of the real images, of which evenly spaced ones are read when there are many."""
+    grey, glaring = np.full((50, 8, 8, 3), 128, np.uint8), np.where(digits[:50] > 100, 255, 0).astype(np.uint8)
+    for name, content, expected in (("grey", grey, (1 / 255, 0)), ("glaring", glaring, (1, 1))):
+        report = run(make_samples(tmp_path / name, content, world / "latents.h5"))
+        for metric, value in zip(("magnitude", "saturated_share"), expected, strict=True):
+            found = report.figure(metric)
+            assert found.generated.value == pytest.approx(value) and found.generated.images == 50
+            assert 0.3 < found.real.value < 0.9 and found.real.images == 500
+
+
+@pytest.mark.parametrize("reference", ["latents.h5", "train"])
+def test_the_real_images_of_the_saturation_are_bounded_and_evenly_spaced(world, monkeypatch, reference, digits):
+    every = run(world / "samples", world / reference).figure("magnitude").real
+    monkeypatch.setattr("gmtool.stages.evaluate.SATURATION_IMAGES", 180)
+    found = run(world / "samples", world / reference).figure("magnitude").real
+    chosen = np.abs(digits[:500:3] / 127.5 - 1).mean()
+    assert (every.images, found.images) == (500, 167)
+    assert found.value == pytest.approx(chosen, abs=1e-9) and found.value != every.value
+
+
 def test_training_images_stand_in_when_the_reference_is_other(world):
     report = run(world / "samples", world / "held_out")
-    for each in report.figures:
+    for each in report.figures[:4]:
         assert (each.generated.images, each.generated.reference_images) == (200, 300)
         assert (each.real.images, each.real.reference_images) == (200, 300)
 
@@ -69,7 +94,7 @@ def test_training_images_stand_in_when_the_reference_is_other(world):
 @pytest.mark.parametrize("reference", ["latents.h5", "train", None])
 def test_the_training_images_as_reference_are_split(world, reference):
     report = run(world / "samples", None if reference is None else world / reference)
-    for each in report.figures:
+    for each in report.figures[:4]:
         assert (each.generated.images, each.generated.reference_images) == (200, 500)
         assert (each.real.images, each.real.reference_images) == (200, 300)
 
@@ -93,7 +118,8 @@ def test_statistics_as_reference_give_the_frechet_distance(world, tmp_path):
         features = latents.descriptors(slice(None)).astype(np.float64)
     np.savez(tmp_path / "ref.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     report = run(world / "samples", tmp_path / "ref.npz")
-    (figure,) = report.figures
+    figure, *alone = report.figures
+    assert [each.metric for each in alone] == ["magnitude", "saturated_share"] and alone[0].real is None
     assert (figure.metric, figure.real, figure.generated.reference_images) == ("frechet_distance", None, None)
     assert figure.generated.value == pytest.approx(values(run(world / "samples"))["frechet_distance"], rel=1e-5)
 
