@@ -34,3 +34,9 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether GPUs may round the factors of float32 matrix products to 10 bits of mantissa (TF32)."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -30,7 +30,7 @@ from gmtool.config.option import as_text, flag
 from gmtool.config.train import TrainConfig
 from gmtool.data.latent_loader import latent_batches
 from gmtool.data.modes import ModeFrames
-from gmtool.device import compute_dtype, resolve_device
+from gmtool.device import allow_tf32, compute_dtype, resolve_device
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
@@ -44,6 +44,7 @@ from gmtool.training.feed import Feed, known_modes, mode_weights
 from gmtool.training.loop import DivergedError, Event, Loop
 from gmtool.training.loss import Batch
 from gmtool.training.metrics import MetricsFile
+from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.roll_back import roll_back
 from gmtool.training.step import Stepper
 from gmtool.training.trainee import Trainee, make_trainee
@@ -87,6 +88,7 @@ def train(
         gmm = _open_mixture(latents, config, stack)
         device = resolve_device(config.device)
         config = resolve(config, latents, gmm, device)
+        allow_tf32(config.tf32)
         architecture = architecture_for(config, latents, gmm)
         network = build_network(architecture, config.seed).to(device)
         parameters = sum(each.numel() for each in network.parameters())
@@ -134,9 +136,14 @@ def _loop(
         save_checkpoint(run.checkpoints, position, trainee.tensors())
         remove_old(run.checkpoints, config.keep, config.keep_every)
 
+    stepper = Stepper(config, trainee, model.autocast)
+    assert config.batch_size is not None  # resolved
+    stepper = replace(stepper, micro_batch=choose_micro_batch(stepper, config, config.batch_size, device))
+    if stepper.micro_batch != config.batch_size:
+        progress.note(f"{stepper.micro_batch} images at once, {config.batch_size} a step")
     loop = Loop(
         config,
-        Stepper(config, trainee, model.autocast),
+        stepper,
         save,
         loggers=[MetricsFile(run.path / METRICS)],
         events=[Event(config.preview_every, _previewer(run, model, progress).draw)],

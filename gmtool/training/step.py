@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gmtool.config.train import TrainConfig
 from gmtool.distributed import World
+from gmtool.errors import MachineError
 from gmtool.random import generator
 from gmtool.training.loss import Batch, Draws, draw, pair, take_rows, training_loss
 from gmtool.training.metrics import Record
@@ -61,11 +62,14 @@ class Stepper:
     def take(self, batch: Batch, step: int, seed: int) -> Taken:
         """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
         config, trainee, world = self.config, self.trainee, self.world
-        count = len(batch.x) * world.size
-        mine = world.share(count)
-        draws = draw(count, trainee.network.architecture, config, generator(seed, "train", step, device=batch.x.device))
-        batch, draws = pair(batch, take_rows(draws, slice(mine.start, mine.stop)), config)
-        losses = self.accumulate(batch, draws)
+        draws = self._draw(len(batch.x), generator(seed, "train", step, device=batch.x.device))
+        batch, draws = pair(batch, draws, config)
+        try:
+            losses = self._accumulate(batch, draws)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _too_large(self.micro_batch or len(batch.x)) from error
+            raise
         loss = world.sum(losses.mean()) / world.size
         norm = nn.utils.clip_grad_norm_(trainee.network.parameters(), config.clip or math.inf)
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
@@ -75,7 +79,19 @@ class Stepper:
             average.update(trainee.network, step)
         return Taken(step + 1, rate, loss, norm, skipped, losses, draws.t)
 
-    def accumulate(self, batch: Batch, draws: Draws) -> Tensor:
+    def rehearse(self, batch: Batch, count: int) -> None:
+        """Compute a gradient as a step on ``batch`` does, of its first ``count`` data alone and within this process."""
+        draws = self._draw(len(batch.x), generator("rehearsal", device=batch.x.device))
+        with self.trainee.hold():
+            self._accumulate(take_rows(batch, slice(count)), take_rows(draws, slice(count)))
+
+    def _draw(self, count: int, stream: torch.Generator) -> Draws:
+        """The random numbers of this process's ``count`` data: its part of those of all processes."""
+        everyone = draw(count * self.world.size, self.trainee.network.architecture, self.config, stream)
+        mine = self.world.share(count * self.world.size)
+        return take_rows(everyone, slice(mine.start, mine.stop))
+
+    def _accumulate(self, batch: Batch, draws: Draws) -> Tensor:
         """Leave the gradient of the mean loss in the parameters; return the loss of each datum, (B,)."""
         count = len(batch.x)
         size = self.micro_batch or count
@@ -96,3 +112,16 @@ class Stepper:
             )
         (losses.sum() / len(batch.x)).backward()
         return losses.detach()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the GPU's memory, or the machine's, is not enough."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _too_large(size: int) -> MachineError:
+    """What to do when ``size`` data at once are too many."""
+    if size == 1:
+        return MachineError("out of memory at --micro-batch 1: take a smaller --model")
+    smaller = next(each for each in range(size // 2, 0, -1) if size % each == 0)
+    return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {smaller}")
