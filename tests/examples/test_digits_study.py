@@ -48,7 +48,7 @@ def test_settings_are_chosen_on_digits_that_no_figure_is_quoted_on(digits, root)
 
 def test_the_study_in_miniature_and_again(digits, study, root, monkeypatch, capsys):
     """The table and the picture come out; the second time nothing is trained or drawn again."""
-    tiny = replace(study.QUICK, seeds=1, samples=40, velocity=(("euler", (1, 2)),), mixture=(("gm-ode", (2,)),))
+    tiny = replace(study.QUICK, seeds=1, samples=20, velocity=(("euler", (1,)),), mixture=(("gm-ode", (1,)),))
     monkeypatch.setattr(study, "QUICK", tiny)
     monkeypatch.setattr(sys, "argv", ["digits_study.py", str(root), "--quick", "--part", "validation"])
     study.main()

@@ -36,3 +36,14 @@ def test_points_and_times_reach_the_output():
     first = network(x, t).mean()
     assert (network(x + 0.3, t).mean() - first).abs().max() > 1e-4
     assert (network(x, 1 - t).mean() - first).abs().max() > 1e-4
+
+
+def test_a_network_that_is_told_the_mode_predicts_by_it():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = PointNetwork(10, 16, 2, 4, frequencies=0, modes=3)
+    x, t, modes = torch.randn(5, 10, 1, 1), torch.rand(5), torch.tensor([0, 1, 2, 0, 1])
+    first = network(x, t, modes).mean()
+    changed = (network(x, t, (modes + 1) % 3).mean() - first).abs().flatten(1).amax(1)
+    assert (changed > 1e-6).all()
+    assert network.from_x.in_features == 10

@@ -1,0 +1,125 @@
+"""How a flow moves its points, and how far from the data it leaves them.
+
+With dx/dt = u(x, t) followed from x_1 at t = 1 (source) to x_0 at t = 0 (data), |.| the Euclidean norm over all numbers
+of a point, and expectations over points (MM-FM, sections 3 and 4.1):
+
+length         E int |u| dt: |x_1 - x_0| for a straight path, more for a bent one
+straightness   E int |(x_1 - x_0) - u|^2 dt: 0 where one Euler step is exact
+lipschitz      E |du/dx|, the Jacobian's largest singular value, over points and times
+transport      W2^2 of two equally large sets of points: the least mean |x_i - y_p(i)|^2 over permutations p, exact
+sliced         the mean of W2^2 over random directions: cheap for sets of any size
+
+All are in the units of the points; where flows are compared, they are normalised latents.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gmtool.flow.coupling import batch_optimal_transport
+from gmtool.flow.path import per_sample
+from gmtool.flow.prediction import VelocityModel
+from gmtool.flow.times import expand, time_grid
+
+POWER_ITERATIONS = 20
+"""Of the largest singular value; more raise it by a percent or so."""
+DIRECTIONS = 256
+"""Random directions of the sliced distance."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What Euler's method saw: points (n + 1, B, C, *S) and times (n + 1,) from 1 to 0, velocities (n, B, C, *S)."""
+
+    points: Tensor
+    velocities: Tensor
+    times: Tensor
+
+    def length(self) -> Tensor:
+        """The path's length, (B,)."""
+        return self._integral(self.velocities.flatten(2).norm(dim=2))
+
+    def straightness(self) -> Tensor:
+        """int |(x_1 - x_0) - u|^2 dt, (B,)."""
+        bend = (self.points[0] - self.points[-1]) - self.velocities
+        return self._integral(bend.flatten(2).square().sum(2))
+
+    def _integral(self, values: Tensor) -> Tensor:
+        """The integral over time of values (n, B) that are constant over each step."""
+        return (values * (self.times[:-1] - self.times[1:]).unsqueeze(1)).sum(0)
+
+
+@torch.no_grad()
+def trace(model: VelocityModel, x: Tensor, steps: int, shift: float) -> Trajectory:
+    """Follow the flow from x (B, C, *S) at t = 1 by Euler's method, and keep all of it."""
+    grid = time_grid(steps, shift).to(x)
+    points, velocities = [x], []
+    for start, stop in itertools.pairwise(grid):
+        velocities.append(model(points[-1], expand(start, x)))
+        points.append(points[-1] + (stop - start) * velocities[-1])
+    return Trajectory(torch.stack(points), torch.stack(velocities), grid)
+
+
+def lipschitz(model: VelocityModel, x_t: Tensor, t: Tensor, start: Tensor) -> Tensor:
+    """The largest singular value of du/dx at (x_t, t), a point each: (B,), by power iteration on J^T J.
+
+    start: random numbers (B, C, *S), the first direction. The iteration rises toward the value from below.
+    """
+    direction = _unit(start)
+
+    def field(x: Tensor) -> Tensor:
+        return model(x, t)
+
+    # the fused kernels of attention have no derivative in forward mode
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        for _ in range(POWER_ITERATIONS):
+            _, pushed = torch.func.jvp(field, (x_t,), (direction,))
+            _, pull = torch.func.vjp(field, x_t)
+            (pulled,) = pull(pushed)
+            direction = _unit(pulled)
+        _, pushed = torch.func.jvp(field, (x_t,), (direction,))
+    return pushed.flatten(1).norm(dim=1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / |x| a sample; a vector of zeros stays one."""
+    return x / per_sample(x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny), x)
+
+
+def mean_lipschitz(model: VelocityModel, trajectory: Trajectory, stream: torch.Generator) -> Tensor:
+    """The largest singular value of du/dx at one random time of each trajectory, t uniform in (0, 1]: (B,)."""
+    count = trajectory.points.shape[1]
+    places = torch.rand(count, generator=stream, device=stream.device).to(trajectory.times)
+    # step i of the grid covers the times from times[i + 1] to times[i]
+    steps = (trajectory.times[1:, None] >= 1 - places).sum(0)
+    point = trajectory.points[steps, torch.arange(count, device=steps.device)]
+    start = torch.randn(point.shape, generator=stream, device=stream.device).to(point)
+    return lipschitz(model, point, trajectory.times[steps], start)
+
+
+def transport_distance(x: Tensor, y: Tensor) -> float:
+    """W2^2 between the points x and y, both (N, ...): an exact assignment, for N up to a few thousand."""
+    _expect_pairs(x, y)
+    matched = y[batch_optimal_transport(x, y)]
+    return float((x - matched).double().flatten(1).square().sum(1).mean())
+
+
+def sliced_distance(x: Tensor, y: Tensor, stream: torch.Generator) -> float:
+    """The mean of W2^2 over `DIRECTIONS` random directions, for x and y both (N, ...)."""
+    _expect_pairs(x, y)
+    first, second = x.flatten(1).double(), y.flatten(1).double()
+    directions = torch.randn(first.shape[1], DIRECTIONS, generator=stream, device=stream.device).to(first)
+    directions = directions / directions.norm(dim=0)
+    gaps = (first @ directions).sort(dim=0).values - (second @ directions).sort(dim=0).values
+    return float(gaps.square().mean())
+
+
+def _expect_pairs(x: Tensor, y: Tensor) -> None:
+    if len(x) != len(y) or math.prod(x.shape[1:]) != math.prod(y.shape[1:]):
+        raise ValueError(f"distances are between equally many points of one shape: {tuple(x.shape)}, {tuple(y.shape)}")
