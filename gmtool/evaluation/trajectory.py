@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -79,12 +81,15 @@ def lipschitz(model: VelocityModel, x_t: Tensor, t: Tensor, start: Tensor) -> Te
     # the fused kernels of attention have no derivative in forward mode
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         for _ in range(POWER_ITERATIONS):
-            _, pushed = torch.func.jvp(field, (x_t,), (direction,))
-            _, pull = torch.func.vjp(field, x_t)
-            (pulled,) = pull(pushed)
-            direction = _unit(pulled)
-        _, pushed = torch.func.jvp(field, (x_t,), (direction,))
+            pull = torch.func.vjp(field, x_t)[1]
+            direction = _unit(pull(_push(field, x_t, direction))[0])
+        pushed = _push(field, x_t, direction)
     return pushed.flatten(1).norm(dim=1)
+
+
+def _push(field: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
+    """J v, the derivative of the field at x along a direction."""
+    return cast(Tensor, torch.func.jvp(field, (x,), (direction,))[1])
 
 
 def _unit(x: Tensor) -> Tensor:

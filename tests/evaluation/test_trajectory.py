@@ -13,7 +13,8 @@ from gmtool.evaluation.trajectory import (
     transport_distance,
 )
 from gmtool.flow.path import per_sample
-from gmtool.nn.dit import Architecture, Conditions, build_network
+from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.build import build_network
 from gmtool.random import generator
 
 TURN = 1.5
