@@ -75,9 +75,24 @@ class TrainConfig:
         ),
     ] = 0.5
     model: Annotated[
-        Literal["tiny", "small", "S", "B", "L", "XL"] | None,
-        Option("Network: DiT of this size, one token a latent position. Default: tiny on a CPU, B on a GPU."),
+        Literal["tiny", "small", "S", "B", "L", "XL", "DH-tiny", "DH-S", "DH-B", "DH-L", "DH-XL"] | None,
+        Option(
+            "Network: a DiT of this size, or with DH- a DiTDH, whose wide shallow head suits latents of many channels. "
+            "Default: tiny on a CPU, B on a GPU."
+        ),
     ] = None
+    patch_size: Annotated[
+        int, Option("Side of the square of latent positions that make a token.", metavar="N", minimum=1)
+    ] = 1
+    blocks: Annotated[
+        Literal["auto", "classic", "modern"],
+        Option("classic: LayerNorm, GELU; modern: RMSNorm, SwiGLU, RoPE; auto: modern for a DH-, as published."),
+    ] = "auto"
+    qk_norm: Annotated[bool, Option("Normalise the queries and keys of attention.")] = False
+    checkpoint_activations: Annotated[
+        bool, Option("Keep the input of each block alone, and compute its inside again: less memory, more time.")
+    ] = False
+    compile: Annotated[bool, Option("Compile the network (torch.compile): a slower start, faster steps.")] = False
     steps: Annotated[int, Option("Optimiser steps in all.", metavar="N", minimum=1)] = 100_000
     batch_size: Annotated[
         int | None, Option("Images a step. Default: 128 on a GPU, 32 on a CPU.", metavar="N", minimum=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -88,6 +88,27 @@ class Architecture:
     def outputs(self) -> int:
         """Numbers that the head reads a token: C a position, or K means of C and K logits."""
         return self.patch**2 * (self.components * (self.shape[0] + 1) or self.shape[0])
+
+    def with_blocks(self, modern: bool) -> Architecture:
+        """The same with blocks of RMSNorm, SwiGLU and RoPE, or of LayerNorm and GELU."""
+        return replace(self, rms_norm=modern, swiglu=modern, rope=modern)
+
+
+def named(name: str, shape: tuple[int, int, int]) -> Architecture:
+    """The network of a name in `SIZES`, made of what was published, without conditions and with a velocity head."""
+    size = SIZES[name]
+    plain = Architecture(shape, size.depth, size.width, size.heads)
+    if size.wide is None:
+        return plain
+    depth, width, heads = size.wide
+    return replace(
+        plain.with_blocks(modern=True),
+        kind="ditdh",
+        wide_depth=depth,
+        wide_width=width,
+        wide_heads=heads,
+        columns_first=True,
+    )
 
 
 @dataclass(frozen=True)

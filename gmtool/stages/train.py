@@ -34,6 +34,7 @@ from gmtool.device import allow_tf32, compute_dtype, resolve_device
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model
 from gmtool.stages.preview import Previewer
@@ -60,8 +61,10 @@ FREE_TO_CHANGE = (
     "skip_limit",
     "device",
     "gmm",
+    "checkpoint_activations",
+    "compile",
 )
-"""Settings that a resumed run may change: they do not enter a step. A rate that falls to the end fixes ``steps``."""
+"""Settings that a resumed run may change: they change a step by rounding at most. A falling rate fixes ``steps``."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ def train(
         bytes_each = 4 * (3 + len(trainee.averages)) * parameters
         check_space(run.checkpoints / "next", (config.keep + 1) * bytes_each, "the checkpoints in")
         run = update_config(run, config)
+        network.checkpoint_activations = config.checkpoint_activations
+        if config.compile:
+            compile_network(network)
         _loop(run, latents, gmm, trainee, device, at, progress)
         return replace(report, resumed_from=at.step)
 

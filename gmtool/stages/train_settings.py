@@ -12,7 +12,7 @@ from gmtool.artifacts.latents import LatentsFile
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.flow.times import shift_for
-from gmtool.nn.architecture import SIZES, Architecture
+from gmtool.nn.architecture import SIZES, Architecture, named
 
 
 def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, device: torch.device) -> TrainConfig:
@@ -49,14 +49,20 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
 
 
 def architecture_for(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None) -> Architecture:
-    """The network that resolved settings and inputs call for."""
+    """The network that resolved settings and inputs call for. Raises UserError for patches that do not fit."""
     assert config.model is not None  # resolved
-    size = SIZES[config.model]
-    return Architecture(
-        shape=latents.shape,
-        depth=size.depth,
-        width=size.width,
-        heads=size.heads,
+    _, height, width = latents.shape
+    if height % config.patch_size or width % config.patch_size:
+        raise UserError(
+            f"--patch-size {config.patch_size} does not divide the latents of {latents.path}, {height} x {width}"
+        )
+    network = named(config.model, latents.shape)
+    if config.blocks != "auto":
+        network = network.with_blocks(modern=config.blocks == "modern")
+    return replace(
+        network,
+        patch=config.patch_size,
+        qk_norm=config.qk_norm,
         classes=len(latents.classes) if config.condition == "class" else 0,
         modes=len(gmm) if gmm is not None and config.sees_modes else 0,
         components=config.components if config.mixture else 0,

@@ -1,0 +1,113 @@
+"""The networks as a compiler and a frugal trainer see them: one graph; the same gradients from fewer activations."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmtool.errors import MachineError
+from gmtool.mixture.gaussian_mixture import GaussianMixture
+from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.build import build_network
+from gmtool.nn.compile import compile_network
+from gmtool.nn.network import Network
+
+DIT = Architecture((3, 4, 4), depth=1, width=32, heads=4, classes=3, modes=2)
+DITDH = replace(DIT.with_blocks(modern=True), kind="ditdh", qk_norm=True, wide_depth=1, wide_width=64, wide_heads=2)
+kinds = pytest.mark.parametrize("kind", [replace(DIT, patch=2), DITDH], ids=["dit", "ditdh"])
+heads = pytest.mark.parametrize("components", [0, 3], ids=["velocity", "mixture"])
+
+
+def trained(architecture: Architecture) -> Network:
+    """A network with no weight at zero."""
+    network, draw = build_network(architecture, 0), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for each in network.parameters():
+            each.add_(0.05 * torch.randn(each.shape, generator=draw))
+    return network
+
+
+def inputs() -> tuple[Tensor, Tensor, Conditions]:
+    draw = torch.Generator().manual_seed(0)
+    labels = Conditions(torch.tensor([0, 3]), torch.tensor([2, 1]))
+    return torch.randn(2, 3, 4, 4, generator=draw), torch.rand(2, generator=draw), labels
+
+
+def numbers(predicted: Tensor | GaussianMixture) -> Tensor:
+    """All that a network says, as one vector."""
+    if isinstance(predicted, Tensor):
+        return predicted.flatten()
+    return torch.cat([each.flatten() for each in (predicted.means, predicted.log_weights, predicted.variance)])
+
+
+def gradients(network: Network) -> list[Tensor]:
+    loss = numbers(network(*inputs())).square().sum()
+    return list(torch.autograd.grad(loss, list(network.parameters())))
+
+
+@kinds
+@heads
+def test_a_network_is_one_graph_and_says_the_same_when_compiled(kind: Architecture, components: int) -> None:
+    torch.compiler.reset()
+    network, graphs = trained(replace(kind, components=components)), []
+    expected, names = numbers(network(*inputs())), list(network.state_dict())
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_network(network, backend)  # refuses a break in the graph
+    torch.testing.assert_close(numbers(network(*inputs())), expected, atol=1e-5, rtol=1e-5)
+    assert len(graphs) == 1
+    assert list(network.state_dict()) == names
+
+
+@kinds
+@heads
+def test_checkpointed_activations_give_the_same_gradients(kind: Architecture, components: int) -> None:
+    network = trained(replace(kind, components=components))
+    expected = gradients(network)
+    network.checkpoint_activations = True
+    assert all(torch.equal(*pair) for pair in zip(gradients(network), expected, strict=True))
+
+
+def kept_for_the_gradient(network: Network) -> int:
+    """Numbers that a call keeps for the backward pass, weights aside."""
+    weights = {each.data_ptr() for each in network.parameters()}
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(*inputs())
+    return sum(kept.values())
+
+
+@kinds
+def test_checkpointing_keeps_a_fraction_of_the_activations(kind: Architecture) -> None:
+    network = trained(replace(kind, depth=8))
+    everything = kept_for_the_gradient(network)
+    network.checkpoint_activations = True
+    assert kept_for_the_gradient(network) < 0.4 * everything
+
+
+@kinds
+def test_a_checkpointed_network_is_one_graph_too(kind: Architecture) -> None:
+    torch.compiler.reset()
+    network = trained(kind)
+    expected = gradients(network)
+    network.checkpoint_activations = True
+    compile_network(network, "eager")
+    for each, other in zip(gradients(network), expected, strict=True):
+        torch.testing.assert_close(each, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MachineError, match=r"--compile needs a C\+\+ compiler: install g\+\+"):
+        compile_network(build_network(DIT, 0))

@@ -1,0 +1,104 @@
+"""The network's settings on their way from the command line into a run and its samples."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import Small
+
+from gmtool.artifacts.latents import open_latents
+from gmtool.artifacts.run import open_run
+from gmtool.config.sample import SampleConfig
+from gmtool.config.train import TrainConfig
+from gmtool.errors import UserError
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.compile import compile_network
+from gmtool.progress import Progress
+from gmtool.stages import train as train_stage
+from gmtool.stages.sample import sample
+from gmtool.stages.train import train
+from gmtool.stages.train_settings import architecture_for, resolve
+
+QUICK = TrainConfig(steps=3, batch_size=8, preview_every=0, device="cpu", warmup=0)
+
+
+def architecture(small: Small, config: TrainConfig) -> Architecture:
+    with open_latents(small.latents("classes")) as latents:
+        return architecture_for(resolve(config, latents, None, torch.device("cpu")), latents, None)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "step-00000003" / "model.safetensors")
+
+
+def test_a_name_is_a_published_network(small: Small) -> None:
+    dit, ditdh = (architecture(small, replace(QUICK, model=name)) for name in ("XL", "DH-XL"))
+    assert (dit.kind, dit.depth, dit.width, dit.heads) == ("dit", 28, 1152, 16)
+    assert not (dit.rms_norm or dit.swiglu or dit.rope or dit.qk_norm)
+    assert (ditdh.kind, ditdh.depth, ditdh.width, ditdh.heads) == ("ditdh", 28, 1152, 16)
+    assert (ditdh.wide_depth, ditdh.wide_width, ditdh.wide_heads) == (2, 2048, 16)
+    assert ditdh.rms_norm and ditdh.swiglu and ditdh.rope and not ditdh.qk_norm
+    assert ditdh.classes == dit.classes == 3
+
+
+def test_flags_change_its_patches_and_blocks(small: Small) -> None:
+    found = architecture(small, replace(QUICK, patch_size=2, blocks="modern", qk_norm=True))
+    assert (found.patch, found.rms_norm, found.swiglu, found.rope, found.qk_norm) == (2, True, True, True, True)
+    found = architecture(small, replace(QUICK, model="DH-S", blocks="classic"))
+    assert (found.patch, found.rms_norm, found.swiglu, found.rope, found.qk_norm) == (1, False, False, False, False)
+
+
+def test_patches_that_do_not_fit(small: Small) -> None:
+    with pytest.raises(UserError, match=r"--patch-size 3 does not divide the latents of .*latents.h5, 2 x 2"):
+        architecture(small, replace(QUICK, patch_size=3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "DH-tiny"},
+        {"model": "DH-tiny", "objective": "gm-kl", "source": "gmm"},
+        {"patch_size": 2, "blocks": "modern", "qk_norm": True, "objective": "gm-kl"},
+    ],
+    ids=["ditdh", "ditdh-union", "modern/2"],
+)
+def test_every_kind_of_network_trains_and_is_sampled(small: Small, tmp_path: Path, changes: dict) -> None:
+    train(small.latents("classes"), tmp_path / "run", replace(QUICK, **changes), Progress())
+    sample(tmp_path / "run", tmp_path / "samples", SampleConfig(num=4, steps=2, device="cpu"), Progress())
+    with open_latents(tmp_path / "samples" / "latents.h5") as latents:
+        assert torch.from_numpy(latents.patches(slice(None)).astype("float32")).isfinite().all()
+
+
+def test_compiling_and_checkpointing_change_a_run_by_rounding_alone(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run without them goes on with them."""
+    monkeypatch.setattr(train_stage, "compile_network", partial(compile_network, backend="eager"))
+    torch.compiler.reset()
+    config = replace(QUICK, model="DH-tiny", objective="gm-kl")
+    train(small.latents("classes"), tmp_path / "plain", config, Progress())
+    train(small.latents("classes"), tmp_path / "frugal", replace(config, steps=2), Progress())
+    frugal = replace(config, compile=True, checkpoint_activations=True)
+    assert train(small.latents("classes"), tmp_path / "frugal", frugal, Progress()).resumed_from == 2
+    plain, other = weights(tmp_path / "plain"), weights(tmp_path / "frugal")
+    assert plain.keys() == other.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_run_from_before_these_settings_opens_and_goes_on(small: Small, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train(small.latents("classes"), path, QUICK, Progress())
+    record = json.loads((path / "config.json").read_text())
+    for name in ("patch_size", "blocks", "qk_norm", "checkpoint_activations", "compile"):
+        del record["config"][name]
+    known = ("shape", "depth", "width", "heads", "classes", "modes", "components", "constant_std", "spectral")
+    details = record["details"]
+    details["architecture"] = {name: details["architecture"][name] for name in known}
+    (path / "config.json").write_text(json.dumps(record))
+    assert open_run(path).architecture == architecture(small, QUICK)
+    assert train(small.latents("classes"), path, replace(QUICK, steps=4), Progress()).resumed_from == 3
