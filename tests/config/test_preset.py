@@ -38,11 +38,12 @@ def test_presets_are_installed_with_the_package() -> None:
 def test_the_recipes_are_the_published_ones() -> None:
     gmflow: TrainConfig = load_preset("gmflow-imagenet256").config("train")
     assert (gmflow.objective, gmflow.components, gmflow.transition_ratio) == ("gm-kl", 8, 0.5)
+    assert (gmflow.model, gmflow.patch_size) == ("XL", 2)
     assert (gmflow.batch_size, gmflow.steps, gmflow.lr, gmflow.warmup) == (4096, 200_000, 2e-4, 1000)
     sampling: SampleConfig = load_preset("gmflow-imagenet256").config("sample")
     assert (sampling.solver, sampling.order, sampling.steps, sampling.substeps) == ("gm-ode", 2, 8, 16)
     mm_fm: TrainConfig = load_preset("mm-fm-imagenet256").config("train")
-    assert (mm_fm.objective, mm_fm.batch_size, mm_fm.steps) == ("mm-fm", 1024, 100_000)
+    assert (mm_fm.model, mm_fm.objective, mm_fm.batch_size, mm_fm.steps) == ("DH-XL", "mm-fm", 1024, 100_000)
     assert load_preset("mm-fm-imagenet256").config("fit-gmm").modes == 8192
     assert load_preset("mm-fm-mode-imagenet256").config("train").condition == "mode"
 
