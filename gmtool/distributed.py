@@ -58,36 +58,59 @@ class World:
         dist.all_reduce(total)
         return total
 
-    def mean(self, value: float) -> float:
-        """The mean over processes of a number."""
-        return self.sum(torch.tensor(value, dtype=torch.float64)).item() / self.size
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes of tensors of one shape, the same everywhere; a GPU is not waited for."""
+        return self.sum(values) / self.size
 
     def any(self, here: bool) -> bool:
         """Whether it is true in some process; all hear the same answer."""
         return self.sum(torch.tensor(int(here))).item() > 0
 
-    def broadcast(self, values: Tensor) -> Tensor:
-        """The first process's tensor, everywhere; the others give one of its shape and type."""
+    def broadcast(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the first process found, on the CPU, everywhere; what the others give is not looked at."""
         if self.size == 1:
-            return values
-        received = values.clone()
-        dist.broadcast(received, src=0)
-        return received
+            return dict(found)
+        message = _pack(found) if self.first else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor(len(message))
+        dist.broadcast(size, src=0)
+        message = message if self.first else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(message, src=0)
+        return _unpack(message)
 
     def gather(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """What every process found, in the order of ranks, on the CPU; the others than the first hear nothing, []."""
         if self.size == 1:
             return [dict(found)]
-        if not self.first:
-            message = save({name: each.cpu().contiguous() for name, each in found.items()})
-            dist.send(torch.tensor(len(message)), dst=0)
-            dist.send(torch.frombuffer(bytearray(message), dtype=torch.uint8), dst=0)
-            return []
-        return [dict(found), *(_receive(rank) for rank in range(1, self.size))]
+        if self.first:
+            return [dict(found), *(_receive(rank) for rank in range(1, self.size))]
+        message = _pack(found)
+        dist.send(torch.tensor(len(message)), dst=0)
+        dist.send(message, dst=0)
+        return []
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.any(False)
+
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """What the first process does alone, and the others once it is done: they find what it made."""
+        if not self.first:
+            self.barrier()
+        yield
+        if self.first:
+            self.barrier()
+
+
+def _pack(found: Mapping[str, Tensor]) -> Tensor:
+    """Named tensors as one row of bytes."""
+    return torch.frombuffer(
+        bytearray(save({name: each.detach().cpu().contiguous() for name, each in found.items()})), dtype=torch.uint8
+    )
+
+
+def _unpack(message: Tensor) -> dict[str, Tensor]:
+    return load(message.numpy().tobytes())
 
 
 def _receive(rank: int) -> dict[str, Tensor]:
@@ -95,7 +118,12 @@ def _receive(rank: int) -> dict[str, Tensor]:
     dist.recv(size, src=rank)
     message = torch.empty(int(size), dtype=torch.uint8)
     dist.recv(message, src=rank)
-    return load(message.numpy().tobytes())
+    return _unpack(message)
+
+
+def neighbours() -> int:
+    """Processes that torchrun started on this machine, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def join(device: str) -> World:
@@ -106,18 +134,18 @@ def join(device: str) -> World:
     if not dist.is_initialized():
         return World(device=resolve_device(device))
     rank, size = dist.get_rank(), dist.get_world_size()
-    local, neighbours = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if neighbours > 1 and device.startswith("cuda:"):
-        raise UserError(f"--device {device}: {neighbours} processes would share it; take --device cuda")
+    here = neighbours()
+    if here > 1 and device.startswith("cuda:"):
+        raise UserError(f"--device {device}: {here} processes would share it; take --device cuda")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         found = torch.cuda.device_count()
-        if found < neighbours:
-            raise UserError(f"{neighbours} processes, but {found} GPUs here: torchrun --nproc-per-node {max(found, 1)}")
-        device = f"cuda:{local}"
-    here = resolve_device(device)
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
-    return World(rank, size, here)
+        if 0 < found < here:
+            raise UserError(f"{here} processes, but {found} GPUs here: torchrun --nproc-per-node {found}")
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    own = resolve_device(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    return World(rank, size, own)
 
 
 @contextmanager

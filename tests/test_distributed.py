@@ -11,6 +11,7 @@ from gmtool.errors import UserError
 
 SCRIPT = """
 import sys
+from pathlib import Path
 import torch
 from gmtool.cli import app
 from gmtool.distributed import join
@@ -23,9 +24,12 @@ def execute(_arguments):
     assert list(world.share(5)) == [[0, 1], [2, 3, 4]][rank]
     values = torch.tensor([1.0, 2.0]) * (rank + 1)
     assert world.sum(values).tolist() == [3, 6] and values.tolist() == [rank + 1, 2 * (rank + 1)]
-    assert world.mean(float(rank)) == 0.5
+    assert world.mean(torch.tensor([1.0, 2.0]) * rank).tolist() == [0.5, 1]
     assert world.any(rank == 1) and not world.any(False)
-    assert world.broadcast(torch.full((2,), rank + 7)).tolist() == [7, 7]
+    assert world.broadcast({"a": torch.ones(2)} if rank == 0 else {})["a"].tolist() == [1, 1]
+    with world.first_before_others():
+        assert Path("made").exists() == bool(rank)
+        Path("made").touch()
     found = world.gather({"rows": torch.full((rank + 1, 2), rank), "half": torch.ones(rank, dtype=torch.float16)})
     if rank:
         assert found == []
@@ -58,10 +62,13 @@ def test_one_process_is_a_world() -> None:
     assert world == World(0, 1, torch.device("cpu")) and world.first
     values = torch.tensor([1.0, 2.0])
     assert world.share(5) == range(5)
-    assert world.sum(values).tolist() == world.broadcast(values).tolist() == [1, 2]
-    assert world.mean(0.25) == 0.25 and world.any(True) and not world.any(False)
-    assert [each["x"].tolist() for each in world.gather({"x": values})] == [[1, 2]]
-    world.barrier()
+    assert world.sum(values).tolist() == world.mean(values).tolist() == [1, 2]
+    assert world.any(True) and not world.any(False)
+    assert [each["x"].tolist() for each in (world.broadcast({"x": values}), *world.gather({"x": values}))] == [
+        [1, 2]
+    ] * 2
+    with world.first_before_others():
+        world.barrier()
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 4), (0, 2), (8, 8)])

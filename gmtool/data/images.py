@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from gmtool.data.image_sets import ImageReader, ImageSet
+from gmtool.distributed import neighbours
 from gmtool.errors import UserError
 
 MAX_WORKERS = 16
@@ -95,9 +96,9 @@ def bad_image_error(images: ImageSet, bad: BadImage) -> UserError:
 
 
 def default_workers() -> int:
-    """Processes that decode images by default: the cores that this process may use, at most 16."""
+    """Processes that decode images by default: this process's share of the cores that it may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS)
+    return max(1, min(cores // neighbours(), MAX_WORKERS))
 
 
 def load_image(reader: ImageReader, index: int) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.config.evaluate import EvaluateConfig
+from gmtool.distributed import World
 from gmtool.errors import MachineError
 from gmtool.evaluation.inception import (
     FETCH_SECONDS,
@@ -132,8 +133,24 @@ def extract_features(
             progress.advance(len(images))
     finally:
         progress.end()
-    logits = [each.logits for each in found if each.logits is not None]
-    return Features(torch.cat([each.vectors for each in found]), torch.cat(logits) if logits else None)
+    if not found:  # of several processes, some may have no image to see to
+        return Features(torch.empty(0, extractor.size))
+    return _joined(found)
+
+
+def gather_features(features: Features, world: World) -> Features:
+    """The features of all processes in the order of ranks, for the first process; the others keep their own."""
+    logits = {} if features.logits is None else {"logits": features.logits}
+    found = [
+        Features(each["vectors"], each.get("logits")) for each in world.gather({"vectors": features.vectors, **logits})
+    ]
+    return _joined(found) if found else features
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    """Parts of a set of images, one after another."""
+    logits = [each.logits for each in parts if each.logits is not None]
+    return Features(torch.cat([each.vectors for each in parts]), torch.cat(logits) if logits else None)
 
 
 def _tokenizer_extractor(spec: TokenizerSpec, device: torch.device) -> TokenizerExtractor:

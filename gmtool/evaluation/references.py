@@ -24,8 +24,15 @@ from gmtool.artifacts.run import CONFIG
 from gmtool.artifacts.samples import MANIFEST, SamplesFolder, open_samples
 from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import image_batches
+from gmtool.distributed import World
 from gmtool.errors import UserError
-from gmtool.evaluation.features import Extractor, Features, TokenizerExtractor, extract_features
+from gmtool.evaluation.features import (
+    Extractor,
+    Features,
+    TokenizerExtractor,
+    extract_features,
+    gather_features,
+)
 from gmtool.evaluation.fidelity import Statistics
 from gmtool.progress import Progress
 from gmtool.tokenizers.base import TokenizerSpec
@@ -51,8 +58,8 @@ class Reference(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def batches(self, side: int, batch_size: int) -> Iterator[Tensor]:
-        """All images as uint8 (B, 3, side, side)."""
+    def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
+        """The images ``rows``, consecutive ones, as uint8 (B, 3, side, side)."""
 
     def thinned(self, step: int) -> Reference:
         """Every ``step``-th image alone."""
@@ -76,9 +83,10 @@ class ImagesReference:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, side: int, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
         """See `Reference`."""
-        return (torch.from_numpy(each.images) for each in image_batches(self.images, side, batch_size, rows=self.rows))
+        taken = self.rows[rows.start : rows.stop]
+        return (torch.from_numpy(each.images) for each in image_batches(self.images, side, batch_size, rows=taken))
 
     def thinned(self, step: int) -> ImagesReference:
         """See `Reference`."""
@@ -98,11 +106,11 @@ class ArrayReference:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, side: int, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
         """See `Reference`."""
         if self.images.shape[1:3] != (side, side):
             raise _wrong_size(self.path, self.images.shape[1:3], side)
-        return array_batches(self.images, batch_size)
+        return array_batches(self.images[rows.start : rows.stop], batch_size)
 
     def thinned(self, step: int) -> ArrayReference:
         """See `Reference`."""
@@ -135,15 +143,14 @@ class LatentsReference:
         """See `Reference`."""
         return replace(self, step=self.step * step)
 
-    def batches(self, side: int, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
         """See `Reference`: the decoded latents."""
         tokenizer = build_tokenizer(self.file.tokenizer, torch.device("cpu"), "float32")
         if tokenizer.image_size != side:
             raise _wrong_size(self.path, (tokenizer.image_size,) * 2, side)
-        stride = batch_size * self.step
-        starts = range(0, len(self.file), stride)
-        rows = (self.file.patches(slice(start, start + stride, self.step)) for start in starts)
-        return (tokenizer.decode(torch.from_numpy(each).float()).cpu() for each in rows)
+        parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+        latents = (self.file.patches(slice(part.start * self.step, part.stop * self.step, self.step)) for part in parts)
+        return (tokenizer.decode(torch.from_numpy(each).float()).cpu() for each in latents)
 
     def pictures(self) -> LatentsReference | ImagesReference:
         """What gives the images: latents of ``pixels`` themselves, which decode exactly, else the encoded images.
@@ -208,11 +215,12 @@ def same_tokenizer(first: TokenizerSpec, second: TokenizerSpec) -> bool:
 
 
 def reference_features(
-    reference: Reference, extractor: Extractor, side: int, batch_size: int, progress: Progress
+    reference: Reference, extractor: Extractor, side: int, batch_size: int, world: World, progress: Progress
 ) -> Features:
     """Features of the reference's images at the samples' size ``side``; descriptors in a latents file are not remade.
 
-    Raises UserError when those descriptors are another tokenizer's.
+    Of several processes each takes its share, and the first has all in the end. Raises UserError when those descriptors
+    are another tokenizer's.
     """
     pictures = reference
     if isinstance(reference, LatentsReference):
@@ -225,10 +233,11 @@ def reference_features(
             )
         else:
             return Features(reference.descriptors())
-    batches = pictures.batches(side, batch_size)
+    share = world.share(len(pictures))
+    batches = pictures.batches(side, batch_size, share)
     if isinstance(extractor, TokenizerExtractor) and extractor.spec.settings.get("channels") == 1:
         batches = _grey_batches(batches, reference.path)
-    return extract_features(extractor, batches, len(pictures), "the reference", progress)
+    return gather_features(extract_features(extractor, batches, len(share), "the reference", progress), world)
 
 
 def array_batches(images: np.ndarray, batch_size: int) -> Iterator[Tensor]:

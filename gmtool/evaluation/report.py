@@ -62,3 +62,13 @@ class Report:
     def to_json(self) -> str:
         """The report as indented JSON text."""
         return json.dumps(asdict(self), indent=1)
+
+
+def parse_report(text: str) -> Report:
+    """The report in the JSON text that `Report.to_json` made."""
+    found = json.loads(text)
+    figures = (
+        Figure(each["metric"], Measurement(**each["generated"]), each["real"] and Measurement(**each["real"]))
+        for each in found["figures"]
+    )
+    return Report(**{**found, "figures": tuple(figures)})

@@ -4,12 +4,16 @@ The file is laid out whole beside its final name, filled batch by batch in the o
 is complete. Every few seconds what was written is brought to disk, and then a small state beside it says how far it
 goes (`gmtool.stages.encode_state`); after any interruption the same command goes on from there. The batches cover fixed
 blocks of images and the moments fixed blocks of samples, so the result does not depend on where it was interrupted.
+
+Several processes encode a batch each in every round, and the first writes them in order: the file, the state and the
+way back after an interruption are those of one process.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +31,8 @@ from gmtool.config.encode import EncodeConfig
 from gmtool.data.image_sets import ImageSet, find_images, spread
 from gmtool.data.images import BadImage, ImageBatch, image_batches, no_image_error
 from gmtool.data.moments import Moments
-from gmtool.device import compute_dtype, resolve_device
+from gmtool.device import compute_dtype
+from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.progress import Progress
 from gmtool.stages.encode_state import EncodeState, read_state, remove_state, write_state
@@ -38,6 +43,8 @@ from gmtool.tokenizers.described import describer_spec
 
 STATE_SECONDS = 5.0
 """Seconds of work that an interruption costs at most."""
+DONE = "images done"
+"""Beside the tokenizer's arrays, the number that the first process tells the others."""
 MOMENTS_BLOCK = 64
 """Samples summed at a time for the moments."""
 
@@ -104,7 +111,7 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
     _refuse_other_file(output)
     found = find_images(images)
     rows = spread(len(found), config.limit)
-    device = resolve_device(config.device)
+    device = join(config.device).device
     tokenizer = choose_tokenizer(config, found, rows)
     settings = tokenizer.settings
     settled = replace(
@@ -138,55 +145,137 @@ def encode_images(images: Path, output: Path, config: EncodeConfig, progress: Pr
     that float16 cannot hold.
     """
     started = time.monotonic()
-    plan = plan_encoding(images, output, config)
+    world = join(config.device)
+    with world.first_before_others():  # which may fetch weights
+        plan = plan_encoding(images, output, config)
     for line in plan.lines():
         progress.note(line)
     finished = _finished(plan)
     if finished is not None:
         progress.note(f"{plan.output} already holds these images in this encoding: nothing to do")
         return _report(plan, finished, (), time.monotonic() - started, fresh=False)
+    manifest, skipped = _write(plan, world, progress) if world.first else _help(plan, world)
+    return _report(plan, manifest, skipped, time.monotonic() - started, fresh=True)
+
+
+def _write(plan: EncodePlan, world: World, progress: Progress) -> tuple[Manifest, tuple[BadImage, ...]]:
+    """Make the file, of the batches of all processes; return its manifest, and the images that were left out."""
     with _open_part(plan, progress) as (writer, state):
-        tokenizer = build_tokenizer(writer.tokenizer, resolve_device(plan.config.device), plan.config.precision)
-        run = _Encoding(plan, tokenizer, writer, state)
+        fitted = {name: torch.from_numpy(np.array(each)) for name, each in writer.tokenizer.arrays.items()}
+        world.broadcast({DONE: torch.tensor(state.images), **fitted})
+        encoding = _Encoding(plan, writer, state)
         try:
-            run.encode(progress)
+            encoding.write(_encoded_batches(plan, writer.tokenizer, state.images, world), progress)
         except BaseException:
             with suppress(Exception):  # the error itself matters more; the last state stays valid
-                run.save()
-            if not run.state.images:
+                encoding.save()
+            if not encoding.state.images:
                 _discard(plan.output)
             raise
-        if not run.state.samples:
+        if not encoding.state.samples:
             raise no_image_error(plan.images)
-        run.save()
-        manifest = writer.finish(run.state.samples, run.total(), {"skipped": len(run.state.skipped)})
+        encoding.save()
+        state = encoding.state
+        manifest = writer.finish(state.samples, encoding.total(), {"skipped": len(state.skipped)})
     part_of(plan.output).replace(plan.output)
     remove_state(plan.output)
-    return _report(plan, manifest, run.state.skipped, time.monotonic() - started, fresh=True)
+    world.barrier()
+    return manifest, state.skipped
+
+
+def _help(plan: EncodePlan, world: World) -> tuple[Manifest, tuple[BadImage, ...]]:
+    """Encode this process's batches for the first one, which writes; return the manifest of the file that it made."""
+    told = {name: each.numpy() for name, each in world.broadcast({}).items()}
+    done = int(told.pop(DONE))
+    for _ in _encoded_batches(plan, replace(plan.tokenizer, arrays=told), done, world):
+        raise AssertionError("batches go to the first process alone")
+    world.barrier()
+    with open_latents(plan.output) as latents:
+        return latents.manifest, ()
+
+
+@dataclass(frozen=True, eq=False)
+class _EncodedBatch:
+    """indices (B,): rows of the set. patches float16 and descriptors float32 of their samples. bad: left out."""
+
+    indices: np.ndarray
+    patches: np.ndarray
+    descriptors: np.ndarray
+    bad: tuple[BadImage, ...]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The batch as it travels to another process."""
+        bad = np.frombuffer(json.dumps([asdict(each) for each in self.bad]).encode(), np.uint8)
+        arrays = {"indices": self.indices, "patches": self.patches, "descriptors": self.descriptors, "bad": bad.copy()}
+        return {name: torch.from_numpy(each) for name, each in arrays.items()}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> _EncodedBatch:
+        """The batch that travelled."""
+        arrays = {name: each.numpy() for name, each in tensors.items()}
+        bad = tuple(BadImage(**each) for each in json.loads(arrays.pop("bad").tobytes()))
+        return cls(**arrays, bad=bad)
+
+
+def _encoded_batches(plan: EncodePlan, spec: TokenizerSpec, done: int, world: World) -> Iterator[_EncodedBatch]:
+    """The batches after the ``done`` first images, in order, for the first process; none for the others.
+
+    In a round each process encodes a batch; the last round may lack some.
+    """
+    config, rest, size = plan.config, plan.rows[done:], plan.config.batch_size
+    starts = range(0, len(rest), size)
+    mine = [rest[start : start + size] for start in starts[world.rank :: world.size]]
+    tokenizer = build_tokenizer(spec, world.device, config.precision)
+    batches = image_batches(
+        plan.images,
+        tokenizer.image_size,
+        size,
+        workers=config.workers,
+        skip_bad=config.skip_bad,
+        rows=np.concatenate([rest[:0], *mine]),
+    )
+    for _ in starts[:: world.size]:
+        batch = next(batches, None)
+        for found in world.gather({} if batch is None else _encoded(plan, tokenizer, batch).tensors()):
+            if found:
+                yield _EncodedBatch.of(found)
+
+
+def _encoded(plan: EncodePlan, tokenizer: Tokenizer, batch: ImageBatch) -> _EncodedBatch:
+    """A batch, encoded: each image followed by its mirror image if wanted."""
+    if not len(batch.indices):
+        shape = plan.layout.shape
+        nothing = np.empty((0, *shape), np.float16), np.empty((0, tokenizer.descriptor_size), np.float32)
+        return _EncodedBatch(batch.indices, *nothing, batch.bad)
+    images = torch.from_numpy(batch.images)
+    views = [images, images.flip(-1)][: plan.views]
+    check_colour(plan.tokenizer, plan.images, batch)
+    encoded = [tokenizer.encode(view) for view in views]
+    patches, descriptors = (
+        torch.stack(parts, dim=1).flatten(0, 1).cpu().numpy()
+        for parts in ([each.patches for each in encoded], [each.descriptors for each in encoded])
+    )
+    names = [plan.images.names[index] for index in batch.indices]
+    whose = names[0] if len(names) == 1 else f"a batch of images from {names[0]} to {names[-1]}"
+    if not np.isfinite(descriptors).all():
+        raise UserError(f"the descriptors of {whose} are not finite: encode with --precision float32")
+    return _EncodedBatch(batch.indices, to_float16(patches, whose), descriptors, batch.bad)
 
 
 class _Encoding:
-    """The loop over batches: a file that is being written, and how far it goes."""
+    """A file that is being written, and how far it goes."""
 
-    def __init__(self, plan: EncodePlan, tokenizer: Tokenizer, writer: LatentsWriter, state: EncodeState) -> None:
-        self.plan, self.tokenizer, self.writer, self.state = plan, tokenizer, writer, state
+    def __init__(self, plan: EncodePlan, writer: LatentsWriter, state: EncodeState) -> None:
+        self.plan, self.writer, self.state = plan, writer, state
         # the samples since the last whole block of the moments
         self._pending = writer.patches(slice(state.moments.count, state.samples))
 
-    def encode(self, progress: Progress) -> None:
-        """Encode the images after the state's, saving the state now and then."""
-        plan, config = self.plan, self.plan.config
+    def write(self, batches: Iterable[_EncodedBatch], progress: Progress) -> None:
+        """Write the batches after the state's, saving the state now and then."""
         saved = time.monotonic()
-        progress.begin("encoding", len(plan.rows), "images", done=self.state.images)
+        progress.begin("encoding", len(self.plan.rows), "images", done=self.state.images)
         try:
-            for batch in image_batches(
-                plan.images,
-                self.tokenizer.image_size,
-                config.batch_size,
-                workers=config.workers,
-                skip_bad=config.skip_bad,
-                rows=plan.rows[self.state.images :],
-            ):
+            for batch in batches:
                 self._add(batch)
                 progress.advance(len(batch.indices) + len(batch.bad))
                 if time.monotonic() - saved > STATE_SECONDS:
@@ -204,50 +293,31 @@ class _Encoding:
         """Moments of all samples."""
         return self.state.moments.update(self._pending)
 
-    def _add(self, batch: ImageBatch) -> None:
-        """Encode and write a batch; the state changes last, at once."""
-        state, moments = self.state, self.state.moments
-        count = len(batch.indices) * self.plan.views
-        if count:
-            patches, descriptors = self._encoded(batch)
-            found = self.plan.images
+    def _add(self, batch: _EncodedBatch) -> None:
+        """Write a batch; the state changes last, at once."""
+        state, moments, found = self.state, self.state.moments, self.plan.images
+        if len(batch.patches):
             indices = batch.indices.repeat(self.plan.views)
             _check_rest(self.plan)
             self.writer.write(
                 state.samples,
-                patches,
-                descriptors,
+                batch.patches,
+                batch.descriptors,
                 found.labels[indices],
                 [found.names[index] for index in indices],
                 np.tile(np.arange(self.plan.views) == 1, len(batch.indices)),
             )
-            self._pending = np.concatenate([self._pending, patches])
+            self._pending = np.concatenate([self._pending, batch.patches])
             while len(self._pending) >= MOMENTS_BLOCK:
                 moments = moments.update(self._pending[:MOMENTS_BLOCK])
                 self._pending = self._pending[MOMENTS_BLOCK:]
         self.state = replace(
             state,
             images=state.images + len(batch.indices) + len(batch.bad),
-            samples=state.samples + count,
+            samples=state.samples + len(batch.patches),
             moments=moments,
             skipped=(*state.skipped, *batch.bad),
         )
-
-    def _encoded(self, batch: ImageBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Latents float16 and descriptors float32 of a batch, each image followed by its mirror image if wanted."""
-        images = torch.from_numpy(batch.images)
-        views = [images, images.flip(-1)][: self.plan.views]
-        check_colour(self.plan.tokenizer, self.plan.images, batch)
-        encoded = [self.tokenizer.encode(view) for view in views]
-        patches, descriptors = (
-            torch.stack(parts, dim=1).flatten(0, 1).cpu().numpy()
-            for parts in ([each.patches for each in encoded], [each.descriptors for each in encoded])
-        )
-        names = [self.plan.images.names[index] for index in batch.indices]
-        whose = names[0] if len(names) == 1 else f"a batch of images from {names[0]} to {names[-1]}"
-        if not np.isfinite(descriptors).all():
-            raise UserError(f"the descriptors of {whose} are not finite: encode with --precision float32")
-        return to_float16(patches, whose), descriptors
 
 
 def _refuse_other_file(output: Path) -> None:

@@ -13,10 +13,17 @@ from gmtool.artifacts.files import check_writable, written_aside
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.samples import SamplesFolder, open_samples
 from gmtool.config.evaluate import EvaluateConfig
-from gmtool.device import resolve_device
+from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.comparison import RealPair, Settings, figures_of, real_pair
-from gmtool.evaluation.features import Extractor, Features, TokenizerExtractor, choose_extractor, extract_features
+from gmtool.evaluation.features import (
+    Extractor,
+    Features,
+    TokenizerExtractor,
+    choose_extractor,
+    extract_features,
+    gather_features,
+)
 from gmtool.evaluation.fidelity import Statistics, require_torch_fidelity
 from gmtool.evaluation.references import (
     ArrayReference,
@@ -28,7 +35,7 @@ from gmtool.evaluation.references import (
     reference_features,
     same_tokenizer,
 )
-from gmtool.evaluation.report import Figure, Measurement, Report
+from gmtool.evaluation.report import Figure, Measurement, Report, parse_report
 from gmtool.evaluation.saturation import Saturation, saturation
 from gmtool.progress import Progress
 from gmtool.random import generator
@@ -48,7 +55,7 @@ class _Inputs:
     reference: Reference
     statistics: Statistics | None
     extractor: Extractor
-    device: torch.device
+    world: World
 
 
 def evaluate(samples: Path, config: EvaluateConfig, progress: Progress) -> Report:
@@ -58,18 +65,32 @@ def evaluate(samples: Path, config: EvaluateConfig, progress: Progress) -> Repor
     for and cannot be had.
     """
     inputs = _open_inputs(samples, config, progress)
-    side, batch = inputs.images.shape[1], config.batch_size
-    reference = real = None
+    world, side, batch = inputs.world, inputs.images.shape[1], config.batch_size
+    reference = None
     if len(inputs.reference):  # first, because this may find that the reference does not fit
-        reference = reference_features(inputs.reference, inputs.extractor, side, batch, progress)
-        real = _real_pair(inputs, reference, config.seed)
-    generated = extract_features(
-        inputs.extractor, array_batches(inputs.images, batch), len(inputs.images), "the samples", progress
+        reference = reference_features(inputs.reference, inputs.extractor, side, batch, world, progress)
+    share = world.share(len(inputs.images))
+    images = inputs.images[share.start : share.stop]
+    generated = gather_features(
+        extract_features(inputs.extractor, array_batches(images, batch), len(images), "the samples", progress), world
     )
+    with world.first_before_others():
+        if world.first:
+            text = _report(inputs, generated, reference, config, progress).to_json() + "\n"
+            with written_aside(samples / METRICS) as part:
+                part.write_text(text)
+        return parse_report((samples / METRICS).read_text())
+
+
+def _report(
+    inputs: _Inputs, generated: Features, reference: Features | None, config: EvaluateConfig, progress: Progress
+) -> Report:
+    """All figures, from the features of all images."""
     _warn_of_small_sets(generated, reference, progress)
-    settings = Settings(config.neighbours, config.seed, inputs.device)
-    report = Report(
-        samples=str(samples),
+    real = None if reference is None else _real_pair(inputs, reference, config.seed)
+    settings = Settings(config.neighbours, config.seed, inputs.world.device)
+    return Report(
+        samples=str(inputs.folder.path),
         samples_fingerprint=inputs.folder.manifest.fingerprint,
         features="tokenizer" if isinstance(inputs.extractor, TokenizerExtractor) else "inception",
         extractor=inputs.extractor.name,
@@ -79,19 +100,16 @@ def evaluate(samples: Path, config: EvaluateConfig, progress: Progress) -> Repor
         seed=config.seed,
         figures=(
             *figures_of(generated, reference, inputs.statistics, real, settings, progress),
-            *_saturation_figures(inputs, batch),
+            *_saturation_figures(inputs, config.batch_size),
         ),
     )
-    with written_aside(samples / METRICS) as part:
-        part.write_text(report.to_json() + "\n")
-    return report
 
 
 def _open_inputs(samples: Path, config: EvaluateConfig, progress: Progress) -> _Inputs:
     """Open and check all inputs, the quick ones first; nothing is computed before this has passed."""
     folder = open_samples(samples)
     check_writable(samples / METRICS, "metrics file")
-    device = resolve_device(config.device)
+    world = join(config.device)
     images = folder.images()
     if len(images) < 2:
         raise UserError(
@@ -101,9 +119,9 @@ def _open_inputs(samples: Path, config: EvaluateConfig, progress: Progress) -> _
     if not folder.latents.is_file():
         raise UserError(f"{folder.latents}, which tells the tokenizer, is missing: run gmtool sample again")
     require_torch_fidelity()
-    with open_latents(folder.latents) as latents:
-        extractor = choose_extractor(config, latents.tokenizer, device, progress)
-    return _Inputs(folder, images, reference, _fitting_statistics(reference, extractor), extractor, device)
+    with open_latents(folder.latents) as latents, world.first_before_others():  # which may fetch weights
+        extractor = choose_extractor(config, latents.tokenizer, world.device, progress)
+    return _Inputs(folder, images, reference, _fitting_statistics(reference, extractor), extractor, world)
 
 
 def _fitting_statistics(reference: Reference, extractor: Extractor) -> Statistics | None:
@@ -154,7 +172,7 @@ def _saturation_figures(inputs: _Inputs, batch: int) -> tuple[Figure, Figure]:
     real = None
     if pictures is not None and len(pictures):
         thinned = pictures.thinned(math.ceil(len(pictures) / SATURATION_IMAGES))
-        real = saturation(thinned.batches(inputs.images.shape[1], batch))
+        real = saturation(thinned.batches(inputs.images.shape[1], batch, range(len(thinned))))
     return (
         Figure(
             "magnitude", _of_values(found.magnitude, found), None if real is None else _of_values(real.magnitude, real)

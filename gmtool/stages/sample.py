@@ -1,7 +1,7 @@
 """Sampling: draw latents in batches, decode them, and put together the samples folder.
 
 The work goes to ``<folder>.part``, a file a batch, so that a run that was stopped goes on; the folder appears when all
-is there.
+is there. Of several processes each draws its share of the batches, and the first puts them together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from gmtool.artifacts.samples import GRID, IMAGES, LATENTS, MANIFEST, PICTURES
 from gmtool.artifacts.tensors import write_tensors
 from gmtool.config.sample import SampleConfig
 from gmtool.data.modes import ModeFrames
-from gmtool.device import compute_dtype, resolve_device
+from gmtool.device import compute_dtype
+from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.plots import image_grid
 from gmtool.nn.build import build_network
@@ -68,25 +69,30 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     _check_folder(folder)
     checkpoint = find_checkpoint(run.checkpoints, config.checkpoint)
     weights = checkpoint.path / weights_file(config, run.config)
-    device = resolve_device(config.device)
+    world = join(config.device)
     guide = open_weaker(run, config)
     digest = file_fingerprint(weights)
     inputs = [Input("run", str(run_path.absolute()), digest), *(i for i in run.manifest.inputs if i.role == "latents")]
     if guide is not None:
         inputs.append(guide.input)
     with ExitStack() as stack:
-        model = _load_model(run, weights, config, device, stack)
+        model = _load_model(run, weights, config, world.device, stack)
         if guide is not None:
-            model = replace(model, weaker=guide.load(config, device))
-        tokenizer, no_images = decoder_of(run, config.decoder, device)
+            model = replace(model, weaker=guide.load(config, world.device))
+        with world.first_before_others():  # which may fetch the decoder
+            tokenizer, no_images = decoder_of(run, config.decoder, world.device)
         check_space(folder, _bytes_needed(run, config.num, tokenizer), "the folder")
         part = part_of(folder)
         made_from = [each.fingerprint for each in inputs]
-        _prepare(part, json.dumps({"plan": asdict(plan), "inputs": made_from, "config": _settings(config)}))
+        if world.first:
+            _prepare(part, json.dumps({"plan": asdict(plan), "inputs": made_from, "config": _settings(config)}))
+        world.barrier()
         batches = _batches(config.num, config.batch_size)
-        _draw(model, plan, labels, tokenizer, part, batches, progress)
-    _assemble(part, batches, labels, run, config, plan, tuple(inputs), tokenizer)
-    _replace(folder, part)
+        _draw(model, plan, labels, tokenizer, part, batches, world, progress)
+    if world.first:
+        _assemble(part, batches, labels, run, config, plan, tuple(inputs), tokenizer)
+        _replace(folder, part)
+    world.barrier()
     return SampleReport(folder, config.num, plan, checkpoint.step, no_images)
 
 
@@ -189,15 +195,18 @@ def _draw(
     tokenizer: Tokenizer | None,
     part: Path,
     batches: Sequence[range],
+    world: World,
     progress: Progress,
 ) -> None:
-    """Draw and decode the batches that are not there yet."""
+    """Draw and decode the batches that are not there yet, in rounds of one a process; return when all are done."""
     missing = [batch for batch in batches if not _batch_file(part, batch).exists()]
+    world.barrier()  # until all have seen what is missing: some of it is about to be made
     done = sum(map(len, batches)) - sum(map(len, missing))
     if tokenizer is not None:
         (part / PICTURES).mkdir(exist_ok=True)
     progress.begin("sample", done + sum(map(len, missing)), "images", done)
-    for batch in missing:
+    for start in range(world.rank, len(missing), world.size):
+        batch = missing[start]
         classes = torch.from_numpy(labels[batch.start : batch.stop]).clamp(min=0)
         latents = generate(model, plan, batch, classes)
         if not torch.isfinite(latents).all():
@@ -210,7 +219,8 @@ def _draw(
             for index, image in zip(batch, arrays["images"].cpu().numpy(), strict=True):
                 Image.fromarray(image).save(part / PICTURES / f"{index:06d}.png")
         write_tensors(_batch_file(part, batch), arrays)
-        progress.advance(len(batch))
+        progress.advance(sum(map(len, missing[start : start + world.size])))
+    world.barrier()
     progress.end()
 
 

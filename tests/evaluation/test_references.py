@@ -11,6 +11,7 @@ import torch
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.manifest import Input
 from gmtool.data.image_sets import find_images
+from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.evaluation.features import Features
 from gmtool.evaluation.references import open_reference, reference_features, same_tokenizer
@@ -28,7 +29,7 @@ class MeanColour:
 
 
 def features(path: Path, side: int = 8) -> np.ndarray:
-    return reference_features(open_reference(path), MeanColour(), side, 32, Progress()).vectors.numpy()
+    return reference_features(open_reference(path), MeanColour(), side, 32, World(), Progress()).vectors.numpy()
 
 
 def mean_colours(images: np.ndarray) -> np.ndarray:
