@@ -32,7 +32,7 @@ from gmtool.stages.train import train
 from gmtool.tokenizers.build import build_tokenizer
 
 QUICK = SampleConfig(num=12, steps=2, device="cpu")
-TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", ema=0.5)
+TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", ema=(0.5,))
 MakeRun = Callable[..., Path]
 
 

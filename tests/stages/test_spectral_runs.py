@@ -17,7 +17,7 @@ from gmtool.progress import Progress
 from gmtool.stages.sample import sample
 from gmtool.stages.train import train
 
-TRAINING = TrainConfig("gm-kl", spectral=2, steps=3, batch_size=8, preview_every=0, device="cpu", warmup=0, ema=0.0)
+TRAINING = TrainConfig("gm-kl", spectral=2, steps=3, batch_size=8, preview_every=0, device="cpu", warmup=0, ema=(0.0,))
 SAMPLING = SampleConfig(num=6, steps=2, solver="gm-sde", device="cpu")
 
 
