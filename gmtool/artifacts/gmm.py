@@ -9,7 +9,7 @@ HDF5, with K modes, N data, descriptors of size D and latents of shape (C, H, W)
     cls_var        (K, D) float64            and variances
     patch_mean     (K, C, H, W) float32    mean of the latents in a mode, one mode a chunk, not normalised
     patch_std      (K, C, H, W) float32    their standard deviation, never zero
-    modes          (N, n) int32            the modes kept for a datum, most probable first,
+    modes          (N, n) int32            the modes kept for a datum, most probable first (N = 0: not known),
     probabilities  (N, n) float32            and their probabilities, which sum to 1; both are 0 beyond the last
     manifest       attribute               the record (`gmtool.artifacts.manifest`)
 
@@ -141,15 +141,18 @@ def write_gmm(
     latents: Input,
     config: Mapping[str, Any],
     details: Mapping[str, Any],
+    weights: np.ndarray | None = None,
+    stage: str = "fit-gmm",
 ) -> Manifest:
     """Write a whole mixture aside, then rename it to ``path``; return its manifest.
 
     patches: the modes in order, of shape (C, H, W) = ``shape``; each is written as it comes. kept: of all N data.
     latents: what the mixture was fitted to. config: resolved settings, details: figures, both as JSON values.
+    weights: of the modes (K,), which sum to 1; None for their shares of the data. stage: the command that writes.
     """
     population = kept.population(len(descriptors.weights))
     small = {
-        "weights": population / population.sum(),
+        "weights": population / population.sum() if weights is None else weights,
         "population": population,
         "cls_weights": descriptors.weights,
         "cls_mean": descriptors.means,
@@ -166,8 +169,8 @@ def write_gmm(
         with h5py.File(part, "w", libver="earliest") as file:
             reserve(part, size)
             for name, values in small.items():
-                rows = min(len(values), _ROWS_A_CHUNK)
-                file.create_dataset(name, data=values, chunks=(rows, *values.shape[1:]))
+                chunks = (min(len(values), _ROWS_A_CHUNK), *values.shape[1:]) if values.size else None
+                file.create_dataset(name, data=values, chunks=chunks)
             for name in ("patch_mean", "patch_std"):
                 file.create_dataset(name, (modes, *shape), np.float32, chunks=(1, *shape))
             for each in patches:
@@ -178,7 +181,7 @@ def write_gmm(
                 raise ValueError(f"{len(digests)} modes' latents for {modes} modes")
             manifest = Manifest(
                 kind="gmm",
-                stage="fit-gmm",
+                stage=stage,
                 fingerprint=fingerprint([*small.values(), *digests]),
                 config=config,
                 inputs=(latents,),

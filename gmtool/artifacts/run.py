@@ -157,14 +157,20 @@ def create_run(path: Path, manifest: Manifest, statistics: Statistics, tokenizer
     return open_run(path)
 
 
-def run_details(architecture: Architecture, latents: LatentsFile, parameters: int) -> Mapping[str, Any]:
-    """The manifest details of a run."""
+def run_details(
+    architecture: Architecture,
+    parameters: int,
+    classes: tuple[str, ...],
+    tokenizer: TokenizerSpec,
+    descriptor_size: int,
+) -> Mapping[str, Any]:
+    """The manifest details of a run. classes: their names. tokenizer: of its latents, with descriptors of a size."""
     return {
         "architecture": asdict(architecture),
         "parameters": parameters,
-        "classes": list(latents.classes),
-        "descriptor_size": latents.descriptor_size,
-        "tokenizer": {"name": latents.tokenizer.name, "settings": dict(latents.tokenizer.settings)},
+        "classes": list(classes),
+        "descriptor_size": descriptor_size,
+        "tokenizer": {"name": tokenizer.name, "settings": dict(tokenizer.settings)},
     }
 
 

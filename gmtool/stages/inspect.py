@@ -92,5 +92,7 @@ def _fingerprints(role: str, path: Path) -> set[str]:
     if role == "gmm":
         with open_gmm(path) as gmm:
             return {gmm.manifest.fingerprint}
+    if path.is_file():  # of another program: weights, statistics, a mixture
+        return {file_fingerprint(path)}
     checkpoints = list_checkpoints(open_run(path).checkpoints)
     return {file_fingerprint(each.path / name) for each in checkpoints for name in each.weights()}

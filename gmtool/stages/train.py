@@ -214,7 +214,7 @@ def _create_or_open(
         fingerprint=fingerprint([repr(sorted(settings.items())), *(each.fingerprint for each in inputs)]),
         config=settings,
         inputs=tuple(inputs),
-        details=run_details(architecture, latents, parameters),
+        details=run_details(architecture, parameters, latents.classes, latents.tokenizer, latents.descriptor_size),
     )
     return create_run(path, manifest, latent_statistics(latents, weights), latents.tokenizer)
 

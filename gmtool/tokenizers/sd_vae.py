@@ -62,6 +62,11 @@ def sd_vae_shape(spec: TokenizerSpec) -> tuple[int, int, int]:
     return int(config.get("latent_channels", 4)), grid, grid
 
 
+def pixels_a_position(model: str) -> int:
+    """Pixels of the image that a position of the latents stands for, on each axis."""
+    return _factor(_config(model_folder(model, _ROLE)))
+
+
 def pooled_size(shape: tuple[int, int, int]) -> int:
     """D of the descriptors of latents (C, H, W)."""
     return shape[0] * min(POOLED, shape[1]) ** 2
@@ -143,6 +148,12 @@ def _factor(config: dict[str, Any]) -> int:
     return int(2 ** (len(config.get("block_out_channels", (0,))) - 1))
 
 
+def _variant(folder: Path) -> str | None:
+    """The variant of the weights, such as bf16, None where there are some without a name."""
+    names = sorted(each.stem.partition(".")[2] for each in folder.glob("*.safetensors"))
+    return names[0] or None
+
+
 def _load_network(folder: Path) -> Any:
     """The autoencoder of a folder, float32."""
     try:
@@ -153,7 +164,12 @@ def _load_network(folder: Path) -> Any:
     logging.set_verbosity_error()
     with one_line(folder, _ROLE):
         network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
-            folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            torch_dtype=torch.float32,
+            variant=_variant(folder),
         )
     if report["missing_keys"]:
         raise UserError(f"{_ROLE} {folder} lacks weights ({sorted(report['missing_keys'])[0]}, ...): save it again")

@@ -7,13 +7,15 @@ what described or decodes latents is what made them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gmtool.errors import MachineError, UserError
 
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+"""What is fetched of a model."""
 TIMEOUT = 5.0
 """Seconds that the hub has to answer."""
 
@@ -31,7 +33,7 @@ def model_folder(source: str, what: str) -> Path:
         raise UserError(f"{what} {source} is a file: give the folder that holds its config.json and .safetensors")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"{what} {source} is no folder, and no hub id (owner/name) either")
-    return _checked(_snapshot(source, what), what)
+    return _checked(hub_folder(source, what, MODEL_FILES), what)
 
 
 def model_record(source: str, what: str) -> dict[str, str]:
@@ -81,8 +83,12 @@ def _checked(folder: Path, what: str) -> Path:
     return folder
 
 
-def _snapshot(source: str, what: str) -> Path:
-    """The folder of a hub model in the local cache, which it is brought to first if need be."""
+def hub_folder(source: str, what: str, files: Sequence[str]) -> Path:
+    """The folder of a hub id in the local cache, which it is brought to first if need be.
+
+    files: patterns of what is fetched; the first is a file that is there when the model is. what: its role, for
+    messages. Raises UserError when the hub does not know it, MachineError when it cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -92,10 +98,10 @@ def _snapshot(source: str, what: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+    patterns = list(files)
     try:
         cached = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
-        if (cached / "config.json").is_file() and any(cached.glob("*.safetensors")):
+        if (cached / files[0]).is_file() and any(cached.rglob("*.safetensors")):
             return cached
     except HFValidationError as error:
         raise UserError(f"{what} {source} is no folder, and no hub id (owner/name) either") from error
