@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +26,10 @@ from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
 from gmtool.stages.train import train
 from gmtool.stages.train_settings import architecture_for, resolve
-from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, find_checkpoint, list_checkpoints
+from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, Position, find_checkpoint, list_checkpoints
 from gmtool.training.feed import Feed, known_modes, mode_weights
+from gmtool.training.loss import Batch
+from gmtool.training.step import Stepper, Taken
 
 CPU = torch.device("cpu")
 QUICK = TrainConfig(steps=5, batch_size=7, warmup=2, save_every=2, preview_every=0, device="cpu")
@@ -40,8 +45,9 @@ def assert_same_run(first: Path, second: Path) -> None:
     """Metrics, and all files of the last checkpoints, to the last bit."""
     assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
     one, two = (find_checkpoint(each / "checkpoints", None) for each in (first, second))
-    assert one.step == two.step
-    for name in (MODEL, EMA, OPTIMIZER):
+    assert one.position == two.position
+    assert one.weights() == two.weights()
+    for name in (*one.weights(), OPTIMIZER):
         here, there = load_file(one.path / name), load_file(two.path / name)
         assert here.keys() == there.keys()
         assert all(torch.equal(here[key], there[key]) for key in here), name
@@ -287,6 +293,179 @@ def test_resuming_on_other_latents(small: Small, finished: Path, tmp_path: Path)
         )
     with pytest.raises(UserError, match="trained on another latents file"):
         train(tmp_path / "latents.h5", finished, QUICK, Progress())
+
+
+class Notes(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_more_steps_and_other_settings_that_may_change_stand_in_the_record(small: Small, tmp_path: Path) -> None:
+    run(small, tmp_path / "run", replace(QUICK, steps=2))
+    fingerprint = open_run(tmp_path / "run").manifest.fingerprint
+    run(small, tmp_path / "run", replace(QUICK, steps=4, keep=5, micro_batch="1"))
+    found = open_run(tmp_path / "run")
+    assert (found.config.steps, found.config.keep, found.config.micro_batch) == (4, 5, "1")
+    assert found.manifest.fingerprint == fingerprint
+
+
+def test_a_micro_batch_does_not_change_the_run(small: Small, tmp_path: Path) -> None:
+    config = replace(QUICK, objective="gm-kl", source="gmm", batch_size=8, steps=3)
+    run(small, tmp_path / "whole", config)
+    run(small, tmp_path / "parts", replace(config, micro_batch="2"))
+    whole, parts = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    )
+    for one, two in zip(whole, parts, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    with pytest.raises(UserError, match="--micro-batch 3 does not divide the 8 images of a step: take 2"):
+        run(small, tmp_path / "other", replace(config, micro_batch="3"))
+
+
+def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path: Path) -> None:
+    config = replace(
+        QUICK,
+        optimizer="muon",
+        ema=(0.1, 0.99),  # at first both follow the ramp: only a small one leaves it soon
+        ema_power=(0.1,),
+        schedule="linear",
+        fall=(1, 4),
+        lr_end=1e-4,
+        lr_from=(2, 1e-3),
+        betas=(0.8, 0.9),
+        weight_decay=0.1,
+    )
+    run(small, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "cut", config, progress=Stop(3))
+    assert run(small, tmp_path / "cut", config).resumed_from == 2
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    newest = find_checkpoint(tmp_path / "whole/checkpoints", None)
+    averages = {name: load_file(newest.path / name) for name in newest.weights() if name != MODEL}
+    assert list(averages) == ["ema-0.99.safetensors", "ema-power-0.1.safetensors", "ema.safetensors"]
+    first, *others = averages.values()
+    assert all(any(not torch.equal(first[key], each[key]) for key in first) for each in others)
+    state = load_file(newest.path / OPTIMIZER)
+    assert "blocks.0.attn.qkv.weight.momentum_buffer" in state
+    assert "blocks.0.attn.qkv.bias.exp_avg" in state
+    assert "x_embedder.weight.exp_avg_sq" in state
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int, int], bool]) -> list[tuple[int, int]]:
+    """Make the loss of some steps NaN, told by (order of the data, step from 0); return what was taken."""
+    real, taken = Stepper.take, []
+    seeds = {Position(order=order).seed(QUICK.seed): order for order in range(9)}
+
+    def take(self: Stepper, batch: Batch, step: int, seed: int) -> Taken:
+        order = seeds[seed]
+        taken.append((order, step))
+        return real(self, replace(batch, x=batch.x * torch.nan) if is_bad(order, step) else batch, step, seed)
+
+    monkeypatch.setattr(Stepper, "take", take)
+    return taken
+
+
+def test_a_run_that_diverges_goes_back_with_other_data(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is killed afterwards: it comes to the same end."""
+    config = replace(QUICK, steps=9, skip_limit=3, keep=9)
+    # step 4 is saved amid bad steps, and is no place to go back to
+    taken, notes = poison(monkeypatch, lambda order, step: order == 0 and step in (3, 4, 5)), Notes()
+    run(small, tmp_path / "run", config, progress=notes)
+    assert taken == [(0, n) for n in range(6)] + [(1, n) for n in range(2, 9)]
+    assert any("3 steps in a row up to step 6" in each and "going back to step 2" in each for each in notes.lines)
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in records] == list(range(1, 10))
+    assert find_checkpoint(tmp_path / "run/checkpoints", None).position == Position(9, 1, 0, 0)
+    assert [each.step for each in list_checkpoints(tmp_path / "run/checkpoints")] == [2, 4, 6, 8, 9]
+    for stopped in (7, 8):  # while it goes on after going back, before and after its next checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            run(small, tmp_path / f"cut{stopped}", config, progress=Stop(stopped))
+        run(small, tmp_path / f"cut{stopped}", config)
+        assert_same_run(tmp_path / "run", tmp_path / f"cut{stopped}")
+
+
+def test_a_run_that_always_diverges_stops_with_advice(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, lambda order, step: step > 2)
+    with pytest.raises(UserError, match=r"after going back 3 times.*--lr or --clip.*--precision float32") as caught:
+        run(small, tmp_path / "run", replace(QUICK, steps=9, skip_limit=3))
+    assert "\n" not in str(caught.value)
+    poison(monkeypatch, lambda order, step: True)
+    with pytest.raises(UserError, match=r"3 steps in a row up to step 3 .*there is no checkpoint to go back to"):
+        run(small, tmp_path / "bad", replace(QUICK, steps=9, skip_limit=3, save_every=2))
+
+
+# --- what is damaged, held or wrong -----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over_with_a_word(small: Small, tmp_path: Path) -> None:
+    run(small, tmp_path / "run")
+    older, newest = list_checkpoints(tmp_path / "run/checkpoints")
+    for each in list(newest.path.iterdir()):
+        whole = each.read_bytes()
+        for length in {0, 1, len(whole) // 2, len(whole) - 1}:
+            each.write_bytes(whole[:length])
+            assert list_checkpoints(tmp_path / "run/checkpoints") == (older,)
+            assert find_checkpoint(tmp_path / "run/checkpoints", None) == older
+        each.write_bytes(whole)
+    assert list_checkpoints(tmp_path / "run/checkpoints") == (older, newest)
+    (newest.path / EMA).unlink()
+    notes = Notes()
+    assert run(small, tmp_path / "run", replace(QUICK, steps=6), progress=notes).resumed_from == older.step
+    assert any("passing over" in each and f"{newest.path} was cut short" in each for each in notes.lines)
+
+
+def test_checkpoints_for_ever_and_the_newest(small: Small, tmp_path: Path) -> None:
+    run(small, tmp_path / "run", replace(QUICK, steps=9, save_every=1, keep=2, keep_every=3))
+    assert [each.step for each in list_checkpoints(tmp_path / "run/checkpoints")] == [3, 6, 8, 9]
+    with pytest.raises(UserError, match="--keep-every 3 is not a multiple of --save-every 2"):
+        replace(QUICK, keep_every=3)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from gmtool.artifacts.run import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_trains_at_once(small: Small, tmp_path: Path) -> None:
+    """The second says so; a process that was killed holds nothing."""
+    run(small, tmp_path / "run", replace(QUICK, steps=1))
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(UserError, match=r"run is being trained by another process: wait, or choose another"):
+            run(small, tmp_path / "run", replace(QUICK, steps=2))
+    finally:
+        other.kill()
+        other.communicate()
+    assert run(small, tmp_path / "run", replace(QUICK, steps=2)).steps == 2
+
+
+def test_a_checkpoint_of_another_network(small: Small, tmp_path: Path) -> None:
+    run(small, tmp_path / "run")
+    run(small, tmp_path / "other", replace(QUICK, objective="gm-kl"))
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    shutil.copytree(tmp_path / "other/checkpoints", tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match=r"model.safetensors holds the weights of another network") as caught:
+        run(small, tmp_path / "run", replace(QUICK, steps=6))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_checkpoint_is_passed_over(small: Small, tmp_path: Path) -> None:
