@@ -95,6 +95,10 @@ def open_latents(path: Path) -> LatentsFile:
         if manifest.fingerprint == _UNFINISHED:
             raise UserError(f"{path} is unfinished: run the same `gmtool encode` command again to finish it")
         try:
+            for name, array in manifest.arrays.items():
+                if file[name].shape != tuple(array.shape):
+                    shapes = f"{name} is {file[name].shape}, not {tuple(array.shape)}"
+                    raise UserError(f"{path} is not as long as its record says ({shapes}): {_REPAIR}")
             return LatentsFile(path, manifest, file)
         except (KeyError, OSError, AttributeError, IndexError) as error:
             raise UserError(f"{path} is damaged ({one_line(error)}): {_REPAIR}") from error

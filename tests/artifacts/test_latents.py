@@ -43,6 +43,17 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "latents.h5"
 
 
+@pytest.mark.parametrize("name", ["patches", "labels"])
+def test_a_file_shorter_than_its_record(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        file[name].resize(COUNT - 2, axis=0)
+    with pytest.raises(
+        UserError, match=rf"not as long as its record says \({name} is \(35.*\(37.*make it again"
+    ) as caught:
+        open_latents(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_everything_written_is_read(path: Path) -> None:
     with open_latents(path) as latents:
         assert (len(latents), latents.shape, latents.descriptor_size) == (COUNT, SHAPE, 5)

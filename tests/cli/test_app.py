@@ -424,3 +424,18 @@ def test_a_disk_that_is_full_during_sampling(
     filler.unlink()
     assert main(arguments) == 0
     assert json.loads((disk / "samples/sampling.json").read_text())["details"]["count"] == 300
+
+
+def test_flags_of_several_values(capsys: pytest.CaptureFixture[str], small: Small, tmp_path: Path) -> None:
+    """A tuple takes its values at once, a list one at a time; what is given replaces the default."""
+    arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--dry-run", "--device", "cpu"]
+    schedule = ["--schedule", "linear", "--fall", "5", "9", "--lr-from", "3", "1e-4", "--betas", "0.8", "0.9"]
+    averages = ["--ema", "0.5", "--ema", "0.75", "--ema-power", "0.1"]
+    assert main([*arguments, *schedule, *averages]) == 0
+    shown = {tuple(line.strip("│ ").split("│")) for line in capsys.readouterr().out.splitlines() if "│" in line}
+    settings = {name.strip(): value.strip() for name, value in (each for each in shown if len(each) == 2)}
+    assert settings["--fall"] == "5 9"
+    assert settings["--lr-from"] == "3 0.0001"
+    assert settings["--betas"] == "0.8 0.9"
+    assert settings["--ema"] == "0.5 0.75"
+    assert settings["--ema-power"] == "0.1"

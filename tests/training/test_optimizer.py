@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gmtool.config.train import TrainConfig
+from gmtool.errors import UserError
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
+from gmtool.nn.network import Network
+from gmtool.training.optimizer import Optimizer, make_optimizer
+
+ARCHITECTURE = Architecture((2, 2, 2), depth=2, width=16, heads=2)
+ADAMW = TrainConfig(lr=0.01, weight_decay=0.1, betas=(0.8, 0.9))
+MUON = replace(ADAMW, optimizer="muon")
+GO, SKIP = torch.tensor(False), torch.tensor(True)
+
+
+def with_gradient(network: Network, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    for each in network.parameters():
+        each.grad = torch.randn(each.shape, generator=draw)
+
+
+def make(config: TrainConfig) -> tuple[Network, Optimizer]:
+    network = build_network(ARCHITECTURE, 0)
+    return network, make_optimizer(network, config)
+
+
+def weights(network: Network) -> dict[str, torch.Tensor]:
+    return {name: each.clone() for name, each in network.state_dict().items()}
+
+
+def test_adamw_is_torchs() -> None:
+    network, optimizer = make(ADAMW)
+    twin, _ = make(ADAMW)
+    groups = [
+        {"params": [each for each in twin.parameters() if each.dim() >= 2], "weight_decay": 0.1},
+        {"params": [each for each in twin.parameters() if each.dim() < 2], "weight_decay": 0.0},
+    ]
+    theirs = torch.optim.AdamW(groups, lr=0.02, betas=(0.8, 0.9), fused=False, foreach=False)
+    for seed in range(5):
+        with_gradient(network, seed)
+        optimizer.step(0.02, GO)
+        with_gradient(twin, seed)
+        theirs.step()
+    for one, two in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+def test_muon_takes_the_matrices_of_the_blocks() -> None:
+    network, optimizer = make(MUON)
+    adamw, muon = optimizer.parts
+    taken = {optimizer.names[each] for each in muon.param_groups[0]["params"]}
+    assert "blocks.0.attn.qkv.weight" in taken
+    assert taken == {name for name, each in network.named_parameters() if "blocks." in name and each.dim() == 2}
+    rest = {optimizer.names[each] for group in adamw.param_groups for each in group["params"]}
+    assert taken | rest == {name for name, _ in network.named_parameters()}
+    assert not taken & rest
+
+
+def test_a_muon_update_is_orthogonal_at_adamws_scale() -> None:
+    """All singular values of the first update lie near 0.2 sqrt(max(rows, columns)) times the rate."""
+    network, optimizer = make(replace(MUON, weight_decay=0.0))
+    before = weights(network)
+    with_gradient(network, 0)
+    optimizer.step(0.01, GO)
+    name = "blocks.1.mlp.0.weight"
+    update = (network.state_dict()[name] - before[name]) / 0.01
+    values = torch.linalg.svdvals(update) / (0.2 * max(update.shape) ** 0.5)
+    assert update.shape == (64, 16)
+    assert values.max() < 1.3
+    assert values.median() > 0.6
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_a_step_that_is_called_off_leaves_no_trace(config: TrainConfig) -> None:
+    """Neither at first nor later, whatever the gradient holds."""
+    network, optimizer = make(config)
+    twin, its_optimizer = make(config)
+    for seed, skip in enumerate([SKIP, GO, SKIP, SKIP, GO]):
+        with_gradient(network, seed)
+        if skip:
+            for index, each in enumerate(network.parameters()):
+                assert each.grad is not None
+                each.grad.mul_((torch.nan, torch.inf, 1.0)[index % 3])
+        before = weights(network)
+        optimizer.step(0.01, skip)
+        assert all(torch.equal(each, before[name]) for name, each in weights(network).items()) == bool(skip)
+        if not skip:
+            with_gradient(twin, seed)
+            its_optimizer.step(0.01, GO)
+    assert all(torch.equal(each, weights(twin)[name]) for name, each in weights(network).items())
+    here, there = optimizer.state(), its_optimizer.state()
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_a_state_goes_on_in_another_optimiser(config: TrainConfig) -> None:
+    network, optimizer = make(config)
+    for seed in range(3):
+        with_gradient(network, seed)
+        optimizer.step(0.01, GO)
+    twin, its_optimizer = make(config)
+    twin.load_state_dict(network.state_dict())
+    its_optimizer.load({name: each.clone() for name, each in optimizer.state().items()})
+    for subject, its in ((network, optimizer), (twin, its_optimizer)):
+        with_gradient(subject, 9)
+        its.step(0.01, GO)
+    assert all(torch.equal(each, weights(twin)[name]) for name, each in weights(network).items())
+    with pytest.raises(KeyError, match="another"):
+        its_optimizer.load({"another.exp_avg": torch.zeros(1)})
+
+
+def test_a_torch_without_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match=r"--optimizer muon needs torch 2.9.*upgrade, or take adamw"):
+        make(MUON)
+
+
+def test_betas_out_of_range() -> None:
+    with pytest.raises(UserError, match=r"--betas must be below 1, not 1.5"):
+        TrainConfig(betas=(0.9, 1.5))
