@@ -98,6 +98,14 @@ class SampleConfig:
         str | None,
         Option("Class numbers or names, separated by commas; samples take them in turn. Default: all.", metavar="LIST"),
     ] = None
+    modes: Annotated[
+        str | None,
+        Option(
+            "Modes of the fitted mixture, numbers separated by commas; samples take them in turn. Default: drawn, as "
+            "often as they occur in the data.",
+            metavar="LIST",
+        ),
+    ] = None
     checkpoint: Annotated[
         int | None, Option("Step of the checkpoint to sample. Default: the newest.", metavar="STEP", minimum=0)
     ] = None

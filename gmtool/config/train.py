@@ -93,6 +93,16 @@ class TrainConfig:
         bool, Option("Keep the input of each block alone, and compute its inside again: less memory, more time.")
     ] = False
     compile: Annotated[bool, Option("Compile the network (torch.compile): a slower start, faster steps.")] = False
+    fraction: Annotated[
+        float,
+        Option(
+            "Share of the images to train on: a random part, fixed by the seed, the same share of each class. The "
+            "mixture and the normalisation stay those of all.",
+            metavar="SHARE",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ] = 1.0
     steps: Annotated[int, Option("Optimiser steps in all.", metavar="N", minimum=1)] = 100_000
     batch_size: Annotated[
         int | None, Option("Images a step. Default: 128 on a GPU, 32 on a CPU.", metavar="N", minimum=1)

@@ -54,11 +54,11 @@ class ShuffledRows:
 class _Rows(torch.utils.data.Dataset[LatentBatch]):
     """Reads whole batches in a worker process, which opens the file itself."""
 
-    def __init__(self, latents: LatentsFile, order: ShuffledRows) -> None:
-        self.latents, self.order = latents, order
+    def __init__(self, latents: LatentsFile, part: np.ndarray, order: ShuffledRows) -> None:
+        self.latents, self.part, self.order = latents, part, order
 
     def __getitem__(self, step: int) -> LatentBatch:
-        rows = self.order.of_step(step)
+        rows = self.part[self.order.of_step(step)]
         return LatentBatch(rows, torch.from_numpy(self.latents.patches(rows)))
 
 
@@ -68,22 +68,29 @@ def _leave_interrupts_to_the_main_process(_worker: int) -> None:
 
 
 def latent_batches(
-    latents: LatentsFile, batch_size: int, seed: int, start: int, stop: int, workers: int | None
+    latents: LatentsFile,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int | None,
+    part: np.ndarray | None = None,
 ) -> Iterator[LatentBatch]:
-    """The batches of steps ``start`` ... ``stop`` - 1.
+    """The batches of steps ``start`` ... ``stop`` - 1, from the rows ``part`` of the file; default: all.
 
     workers: processes that read from disk; None keeps the latents in memory when they take at most a quarter of it,
     else takes 4; 0 reads here.
     """
-    order = ShuffledRows(len(latents), batch_size, seed)
-    if workers is None and fits_in_memory(2 * len(latents) * int(np.prod(latents.shape))):
-        everything = torch.from_numpy(latents.patches(slice(None)))
+    part = np.arange(len(latents)) if part is None else part
+    order = ShuffledRows(len(part), batch_size, seed)
+    if workers is None and fits_in_memory(2 * len(part) * int(np.prod(latents.shape))):
+        everything = torch.from_numpy(latents.patches(part))
         for step in range(start, stop):
-            rows = order.of_step(step)
-            yield LatentBatch(rows, everything[torch.from_numpy(rows)])
+            places = order.of_step(step)
+            yield LatentBatch(part[places], everything[torch.from_numpy(places)])
         return
     loader = torch.utils.data.DataLoader(
-        _Rows(latents, order),
+        _Rows(latents, part, order),
         sampler=range(start, stop),
         batch_size=None,
         num_workers=DISK_WORKERS if workers is None else workers,

@@ -79,13 +79,15 @@ class Model:
 
 
 @torch.inference_mode()
-def generate(model: Model, plan: Plan, indices: Sequence[int], classes: Tensor) -> Tensor:
+def generate(model: Model, plan: Plan, indices: Sequence[int], classes: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Latents (B, C, H, W) float32, not normalised, of the samples ``indices`` with labels ``classes`` (B,) int64.
 
     Sample i depends on the seed, i and its label alone. classes is not read by a run that does not know classes.
+    chosen: the samples' modes (B,) int64; default: drawn. The other numbers of a sample do not depend on it.
     """
     noise = Noise(plan.seed, indices)
-    modes = _draw_modes(model, noise, classes)
+    drawn = _draw_modes(model, noise, classes)
+    modes = drawn if chosen is None else chosen
     frame = _draw_frame(model, noise, classes, modes)
     start = noise.normal(model.network.architecture.shape).to(model.device)
     conditions, hidden = _conditions(model, classes, modes)

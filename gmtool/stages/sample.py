@@ -66,6 +66,7 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     run = open_run(run_path)
     plan = make_plan(config, run.config)
     labels = choose_labels(config.classes, run, config.num)
+    modes = choose_modes(config.modes, run, config.num)
     _check_folder(folder)
     checkpoint = find_checkpoint(run.checkpoints, config.checkpoint)
     weights = checkpoint.path / weights_file(config, run.config)
@@ -88,7 +89,7 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
             _prepare(part, json.dumps({"plan": asdict(plan), "inputs": made_from, "config": _settings(config)}))
         world.barrier()
         batches = _batches(config.num, config.batch_size)
-        _draw(model, plan, labels, tokenizer, part, batches, world, progress)
+        _draw(model, plan, labels, modes, tokenizer, part, batches, world, progress)
     if world.first:
         _assemble(part, batches, labels, run, config, plan, tuple(inputs), tokenizer)
         _replace(folder, part)
@@ -118,6 +119,25 @@ def _class(word: str, run: RunFolder) -> int:
     if word.isdecimal() and int(word) < len(run.classes):
         return int(word)
     raise UserError(f"--classes: {word!r} is neither a class name nor a number below {len(run.classes)}")
+
+
+def choose_modes(wanted: str | None, run: RunFolder, count: int) -> np.ndarray | None:
+    """The mode of every sample, (count,) int64: the wanted numbers, separated by commas, in turn; None where they are
+    drawn.
+
+    Raises UserError for a run that no mode of a sample reaches, and for a mode that its mixture does not have.
+    """
+    if wanted is None:
+        return None
+    weights = run.statistics().mode_weights
+    if weights is None or not (run.config.sees_modes or run.config.coupling == "mode"):
+        raise UserError(f"--modes: {run.path} draws without modes; train with --coupling mode or --condition mode")
+    number = weights.shape[1]
+    words = [each.strip() for each in wanted.split(",")]
+    for word in words:
+        if not (word.isdecimal() and int(word) < number):
+            raise UserError(f"--modes: {word!r} is not a number below {number}, the modes of {run.path}")
+    return np.array([int(each) for each in words], np.int64)[np.arange(count) % len(words)]
 
 
 def decoder_of(run: RunFolder, decoder: str | None, device: torch.device) -> tuple[Tokenizer | None, str | None]:
@@ -192,6 +212,7 @@ def _draw(
     model: Model,
     plan: Plan,
     labels: np.ndarray,
+    modes: np.ndarray | None,
     tokenizer: Tokenizer | None,
     part: Path,
     batches: Sequence[range],
@@ -208,7 +229,8 @@ def _draw(
     for start in range(world.rank, len(missing), world.size):
         batch = missing[start]
         classes = torch.from_numpy(labels[batch.start : batch.stop]).clamp(min=0)
-        latents = generate(model, plan, batch, classes)
+        chosen = None if modes is None else torch.from_numpy(modes[batch.start : batch.stop])
+        latents = generate(model, plan, batch, classes, chosen)
         if not torch.isfinite(latents).all():
             raise UserError("the samples are not finite: try --precision float32, or an earlier --checkpoint")
         arrays = {"latents": torch.from_numpy(to_float16(latents.cpu().numpy(), "the samples"))}

@@ -28,6 +28,7 @@ from gmtool.artifacts.run import (
 )
 from gmtool.config.option import as_text, flag
 from gmtool.config.train import TrainConfig
+from gmtool.data.fraction import part_of_data
 from gmtool.data.latent_loader import latent_batches
 from gmtool.data.modes import ModeFrames
 from gmtool.device import allow_tf32, compute_dtype, resolve_device
@@ -131,11 +132,12 @@ def _loop(
     statistics = statistics.to(device)
     model = Model(trainee.averages[0].network, config, statistics, frames, device, precision)
     known = known_modes(gmm, config)
+    part = part_of_data(latents, config.fraction, config.seed)
 
     def batches(start: Position) -> Iterator[Batch]:
         assert config.batch_size is not None  # resolved
         seed = start.seed(config.seed)
-        raw = latent_batches(latents, config.batch_size, seed, start.step, config.steps, config.workers)
+        raw = latent_batches(latents, config.batch_size, seed, start.step, config.steps, config.workers, part)
         return Feed(latents, known, frames, statistics, config, device).batches(raw, start.step, seed)
 
     def save(position: Position) -> None:
@@ -207,7 +209,8 @@ def _create_or_open(
     weights = None
     if gmm is not None and config.uses_modes:
         # under other couplings noise knows nothing of the class, so neither does the mode that it is drawn from
-        weights = mode_weights(latents, gmm, config.condition == "class" and config.coupling == "mode")
+        by_class = config.condition == "class" and config.coupling == "mode"
+        weights = mode_weights(latents, gmm, by_class, part_of_data(latents, config.fraction, config.seed))
     manifest = Manifest(
         kind="run",
         stage="train",

@@ -10,6 +10,7 @@ import torch
 from gmtool.artifacts.gmm import GmmFile
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.config.train import TrainConfig
+from gmtool.data.fraction import part_of_data
 from gmtool.errors import UserError
 from gmtool.flow.times import shift_for
 from gmtool.nn.architecture import SIZES, Architecture, named
@@ -29,6 +30,7 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
         raise UserError(f"--condition class: the images of {latents.path} had no class folders; take mode or none")
     if config.spectral > latents.shape[0]:
         raise UserError(f"--spectral {config.spectral}: the latents of {latents.path} have {latents.shape[0]} channels")
+    part_of_data(latents, config.fraction, config.seed)  # that there is one
     on_gpu = device.type == "cuda"
     model = config.model or ("B" if on_gpu else "tiny")
     resolved = replace(

@@ -81,14 +81,15 @@ class Feed:
         return None if labels is None else labels.to(self.device)
 
 
-def mode_weights(latents: LatentsFile, gmm: GmmFile, by_class: bool) -> Tensor:
+def mode_weights(latents: LatentsFile, gmm: GmmFile, by_class: bool, part: np.ndarray | None = None) -> Tensor:
     """p(mode | class), a row a class, or p(mode) in one row: sums of the data's probabilities, normalised, float32.
 
-    A class without images gets the row of all; images without a class count for none.
+    A class without images gets the row of all; images without a class count for none. part: the rows of the file that
+    are trained on; default: all.
     """
     rows = latents.labels if by_class else np.zeros(len(latents), np.int64)
     counts = np.zeros((len(latents.classes) if by_class else 1, len(gmm)))
-    labelled = np.flatnonzero(rows >= 0)
+    labelled = np.flatnonzero(rows >= 0) if part is None else part[rows[part] >= 0]
     kept = gmm.kept(labelled)
     np.add.at(counts, (rows[labelled, None], kept.modes), kept.probabilities)
     counts[counts.sum(1) == 0] = counts.sum(0)

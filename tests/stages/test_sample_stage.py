@@ -27,7 +27,7 @@ from gmtool.nn.dit import DiT
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model, generate
 from gmtool.stages.plan import make_plan
-from gmtool.stages.sample import choose_labels, sample
+from gmtool.stages.sample import choose_labels, choose_modes, sample
 from gmtool.stages.train import train
 from gmtool.tokenizers.build import build_tokenizer
 
@@ -286,6 +286,52 @@ def test_modes_are_drawn_by_the_class(small: Small, make_run: MakeRun) -> None:
         error = (found.mean(0) - mean) / (variance / 400).sqrt()
         assert error.abs().max() < 5
         torch.testing.assert_close(found.var(0).mean(), variance.mean(), rtol=0.1, atol=0)
+
+
+def test_samples_take_the_chosen_modes_in_turn(small: Small, make_run: MakeRun) -> None:
+    """With velocity 0 a sample is its noise in its mode's frame; the noise is that of the drawn mode."""
+    model = load(make_run(objective="mm-fm"), small, Exact)
+    plan = make_plan(replace(QUICK, steps=1), model.config)
+    modes = choose_modes("3, 1", open_run(make_run(objective="mm-fm")), 6)
+    assert modes is not None and modes.tolist() == [3, 1, 3, 1, 3, 1]
+    nobody = torch.zeros(6, dtype=torch.long)
+    first, second = (
+        generate(model, plan, range(6), nobody, torch.tensor(each)) for each in (modes, modes[::-1].copy())
+    )
+    assert model.frames is not None
+    noise = [
+        model.frames.frame(torch.tensor(each)).whiten(model.statistics.normalise(found))
+        for each, found in ((modes, first), (modes[::-1].copy(), second))
+    ]
+    torch.testing.assert_close(noise[0], noise[1], atol=1e-4, rtol=0)
+    assert (first - second).abs().max() > 0.1
+
+
+def test_modes_reach_the_condition_too(small: Small, make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(condition="mode")
+    model = load(run, small, Exact)
+    generate(model, make_plan(QUICK, model.config), range(3), torch.zeros(3, dtype=torch.long), torch.tensor([2, 0, 2]))
+    assert model.network.seen.modes.tolist() == [2, 0, 2]
+    sample(run, tmp_path / "samples", replace(QUICK, num=4, modes="2"), Progress())
+    assert open_samples(tmp_path / "samples").manifest.config["modes"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("training", "modes", "message"),
+    [
+        ({}, "1", "draws without modes; train with --coupling mode or --condition mode"),
+        ({"source": "gmm", "condition": "class"}, "1", "draws without modes"),
+        ({"objective": "mm-fm"}, "4", "--modes: '4' is not a number below 4"),
+        ({"objective": "mm-fm"}, "1,,2", "--modes: '' is not a number below 4"),
+        ({"objective": "mm-fm"}, "-1", "--modes: '-1' is not a number below 4"),
+    ],
+)
+def test_modes_that_cannot_be_chosen(
+    make_run: MakeRun, tmp_path: Path, training: dict, modes: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sample(make_run(**training), tmp_path / "samples", replace(QUICK, modes=modes), Progress())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("settings", [{"condition": "class"}, {"condition": "mode"}, {"coupling": "batch-ot"}])
