@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from small import MIXTURE, PIXELS, Small
@@ -15,6 +16,11 @@ from small import MIXTURE, PIXELS, Small
 from gmtool.progress import Progress
 from gmtool.stages.encode import encode_images
 from gmtool.stages.fit_gmm import fit_gmm
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")

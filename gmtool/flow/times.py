@@ -39,6 +39,13 @@ def draw_times(count: int, distribution: TimeDistribution, shift: float, generat
     return shift_time(raw, shift).clamp(EARLIEST, LATEST)
 
 
+def time_quartiles(distribution: TimeDistribution, shift: float) -> Tensor:
+    """The three times (3,), float32, between which a quarter of the training times lie each."""
+    shares = torch.tensor([0.25, 0.5, 0.75])
+    raw = shares if distribution == "uniform" else torch.special.ndtri(shares).sigmoid()
+    return shift_time(raw, shift)
+
+
 def time_grid(steps: int, shift: float, last: float = 0.0) -> Tensor:
     """The sampling grid (steps + 1,) in float64: even from 1 to ``last``, then shifted; by default it ends at 0."""
     return shift_time(torch.linspace(1, last, steps + 1, dtype=torch.float64), shift)

@@ -79,9 +79,7 @@ class TrainReport:
     config: TrainConfig
 
 
-def train(
-    latents_path: Path, run_path: Path, config: TrainConfig, progress: Progress, dry_run: bool = False
-) -> TrainReport:
+def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Progress) -> TrainReport:
     """Train a network on latents, or go on with a run that the same settings began.
 
     Raises UserError for inputs that do not fit together and for another run in ``run_path``; MachineError when the
@@ -89,7 +87,7 @@ def train(
     """
     with ExitStack() as stack:
         latents = stack.enter_context(open_latents(latents_path))
-        gmm = _open_mixture(latents, config, stack)
+        gmm = open_mixture(latents, config, stack)
         device = resolve_device(config.device)
         config = resolve(config, latents, gmm, device)
         allow_tf32(config.tf32)
@@ -97,8 +95,6 @@ def train(
         network = build_network(architecture, config.seed).to(device)
         parameters = sum(each.numel() for each in network.parameters())
         report = TrainReport(run_path, 0, config.steps, parameters, config)
-        if dry_run:
-            return report
         run = _create_or_open(run_path, latents, gmm, config, architecture, parameters)
         stack.enter_context(locked(run_path))
         trainee = make_trainee(network, config)
@@ -170,7 +166,7 @@ def _previewer(run: RunFolder, model: Model, progress: Progress) -> Previewer:
     return Previewer(model, run, tokenizer)
 
 
-def _open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
+def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
     """The fitted mixture that was asked for, or that lies beside the latents; None when there is none.
 
     A mixture beside the latents that was fitted to others is refused only where it would be used.

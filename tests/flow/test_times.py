@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gmtool.flow.times import draw_times, expand, shift_for, shift_time, time_grid
+from gmtool.flow.times import draw_times, expand, shift_for, shift_time, time_grid, time_quartiles
 
 
 def test_shift_is_the_identity_at_one_and_fixes_both_ends():
@@ -42,6 +42,14 @@ def test_training_times_have_their_distribution():
     shifted = draw_times(20_000, "logit-normal", 3.0, draw)
     back = torch.logit(shift_time(shifted.double(), 1 / 3))
     assert stats.kstest(back.numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "logit-normal"])
+def test_quartiles_hold_a_quarter_of_the_times_each(distribution):
+    for shift in (1.0, 6.93):
+        times = draw_times(40_000, distribution, shift, torch.Generator().manual_seed(1))
+        counts = torch.bucketize(times, time_quartiles(distribution, shift)).bincount(minlength=4)
+        assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
 def test_expand_takes_the_type_of_x():

@@ -154,13 +154,6 @@ def test_the_run_folder(small: Small, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.tokenizer().arrays["components"], latents.tokenizer.arrays["components"])
 
 
-def test_a_dry_run_writes_nothing(small: Small, tmp_path: Path) -> None:
-    report = train(small.latents("classes"), tmp_path / "run", QUICK, Progress(), dry_run=True)
-    assert report.parameters > 500_000
-    assert report.config.model == "tiny"
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_loss_falls(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run", replace(QUICK, steps=60, batch_size=32, save_every=60))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

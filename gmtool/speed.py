@@ -1,0 +1,105 @@
+"""What a machine computes in a second: its limit, by measurement, and what training reached on it.
+
+The limit is the rate of matrix products of a size that serves the device well, in the arithmetic of the network; a
+data sheet's figure is not reached by any program. What `gmtool bench` found is kept in the user's cache folder, so
+that `gmtool train --dry-run` can tell how long a run will take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from gmtool.artifacts.files import written_aside
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations a second on a device in a precision: of matrix products, and of a training step.
+
+    network: what was trained, in words.
+    """
+
+    device: str
+    precision: str
+    matmul: float
+    train: float
+    network: str
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is, for people: the GPU's name, or the processor's with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(action: Callable[[], object], device: torch.device, at_least: float) -> float:
+    """Mean seconds of an action, over as many calls as take ``at_least`` seconds together, after one that warms up."""
+    action()
+    synchronise(device)
+    calls, done, started = 1, 0, time.perf_counter()
+    while True:
+        for _ in range(calls):
+            action()
+        synchronise(device)
+        done, spent = done + calls, time.perf_counter() - started
+        if spent >= at_least:
+            return spent / done
+        calls = max(1, min(2 * calls, round(calls * (at_least - spent) / max(spent, 1e-6))))
+
+
+def matmul_rate(device: torch.device, precision: torch.dtype, at_least: float = 0.3) -> float:
+    """Operations a second, two a multiply-add, of square matrix products in a precision."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(precision) for _ in range(2))
+    product = torch.empty_like(left)
+    return 2 * size**3 / seconds_of(lambda: torch.mm(left, right, out=product), device, at_least)
+
+
+def speeds_file() -> Path:
+    """Where `gmtool bench` keeps what it found."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gmtool" / "speeds.json"
+
+
+def known_speed(device: str, precision: str) -> Speed | None:
+    """What was found for a device and a precision earlier; None when nothing was, or when it cannot be read."""
+    return next((each for each in _read() if (each.device, each.precision) == (device, precision)), None)
+
+
+def keep_speed(speed: Speed) -> None:
+    """Keep what was found, in place of what was for the same device and precision."""
+    others = [each for each in _read() if (each.device, each.precision) != (speed.device, speed.precision)]
+    path = speeds_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as part:
+        part.write_text(json.dumps([asdict(each) for each in (*others, speed)], indent=1))
+
+
+def _read() -> list[Speed]:
+    try:
+        return [Speed(**each) for each in json.loads(speeds_file().read_text())]
+    except (OSError, ValueError, TypeError):
+        return []

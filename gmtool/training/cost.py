@@ -1,0 +1,101 @@
+"""What a training step costs, found without computing it: its arithmetic, and the memory that it takes.
+
+The step is traced with tensors that have shapes and no numbers, at one and at two data: what grows between the two is
+the cost of a datum, the rest is paid once a step. Floating-point operations are those of matrix products, convolutions
+and attention, two a multiply-add; a step takes three times those of its forward pass, as each product has two in the
+backward one. What is computed again under activation checkpointing does not count: it is no progress.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from gmtool.config.train import TrainConfig
+from gmtool.flow.source import Frame
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
+from gmtool.nn.network import Network
+from gmtool.training.loss import Batch, draw, training_loss
+
+FORWARD_AND_BACKWARD = 3
+"""Products of a training step a product of its forward pass."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A training step: operations a datum; bytes that its activations take a datum, and once; parameters."""
+
+    flops: int
+    datum_bytes: int
+    fixed_bytes: int
+    parameters: int
+
+    def memory(self, micro_batch: int, averages: int) -> int:
+        """About the bytes that training takes with ``micro_batch`` data computed at once.
+
+        Weights, gradients, AdamW's two moments and ``averages`` moving averages in float32, and the activations; the
+        libraries' own memory, and what the allocator loses, come on top.
+        """
+        return 4 * (4 + averages) * self.parameters + self.fixed_bytes + micro_batch * self.datum_bytes
+
+
+def step_cost(architecture: Architecture, config: TrainConfig, precision: torch.dtype) -> StepCost:
+    """The cost of a step with resolved settings, its network computed in ``precision``."""
+    with torch.device("meta"):
+        network = build_network(architecture, seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # the random numbers' generator has no fake
+        network.to_empty(device="cpu")
+        one, two = (_trace(network, config, precision, count) for count in (1, 2))
+    return StepCost(
+        flops=FORWARD_AND_BACKWARD * (two.flops - one.flops),
+        datum_bytes=two.bytes - one.bytes,
+        fixed_bytes=2 * one.bytes - two.bytes,
+        parameters=sum(each.numel() for each in network.parameters()),
+    )
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A forward pass: its operations, and the bytes kept for the backward pass besides the parameters."""
+
+    flops: int
+    bytes: int
+
+
+def _trace(network: Network, config: TrainConfig, precision: torch.dtype, count: int) -> _Trace:
+    """The loss of ``count`` data, traced."""
+    kept: dict[int, int] = {}
+    own = {_storage(each) for each in network.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    autocast = nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision)
+    batch = _batch(network.architecture, config, count)
+    draws = draw(count, network.architecture, config, torch.Generator())
+    with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as counter, autocast:
+        training_loss(network, batch, draws, config)
+    return _Trace(counter.get_total_flops(), sum(kept.values()))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _batch(architecture: Architecture, config: TrainConfig, count: int) -> Batch:
+    """A batch with everything in it that a run's settings ask for."""
+
+    def latents() -> Tensor:
+        return torch.empty(count, *architecture.shape)
+
+    labels = torch.zeros(count, dtype=torch.long)
+    return Batch(latents(), labels, labels, Frame(latents(), latents()) if config.source == "gmm" else None)

@@ -1,0 +1,96 @@
+"""The cost of a step: operations by hand, memory against what the same step keeps when it is computed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from gmtool.config.train import TrainConfig
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
+from gmtool.random import generator
+from gmtool.training.cost import StepCost, step_cost
+from gmtool.training.loss import Batch, draw, training_loss
+
+FM = TrainConfig(objective="fm", source="gaussian", coupling="independent", condition="class", time_shift=1.0, lr=1e-3)
+GM_KL = replace(FM, objective="gm-kl")
+UNION = replace(GM_KL, source="gmm", coupling="mode")
+CHANNELS, HEIGHT, WIDTH = SHAPE = (6, 4, 4)
+SMALL = Architecture(SHAPE, depth=3, width=32, heads=2, classes=5)
+
+
+def dit_products(architecture: Architecture) -> int:
+    """Multiply-adds of a DiT's forward pass, a datum."""
+    width, tokens, components = architecture.width, HEIGHT * WIDTH, architecture.components
+    block = 12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2
+    outputs = components * (CHANNELS + 1) if components else CHANNELS
+    embedding = 256 * width + width**2
+    log_std = width**2 + width if components else 0
+    return architecture.depth * block + tokens * width * (CHANNELS + outputs) + embedding + 2 * width**2 + log_std
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (FM, SMALL),
+        (FM, replace(SMALL, depth=1, width=64)),
+        (GM_KL, replace(SMALL, components=3)),
+        (UNION, replace(SMALL, components=3, modes=7)),
+    ],
+    ids=["fm", "wide", "gm-kl", "union"],
+)
+def test_operations_are_those_of_the_closed_form(config: TrainConfig, architecture: Architecture) -> None:
+    cost = step_cost(architecture, config, torch.float32)
+    assert cost.flops == 3 * 2 * dit_products(architecture)
+    assert cost.parameters == sum(each.numel() for each in build_network(architecture, 0).parameters())
+
+
+def test_precision_changes_memory_but_no_operation() -> None:
+    full, half = (step_cost(SMALL, FM, precision) for precision in (torch.float32, torch.bfloat16))
+    assert full.flops == half.flops
+    assert half.datum_bytes < full.datum_bytes
+    assert half.fixed_bytes > full.fixed_bytes  # the weights are kept in half precision too
+
+
+def kept_bytes(count: int) -> int:
+    """What a computed step of SMALL keeps for its backward pass, parameters left out."""
+    network, kept = build_network(SMALL, 0), {}
+    own = {each.untyped_storage().data_ptr() for each in network.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # a storage that is held stays where it is
+        return tensor
+
+    batch = Batch(torch.zeros(count, *SHAPE), torch.zeros(count, dtype=torch.long))
+    draws = draw(count, SMALL, FM, generator(0))
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        training_loss(network, batch, draws, FM)
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+
+
+def test_memory_is_what_a_step_keeps() -> None:
+    cost = step_cost(SMALL, FM, torch.float32)
+    for count in (1, 5):
+        assert cost.fixed_bytes + count * cost.datum_bytes == pytest.approx(kept_bytes(count), rel=0.01)
+
+
+def test_memory_counts_weights_gradients_moments_and_averages() -> None:
+    cost = StepCost(flops=0, datum_bytes=100, fixed_bytes=7, parameters=10)
+    assert cost.memory(micro_batch=3, averages=2) == 4 * (1 + 1 + 2 + 2) * 10 + 7 + 3 * 100
+
+
+@pytest.mark.gpu
+def test_the_estimate_is_near_what_a_gpu_takes() -> None:
+    config, architecture = FM, Architecture((64, 16, 16), depth=8, width=512, heads=8, classes=5)
+    cost, count = step_cost(architecture, config, torch.bfloat16), 32
+    network = build_network(architecture, 0).cuda()
+    labels = torch.zeros(count, dtype=torch.long, device="cuda")
+    batch = Batch(torch.zeros(count, 64, 16, 16, device="cuda"), labels)
+    draws = draw(count, architecture, config, generator(0, device="cuda"))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.autocast("cuda", torch.bfloat16):
+        training_loss(network, batch, draws, config).mean().backward()
+    taken = torch.cuda.max_memory_allocated() - before - 4 * cost.parameters  # the gradients
+    assert 0.7 < (cost.fixed_bytes + count * cost.datum_bytes) / taken < 1.4
