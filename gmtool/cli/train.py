@@ -30,7 +30,10 @@ def command(
     price: Annotated[
         float | None,
         typer.Option(
-            "--price", help="Price of an hour of this machine, for --dry-run. Default: none.", metavar="PRICE", min=0.0
+            "--price-per-hour",
+            help="Price of an hour of this machine, for --dry-run. Default: none.",
+            metavar="PRICE",
+            min=0.0,
         ),
     ] = None,
 ) -> None:
@@ -39,7 +42,7 @@ def command(
     Example: gmtool train --objective gm-kl --condition class
     """
     if price is not None and not dry_run:
-        raise UserError("--price belongs to --dry-run, which adds the hours up")
+        raise UserError("--price-per-hour belongs to --dry-run, which adds the hours up")
     if dry_run:
         _print_forecast(latents, run, config, preset, price)
         return

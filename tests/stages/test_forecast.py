@@ -75,8 +75,8 @@ def test_what_the_command_prints(small: Small, tmp_path: Path, capsys: pytest.Ca
         assert words in shown
     assert " 128 " in shown  # the effective batch, from the preset
     keep_speed(Speed(device_name(torch.device("cpu")), "float32", matmul=1e11, train=1e6, network="B"))
-    assert main([*arguments, "--price", "2"]) == 0
+    assert main([*arguments, "--price-per-hour", "2"]) == 0
     assert "cost" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
-    assert main([*arguments[:-1], "--price", "2"]) == 2
-    assert "--price belongs to --dry-run" in capsys.readouterr().err
+    assert main([*arguments[:-1], "--price-per-hour", "2"]) == 2
+    assert "--price-per-hour belongs to --dry-run" in capsys.readouterr().err
