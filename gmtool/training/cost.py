@@ -50,6 +50,7 @@ def step_cost(architecture: Architecture, config: TrainConfig, precision: torch.
     """The cost of a step with resolved settings, its network computed in ``precision``."""
     with torch.device("meta"):
         network = build_network(architecture, seed=0)
+    network.checkpoint_activations = config.checkpoint_activations
     with FakeTensorMode(allow_non_fake_inputs=True):  # the random numbers' generator has no fake
         network.to_empty(device="cpu")
         one, two = (_trace(network, config, precision, count) for count in (1, 2))

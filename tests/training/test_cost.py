@@ -53,6 +53,14 @@ def test_precision_changes_memory_but_no_operation() -> None:
     assert half.fixed_bytes > full.fixed_bytes  # the weights are kept in half precision too
 
 
+def test_activation_checkpointing_keeps_the_input_of_each_block_alone() -> None:
+    """A block more keeps its input, (tokens, width) float32; the condition, which all share, is kept anyway."""
+    config = replace(FM, checkpoint_activations=True)
+    deep, shallow = (step_cost(replace(SMALL, depth=depth), config, torch.float32) for depth in (5, 4))
+    assert deep.datum_bytes - shallow.datum_bytes == 4 * HEIGHT * WIDTH * SMALL.width
+    assert deep.flops == step_cost(replace(SMALL, depth=5), FM, torch.float32).flops
+
+
 def kept_bytes(count: int) -> int:
     """What a computed step of SMALL keeps for its backward pass, parameters left out."""
     network, kept = build_network(SMALL, 0), {}
