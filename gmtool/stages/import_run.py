@@ -183,6 +183,7 @@ def _train_config(published: Published, path: Path) -> TrainConfig:
         components=architecture.components or TrainConfig.components,
         constant_std=architecture.constant_std,
         spectral=architecture.spectral,
+        patch_size=architecture.patch,
         steps=max(1, published.step),
         dropout=0.1 if published.condition == "class" else 0.0,
         time_shift=published.time_shift,

@@ -181,6 +181,12 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     assert main(["sample", "--num", "4", "--steps", "2", "--device", "cpu"]) == 0
     with open_latents(place / "samples/latents.h5") as latents:
         assert latents.shape == SHAPE
+    # another network of the same mixture guides it
+    assert main(["import", "mode.pt", "guide", *flags]) == 0
+    guided = ["--guidance", "auto", "--guide", "guide", "--guidance-scale", "1.5"]
+    assert main(["sample", "run", "guided", "--num", "4", "--steps", "2", "--device", "cpu", *guided]) == 0
+    with open_latents(place / "guided/latents.h5") as same, open_latents(place / "samples/latents.h5") as plain:
+        np.testing.assert_allclose(same.patches(slice(None)), plain.patches(slice(None)), atol=1e-2, rtol=1e-2)
 
 
 def test_labels_that_a_network_does_not_use(place: Path, dino: Path, capsys: pytest.CaptureFixture[str]) -> None:
