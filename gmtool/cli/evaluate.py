@@ -21,6 +21,11 @@ NAMES = {
     "recall": ("recall", "recall"),
     "magnitude": ("mean magnitude", "mean magnitude"),
     "saturated_share": ("saturated share", "saturated share"),
+    "path_length": ("path length", "path length"),
+    "straightness": ("straightness", "straightness"),
+    "lipschitz": ("mean Lipschitz constant", "mean Lipschitz constant"),
+    "transport": ("W2^2 of latents", "W2^2 of latents"),
+    "sliced_transport": ("sliced W2^2 of latents", "sliced W2^2 of latents"),
 }
 """What a metric is called on Inception's features, and on a tokenizer's."""
 

@@ -35,6 +35,15 @@ class EvaluateConfig:
         Option("File of the Inception weights that torch-fidelity uses. Default: its own download.", metavar="FILE"),
     ] = None
     neighbours: Annotated[int, Option("Neighbours of the precision / recall manifolds.", metavar="K", minimum=1)] = 3
+    trajectories: Annotated[
+        int,
+        Option(
+            "Samples whose paths are followed once more, without guidance, for length, straightness and mean Lipschitz "
+            "constant of the run's flow, and for the transport distance of as many latents to real ones; 0 for none.",
+            metavar="N",
+            minimum=0,
+        ),
+    ] = 0
     batch_size: Annotated[int, Option("Images a network call.", metavar="N", minimum=1)] = 64
     device: Device = "auto"
     seed: Seed = 0

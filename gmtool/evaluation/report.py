@@ -9,7 +9,18 @@ from typing import Literal
 from gmtool import __version__
 
 Metric = Literal[
-    "frechet_distance", "kernel_distance", "inception_score", "precision", "recall", "magnitude", "saturated_share"
+    "frechet_distance",
+    "kernel_distance",
+    "inception_score",
+    "precision",
+    "recall",
+    "magnitude",
+    "saturated_share",
+    "path_length",
+    "straightness",
+    "lipschitz",
+    "transport",
+    "sliced_transport",
 ]
 
 

@@ -39,6 +39,7 @@ from gmtool.evaluation.report import Figure, Measurement, Report, parse_report
 from gmtool.evaluation.saturation import Saturation, saturation
 from gmtool.progress import Progress
 from gmtool.random import generator
+from gmtool.stages.trajectories import run_of, trajectory_figures
 
 METRICS = "metrics.json"
 """The report's file in the folder of samples."""
@@ -101,6 +102,7 @@ def _report(
         figures=(
             *figures_of(generated, reference, inputs.statistics, real, settings, progress),
             *_saturation_figures(inputs, config.batch_size),
+            *(trajectory_figures(inputs.folder, config, inputs.world.device, progress) if config.trajectories else ()),
         ),
     )
 
@@ -118,6 +120,8 @@ def _open_inputs(samples: Path, config: EvaluateConfig, progress: Progress) -> _
     reference = open_training_latents(folder) if config.reference is None else open_reference(config.reference)
     if not folder.latents.is_file():
         raise UserError(f"{folder.latents}, which tells the tokenizer, is missing: run gmtool sample again")
+    if config.trajectories:
+        run_of(folder)
     require_torch_fidelity()
     with open_latents(folder.latents) as latents, world.first_before_others():  # which may fetch weights
         extractor = choose_extractor(config, latents.tokenizer, world.device, progress)

@@ -86,10 +86,7 @@ def generate(model: Model, plan: Plan, indices: Sequence[int], classes: Tensor, 
     chosen: the samples' modes (B,) int64; default: drawn. The other numbers of a sample do not depend on it.
     """
     noise = Noise(plan.seed, indices)
-    drawn = _draw_modes(model, noise, classes)
-    modes = drawn if chosen is None else chosen
-    frame = _draw_frame(model, noise, classes, modes)
-    start = noise.normal(model.network.architecture.shape).to(model.device)
+    modes, frame, start = _draw_source(model, noise, classes, chosen)
     conditions, hidden = _conditions(model, classes, modes)
     weaker = model.weaker.velocity(_conditions(model.weaker, classes, modes)[0]) if model.weaker is not None else None
     if frame is not None and not model.config.union:
@@ -109,6 +106,33 @@ def generate(model: Model, plan: Plan, indices: Sequence[int], classes: Tensor, 
     if frame is not None and model.config.union:
         end = frame.restore(end)
     return model.statistics.restore(end)
+
+
+def flow_of(
+    model: Model, seed: int, indices: Sequence[int], classes: Tensor, chosen: Tensor | None = None
+) -> tuple[VelocityModel, Tensor]:
+    """The unguided flow of samples, in normalised latents: its velocity, and where they begin, (B, C, H, W) at t = 1.
+
+    The arguments are those of `generate`. A mixture gives its mean; a union, which flows in its modes' coordinates
+    y = (x - mu_k) / s_k, the velocity s_k u(y).
+    """
+    modes, frame, start = _draw_source(model, Noise(seed, indices), classes, chosen)
+    velocity = model.velocity(_conditions(model, classes, modes)[0])
+    if frame is None:
+        return velocity, start
+    if not model.config.union:
+        return velocity, frame.restore(start)
+    return lambda x_t, t: frame.std * velocity(frame.whiten(x_t), t), frame.restore(start)
+
+
+def _draw_source(
+    model: Model, noise: Noise, classes: Tensor, chosen: Tensor | None
+) -> tuple[Tensor | None, Frame | None, Tensor]:
+    """The samples' modes, the frames that their noise comes from, and standard noise: what a sample draws first."""
+    drawn = _draw_modes(model, noise, classes)
+    modes = drawn if chosen is None else chosen
+    frame = _draw_frame(model, noise, classes, modes)
+    return modes, frame, noise.normal(model.network.architecture.shape).to(model.device)
 
 
 def _draw_of(model: Model, plan: Plan) -> Draw:

@@ -77,7 +77,7 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     if guide is not None:
         inputs.append(guide.input)
     with ExitStack() as stack:
-        model = _load_model(run, weights, config, world.device, stack)
+        model = load_model(run, weights, config, world.device, stack)
         if guide is not None:
             model = replace(model, weaker=guide.load(config, world.device))
         with world.first_before_others():  # which may fetch the decoder
@@ -151,7 +151,11 @@ def decoder_of(run: RunFolder, decoder: str | None, device: torch.device) -> tup
     return build_tokenizer(spec, device, decoder=decoder), None
 
 
-def _load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torch.device, stack: ExitStack) -> Model:
+def load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torch.device, stack: ExitStack) -> Model:
+    """A run's network with the weights of a file, ready to draw; ``stack`` closes its mixture, which stays open.
+
+    Raises UserError when the mixture is not the run's.
+    """
     network = build_network(run.architecture, seed=0)
     load_weights(network, weights)
     statistics = run.statistics()

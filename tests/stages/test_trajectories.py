@@ -1,0 +1,100 @@
+"""eval --trajectories: the paths of the samples themselves, and the distance of their latents to real ones."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import Small
+
+from gmtool.artifacts.gmm import open_gmm
+from gmtool.artifacts.run import open_run
+from gmtool.artifacts.samples import open_samples
+from gmtool.config.evaluate import EvaluateConfig
+from gmtool.config.sample import SampleConfig
+from gmtool.config.train import TrainConfig
+from gmtool.data.modes import ModeFrames
+from gmtool.errors import UserError
+from gmtool.nn.build import build_network
+from gmtool.progress import Progress
+from gmtool.stages.evaluate import evaluate
+from gmtool.stages.generate import Model, flow_of, generate
+from gmtool.stages.plan import make_plan
+from gmtool.stages.sample import sample
+from gmtool.stages.train import train
+
+TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu")
+SAMPLING = SampleConfig(num=40, steps=50, solver="euler", device="cpu")
+JUDGE = EvaluateConfig(features="tokenizer", trajectories=30, batch_size=16, device="cpu")
+METRICS = ("path_length", "straightness", "lipschitz", "transport", "sliced_transport")
+
+
+@pytest.fixture(scope="module")
+def samples(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples of an mm-fm run by Euler's method in as many steps as paths are followed in."""
+    root = tmp_path_factory.mktemp("trajectories")
+    train(small.latents("classes"), root / "run", replace(TRAINING, objective="mm-fm"), Progress())
+    sample(root / "run", root / "samples", SAMPLING, Progress())
+    return root / "samples"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"objective": "mm-fm"}, {"objective": "gm-kl"}, {"objective": "gm-kl", "source": "gmm"}],
+    ids=["fm", "mm-fm", "gm-kl", "union"],
+)
+def test_the_flow_is_the_one_that_samples_follow(small: Small, tmp_path: Path, settings: dict) -> None:
+    """Euler's method along `flow_of` ends where `generate` does, whatever coordinates the run works in."""
+    train(small.latents("classes"), tmp_path / "run", replace(TRAINING, steps=1, **settings), Progress())
+    run = open_run(tmp_path / "run")
+    network = build_network(run.architecture, 0).eval()
+    stream = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():  # heads begin at 0
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=stream))
+    frames = ModeFrames(open_gmm(small.gmm("classes")), run.statistics()) if run.config.source == "gmm" else None
+    model = Model(network, run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
+    plan = make_plan(replace(SAMPLING, steps=7), run.config)
+    classes = torch.arange(5) % 3
+    with torch.no_grad():
+        field, x = flow_of(model, plan.seed, range(5), classes)
+        for step in range(7):
+            x = x - field(x, torch.full((5,), 1 - step / 7)) / 7
+    expected = run.statistics().normalise(generate(model, plan, range(5), classes))
+    torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_figures_are_those_of_the_samples(samples: Path) -> None:
+    report = evaluate(samples, JUDGE, Progress())
+    found = {each: report.figure(each) for each in METRICS}
+    for metric, figure in found.items():
+        assert figure is not None and figure.generated.images == 30
+        assert (figure.real is None) == (metric in METRICS[:3])
+    length, bend = (found[each].generated.value for each in METRICS[:2])
+    assert length > 0 and bend >= 0 and found["lipschitz"].generated.value > 0
+    # an untrained network hardly moves its samples: they stay as far from the data as the mixture is
+    real = found["transport"].real
+    assert real is not None and 0.2 * real.value < found["transport"].generated.value < 5 * real.value
+    stored = json.loads((samples / "metrics.json").read_text())
+    assert {each["metric"] for each in stored["figures"]} >= set(METRICS)
+
+
+def test_without_the_flag_nothing_is_followed(samples: Path) -> None:
+    report = evaluate(samples, replace(JUDGE, trajectories=0), Progress())
+    assert all(report.figure(each) is None for each in METRICS)
+
+
+def test_other_weights_than_those_that_drew_are_refused(samples: Path, small: Small, tmp_path: Path) -> None:
+    shutil.copytree(samples, tmp_path / "samples")
+    run = Path(open_samples(samples).manifest.input("run").path)
+    shutil.move(run, tmp_path / "kept")
+    try:
+        with pytest.raises(UserError, match="does not exist: give the folder that `gmtool train` writes"):
+            evaluate(tmp_path / "samples", JUDGE, Progress())
+        train(small.latents("classes"), run, replace(TRAINING, objective="mm-fm", seed=5), Progress())
+        with pytest.raises(UserError, match=r"was drawn with other weights than .* has now: run gmtool sample again"):
+            evaluate(tmp_path / "samples", JUDGE, Progress())
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.move(tmp_path / "kept", run)
