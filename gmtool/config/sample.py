@@ -121,9 +121,9 @@ class SampleConfig:
     decoder: Annotated[
         str | None,
         Option(
-            "Hub id or local folder of an AutoencoderRAE that turns dinov2 latents into images (extra: rae). Default: "
-            "none, which leaves them latents.",
-            metavar="ID|FOLDER",
+            "Hub id or local folder of an AutoencoderRAE, or a decoder's .pt file of RAE or MM-FM, that turns dinov2 "
+            "latents into images (extra: rae). Default: none, which leaves them latents.",
+            metavar="ID|FOLDER|FILE",
         ),
     ] = None
     gmm: Annotated[

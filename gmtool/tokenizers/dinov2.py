@@ -20,13 +20,12 @@ from torch.nn import functional
 
 from gmtool.errors import UserError
 from gmtool.tokenizers.base import Encoded, TokenizerSpec
-from gmtool.tokenizers.rae import Decoder
+from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD, Decoder
 from gmtool.tokenizers.weights import model_folder, model_record, one_line, recorded_folder
 
 DEFAULT_MODEL = "facebook/dinov2-with-registers-base"
 TOKEN_PIXELS = 16
 """Image pixels a token stands for, on each axis."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ROLE = "--tokenizer"
 
 

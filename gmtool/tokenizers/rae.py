@@ -11,11 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.errors import UserError
+from gmtool.foreign.rae_decoder import POSITIONS, decoder_grid, decoder_sizes, decoder_weights
+from gmtool.foreign.torch_files import read_checkpoint
 from gmtool.tokenizers.base import to_uint8
 from gmtool.tokenizers.weights import model_folder
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of pixels in [0, 1], which DINOv2 takes and RAE's decoders give normalised by them."""
+ENCODER_PATCH = 14
 _ROLE = "--decoder"
-_POSITIONS = "decoder.decoder_pos_embed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,23 +50,46 @@ class Decoder:
 
 
 def load_decoder(source: str, device: torch.device) -> Decoder:
-    """The decoder of an ``AutoencoderRAE``, a folder or hub id. Raises UserError when it is something else."""
+    """The decoder of an ``AutoencoderRAE``, a folder or hub id, or of a ``.pt`` file of RAE or MM-FM.
+
+    Raises UserError when it is something else.
+    """
     try:
         from diffusers import AutoencoderRAE
         from diffusers.utils import logging
     except ImportError as error:
         raise UserError(f"{_ROLE} needs diffusers: pip install 'gmtool[rae]'") from error
-    folder = model_folder(source, _ROLE)
     logging.set_verbosity_error()
+    file = Path(source).expanduser()
     try:
-        network: Any = AutoencoderRAE.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
-            folder, use_safetensors=True, low_cpu_mem_usage=False
-        )
+        if file.is_file():
+            network = _from_checkpoint(file, AutoencoderRAE)
+        else:
+            folder = model_folder(source, _ROLE)
+            network = AutoencoderRAE.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
+                folder, use_safetensors=True, low_cpu_mem_usage=False
+            )
+            _restore_positions(network, folder)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{_ROLE} {source} is not an AutoencoderRAE that can be loaded: {reason}") from error
-    _restore_positions(network, folder)
     return Decoder(network.eval().requires_grad_(False).to(device))
+
+
+def _from_checkpoint(file: Path, autoencoder: Any) -> Any:
+    """An ``autoencoder`` without encoder, whose decoder has the weights of a checkpoint of RAE or MM-FM."""
+    weights = read_checkpoint(file).ema
+    network = autoencoder(
+        **decoder_sizes(weights),
+        encoder_num_hidden_layers=0,
+        encoder_patch_size=ENCODER_PATCH,
+        encoder_input_size=ENCODER_PATCH * decoder_grid(weights),
+        encoder_norm_mean=list(IMAGENET_MEAN),
+        encoder_norm_std=list(IMAGENET_STD),
+    )
+    network.decoder.load_state_dict(decoder_weights(weights))
+    network.decoder.decoder_pos_embed.copy_(weights[POSITIONS])
+    return network
 
 
 def _restore_positions(network: Any, folder: Path) -> None:
@@ -71,5 +98,5 @@ def _restore_positions(network: Any, folder: Path) -> None:
 
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
-            if _POSITIONS in weights.keys():  # noqa: SIM118  # it is no mapping
-                network.decoder.decoder_pos_embed.copy_(weights.get_tensor(_POSITIONS))
+            if f"decoder.{POSITIONS}" in weights.keys():  # noqa: SIM118  # it is no mapping
+                network.decoder.decoder_pos_embed.copy_(weights.get_tensor(f"decoder.{POSITIONS}"))

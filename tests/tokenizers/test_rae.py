@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from gmtool.errors import UserError
+from gmtool.foreign import rae_decoder
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.dinov2 import dinov2_spec
-from gmtool.tokenizers.rae import Decoder, load_decoder
+from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD, Decoder, load_decoder
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -100,6 +101,25 @@ def test_the_tokenizer_decodes_with_it(golden: dict[str, Tensor], tmp_path: Path
     assert images.dtype == torch.uint8
     with pytest.raises(UserError, match="channels"):
         tokenizer.decode(torch.zeros(1, 7, 4, 4))
+
+
+def test_a_checkpoint_as_its_authors_store_it(
+    golden: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {key.removeprefix("weight:"): each for key, each in golden.items() if key.startswith("weight:")}
+    torch.save(weights | {"decoder_pos_embed": golden["decoder_pos_embed_perturbed"]}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="--decoder: a width of 48 is none of RAE's"):
+        load_decoder(str(tmp_path / "model.pt"), CPU)
+    monkeypatch.setattr(rae_decoder, "HEADS", {48: 4})
+    decoder = load_decoder(str(tmp_path / "model.pt"), CPU)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = decoder.network.decoder.unpatchify(golden["logits_pos_perturbed"]) * std + mean
+    torch.testing.assert_close(decoder.decode_float(grid(golden["latents"])), expected, **CLOSE)
+    for name, content in {"few": {"decoder_embed.weight": torch.zeros(48, 32)}, "none": [1]}.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+        with pytest.raises(UserError, match=rf"{name}\.pt") as caught:
+            load_decoder(str(tmp_path / f"{name}.pt"), CPU)
+        assert "\n" not in str(caught.value)
 
 
 def test_another_model_is_no_decoder() -> None:
