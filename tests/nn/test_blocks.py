@@ -117,6 +117,14 @@ def test_swiglu_has_the_weights_of_the_mlp_that_it_replaces():
     torch.testing.assert_close(layer(x), layer.w3(first * first.sigmoid() * second))
 
 
+def test_attention_is_the_softmax_of_scaled_products():
+    attention, x = Attention(PLAIN, 16, 2), torch.randn(3, 6, 16)
+    query, key, value = (each.unflatten(2, (2, 8)).transpose(1, 2) for each in attention.qkv(x).chunk(3, dim=2))
+    mixed = (query @ key.mT / math.sqrt(8)).softmax(-1) @ value
+    expected = attention.proj(mixed.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rms_norm", [False, True])
 def test_normalised_queries_and_keys_have_no_scale(rms_norm):
     attention = Attention(replace(PLAIN, qk_norm=True, rms_norm=rms_norm), 16, 2)

@@ -121,6 +121,24 @@ def test_a_missing_label_is_an_error(kind: Architecture, given: Conditions, miss
 
 
 @every_kind
+@torch.no_grad()
+def test_half_precision_is_that_of_the_layers_alone(kind: Architecture) -> None:
+    """Under autocast a network says nearly the same, in float32, and keeps its tokens in float32 between blocks."""
+    network, (x, t) = perturbed(everything(kind)), inputs(4)
+    conditions = Conditions(torch.arange(4), torch.arange(4))
+    expected, between = network(x, t, conditions), []
+    for block in network.blocks:
+        block.register_forward_hook(lambda _module, _inputs, tokens: between.append(tokens.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x, t, conditions)
+    assert set(between) == {torch.float32}
+    for name in ("means", "log_weights", "variance"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert one.dtype == torch.float32
+        assert (one - other).square().mean() < 0.05**2 * other.square().mean()
+
+
+@every_kind
 def test_weights_depend_on_the_seed_alone(kind: Architecture) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
