@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -76,23 +77,14 @@ class FourierTimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
-def label_table(count: int, width: int) -> nn.Embedding:
-    """Labels (B,) in 0 ... count -> (B, width); the label ``count`` is the null label of guidance."""
+def label_embedding(count: int, width: int, name: str = "table") -> nn.Module:
+    """Labels (B,) in 0 ... count -> (B, width); the label ``count`` is the null label of guidance.
+
+    name: of the table among the weights.
+    """
     table = nn.Embedding(count + 1, width)
     nn.init.normal_(table.weight, std=0.02)
-    return table
-
-
-class LabelEmbedding(nn.Module):
-    """Labels (B,) in 0 ... count -> (B, width); the label ``count`` is the null label of guidance."""
-
-    def __init__(self, count: int, width: int) -> None:
-        super().__init__()
-        self.table = label_table(count, width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        """Embed labels (B,) int64."""
-        return self.table(labels)
+    return nn.Sequential(OrderedDict([(name, table)]))
 
 
 def position_table(height: int, width: int, channels: int, columns_first: bool = False) -> Tensor:

@@ -8,9 +8,9 @@ from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.blocks import (
     Block,
-    LabelEmbedding,
     RotaryEmbedding,
     TimeEmbedding,
+    label_embedding,
     linear,
     modulate,
     modulation,
@@ -34,8 +34,8 @@ class DiT(Network):
         self.register_buffer("pos_embed", table, persistent=False)
         self.t_embedder = TimeEmbedding(width)
         labels = architecture.classes or architecture.constant_label
-        self.y_embedder = LabelEmbedding(architecture.classes, width) if labels else None
-        self.k_embedder = LabelEmbedding(architecture.modes, width) if architecture.modes else None
+        self.y_embedder = label_embedding(architecture.classes, width) if labels else None
+        self.k_embedder = label_embedding(architecture.modes, width) if architecture.modes else None
         self.rope = RotaryEmbedding(grid, width // architecture.heads) if architecture.rope else None
         self.blocks = nn.ModuleList([Block(architecture, width, architecture.heads) for _ in range(architecture.depth)])
         self.norm_out = norm(architecture, width)

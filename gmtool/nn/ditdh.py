@@ -11,8 +11,6 @@ frequencies of the time embedding are kept with the weights: published ones are 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ from gmtool.nn.blocks import (
     FourierTimeEmbedding,
     RotaryEmbedding,
     Rotation,
-    label_table,
+    label_embedding,
     modulate,
     modulation,
     norm,
@@ -66,10 +64,6 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(tokens), shift, scale))
 
 
-def _labels(count: int, width: int) -> nn.Module:
-    return nn.Sequential(OrderedDict(embedding_table=label_table(count, width)))
-
-
 class DiTDH(Network):
     """An encoder of narrow blocks and a head of wide ones, which follow them in one list."""
 
@@ -85,8 +79,8 @@ class DiTDH(Network):
         self.register_buffer("pos_embed", table.unsqueeze(0))
         self.t_embedder = FourierTimeEmbedding(width)
         labels = architecture.classes or architecture.constant_label
-        self.y_embedder = _labels(architecture.classes, width) if labels else None
-        self.k_embedder = _labels(architecture.modes, width) if architecture.modes else None
+        self.y_embedder = label_embedding(architecture.classes, width, "embedding_table") if labels else None
+        self.k_embedder = label_embedding(architecture.modes, width, "embedding_table") if architecture.modes else None
         self.enc_feat_rope = RotaryEmbedding(grid, width // architecture.heads) if architecture.rope else None
         self.dec_feat_rope = RotaryEmbedding(grid, wide // architecture.wide_heads) if architecture.rope else None
         encoder = [Block(architecture, width, architecture.heads) for _ in range(architecture.depth)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Architecture
-from gmtool.nn.blocks import LabelEmbedding, linear
+from gmtool.nn.blocks import label_embedding, linear
 from gmtool.nn.heads import head_of, output_layer
 
 FREQUENCIES = 8
@@ -40,7 +40,7 @@ class PointNetwork(nn.Module):
         self.frequencies = frequencies
         self.from_x = linear((2 * frequencies + 1) * channels, width)
         self.from_t = linear(2 * FREQUENCIES + 1, width)
-        self.from_mode = LabelEmbedding(modes, width) if modes else None
+        self.from_mode = label_embedding(modes, width) if modes else None
         self.body = nn.Sequential(
             nn.SiLU(), *(layer for _ in range(depth - 1) for layer in (linear(width, width), nn.SiLU()))
         )

@@ -59,7 +59,7 @@ class Network(nn.Module):
         again = self.checkpoint_activations and torch.is_grad_enabled()
         for block in blocks:
             if again:
-                tokens = checkpoint(block, tokens, condition, rotation, use_reentrant=False)
+                tokens = checkpoint(block, tokens, condition, rotation, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(tokens, condition, rotation)
         return tokens

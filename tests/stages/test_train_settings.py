@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from small import Small
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
+from gmtool.config.option import options_of
 from gmtool.config.sample import SampleConfig
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture
+from gmtool.nn.architecture import SIZES, Architecture
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.stages import train as train_stage
@@ -33,6 +35,12 @@ def architecture(small: Small, config: TrainConfig) -> Architecture:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "step-00000003" / "model.safetensors")
+
+
+def test_every_name_can_be_asked_for() -> None:
+    model, _ = options_of(TrainConfig)["model"]
+    names, _ = get_args(model)
+    assert get_args(names) == tuple(SIZES)
 
 
 def test_a_name_is_a_published_network(small: Small) -> None:
