@@ -482,6 +482,22 @@ def test_settings_that_contradict_each_other(settings: dict, words: str) -> None
 # --- checkpoints, weights, mixtures, decoders -------------------------------------------------------------------------
 
 
+def test_the_average_that_is_sampled(make_run: MakeRun, tmp_path: Path) -> None:
+    """The first by default; each gives other images; one that is not kept is named with those that are."""
+    run = make_run(ema=(0.2, 0.01), ema_power=(0.1,), warmup=0, lr=0.01)
+    names = (None, "0.2", "0.01", "power-0.1")
+    for name in names:
+        sample(run, tmp_path / str(name), replace(QUICK, ema=name), Progress())
+    found = {name: latents(tmp_path / str(name)) for name in names}
+    np.testing.assert_array_equal(found[None], found["0.2"])
+    assert np.abs(found["0.2"] - found["0.01"]).max() > 1e-3
+    assert np.abs(found["0.2"] - found["power-0.1"]).max() > 1e-3
+    with pytest.raises(UserError, match=r"--ema 0.9: the run keeps 0.2, 0.01, power-0.1"):
+        sample(run, tmp_path / "none", replace(QUICK, ema="0.9"), Progress())
+    with pytest.raises(UserError, match=r"--ema 0.2 has no effect with --weights model"):
+        replace(QUICK, ema="0.2", weights="model")
+
+
 def test_checkpoints_and_weights(small: Small, tmp_path: Path) -> None:
     config = replace(TRAINING, steps=4, save_every=2)
     train(small.latents("classes"), tmp_path / "run", config, Progress())

@@ -190,3 +190,20 @@ def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pyte
         Position(2, 0, 1, 1),
         Position(4, 0, 2, 1),
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
+    config = replace(CONFIG, optimizer=optimizer, ema_power=(0.1,), weight_decay=0.1)
+    network = build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0).cuda()
+    stepper = Stepper(config, make_trainee(network, config), micro_batch=4)
+    data = [Batch(each.x.cuda()) for each in batches(4)]
+    stepper.take(data[0], 0, 0)  # what is made on first use may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step, batch in enumerate(data[1:], 1):
+            stepper.take(batch, step, 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
