@@ -36,7 +36,8 @@ class Published:
     """A published network in our terms.
 
     ema, model: weights under our names; model is None where there is one set alone. step: optimiser steps, 0 if
-    unknown. mixture: the source over normalised latents, None for a Gaussian. inputs: the files it was read from.
+    unknown. mixture: the source over normalised latents, None for a Gaussian; described: the same modes over [CLS]
+    tokens, None where that is not at hand. inputs: the files it was read from.
     """
 
     architecture: Architecture
@@ -48,8 +49,9 @@ class Published:
     statistics: Statistics
     tokenizer: TokenizerSpec
     time_shift: float
-    mixture: ReleasedMixture | None
     inputs: tuple[Input, ...]
+    mixture: ReleasedMixture | None = None
+    described: ReleasedMixture | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -64,6 +66,7 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
         mixture_file = beside[0]
         notes.append(f"the source of the flow is {mixture_file}, found beside the checkpoint")
     mixture = None if mixture_file is None else read_mixture(mixture_file)
+    described = None if config.cls_gmm is None else _read_described(config.cls_gmm, mixture)
     labels = labels_of(checkpoint.ema, config.condition, 0 if mixture is None else len(mixture.weights))
     try:
         architecture = ditdh_architecture(checkpoint.ema, labels)
@@ -73,7 +76,7 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
     statistics = read_statistics(statistics_file, architecture.shape)
     if mixture is not None:
         _check_size(mixture, architecture, str(mixture_file))
-    files = {"weights": file, "statistics": statistics_file, "mixture": mixture_file}
+    files = {"weights": file, "statistics": statistics_file, "mixture": mixture_file, "[CLS] mixture": config.cls_gmm}
     model, image_size = config.tokenizer or dinov2.DEFAULT_MODEL, architecture.shape[1] * dinov2.TOKEN_PIXELS
     return Published(
         architecture=architecture,
@@ -85,8 +88,9 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
         statistics=statistics,
         tokenizer=_checked_tokenizer(dinov2.dinov2_spec(model, image_size), architecture.shape),
         time_shift=config.time_shift or shift_for(int(np.prod(architecture.shape))),
-        mixture=mixture,
         inputs=_inputs(files),
+        mixture=mixture,
+        described=described,
         notes=tuple(notes),
     )
 
@@ -110,7 +114,6 @@ def read_published_gmflow(folder: Path, config: ImportConfig) -> Published:
         statistics=Statistics(torch.zeros(shape), torch.ones(shape)),
         tokenizer=_checked_tokenizer(sd_vae.sd_vae_spec(vae, image_size), shape),
         time_shift=config.time_shift or found.shift,
-        mixture=None,
         inputs=_inputs({f"weights {index}": file for index, file in enumerate(found.files)}),
     )
 
@@ -119,6 +122,15 @@ def _inputs(files: Mapping[str, Path | None]) -> tuple[Input, ...]:
     return tuple(
         Input(role, str(file.absolute()), file_fingerprint(file)) for role, file in files.items() if file is not None
     )
+
+
+def _read_described(file: Path, patches: ReleasedMixture | None) -> ReleasedMixture:
+    """The mixture over [CLS] tokens that belongs to the one in patch space."""
+    found = read_mixture(file)
+    if patches is None or len(found.weights) != len(patches.weights):
+        others = "none in patch space: give it by --gmm" if patches is None else f"one of {len(patches.weights)} modes"
+        raise UserError(f"--cls-gmm {file} is a mixture of {len(found.weights)} modes, and there is {others}")
+    return found
 
 
 def _check_size(mixture: ReleasedMixture, architecture: Architecture, whose: str) -> None:

@@ -24,7 +24,7 @@ from gmtool.config.import_run import ImportConfig
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.foreign.gmflow import INDEX, is_gmflow
-from gmtool.foreign.mixtures import ReleasedMixture, patch_modes, read_mixture
+from gmtool.foreign.mixtures import ReleasedMixture, patch_modes
 from gmtool.foreign.published import (
     STATISTICS,
     Published,
@@ -112,7 +112,8 @@ def _bytes_needed(published: Published, parameters: int) -> int:
     if published.mixture is None:
         return weights
     count, _ = published.mixture.means.shape
-    return weights + gmm_bytes(count, 0, 0, 1, published.architecture.shape)
+    size = 0 if published.described is None else published.described.means.shape[1]
+    return weights + gmm_bytes(count, size, 0, 1, published.architecture.shape)
 
 
 def _write(part: Path, path: Path, published: Published, config: ImportConfig, parameters: int) -> RunFolder:
@@ -149,11 +150,9 @@ def _float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_mixture(path: Path, published: Published, mixture: ReleasedMixture, config: ImportConfig) -> Manifest:
     count = len(mixture.weights)
-    described = ReleasedMixture(mixture.weights, np.zeros((count, 0)), np.zeros((count, 1)))
-    if config.cls_gmm is not None:
-        described = read_mixture(config.cls_gmm)
-        if len(described.weights) != count:
-            raise UserError(f"{config.cls_gmm} has {len(described.weights)} modes, and the one in patch space {count}")
+    described = published.described
+    if described is None:  # descriptors of no numbers
+        described = ReleasedMixture(mixture.weights, np.zeros((count, 0)), np.zeros((count, 1)))
     source = next(each for each in published.inputs if each.role == "mixture")
     return write_gmm(
         path,

@@ -73,18 +73,31 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def save_checkpoint(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """As RAE's trainer does, settings of the command line included; the last step's weights are others."""
-    last = {name: each + 1 for name, each in weights.items()}
-    content = {"ema": dict(weights), "model": last, "opt": {"state": {}}, "train_steps": 7, "args": Namespace(lr=1e-4)}
+    """As RAE's trainer does, with its optimiser, schedule and command line; the last step's weights are others."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    schedule.step()
+    content = {
+        "ema": dict(weights),
+        "model": {name: each + 1 for name, each in weights.items()},
+        "opt": optimizer.state_dict(),
+        "scheduler": schedule.state_dict(),
+        "train_steps": 7,
+        "training_cfg": {"epochs": 80, "ema_decay": 0.9995},
+        "args": Namespace(lr=1e-4),
+    }
     torch.save(content, path)
 
 
-def save_mixture(path: Path, modes: int, kind: str = "spherical") -> GaussianMixture:
+def save_mixture(path: Path, modes: int, kind: str = "spherical", size: int = 256) -> GaussianMixture:
     """A mixture over normalised latents, as MM-FM writes it."""
     draw = np.random.default_rng(0)
     model = GaussianMixture(modes, covariance_type=kind)
-    model.means_ = draw.normal(size=(modes, 256))
-    model.covariances_ = draw.uniform(0.1, 1, modes if kind == "spherical" else (modes, 256))
+    model.means_ = draw.normal(size=(modes, size))
+    model.covariances_ = draw.uniform(0.1, 1, modes if kind == "spherical" else (modes, size))
     model.weights_ = draw.dirichlet(np.ones(modes))
     path.write_bytes(pickle.dumps({"model": model, "config": {"n_components": modes}}))
     return model
@@ -311,6 +324,8 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
     torch.save({"mean": torch.zeros(16, 2, 2)}, place / "small.pt")
     torch.save({"something": torch.zeros(3)}, place / "nothing.pt")
     save_mixture(place / "patches.pkl", 4)
+    save_mixture(place / "three.pkl", 3)
+    save_mixture(place / "narrow.pkl", 4, size=200)
     Path("text.pkl").write_text("no mixture")
     Path("bad.pkl").write_bytes(pickle.dumps({"model": Harm()}))
     save_gmflow(place / "gmflow", "gmdit", vae)
@@ -340,6 +355,9 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         (["model.pt", "--condition", "mode"], "11 labels; give the mixture by --gmm"),
         (["model.pt", "--condition", "mode", "--gmm", "patches.pkl"], "11 labels; the mixture has 4 modes"),
         (["model.pt", "--gmm", "patches.pkl"], "--condition"),
+        (["model.pt", "--cls-gmm", "patches.pkl"], "of 4 modes, and there is none in patch space: give it by --gmm"),
+        (["model.pt", "--gmm", "patches.pkl", "--cls-gmm", "three.pkl"], "of 3 modes, and there is one of 4 modes"),
+        (["model.pt", "--gmm", "narrow.pkl", "--condition", "class"], "a mixture over 200 numbers"),
         (["model.pt", "--gmm", "text.pkl"], "text.pkl is no pickle of arrays, or is damaged"),
         (["model.pt", "--gmm", "bad.pkl"], "bad.pkl asks for posix.system, which is not data"),
         (["model.pt", "taken"], "taken exists: choose another folder"),
