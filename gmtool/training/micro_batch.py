@@ -37,10 +37,12 @@ def choose_micro_batch(stepper: Stepper, config: TrainConfig, count: int, device
 
 def largest_that_fits(stepper: Stepper, count: int, device: torch.device) -> int:
     """The largest divisor of ``count`` whose gradient can be computed beside all that training keeps, by trying."""
-    for size in divisors(count):
-        # all processes take the same size
-        if not stepper.world.any(not _fits(stepper, size, count, device)):
-            return size
+    # compiled, every size that is tried would be compiled anew, and the last one for sizes that vary
+    with torch.compiler.set_stance("force_eager"):
+        for size in divisors(count):
+            # all processes take the same size
+            if not stepper.world.any(not _fits(stepper, size, count, device)):
+                return size
     raise MachineError("one image a time does not fit on the GPU: take a smaller --model")
 
 

@@ -84,8 +84,9 @@ def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) -> None:
-    part = tmp_path / "step-00000007.part"
+    part, other = tmp_path / "step-00000007.part", tmp_path / "step-00000003.part"
     part.mkdir()
+    other.mkdir()
     (part / "state.json").write_text("{}")
     (part / "left over").write_text("")
     (tmp_path / "step-00000008").mkdir()  # without a state: not gmtool's
@@ -95,7 +96,7 @@ def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) ->
         find_checkpoint(tmp_path, None)
     save(tmp_path, 7)
     assert [each.step for each in list_checkpoints(tmp_path)] == [7]
-    assert not part.exists()
+    assert not part.exists() and not other.exists()
     assert not (tmp_path / "step-00000007" / "left over").exists()
     assert list_checkpoints(tmp_path / "none") == ()
     with pytest.raises(UserError, match="holds no checkpoint yet"):
