@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gmtool.artifacts.files import check_writable, written_aside
 from gmtool.artifacts.latents import open_latents
@@ -36,7 +38,7 @@ from gmtool.evaluation.references import (
     same_tokenizer,
 )
 from gmtool.evaluation.report import Figure, Measurement, Report, parse_report
-from gmtool.evaluation.saturation import Saturation, saturation
+from gmtool.evaluation.saturation import saturation
 from gmtool.progress import Progress
 from gmtool.random import generator
 from gmtool.stages.trajectories import run_of, trajectory_figures
@@ -171,24 +173,18 @@ def _training_descriptors(inputs: _Inputs, extractor: TokenizerExtractor, seed: 
 
 def _saturation_figures(inputs: _Inputs, batch: int) -> tuple[Figure, Figure]:
     """Mean magnitude and saturated share of the samples' values, beside those of some real images at the same size."""
-    found = saturation(array_batches(inputs.images, batch))
+    found = _saturation(array_batches(inputs.images, batch))
     pictures = _pictures(inputs.reference)
-    real = None
+    real: tuple[Measurement | None, Measurement | None] = None, None
     if pictures is not None and len(pictures):
         thinned = pictures.thinned(math.ceil(len(pictures) / SATURATION_IMAGES))
-        real = saturation(thinned.batches(inputs.images.shape[1], batch, range(len(thinned))))
-    return (
-        Figure(
-            "magnitude", _of_values(found.magnitude, found), None if real is None else _of_values(real.magnitude, real)
-        ),
-        Figure(
-            "saturated_share", _of_values(found.share, found), None if real is None else _of_values(real.share, real)
-        ),
-    )
+        real = _saturation(thinned.batches(inputs.images.shape[1], batch, range(len(thinned))))
+    return Figure("magnitude", found[0], real[0]), Figure("saturated_share", found[1], real[1])
 
 
-def _of_values(value: float, found: Saturation) -> Measurement:
-    return Measurement(value, None, found.images, None)
+def _saturation(batches: Iterator[Tensor]) -> tuple[Measurement, Measurement]:
+    found = saturation(batches)
+    return Measurement(found.magnitude, None, found.images, None), Measurement(found.share, None, found.images, None)
 
 
 def _pictures(reference: Reference) -> Reference | None:
