@@ -127,7 +127,10 @@ def report(curves: dict[Scheme, list[Curve]], path: Path) -> None:
         for scheme, group in curves.items():
             points = [found for curve in group if (found := at_precision(curve, level)) is not None]
             rows.append((f"{level:.3f}", scheme.guidance, *cells(points)[1:]))
-    print_table("at equal precision", ("precision", "guidance", *columns[1:]), rows)
+    if rows:
+        print_table("at equal precision", ("precision", "guidance", *columns[1:]), rows)
+    else:
+        print("no precision is reached by every curve: give scales that overlap")
     _draw(curves, path)
 
 

@@ -1,10 +1,12 @@
-"""What a user does: starts the command, stops it."""
+"""What a user does: starts the command, stops it, runs an example."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import gmtool
 from gmtool.progress import Progress
@@ -45,3 +47,13 @@ def torchrun(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProc
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.run([*launcher, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def load_example(name: str) -> ModuleType:
+    """The module ``examples/<name>.py``, which others may import by its name from then on."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module

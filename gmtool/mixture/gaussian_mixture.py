@@ -104,6 +104,9 @@ def power(gaussian: IsotropicGaussian, exponent: float) -> GaussianFactor:
 
 QUOTIENT_FLOOR = 1e-6
 """Smallest q - p by which GMFlow's implementation divides in a quotient of Gaussians; kept, for equal results."""
+QUOTIENT_SHARE = 1e-5
+"""The floor is no more than this share of q: beside a variance of 1e-6 it would be no floor but a factor that halves
+it, and would pull the mean to 0. So it is in many small steps, whose last variances are that small."""
 
 
 def quotient(numerator: IsotropicGaussian, denominator: IsotropicGaussian) -> GaussianFactor:
@@ -114,7 +117,7 @@ def quotient(numerator: IsotropicGaussian, denominator: IsotropicGaussian) -> Ga
     1/p - 1/q + e / (p q) and the shift (a - b) / p - e b / (p q). Variances must be positive.
     """
     p, q = numerator.variance, denominator.variance
-    gap = (q - p).clamp(min=QUOTIENT_FLOOR)
+    gap = torch.maximum(q - p, (QUOTIENT_SHARE * q).clamp(max=QUOTIENT_FLOOR))
     excess = gap - (q - p)
     shift = (numerator.mean - denominator.mean) / p - excess / (p * q) * denominator.mean
     return GaussianFactor(gap / (p * q), shift, denominator.mean)

@@ -1,26 +1,20 @@
 """The example's own arithmetic, and a run of it in miniature."""
 
-import importlib.util
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from user import load_example
 
 from gmtool.random import generator
 
 
 @pytest.fixture(scope="module")
 def board():
-    path = Path(__file__).parents[2] / "examples" / "checkerboard.py"
-    spec = importlib.util.spec_from_file_location("checkerboard", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["checkerboard"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_example("checkerboard")
 
 
 @pytest.fixture

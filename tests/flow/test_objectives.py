@@ -1,4 +1,5 @@
 import golden
+import pytest
 import torch
 from toys import exact_posterior, random_mixture, random_point
 
@@ -58,6 +59,39 @@ def test_the_exact_posterior_minimises_the_loss():
     assert loss(exact.means, exact.log_weights + tilt, exact.variance) > best
     assert loss(exact.means, exact.log_weights, exact.variance * 2) > best
     assert loss(exact.means, exact.log_weights, exact.variance / 2) > best
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_the_minimiser_recovers_a_known_mixture(ratio):
+    """From pure noise, t = 1, the posterior is the data's own mixture: gradients of the loss lead there."""
+    count, draw = 20_000, torch.Generator().manual_seed(0)
+    centers, weights, std = torch.tensor([[-1.0, 0.3], [1.2, -0.5]]), torch.tensor([0.3, 0.7]), 0.4
+    chosen = torch.multinomial(weights, count, True, generator=draw)
+    x = centers[chosen] + std * torch.randn(count, 2, generator=draw)
+    z = torch.randn(count, 2, generator=draw)
+    t = torch.ones(count)
+    s = t * (1 - ratio)
+    x_s = interpolate(x, z, s)
+    x_t = forward_transition(x_s, s, t, torch.randn(count, 2, generator=draw))
+    means = torch.tensor([[-0.2, 0.0], [0.2, 0.0]]).requires_grad_()
+    logits, log_std = torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([means, logits, log_std], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        log_weights = torch.log_softmax(logits, 0).reshape(1, 2, 1).expand(count, -1, -1)
+        variance = (2 * log_std).exp().reshape(1, 1, 1).expand(count, -1, -1)
+        mixture = GaussianMixture(means.expand(count, -1, -1), log_weights, variance)
+        loss = transition_loss(mixture, x_t, t, x_s, s).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # noise at s = 1/2 blurs the data, which costs accuracy at equal counts
+    tolerance = 0.02 if ratio == 1 else 0.05
+    torch.testing.assert_close(means.detach(), centers, atol=tolerance, rtol=0)
+    torch.testing.assert_close(torch.softmax(logits.detach(), 0), weights, atol=tolerance, rtol=0)
+    torch.testing.assert_close(log_std.detach().exp(), torch.tensor([std]), atol=tolerance, rtol=0)
 
 
 def test_gradients_match_finite_differences():

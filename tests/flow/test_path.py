@@ -8,11 +8,13 @@ from gmtool.flow.path import (
     data_mixture,
     forward_transition,
     interpolate,
+    mean_velocity,
     per_sample,
     reverse_transition,
     transition_mixture,
     velocity,
 )
+from gmtool.mixture.gaussian_mixture import GaussianMixture
 
 G = golden.arrays("gmflow_math")
 
@@ -87,6 +89,47 @@ def test_the_transition_of_a_transition_is_the_transition():
     # one Gaussian: q(x_r | x_s) has a mean linear in x_s, so its mean over x_s is taken at the mean
     x_s = transition_mixture(model(x_t, t).mixture, x_t, t, s).mean()
     torch.testing.assert_close(transition_mixture(model(x_s, s).mixture, x_s, s, r).mean(), direct)
+
+
+def test_posteriors_of_a_mixture_chain_to_the_one_of_both_steps():
+    """q(x_r | x_t) = integral of q(x_r | x_s) q(x_s | x_t) over x_s, as densities, for data of three components."""
+    centers = torch.tensor([[-1.0], [0.2], [1.1]], dtype=torch.float64)
+    model = exact_posterior(centers, 0.3, torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64))
+    r, s, t = (torch.tensor([value], dtype=torch.float64) for value in (0.25, 0.5, 0.8))
+    x_t = torch.tensor([[0.4]], dtype=torch.float64)
+    x_r = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+
+    def transition(point, start, stop, to):
+        """The density at each of ``to`` (n,) from each point (m, 1): (m, n)."""
+        times = (each.expand(len(point)) for each in (start, stop))
+        early, late = next(times), next(times)
+        mixture = transition_mixture(model(point, early).mixture, point, early, late)
+        return torch.stack([mixture.log_density(each.expand_as(point)) for each in to], 1).exp()
+
+    direct = transition(x_t, t, r, x_r)
+    step = grid[1] - grid[0]
+    chained = step * transition(x_t, t, s, grid) @ transition(grid.unsqueeze(1), s, r, x_r)
+    torch.testing.assert_close(chained, direct, atol=1e-9, rtol=1e-7)
+
+
+def test_the_score_is_that_of_the_marginal_by_autograd():
+    """grad log p_t = (alpha E[x | x_t] - x_t) / sigma^2, and the flow's velocity follows from it."""
+    centers = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights, std = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64), 0.3
+    x_t = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    alpha, sigma = (1 - t).reshape(5, 1), t.reshape(5, 1)
+    marginal = GaussianMixture(
+        alpha.unsqueeze(1) * centers,
+        weights.log().reshape(1, 3, 1).expand(5, -1, -1),
+        ((alpha * std) ** 2 + sigma**2).unsqueeze(1),
+    )
+    (score,) = torch.autograd.grad(marginal.log_density(x_t).sum(), x_t)
+    mean = exact_posterior(centers, std, weights)(x_t, t).mixture.mean()
+    torch.testing.assert_close((alpha * mean - x_t) / sigma**2, score)
+    noise, data = -sigma * score, (x_t + sigma**2 * score) / alpha
+    torch.testing.assert_close(mean_velocity(x_t, t, mean), velocity(data, noise))
 
 
 def test_bridge_turns_one_exact_posterior_into_another():

@@ -11,9 +11,11 @@ from toys import exact_posterior
 from gmtool.config.sample import VelocitySolver
 from gmtool.flow.guidance.probabilistic import probabilistic
 from gmtool.flow.path import mean_velocity
+from gmtool.flow.prediction import unguided
 from gmtool.flow.solvers.mixture import gm_ode, gm_sde, mean_at
 from gmtool.flow.solvers.table import VELOCITY_SOLVERS, OdeSolver, integrate
 from gmtool.flow.solvers.velocity import euler
+from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.random import Noise
 
 G = golden.arrays("gmflow_math")
@@ -86,6 +88,40 @@ def test_gm_ode_with_many_substeps_follows_the_exact_flow_in_one_evaluation():
     found = gm_ode(model, x, 1, 1.0, order=1, substeps=4096)
     assert len(calls) == 1
     torch.testing.assert_close(found, truth(x), atol=1e-3, rtol=0)
+
+
+def one_gaussian(x, t):
+    """The exact posterior's moment-matched Gaussian: a mixture head of one component, perfectly trained."""
+    gaussian = MODEL(x, t).mixture.moment_matched()
+    log_weights = torch.zeros_like(gaussian.variance).unsqueeze(1)
+    return unguided(GaussianMixture(gaussian.mean.unsqueeze(1), log_weights, gaussian.variance.unsqueeze(1)))
+
+
+@pytest.mark.parametrize("substeps", [1, 8])
+def test_gm_ode_1_has_order_1_in_network_evaluations(substeps):
+    for order in slope(lambda x, n: gm_ode(one_gaussian, x, n, 1.0, 1, substeps), (16, 32, 64)):
+        assert order == pytest.approx(1, abs=0.1)
+
+
+def test_gm_ode_2_gains_an_order_but_for_its_damping(monkeypatch):
+    """With sub-steps that leave no error of their own. GMFlow's damping fades the correction out in small steps."""
+    x = start(32)
+    expected = truth(x)
+
+    def error(steps, order):
+        return (gm_ode(one_gaussian, x, steps, 1.0, order, 256 // steps) - expected).norm()
+
+    assert error(8, 2) < 0.5 * error(8, 1)
+    monkeypatch.setattr("gmtool.flow.solvers.mixture.DAMPING_ADDED", 0.0)
+    assert error(16, 2) < error(8, 2) / 2**1.5 < error(4, 2) / 2**3
+
+
+def test_gm_ode_2_converges_where_its_steps_are_many():
+    """The floor in a quotient of Gaussians must not act beside variances that are as small."""
+    x = start()
+    expected = truth(x)
+    few, many = ((gm_ode(one_gaussian, x, steps, 1.0, order=2) - expected).norm() for steps in (32, 512))
+    assert many < few / 8
 
 
 def test_gm_ode_is_the_same_however_its_substeps_are_split():
