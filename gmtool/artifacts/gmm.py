@@ -19,8 +19,7 @@ sampling time is what its coupling gave at training time.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import h5py
 import numpy as np
 
 from gmtool.artifacts.files import flush_to_disk, reserve, written_aside
-from gmtool.artifacts.hdf5 import Hdf5Reader, Rows, one_line, open_hdf5
+from gmtool.artifacts.hdf5 import Hdf5Reader, Rows, allocate, one_line, open_hdf5
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Array, Input, Manifest, expect_kind, fingerprint, parse_manifest
 from gmtool.errors import UserError
@@ -131,6 +130,119 @@ def gmm_bytes(modes: int, descriptor_size: int, data: int, top_k: int, shape: tu
     return modes * (16 * descriptor_size + 8 * int(np.prod(shape)) + 152) + 8 * data * top_k + (1 << 16)
 
 
+class GmmWriter:
+    """A mixture being written. ``create`` lays its file out, ``reopen`` goes on with one that was laid out.
+
+    Storage is allocated and the structure is on disk before the first mode, so that writing modes changes raw data only
+    and a process killed at any moment leaves a readable part.
+    """
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        descriptors: DescriptorMixture,
+        kept: Kept,
+        shape: tuple[int, int, int],
+        weights: np.ndarray | None = None,
+    ) -> GmmWriter:
+        """Lay out a new file for modes of ``shape`` (C, H, W); its structure is on disk when this returns.
+
+        weights: see `write_gmm`.
+        """
+        modes, descriptor_size = descriptors.means.shape
+        population = kept.population(modes)
+        small = {
+            "weights": population / population.sum() if weights is None else weights,
+            "population": population,
+            "cls_weights": descriptors.weights,
+            "cls_mean": descriptors.means,
+            "cls_var": descriptors.variances,
+            "modes": kept.modes,
+            "probabilities": kept.probabilities,
+        }
+        data, top_k = kept.modes.shape
+        try:
+            # HDF5 that meets a full disk floods the terminal and may crash: a full disk shows here, before it begins
+            reserve(path, gmm_bytes(modes, descriptor_size, data, top_k, shape))
+            with h5py.File(path, "w", libver="earliest") as file:
+                for name, values in small.items():
+                    chunks = (min(len(values), _ROWS_A_CHUNK), *values.shape[1:]) if values.size else None
+                    file.create_dataset(name, data=values, chunks=chunks)
+                for name in ("patch_mean", "patch_std"):
+                    allocate(file, name, (modes, *shape), np.dtype(np.float32), (1, *shape))
+            reserve(path, path.stat().st_size)  # HDF5 cut the file, and allocated without writing
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        writer = cls.reopen(path)
+        writer.flush()
+        return writer
+
+    @classmethod
+    def reopen(cls, path: Path) -> GmmWriter:
+        """Open a file that ``create`` laid out. Raises OSError or KeyError when it is damaged."""
+        writer = cls(h5py.File(path, "r+", libver="earliest"))
+        for name in _UNITS:
+            _ = writer._file[name].shape
+        return writer
+
+    def __enter__(self) -> GmmWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, finished or not."""
+        self._file.close()
+
+    @property
+    def kept(self) -> Kept:
+        """The kept modes of all data."""
+        return Kept(self._file["modes"][:], self._file["probabilities"][:])
+
+    def write(self, patch: PatchMode) -> str:
+        """Write one mode's latents; return their digest."""
+        self._file["patch_mean"][patch.mode] = patch.mean
+        self._file["patch_std"][patch.mode] = patch.std
+        return fingerprint([patch.mean, patch.std])
+
+    def flush(self) -> None:
+        """Bring all that was written to the disk."""
+        self._file.flush()
+        flush_to_disk(Path(self._file.filename))
+
+    def finish(
+        self,
+        digests: Sequence[str],
+        stage: str,
+        latents: Input,
+        config: Mapping[str, Any],
+        details: Mapping[str, Any],
+    ) -> Manifest:
+        """Add the manifest, flush; return it. digests: of all latents, by mode. For the rest see `write_gmm`."""
+        modes = len(self._file["weights"])
+        if len(digests) != modes:
+            raise ValueError(f"{len(digests)} modes' latents for {modes} modes")
+        small = [self._file[name][:] for name in _UNITS if not name.startswith("patch_")]
+        manifest = Manifest(
+            kind="gmm",
+            stage=stage,
+            fingerprint=fingerprint([*small, *digests]),
+            config=config,
+            inputs=(latents,),
+            arrays={name: Array(values.shape, str(values.dtype), _UNITS[name]) for name, values in self._file.items()},
+            details=details,
+        )
+        self._file.attrs[MANIFEST] = manifest.to_json()
+        self.flush()
+        return manifest
+
+
 def write_gmm(
     path: Path,
     *,
@@ -150,50 +262,11 @@ def write_gmm(
     latents: what the mixture was fitted to. config: resolved settings, details: figures, both as JSON values.
     weights: of the modes (K,), which sum to 1; None for their shares of the data. stage: the command that writes.
     """
-    population = kept.population(len(descriptors.weights))
-    small = {
-        "weights": population / population.sum() if weights is None else weights,
-        "population": population,
-        "cls_weights": descriptors.weights,
-        "cls_mean": descriptors.means,
-        "cls_var": descriptors.variances,
-        "modes": kept.modes,
-        "probabilities": kept.probabilities,
-    }
-    digests = []
-    (modes, descriptor_size), (data, top_k) = descriptors.means.shape, kept.modes.shape
-    size = gmm_bytes(modes, descriptor_size, data, top_k, shape)
-    with written_aside(path) as part:
-        # HDF5 that meets a full disk floods the terminal and may crash: a full disk shows here, before it begins
-        reserve(part, size)
-        with h5py.File(part, "w", libver="earliest") as file:
-            reserve(part, size)
-            for name, values in small.items():
-                chunks = (min(len(values), _ROWS_A_CHUNK), *values.shape[1:]) if values.size else None
-                file.create_dataset(name, data=values, chunks=chunks)
-            for name in ("patch_mean", "patch_std"):
-                file.create_dataset(name, (modes, *shape), np.float32, chunks=(1, *shape))
-            for each in patches:
-                file["patch_mean"][each.mode] = each.mean
-                file["patch_std"][each.mode] = each.std
-                digests.append(fingerprint([each.mean, each.std]))
-            if len(digests) != modes:
-                raise ValueError(f"{len(digests)} modes' latents for {modes} modes")
-            manifest = Manifest(
-                kind="gmm",
-                stage=stage,
-                fingerprint=fingerprint([*small.values(), *digests]),
-                config=config,
-                inputs=(latents,),
-                arrays={name: Array(values.shape, str(values.dtype), _UNITS[name]) for name, values in file.items()},
-                details=details,
-            )
-            file.attrs[MANIFEST] = manifest.to_json()
-            file.flush()
-            end = file.id.get_filesize()
-        os.truncate(part, end)  # what was reserved and not used
-        flush_to_disk(part)
-    return manifest
+    with (
+        written_aside(path) as part,
+        GmmWriter.create(part, descriptors, kept, shape, weights) as writer,
+    ):
+        return writer.finish([writer.write(each) for each in patches], stage, latents, config, details)
 
 
 _UNITS = {

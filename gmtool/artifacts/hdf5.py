@@ -63,7 +63,7 @@ class Hdf5Reader:
             for start, stop in _runs(unique):
                 first = int(unique[start])
                 values.read_direct(found, np.s_[first : first + stop - start], np.s_[start:stop])
-            return found[inverse]
+            return found if np.array_equal(unique, wanted) else found[inverse]
         except OSError as error:
             raise UserError(f"{self.path} is damaged ({one_line(error)}): {self._repair}") from error
 
@@ -81,6 +81,19 @@ def open_hdf5(path: Path, repair: str) -> h5py.File:
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split())
+
+
+def allocate(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int | None, ...]
+) -> None:
+    """Create a dataset, at most ``shape``, with all its storage allocated and not filled; None: the whole axis."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk(tuple(size or whole for size, whole in zip(chunks, shape, strict=True)))
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(shape, shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, settings)
 
 
 def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:

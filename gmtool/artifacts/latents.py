@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 
 from gmtool.artifacts.files import flush_to_disk, written_aside
-from gmtool.artifacts.hdf5 import Hdf5Reader, Rows, one_line, open_hdf5
+from gmtool.artifacts.hdf5 import Hdf5Reader, Rows, allocate, one_line, open_hdf5
 from gmtool.artifacts.manifest import Array, Input, Manifest, expect_kind, fingerprint, parse_manifest
 from gmtool.data.moments import Moments
 from gmtool.errors import UserError
@@ -222,11 +222,11 @@ class LatentsWriter:
         file = h5py.File(path, "w", libver="earliest")
         rows, shape = layout.capacity, layout.shape
         block = min(rows, _ROWS_A_BLOCK)
-        _allocate(file, "patches", (rows, *shape), np.dtype(np.float16), (1, *shape))
-        _allocate(file, "cls", (rows, layout.descriptor_size), np.dtype(np.float32), (min(rows, 256), None))
-        _allocate(file, "labels", (rows,), np.dtype(np.int64), (block,))
-        _allocate(file, "flipped", (rows,), np.dtype(bool), (block,))
-        _allocate(file, "names", (rows,), h5py.string_dtype("utf-8", max(layout.name_size, 1)), (block,))
+        allocate(file, "patches", (rows, *shape), np.dtype(np.float16), (1, *shape))
+        allocate(file, "cls", (rows, layout.descriptor_size), np.dtype(np.float32), (min(rows, 256), None))
+        allocate(file, "labels", (rows,), np.dtype(np.int64), (block,))
+        allocate(file, "flipped", (rows,), np.dtype(bool), (block,))
+        allocate(file, "names", (rows,), h5py.string_dtype("utf-8", max(layout.name_size, 1)), (block,))
         file.create_dataset(
             "classes", data=list(layout.classes), shape=(len(layout.classes),), dtype=h5py.string_dtype()
         )
@@ -327,19 +327,6 @@ class LatentsWriter:
                 yield array
 
         return fingerprint(parts())
-
-
-def _allocate(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int | None, ...]
-) -> None:
-    """Create a dataset, at most ``shape``, with all its storage allocated and not filled; None: the whole axis."""
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_chunk(tuple(size or whole for size, whole in zip(chunks, shape, strict=True)))
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_obj_track_times(False)
-    space = h5py.h5s.create_simple(shape, shape)
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, settings)
 
 
 def _read_manifest(file: h5py.File) -> Manifest:

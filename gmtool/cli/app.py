@@ -18,7 +18,7 @@ from gmtool.errors import GmtoolError
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """Click's base of all errors in what was typed, whether typer brings its own click or uses the installed one."""
 
-INTERRUPTED = "interrupted; run the same command again (encode, train and sample go on where they stopped)"
+INTERRUPTED = "interrupted; run the same command again (encode, fit-gmm, train and sample go on where they stopped)"
 
 app = typer.Typer(
     name="gmtool",

@@ -11,7 +11,8 @@ from gmtool.cli.options import PresetName, with_options
 from gmtool.config.fit_gmm import FitGmmConfig
 
 if TYPE_CHECKING:
-    from gmtool.stages.fit_gmm import FitPlan, FitReport
+    from gmtool.stages.fit_gmm import FitReport
+    from gmtool.stages.fit_plan import FitPlan
 
 
 @with_options(FitGmmConfig)
@@ -39,19 +40,9 @@ def command(
 
 
 def _print_plan(plan: FitPlan, latents: Path, gmm: Path) -> None:
-    from gmtool.artifacts.files import human_bytes
     from gmtool.cli.console import print_table
 
-    rows = [
-        ("images in the fit", f"{plan.fitted:,} of {plan.data:,}"),
-        ("images held out", f"{plan.held_out:,}"),
-        ("descriptor size", f"{plan.descriptor_size:,}"),
-        ("latents (C, H, W)", " x ".join(map(str, plan.shape))),
-        ("modes, and kept for an image", f"{plan.modes:,}, {plan.top_k}"),
-        ("modes' patch sums at once", f"{plan.modes_at_once:,}"),
-        ("size of the file", human_bytes(plan.bytes)),
-    ]
-    print_table(f"Would fit {latents} -> {gmm}", ("plan", ""), rows)
+    print_table(f"Would fit {latents} -> {gmm}", ("plan", ""), plan.rows())
 
 
 def _print_report(report: FitReport) -> None:
@@ -70,11 +61,21 @@ def _print_report(report: FitReport) -> None:
         ("k-means iterations", f"{figures.kmeans_iterations}"),
         ("EM iterations", f"{figures.em_iterations} ({ending})"),
     ]
+    sources = ("one Gaussian", "spherical modes", "diagonal modes")
+    distances = [
+        (name, f"{each.nats:.4f}", f"{each.travel:.4f}") for name, each in zip(sources, figures.distances, strict=True)
+    ]
     if report.reused:
         print(f"{report.path} is already what these settings make of these latents; nothing to do")
     print_table(f"{report.path}", ("mixture", ""), rows)
+    print_table(
+        "from source to data, an entry of the normalised latents, given the mode",
+        ("source", "-log p, nats", "squared distance of a pair"),
+        distances,
+    )
     if not report.reused:
-        print(f"wrote {report.path} in {duration(report.seconds)}; next: gmtool train --gmm {report.path}")
+        print(f"wrote {report.path} and {report.picture} in {duration(report.seconds)}")
+        print(f"next: gmtool train --gmm {report.path}")
 
 
 def _likelihood_rows(data: str, value: float | None, size: int) -> list[tuple[str, str]]:

@@ -12,3 +12,11 @@ Device = Annotated[
     str, Option("Where to compute: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.", metavar="DEVICE")
 ]
 Seed = Annotated[int, Option("Seed of every random number.", metavar="N", minimum=0)]
+Decoder = Annotated[
+    str | None,
+    Option(
+        "Hub id or local folder of an AutoencoderRAE, or a decoder's .pt file of RAE or MM-FM, that turns dinov2 "
+        "latents into images (extra: rae). Default: none, which leaves them latents.",
+        metavar="ID|FOLDER|FILE",
+    ),
+]

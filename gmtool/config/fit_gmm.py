@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from gmtool.config.common import Device, Seed
+from gmtool.config.common import Decoder, Device, Seed
 from gmtool.config.option import Option, check_ranges
 
 
@@ -23,7 +23,10 @@ class FitGmmConfig:
         Literal["diagonal", "spherical"],
         Option("Patch-space variance of a mode: one an entry, or one number times the variance of all data."),
     ] = "diagonal"
-    kmeans_iterations: Annotated[int, Option("Iterations of k-means.", metavar="N", minimum=1)] = 25
+    mirror: Annotated[
+        bool, Option("Count every image a second time, its latents mirrored left to right, in the modes' patches.")
+    ] = False
+    kmeans_iterations: Annotated[int, Option("Iterations of k-means at most.", metavar="N", minimum=1)] = 25
     em_iterations: Annotated[
         int, Option("Iterations of EM at most; 0 keeps the k-means clusters.", metavar="N", minimum=0)
     ] = 100
@@ -59,12 +62,13 @@ class FitGmmConfig:
     memory: Annotated[
         float,
         Option(
-            "Memory for the modes' patch sums; with less than they need (16 bytes a mode and latent entry), modes go "
-            "in blocks, and images that belong to several blocks are read again.",
+            "Memory of a process for the modes' patch sums and the latents just read; where not all modes fit (16 "
+            "bytes a mode and latent entry), they go in blocks, and images that belong to several are read again.",
             metavar="GIB",
             minimum=0.0,
         ),
     ] = 4.0
+    decoder: Decoder = None
     device: Device = "auto"
     seed: Seed = 0
 

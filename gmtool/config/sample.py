@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from gmtool.config.common import Device, Precision, Seed
+from gmtool.config.common import Decoder, Device, Precision, Seed
 from gmtool.config.option import Option, check_ranges
 from gmtool.errors import UserError
 
@@ -118,14 +118,7 @@ class SampleConfig:
             metavar="NAME",
         ),
     ] = None
-    decoder: Annotated[
-        str | None,
-        Option(
-            "Hub id or local folder of an AutoencoderRAE, or a decoder's .pt file of RAE or MM-FM, that turns dinov2 "
-            "latents into images (extra: rae). Default: none, which leaves them latents.",
-            metavar="ID|FOLDER|FILE",
-        ),
-    ] = None
+    decoder: Decoder = None
     gmm: Annotated[
         Path | None,
         Option("The mixture of a run with --source gmm. Default: where it was in training.", metavar="FILE"),

@@ -20,7 +20,7 @@ A mode that died out is born again before the next iteration, as one half of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,11 +67,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Fit:
-    """The mixture found; the mean log-likelihood of a datum before each iteration, in nats; whether it settled."""
+    """The mixture found; the mean log-likelihood of a datum before each iteration, in nats, of the data and of data
+    held out; whether it settled.
+    """
 
     mixture: DiagonalMixture
-    history: tuple[float, ...]
-    converged: bool
+    history: tuple[float, ...] = ()
+    held_out: tuple[float, ...] = ()
+    converged: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,37 +112,59 @@ def block_rows(modes: int, device: torch.device) -> int:
 
 def fit_em(
     blocks: Iterable[Tensor],
-    start: DiagonalMixture,
+    start: Fit,
     *,
     iterations: int,
     tolerance: float,
     floor: float,
-    history: Sequence[float] = (),
+    held_out: Iterable[Tensor] = (),
+    total: Callable[[Tensor], Tensor] = lambda own: own,
     on_iteration: Callable[[Fit], None] = lambda _: None,
 ) -> Fit:
     """Climb the likelihood from ``start`` until an iteration gains less than ``tolerance``, in nats a datum.
 
-    floor is added to every variance. history: of the iterations done earlier, which count. ``on_iteration`` hears the
-    fit after each.
+    iterations: at most, with those that ``start`` has behind it. floor is added to every variance. held_out: data to
+    watch. total: the sum over all processes, where each has blocks of its own. ``on_iteration`` hears the fit after
+    each.
     """
-    fit = Fit(start, tuple(history), False)
+    fit = start
     while len(fit.history) < iterations and not fit.converged:
         mixture = revive(fit.mixture)
-        moments = expected_moments(blocks, mixture)
+        moments = expected_moments(blocks, mixture, total)
         mean = moments.log_likelihood / moments.count
         settled = bool(fit.history) and abs(mean - fit.history[-1]) < tolerance
-        fit = Fit(maximise(moments, mixture, floor), (*fit.history, mean), settled)
+        watched = log_likelihood(held_out, mixture, total)
+        fit = Fit(
+            maximise(moments, mixture, floor),
+            (*fit.history, mean),
+            fit.held_out if math.isnan(watched) else (*fit.held_out, watched),
+            settled,
+        )
         on_iteration(fit)
     return fit
 
 
-def expected_moments(blocks: Iterable[Tensor], mixture: DiagonalMixture) -> Moments:
-    """The E step: moments of the data under their responsibilities."""
+def log_likelihood(
+    blocks: Iterable[Tensor], mixture: DiagonalMixture, total: Callable[[Tensor], Tensor] = lambda own: own
+) -> float:
+    """Mean log-likelihood of a datum, in nats; NaN without data. total: see `fit_em`."""
+    density: _LogDensity | None = None
+    found = mixture.weights.new_zeros(2)
+    for x in blocks:
+        density = density or _LogDensity(mixture, x.dtype)
+        found += torch.stack([density(_features(x)).logsumexp(1).sum(dtype=found.dtype), found.new_tensor(len(x))])
+    likelihood, count = total(found).tolist()
+    return likelihood / count if count else math.nan
+
+
+def expected_moments(
+    blocks: Iterable[Tensor], mixture: DiagonalMixture, total: Callable[[Tensor], Tensor] = lambda own: own
+) -> Moments:
+    """The E step: moments of the data under their responsibilities. total: see `fit_em`."""
     modes, size = mixture.means.shape
     mass = mixture.weights.new_zeros(modes, 1)
     sums = mixture.weights.new_zeros(modes, 2 * size)
-    total = mixture.weights.new_zeros(())
-    count = 0
+    scalars = mixture.weights.new_zeros(2)  # log-likelihood, number of data
     density: _LogDensity | None = None
     for x in blocks:
         density = density or _LogDensity(mixture, x.dtype)
@@ -148,9 +173,9 @@ def expected_moments(blocks: Iterable[Tensor], mixture: DiagonalMixture) -> Mome
         # r^T f with the norm taken off the features, which are fewer than the responsibilities
         mass += powers @ norm.reciprocal()
         sums += powers @ features.div_(norm)
-        total += evidence.sum(dtype=total.dtype)
-        count += len(x)
-    return Moments(mass[:, 0], sums, count, float(total))
+        scalars += torch.stack([evidence.sum(dtype=scalars.dtype), scalars.new_tensor(len(x))])
+    likelihood, count = total(scalars).tolist()
+    return Moments(total(mass[:, 0]), total(sums), int(count), likelihood)
 
 
 def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> Moments:

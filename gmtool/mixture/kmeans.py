@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SEED_POINTS, SEED_POINTS_PER_CLUSTER = 1 << 14, 32
+SEED_POINTS, SEED_POINTS_PER_CLUSTER = 1 << 13, 32
 """Seeds are drawn from a random subset of so many points, or so many times the number of clusters, if that is more."""
 
 SETTLED = 1e-5
@@ -51,13 +51,14 @@ def kmeans(
     *,
     iterations: int,
     device: torch.device,
-    on_iteration: Callable[[float], None] = lambda _: None,
+    history: tuple[float, ...] = (),
+    on_iteration: Callable[[np.ndarray, tuple[float, ...]], None] = lambda *_: None,
 ) -> Clusters:
-    """Lloyd's iterations, one at least, on ``points`` (N, D) float32 from ``seeds`` (K, D) float32, N >= K.
+    """Lloyd's iterations on ``points`` (N, D) float32 from ``seeds`` (K, D) float32, N >= K.
 
     All points take part in every iteration (FAISS by itself would take 256 a cluster). A cluster that loses all its
-    points is placed again beside a big one. ``on_iteration`` hears the mean squared distance
-    to the centroids before each.
+    points is placed again beside a big one. history: of iterations done earlier, which count, and whose centroids the
+    seeds are. ``on_iteration`` hears centroids and history after each.
     """
     import faiss
 
@@ -65,20 +66,22 @@ def kmeans(
     parameters = faiss.ClusteringParameters()
     parameters.niter = 1  # a call is one iteration, so that each can be reported
     parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, len(points)
-    clustering: Any = faiss.Clustering(size, clusters, parameters)  # its type hints are wrong
-    faiss.copy_array_to_vector(np.ascontiguousarray(seeds).ravel(), clustering.centroids)
     index = _flat_index(size, device)
-    history: list[float] = []
-    while len(history) < iterations:
+    centroids = np.ascontiguousarray(seeds)
+    while len(history) < iterations and not _settled(history):
+        clustering: Any = faiss.Clustering(size, clusters, parameters)  # its type hints are wrong
+        faiss.copy_array_to_vector(centroids.ravel(), clustering.centroids)
         clustering.train(points, index)
-        history.append(clustering.iteration_stats.at(clustering.iteration_stats.size() - 1).obj / len(points))
-        on_iteration(history[-1])
-        if len(history) > 1 and history[-2] - history[-1] <= SETTLED * history[-2]:
-            break
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(clusters, size)
+        centroids = faiss.vector_to_array(clustering.centroids).reshape(clusters, size)
+        history = (*history, clustering.iteration_stats.at(clustering.iteration_stats.size() - 1).obj / len(points))
+        on_iteration(centroids, history)
     index.reset()
     index.add(centroids)
-    return Clusters(centroids, index.search(points, 1)[1][:, 0], tuple(history))
+    return Clusters(centroids, index.search(points, 1)[1][:, 0], history)
+
+
+def _settled(history: tuple[float, ...]) -> bool:
+    return len(history) > 1 and history[-2] - history[-1] <= SETTLED * history[-2]
 
 
 def plus_plus(

@@ -10,25 +10,35 @@ N(0, 1) in normalised coordinates, and an entry that is the same in all data has
 
 A mode that no datum keeps has the global mean and variance. Spherical: v_k = rho_k (S + floor) with one number rho_k,
 the mean over entries of the diagonal v_k / (S + floor): spherical in the normalised coordinates that models see.
+Mirrored: every datum counts a second time with W turned round, in all of the above. With R that turn, the moments
+(n, m, S) of the data alone become (2 n, (m + R m) / 2, (S + R S) / 2 + (m - R m)^2 / 4).
 
-Data are read in order and in blocks; sums are float64 around the global mean, so that nothing cancels. Where the sums
-of all modes do not fit the memory, modes go in blocks, and for each block only the data that keep one of its modes are
-read: under hard assignment every datum is still read once.
+Data are read in order and in blocks, the next while the present one is summed. Sums are float64, of differences from
+the global mean, so that nothing cancels. Where the sums of all modes do not fit the memory, modes go in blocks, and for
+each block only the data that keep one of its modes are read: under hard assignment every datum is still read once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SUMS_SHARE = 0.75
-"""Share of the memory for the modes' sums; the rest holds the data just read."""
+"""Share of the memory for the modes' sums at most; the rest holds the data just read."""
+
+PIECE = 64
+"""Data of one mode that are summed at a time at most."""
+
+SUMS_BYTES, ROW_BYTES, PIECE_BYTES = 16, 4, 20
+"""Bytes an entry: of a mode's two float64 sums, of a float16 datum read and the one read ahead, of a datum being summed
+(gathered in float16, in float64, and what the library packs)."""
 
 
 class PatchSource(Protocol):
@@ -51,12 +61,57 @@ class PatchSource(Protocol):
 
 
 @dataclass(frozen=True)
+class PatchMemory:
+    """How the memory is shared out: modes whose sums are held, data read at a time, data of a mode summed at a time."""
+
+    modes: int
+    rows: int
+    piece: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of a mode's sums; see the module. shrinkage: W, in data. floor: in squared latent units."""
+
+    shrinkage: float
+    floor: float
+    spherical: bool
+    mirror: bool = False
+
+
+class Distance(NamedTuple):
+    """How far data are from a source, an entry of normalised latents.
+
+    nats: mean negative log-likelihood of a datum, given its mode. travel: mean squared distance to a draw of its mode.
+    """
+
+    nats: float
+    travel: float
+
+
+class Distances(NamedTuple):
+    """Distance of data from one Gaussian, N(0, 1) in normalised latents, and from their mode of either covariance."""
+
+    gaussian: Distance
+    spherical: Distance
+    diagonal: Distance
+
+
+@dataclass(frozen=True)
 class PatchMode:
     """One mode in patch space: its number, mean (C, H, W) and standard deviation (C, H, W), float32, latent units."""
 
     mode: int
     mean: np.ndarray
     std: np.ndarray
+
+
+@dataclass(frozen=True)
+class FittedMode:
+    """A mode in patch space, and how far its data are from sources."""
+
+    patch: PatchMode
+    distances: Distances
 
 
 @dataclass(frozen=True)
@@ -68,75 +123,135 @@ class ModeBlock:
     rows: np.ndarray
 
 
-def modes_at_once(modes: int, shape: tuple[int, int, int], memory: float) -> int:
-    """How many modes' sums (two float64 an entry) fit in ``memory`` bytes; at least one."""
-    return min(modes, max(1, int(SUMS_SHARE * memory / (16 * math.prod(shape)))))
+def least_memory(shape: tuple[int, int, int]) -> int:
+    """Bytes below which not even one mode and one datum fit."""
+    return math.prod(shape) * (SUMS_BYTES + ROW_BYTES + 4 * PIECE_BYTES)
 
 
-def mode_blocks(modes: np.ndarray, probabilities: np.ndarray, count: int, at_once: int) -> list[ModeBlock]:
-    """Blocks of ``at_once`` of the ``count`` modes, from the kept modes (N, n) and their probabilities (N, n)."""
-    blocks = []
-    for first in range(0, count, at_once):
-        end = min(first + at_once, count)
-        kept = (modes >= first) & (modes < end) & (probabilities > 0)
-        blocks.append(ModeBlock(first, end, np.flatnonzero(kept.any(axis=1))))
-    return blocks
+def share_memory(modes: int, shape: tuple[int, int, int], memory: float) -> PatchMemory:
+    """Share out ``memory`` bytes, `least_memory` or more."""
+    entries = math.prod(shape)
+    at_once = min(modes, max(1, int(SUMS_SHARE * memory / (SUMS_BYTES * entries))))
+    rest = memory / entries - SUMS_BYTES * at_once
+    piece = min(PIECE, max(1, int(rest / 4 / PIECE_BYTES)))
+    return PatchMemory(at_once, max(1, int((rest - PIECE_BYTES * piece) / ROW_BYTES)), piece)
+
+
+def mode_block(modes: np.ndarray, probabilities: np.ndarray, first: int, end: int) -> ModeBlock:
+    """A block, from the kept modes (N, n) of the data and their probabilities (N, n)."""
+    kept = (modes >= first) & (modes < end) & (probabilities > 0)
+    return ModeBlock(first, end, np.flatnonzero(kept.any(axis=1)))
 
 
 def patch_moments(
     source: PatchSource,
     modes: np.ndarray,
     probabilities: np.ndarray,
-    blocks: list[ModeBlock],
+    block: ModeBlock,
     *,
-    shrinkage: float,
-    floor: float,
-    spherical: bool,
-    memory: float,
+    rule: Rule,
+    memory: PatchMemory,
     device: torch.device,
     on_rows: Callable[[int], None] = lambda _: None,
-) -> Iterator[PatchMode]:
-    """Yield every mode of ``blocks`` in order. ``on_rows`` hears how many data have just been read.
+) -> Iterator[FittedMode]:
+    """Yield every mode of ``block`` in order. ``on_rows`` hears how many data have just been read.
 
-    modes, probabilities (N, n): the kept modes of each datum, of probability 0 beyond the last. shrinkage: W, in data.
-    floor: added to each variance, in squared latent units. memory: bytes for sums and data together.
+    modes, probabilities (N, n): the kept modes of each datum, of probability 0 beyond the last.
     """
     entries = math.prod(source.shape)
-    rows_at_once = max(1, int((1 - SUMS_SHARE) * memory / (32 * entries)))
     centre = torch.from_numpy(source.mean.reshape(entries)).to(device)
-    variance = torch.from_numpy(source.var.reshape(entries)).to(device)
-    for block in blocks:
-        mass = torch.zeros(block.end - block.first, dtype=torch.float64, device=device)
-        first, second = (mass.new_zeros(len(mass), entries) for _ in range(2))
-        for start in range(0, len(block.rows), rows_at_once):
-            rows = block.rows[start : start + rows_at_once]
-            x = torch.from_numpy(source.patches(rows)).to(device).double().reshape(len(rows), entries) - centre
-            # rank by rank, so that no temporary is larger than the data themselves
-            for mode, probability in zip(modes[rows].T, probabilities[rows].T, strict=True):
-                inside = np.flatnonzero((mode >= block.first) & (mode < block.end) & (probability > 0))
-                place = torch.from_numpy(mode[inside].astype(np.int64) - block.first).to(device)
-                share = torch.from_numpy(probability[inside].astype(np.float64)).to(device)
-                part = x[torch.from_numpy(inside).to(device)]
-                mass.index_add_(0, place, share)
-                first.index_add_(0, place, part * share[:, None])
-                second.index_add_(0, place, part.square_().mul_(share[:, None]))
-            on_rows(len(rows))
-        for index in range(len(mass)):
-            mean, own = _shrunk(float(mass[index]), first[index], second[index], variance, shrinkage)
-            own += floor
-            if spherical:
-                own = (own / (variance + floor)).mean() * (variance + floor)
-            yield PatchMode(block.first + index, _stored(mean + centre, source), _stored(own.sqrt(), source))
+    sums = _Sums.zeros(block.end - block.first, centre)
+    for rows, patches in _read_ahead(source, block.rows, memory.rows):
+        x = torch.from_numpy(patches.reshape(len(rows), entries)).to(device)
+        kept, shares = modes[rows], probabilities[rows]
+        inside = (kept >= block.first) & (kept < block.end) & (shares > 0)
+        datum, _ = np.nonzero(inside)
+        _add(sums, x, datum, kept[inside] - block.first, shares[inside], memory.piece)
+        on_rows(len(rows))
+    finish = _Finish(source, rule, centre)
+    for index in range(block.end - block.first):
+        yield finish(block.first + index, float(sums.mass[index]), sums.first[index], sums.second[index])
 
 
-def _shrunk(mass: float, first: Tensor, second: Tensor, variance: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Mean, relative to the global one, and shrunk variance (E,) of a mode from its sums and the global variance."""
-    if mass == 0.0:
-        return torch.zeros_like(first), variance.clone()
-    mean = first / mass
-    own = (second / mass - mean.square()).clamp_min_(0.0)
-    return mean, (mass * own + shrinkage * variance) / (mass + shrinkage)
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over data, weighted by probability, of 1, d and d^2, for d = x - centre: (K,), (K, E), (K, E) float64."""
+
+    centre: Tensor
+    mass: np.ndarray
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def zeros(cls, modes: int, centre: Tensor) -> _Sums:
+        first, second = (torch.zeros(modes, len(centre), dtype=torch.float64, device=centre.device) for _ in range(2))
+        return cls(centre, np.zeros(modes), first, second)
 
 
-def _stored(values: Tensor, source: PatchSource) -> np.ndarray:
-    return values.reshape(source.shape).float().cpu().numpy()
+def _read_ahead(source: PatchSource, rows: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows, ``at_once`` at a time, and their latents, the next of which are read meanwhile."""
+    pieces = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(source.patches, pieces[0])] if pieces else []
+        for index, piece in enumerate(pieces):
+            patches = coming.pop().result()
+            coming += [reader.submit(source.patches, each) for each in pieces[index + 1 : index + 2]]
+            yield piece, patches
+            del patches
+
+
+def _add(sums: _Sums, x: Tensor, datum: np.ndarray, mode: np.ndarray, share: np.ndarray, piece: int) -> None:
+    """Add to the sums: pair i is datum ``datum[i]`` of x (B, E), which belongs to mode ``mode[i]`` by ``share[i]``."""
+    np.add.at(sums.mass, mode, share)
+    order = np.argsort(mode, kind="stable")
+    present, starts = np.unique(mode[order], return_index=True)
+    for index, pairs in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+        for start in range(0, len(pairs), piece):
+            own = pairs[start : start + piece]
+            weights = torch.from_numpy(share[own]).to(x.device).double()
+            part = x[torch.from_numpy(datum[own]).to(x.device)].double().sub_(sums.centre)
+            sums.first[index] += weights @ part
+            sums.second[index] += weights @ part.square_()
+
+
+class _Finish:
+    """From a mode's sums to its mean, its standard deviation and the distances."""
+
+    def __init__(self, source: PatchSource, rule: Rule, centre: Tensor) -> None:
+        self._rule, self._grid, self._centre = rule, source.shape, centre
+        self._origin, variance = (
+            torch.from_numpy(each.reshape(-1)).to(centre.device) for each in (source.mean, source.var)
+        )
+        self._scale = variance + rule.floor  # latents are normalised by origin and scale, which know no mirror images
+        self._mean, self._variance = self._mirrored(self._origin, variance)
+
+    def __call__(self, mode: int, mass: float, first: Tensor, second: Tensor) -> FittedMode:
+        mean, own = self._mean, self._variance
+        diagonal = own + self._rule.floor
+        if mass > 0:
+            shift = first / mass
+            mean, own = self._mirrored(shift + self._centre, (second / mass - shift.square()).clamp_min_(0.0))
+            count = mass * (2 if self._rule.mirror else 1)
+            shrunk = (count * own + self._rule.shrinkage * self._variance) / (count + self._rule.shrinkage)
+            diagonal = shrunk + self._rule.floor
+        spherical = (diagonal / self._scale).mean() * self._scale
+        distances = Distances(
+            gaussian=self._distance(own + (mean - self._origin).square(), self._scale),
+            spherical=self._distance(own, spherical),
+            diagonal=self._distance(own, diagonal),
+        )
+        std = (spherical if self._rule.spherical else diagonal).sqrt()
+        stored = (each.reshape(self._grid).float().cpu().numpy() for each in (mean, std))
+        return FittedMode(PatchMode(mode, *stored), distances)
+
+    def _mirrored(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (E,) of data with their mirror images, if those count, from the moments of the data."""
+        if not self._rule.mirror:
+            return mean, variance
+        turned_mean, turned = (each.reshape(self._grid).flip(-1).reshape(-1) for each in (mean, variance))
+        return (mean + turned_mean) / 2, (variance + turned) / 2 + (mean - turned_mean).square() / 4
+
+    def _distance(self, spread: Tensor, variance: Tensor) -> Distance:
+        """From a Gaussian of this variance (E,) to data whose mean square about its mean is ``spread`` (E,)."""
+        nats = 0.5 * (math.log(2 * math.pi) + (variance / self._scale).log() + spread / variance).mean()
+        return Distance(float(nats), float(((spread + variance) / self._scale).mean()))

@@ -1,81 +1,70 @@
-"""Fit a Gaussian mixture to latents: modes are found among the descriptors and carried to the patches.
+"""Latents to a fitted mixture: modes from the descriptors, then carried to the patches.
 
 1. k-means on the descriptors (`gmtool.mixture.kmeans`), then EM to a diagonal mixture (`gmtool.mixture.em`), both
    without the held-out images. An image and its mirrored copy are on the same side of that split.
 2. Every image, held out or not, keeps its most probable modes.
 3. Mean and variance of the latents in each mode, streamed from disk (`gmtool.mixture.patch_moments`).
+
+A state beside the file keeps what is done (`gmtool.stages.fit_state`): iterations of 1, and blocks of modes of 3. After
+any interruption the same command goes on from there, to the result of an uninterrupted one.
+
+Several processes under torchrun share the images in 1 and 2 (but k-means is the first one's) and the modes in 3; the
+first alone writes. A mode's patches are thus summed by one process, and EM's sums are float64 over the same blocks of
+images, however many processes there are.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from gmtool.artifacts.files import check_space, check_writable
-from gmtool.artifacts.gmm import DescriptorMixture, Kept, gmm_bytes, open_gmm, write_gmm
+from gmtool.artifacts.files import check_space, part_of
+from gmtool.artifacts.gmm import DescriptorMixture, GmmWriter, Kept, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
-from gmtool.artifacts.manifest import Input
+from gmtool.artifacts.manifest import Input, fingerprint
 from gmtool.artifacts.run import VARIANCE_EPS
 from gmtool.config.fit_gmm import FitGmmConfig
-from gmtool.device import resolve_device
+from gmtool.distributed import World, join
 from gmtool.errors import UserError
-from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, maximise, posterior
+from gmtool.mixture.em import Blocks, DiagonalMixture, Fit, block_rows, fit_em, label_moments, maximise, posterior
 from gmtool.mixture.kmeans import kmeans, seed_centroids
-from gmtool.mixture.patch_moments import mode_blocks, modes_at_once, patch_moments
+from gmtool.mixture.patch_moments import Distances, ModeBlock, PatchMode, Rule, mode_block, patch_moments
 from gmtool.progress import Progress
+from gmtool.stages.fit_figures import (
+    FitFigures,
+    descriptor_figures,
+    descriptor_figures_from_json,
+    distances_from_json,
+    figures_from_json,
+    with_distances,
+)
+from gmtool.stages.fit_picture import draw_fit, picture_path
+from gmtool.stages.fit_plan import FitPlan, prepare
+from gmtool.stages.fit_state import FitState, KMeansState, PatchState, StateKeeper, read_state, remove_state
 
-QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-"""Of the modes' populations, in the report."""
+MACHINE_SETTINGS = frozenset({"device", "memory", "decoder"})
+"""Settings that do not change the mixture."""
 
-MACHINE_SETTINGS = frozenset({"device", "memory"})
-"""Settings that change how fast the result comes, not the result."""
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """What a fit will do: counts, sizes, and the bytes of the file it writes. top_k is capped to the modes."""
-
-    data: int
-    fitted: int
-    held_out: int
-    modes: int
-    top_k: int
-    descriptor_size: int
-    shape: tuple[int, int, int]
-    modes_at_once: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class FitFigures:
-    """What came out. Log-likelihoods are means over images, in nats, of the mixture over descriptors.
-
-    population: its `QUANTILES` over modes, in images. populated: modes that at least one image keeps.
-    """
-
-    modes: int
-    populated: int
-    population: tuple[float, ...]
-    data: int
-    held_out: int
-    descriptor_size: int
-    log_likelihood: float
-    held_out_log_likelihood: float | None
-    kmeans_iterations: int
-    em_iterations: int
-    converged: bool
+MODES_A_MESSAGE = 16
+"""Modes that a process gives to the first one at a time."""
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """The file, its figures, whether it was there already (from the same data and settings), and seconds taken."""
+    """The file, its picture, its figures, whether it was there already (of the same data and settings), seconds."""
 
     path: Path
+    picture: Path
     figures: FitFigures
     reused: bool
     seconds: float
@@ -84,91 +73,34 @@ class FitReport:
 def plan_fit(latents: Path, output: Path, config: FitGmmConfig) -> FitPlan:
     """What `fit_gmm` with these arguments will do; raises the errors that it would raise before its first step."""
     with open_latents(latents) as source:
-        return _prepare(source, output, config)[0]
+        return prepare(source, output, config, join(config.device).size)
 
 
 def fit_gmm(latents: Path, output: Path, config: FitGmmConfig, progress: Progress) -> FitReport:
-    """Fit a mixture to ``latents`` and write it to ``output``.
+    """Fit a mixture to ``latents``, write it to ``output`` and draw it beside; see the module.
 
     Nothing is done when ``output`` is already what the same settings make of the same latents. Raises UserError when
-    the latents are missing, damaged or not finite, there are fewer images than modes, or ``output`` is no place for it.
+    the latents are missing, damaged or not finite, there are fewer images than modes, the memory is too small, or
+    ``output`` is no place for it.
     """
     started = time.monotonic()
+    world = join(config.device)
     with open_latents(latents) as source:
-        plan, held = _prepare(source, output, config)
-        finished = _finished(output, source, config)
-        if finished is not None:
-            return FitReport(output, finished, True, time.monotonic() - started)
-        check_space(output, plan.bytes, "the mixture")
-        device = resolve_device(config.device)
-        descriptors, kept, figures = _fit_modes(source, plan, held, config, device, progress)
-        if figures.populated < plan.modes:
-            progress.note(
-                f"{plan.modes - figures.populated} of {plan.modes} modes hold no image: they get weight 0, and the "
-                "mean and variance of all images"
-            )
-        blocks = mode_blocks(kept.modes, kept.probabilities, plan.modes, plan.modes_at_once)
-        progress.begin("patch moments", sum(len(each.rows) for each in blocks), "images")
-        write_gmm(
-            output,
-            descriptors=descriptors,
-            kept=kept,
-            patches=patch_moments(
-                source,
-                kept.modes,
-                kept.probabilities,
-                blocks,
-                shrinkage=config.shrinkage,
-                floor=VARIANCE_EPS,
-                spherical=config.covariance == "spherical",
-                memory=_memory_bytes(config),
-                device=device,
-                on_rows=progress.advance,
-            ),
-            shape=plan.shape,
-            latents=Input("latents", str(latents), source.manifest.fingerprint),
-            config=asdict(config),
-            details=asdict(figures),
-        )
-        progress.end()
-    return FitReport(output, figures, False, time.monotonic() - started)
-
-
-def _prepare(source: LatentsFile, output: Path, config: FitGmmConfig) -> tuple[FitPlan, np.ndarray]:
-    """The plan, and which data are held out (N,) bool. Raises UserError when it cannot be carried out."""
-    check_writable(output, "the mixture")
-    if output.is_dir():
-        raise UserError(f"the mixture {output} cannot be written: it is a folder; name a file in it")
-    if output.exists() and _is_latents(output):
-        raise UserError(f"{output} is a latents file and would be overwritten: choose another output")
-    held = _held_out(source, config.held_out, config.seed)
-    fitted = int((~held).sum())
-    if config.modes > fitted:
-        raise UserError(
-            f"--modes {config.modes} is more than the {fitted} images to fit ({source.path} has {len(source)}, "
-            f"{len(source) - fitted} of them held out): lower --modes or --held-out"
-        )
-    top_k = 1 if config.assignment == "hard" else min(config.top_k, config.modes)
-    plan = FitPlan(
-        data=len(source),
-        fitted=fitted,
-        held_out=len(source) - fitted,
-        modes=config.modes,
-        top_k=top_k,
-        descriptor_size=source.descriptor_size,
-        shape=source.shape,
-        modes_at_once=modes_at_once(config.modes, source.shape, _memory_bytes(config)),
-        bytes=gmm_bytes(config.modes, source.descriptor_size, len(source), top_k, source.shape),
-    )
-    return plan, held
-
-
-def _is_latents(path: Path) -> bool:
-    try:
-        open_latents(path).close()
-    except UserError:
-        return False
-    return True
+        plan = prepare(source, output, config, world.size)
+        figures = _finished(output, source, config)
+        reused = figures is not None
+        if figures is None:
+            for name, text in plan.rows():
+                progress.note(f"{name}: {text}")
+            _Fitting(source, plan, config, world, progress).run()
+            figures = _finished(output, source, config)
+            assert figures is not None
+        if world.first:
+            remove_state(output)
+            if not (reused and picture_path(output).exists()):
+                draw_fit(output, source, figures, config.decoder, world.device, progress)
+        world.barrier()
+    return FitReport(output, picture_path(output), figures, reused, time.monotonic() - started)
 
 
 def _finished(output: Path, source: LatentsFile, config: FitGmmConfig) -> FitFigures | None:
@@ -176,32 +108,244 @@ def _finished(output: Path, source: LatentsFile, config: FitGmmConfig) -> FitFig
     try:
         with open_gmm(output) as found:
             manifest = found.manifest
-    except UserError:
+        used = manifest.input("latents")
+        same_data = used is not None and used.fingerprint == source.manifest.fingerprint
+        if not same_data or _decisive(manifest.config) != _decisive(asdict(config)):
+            return None
+        return figures_from_json(manifest.details)
+    except (UserError, KeyError, TypeError):
         return None
-    used = manifest.input("latents")
-    same_data = used is not None and used.fingerprint == source.manifest.fingerprint
-    if not same_data or _decisive(manifest.config) != _decisive(asdict(config)):
-        return None
-    return FitFigures(**{**manifest.details, "population": tuple(manifest.details["population"])})
 
 
 def _decisive(settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
 
 
-def _memory_bytes(config: FitGmmConfig) -> float:
-    return config.memory * 2**30
+class _Fitting:
+    """A fit on its way: what this process does of it, and the state that the first one keeps on disk."""
+
+    def __init__(
+        self, source: LatentsFile, plan: FitPlan, config: FitGmmConfig, world: World, progress: Progress
+    ) -> None:
+        self.source, self.plan, self.config, self.world, self.progress = source, plan, config, world, progress
+        self.part = part_of(plan.output)
+        self._keeper = StateKeeper(plan.output)
+        key = fingerprint([source.manifest.fingerprint, repr(sorted(_decisive(asdict(config)).items()))])
+        self.state = read_state(plan.output, key, world.device)
+        if self.state.patches is not None and not _readable(self.part):
+            self.state = FitState(key)
+
+    def run(self) -> None:
+        """Do what is left to do; the mixture is in its place when this returns."""
+        self.world.barrier()  # all have read what the first one will now replace
+        begun = self.state.text()
+        if begun:
+            self.progress.note(f"going on after {begun}")
+        elif self.world.first:
+            remove_state(self.plan.output)
+            self.part.unlink(missing_ok=True)
+            check_space(self.plan.output, self.plan.bytes, "the mixture")
+        try:
+            if self.state.patches is None:
+                self._fit_descriptors()
+            self._fit_patches()
+        except BaseException:
+            if self.state.text():
+                self._save(self.state, now=True)
+            raise
+        if self.world.first:
+            self.part.replace(self.plan.output)
+        self.world.barrier()  # the file is there for all
+
+    def _save(self, state: FitState, now: bool = False) -> None:
+        self.state = state
+        if self.world.first:
+            self._keeper.keep(state, now)
+
+    def _fit_descriptors(self) -> None:
+        """The mixture over descriptors and each datum's modes, in a new file; the state says so."""
+        plan, held = self.plan, self.plan.held
+        order = np.argsort(held, kind="stable")  # the fitted data first
+        data = _load_descriptors(self.source, order)
+        centre = data[: plan.fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
+        data -= centre
+        fit = self._climb(data)
+        found = posterior(self._blocks(data), fit.mixture, plan.top_k)
+        parts = self.world.gather({name: torch.from_numpy(each) for name, each in vars(found).items()})
+        if not self.world.first:
+            return
+        modes, probabilities, likelihood = (
+            _unordered(torch.cat([part[name] for part in parts]).numpy(), order)
+            for name in ("modes", "probabilities", "log_likelihood")
+        )
+        kept = Kept(modes, probabilities)
+        figures = descriptor_figures(kept, held, likelihood, fit, self.state.kmeans_iterations)
+        weights, means, variances = (each.cpu().numpy() for each in vars(fit.mixture).values())
+        descriptors = DescriptorMixture(weights, means + centre, variances)
+        GmmWriter.create(self.part, descriptors, kept, plan.shape).close()
+        self._save(replace(self.state, patches=PatchState((), (), asdict(figures))), now=True)
+
+    def _blocks(self, data: np.ndarray) -> Blocks:
+        """This process's part of data (n, D), whole blocks of them."""
+        rows = block_rows(self.plan.modes, self.world.device)
+        share = self.world.share(math.ceil(len(data) / rows))
+        return Blocks(data[share.start * rows : share.stop * rows], rows, self.world.device)
+
+    def _climb(self, data: np.ndarray) -> Fit:
+        """EM on centred descriptors (N, D), those held out last."""
+        config, progress = self.config, self.progress
+        fitted = data[: self.plan.fitted]
+        start = self.state.fit
+        if start is None:
+            clusters = self.world.broadcast(vars(self._cluster(fitted)) if self.world.first else {})
+            start = Fit(DiagonalMixture(**{name: each.to(self.world.device) for name, each in clusters.items()}))
+        progress.begin("EM", config.em_iterations, "iterations", len(start.history))
+
+        def heard(fit: Fit) -> None:
+            figures = {"log-likelihood": fit.history[-1]}
+            progress.advance(1, {**figures, "held-out": fit.held_out[-1]} if fit.held_out else figures)
+            self._save(replace(self.state, fit=fit))
+
+        fit = fit_em(
+            self._blocks(fitted),
+            start,
+            iterations=config.em_iterations,
+            tolerance=config.tolerance,
+            floor=config.variance_floor,
+            held_out=self._blocks(data[self.plan.fitted :]),
+            total=self.world.sum,
+            on_iteration=heard,
+        )
+        progress.end()
+        return fit
+
+    def _cluster(self, data: np.ndarray) -> DiagonalMixture:
+        """k-means on centred descriptors (N, D), as a mixture."""
+        config, device, progress = self.config, self.world.device, self.progress
+        begun = self.state.kmeans
+        if begun is None:
+            progress.begin("k-means++ seeds", config.modes, "seeds")
+            seeds = seed_centroids(data, config.modes, seed=config.seed, device=device, on_seed=progress.advance)
+            progress.end()
+            begun = KMeansState(seeds, ())
+
+        def heard(centroids: np.ndarray, history: tuple[float, ...]) -> None:
+            progress.advance(1, {"mean squared distance": history[-1]})
+            self._save(replace(self.state, kmeans=KMeansState(centroids, history), kmeans_iterations=len(history)))
+
+        progress.begin("k-means", config.kmeans_iterations, "iterations", len(begun.history))
+        clusters = kmeans(
+            data,
+            begun.centroids,
+            iterations=config.kmeans_iterations,
+            device=device,
+            history=begun.history,
+            on_iteration=heard,
+        )
+        progress.end()
+        blocks = Blocks(data, block_rows(config.modes, device), device)
+        labels = torch.from_numpy(clusters.labels).to(device)
+        return maximise(label_moments(blocks, labels, config.modes), None, config.variance_floor)
+
+    def _fit_patches(self) -> None:
+        """Sum the latents in each mode, block by block, into the file, and complete it."""
+        with ExitStack() as stack:
+            writer = stack.enter_context(GmmWriter.reopen(self.part)) if self.world.first else None
+            kept = self._kept(writer)
+            rounds = self._rounds(kept)
+            self.progress.begin("patch moments", sum(len(each.rows) for each in rounds), "images")
+            for block in rounds:
+                found: list[_Written] = []
+                for message in self._messages(kept, block):
+                    received = self.world.gather(message)
+                    found += [_write(writer, part, index) for part in received for index in range(len(part["mode"]))]
+                if writer is not None:
+                    self._keep_block(writer, found)
+            self.progress.end()
+            if writer is not None:
+                self._finish(writer, kept)
+
+    def _kept(self, writer: GmmWriter | None) -> Kept:
+        """The first process's, who has the file."""
+        own = {} if writer is None else {name: torch.from_numpy(each) for name, each in vars(writer.kept).items()}
+        return Kept(**{name: each.numpy() for name, each in self.world.broadcast(own).items()})
+
+    def _rounds(self, kept: Kept) -> list[ModeBlock]:
+        """This process's block in each of the rounds that are left; in the last rounds it may have no mode."""
+        modes, at_once = self.plan.modes, self.plan.memory.modes
+        done = torch.tensor(len(self.state.patches.digests) if self.state.patches is not None else 0)
+        starts = range(int(self.world.broadcast({"done": done})["done"]), modes, self.world.size * at_once)
+        own = [min(start + self.world.rank * at_once, modes) for start in starts]
+        return [mode_block(kept.modes, kept.probabilities, each, min(each + at_once, modes)) for each in own]
+
+    def _messages(self, kept: Kept, block: ModeBlock) -> Iterator[dict[str, Tensor]]:
+        """A block's modes, a few at a time; every process gives the same number of messages."""
+        config = self.config
+        found = patch_moments(
+            self.source,
+            kept.modes,
+            kept.probabilities,
+            block,
+            rule=Rule(config.shrinkage, VARIANCE_EPS, config.covariance == "spherical", config.mirror),
+            memory=self.plan.memory,
+            device=self.world.device,
+            on_rows=self.progress.advance,
+        )
+        empty = torch.empty(0, *self.plan.shape)
+        for _ in range(math.ceil(self.plan.memory.modes / MODES_A_MESSAGE)):
+            few = list(itertools.islice(found, MODES_A_MESSAGE))
+            yield {
+                "mode": torch.tensor([each.patch.mode for each in few], dtype=torch.int64),
+                "mean": torch.stack([torch.from_numpy(each.patch.mean) for each in few]) if few else empty,
+                "std": torch.stack([torch.from_numpy(each.patch.std) for each in few]) if few else empty,
+                "distances": torch.tensor([each.distances for each in few], dtype=torch.float64),
+            }
+
+    def _keep_block(self, writer: GmmWriter, found: list[_Written]) -> None:
+        """Bring a round's modes to the disk, then the state that counts them."""
+        writer.flush()
+        state = self.state.patches
+        assert state is not None
+        found.sort(key=lambda each: each.mode)
+        digests = (*state.digests, *(each.digest for each in found))
+        distances = (*state.distances, *(each.distances for each in found))
+        self._save(replace(self.state, patches=replace(state, digests=digests, distances=distances)), now=True)
+
+    def _finish(self, writer: GmmWriter, kept: Kept) -> None:
+        state = self.state.patches
+        assert state is not None
+        figures = with_distances(descriptor_figures_from_json(state.found), kept, state.distances)
+        if figures.populated < self.plan.modes:
+            self.progress.note(
+                f"{self.plan.modes - figures.populated} of {self.plan.modes} modes hold no image: they get weight 0, "
+                "and the mean and variance of all images"
+            )
+        latents = Input("latents", str(self.source.path), self.source.manifest.fingerprint)
+        writer.finish(state.digests, "fit-gmm", latents, asdict(self.config), asdict(figures))
 
 
-def _held_out(source: LatentsFile, share: float, seed: int) -> np.ndarray:
-    """Which data are held out, (N,) bool: a random share of the images, each with its mirrored copy."""
-    images = np.arange(len(source))
-    if source.flipped.any():
-        images = np.unique(np.array(source.names()), return_inverse=True)[1]
-    count = int(images.max()) + 1
-    chosen = np.zeros(count, bool)
-    chosen[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True
-    return chosen[images]
+class _Written(NamedTuple):
+    """A mode that is in the file."""
+
+    mode: int
+    digest: str
+    distances: Distances
+
+
+def _write(writer: GmmWriter | None, part: dict[str, Tensor], index: int) -> _Written:
+    assert writer is not None  # who receives writes
+    mode = int(part["mode"][index])
+    digest = writer.write(PatchMode(mode, part["mean"][index].numpy(), part["std"][index].numpy()))
+    return _Written(mode, digest, distances_from_json(part["distances"][index].tolist()))
+
+
+def _readable(part: Path) -> bool:
+    """Whether a mixture that was laid out can be gone on with."""
+    try:
+        GmmWriter.reopen(part).close()
+    except (OSError, KeyError, RuntimeError):
+        return False
+    return True
 
 
 def _load_descriptors(source: LatentsFile, order: np.ndarray) -> np.ndarray:
@@ -222,86 +366,8 @@ def _load_descriptors(source: LatentsFile, order: np.ndarray) -> np.ndarray:
     return data
 
 
-def _fit_modes(
-    source: LatentsFile,
-    plan: FitPlan,
-    held: np.ndarray,
-    config: FitGmmConfig,
-    device: torch.device,
-    progress: Progress,
-) -> tuple[DescriptorMixture, Kept, FitFigures]:
-    """The mixture over descriptors, the modes that each datum of the file keeps, and the figures of the fit."""
-    order = np.argsort(held, kind="stable")  # the fitted data first
-    data = _load_descriptors(source, order)
-    centre = data[: plan.fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
-    data -= centre
-    kmeans_iterations, fit = _fit_descriptors(data[: plan.fitted], config, device, progress)
-    found = posterior(_blocks(data, config, device), fit.mixture, plan.top_k)
-    weights, means, variances = (
-        each.cpu().numpy() for each in (fit.mixture.weights, fit.mixture.means, fit.mixture.variances)
-    )
-    kept = Kept(_unordered(found.modes, order), _unordered(found.probabilities, order))
-    figures = _figures(plan, kept, found.log_likelihood, kmeans_iterations, fit)
-    return DescriptorMixture(weights, means + centre, variances), kept, figures
-
-
-def _blocks(data: np.ndarray, config: FitGmmConfig, device: torch.device) -> Blocks:
-    return Blocks(data, block_rows(config.modes, device), device)
-
-
-def _fit_descriptors(
-    data: np.ndarray, config: FitGmmConfig, device: torch.device, progress: Progress
-) -> tuple[int, Fit]:
-    """k-means and EM on centred descriptors (N, D): the iterations of the first, the fit of the second."""
-    progress.begin("k-means++ seeds", config.modes, "seeds")
-    seeds = seed_centroids(data, config.modes, seed=config.seed, device=device, on_seed=progress.advance)
-    progress.end()
-    progress.begin("k-means", config.kmeans_iterations, "iterations")
-    clusters = kmeans(
-        data,
-        seeds,
-        iterations=config.kmeans_iterations,
-        device=device,
-        on_iteration=lambda inertia: progress.advance(1, {"mean squared distance": inertia}),
-    )
-    progress.end()
-    blocks = _blocks(data, config, device)
-    labels = torch.from_numpy(clusters.labels).to(device)
-    start = maximise(label_moments(blocks, labels, config.modes), None, config.variance_floor)
-    progress.begin("EM", config.em_iterations, "iterations")
-    fit = fit_em(
-        blocks,
-        start,
-        iterations=config.em_iterations,
-        tolerance=config.tolerance,
-        floor=config.variance_floor,
-        on_iteration=lambda fit: progress.advance(1, {"log-likelihood": fit.history[-1]}),
-    )
-    progress.end()
-    return len(clusters.history), fit
-
-
 def _unordered(values: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Rows back in the order of the file: row i of ``values`` is datum ``order[i]``."""
     result = np.empty_like(values)
     result[order] = values
     return result
-
-
-def _figures(plan: FitPlan, kept: Kept, log_likelihood: np.ndarray, kmeans_iterations: int, fit: Fit) -> FitFigures:
-    """``log_likelihood`` (N,): of the fitted data, then of those held out."""
-    population = kept.population(plan.modes)
-    held_out = log_likelihood[plan.fitted :]
-    return FitFigures(
-        modes=plan.modes,
-        populated=int((population > 0).sum()),
-        population=tuple(float(each) for each in np.quantile(population, QUANTILES)),
-        data=plan.data,
-        held_out=plan.held_out,
-        descriptor_size=plan.descriptor_size,
-        log_likelihood=float(log_likelihood[: plan.fitted].mean()),
-        held_out_log_likelihood=float(held_out.mean()) if len(held_out) else None,
-        kmeans_iterations=kmeans_iterations,
-        em_iterations=len(fit.history),
-        converged=fit.converged,
-    )

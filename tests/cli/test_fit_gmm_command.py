@@ -97,7 +97,11 @@ def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.posix_fallocate", full)
-    assert main(["fit-gmm", "--modes", "2"]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", full)
+        assert main(["fit-gmm", "--modes", "2"]) == 1
     assert "the disk is full" in capsys.readouterr().err
-    assert [each.name for each in folder.iterdir()] == ["latents.h5"]
+    assert sorted(each.name for each in folder.iterdir()) == ["gmm.h5.part.state", "latents.h5"]
+    assert main(["fit-gmm", "--modes", "2"]) == 0
+    assert "going on after" in capsys.readouterr().err
+    assert sorted(each.name for each in folder.iterdir()) == ["gmm.h5", "gmm.png", "latents.h5"]

@@ -1,4 +1,6 @@
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from gmtool.mixture import em
 from gmtool.mixture.em import (
     Blocks,
     DiagonalMixture,
+    Fit,
     Moments,
     expected_moments,
     fit_em,
     label_moments,
+    log_likelihood,
     maximise,
     posterior,
     revive,
@@ -43,7 +47,9 @@ def start_at(x: np.ndarray, modes: int, seed: int = 1) -> DiagonalMixture:
 
 
 def fit(x: np.ndarray, start: DiagonalMixture, iterations: int, rows: int = 100, **settings: float):
-    return fit_em(Blocks(x, rows, CPU), start, iterations=iterations, **{"tolerance": -1.0, "floor": 1e-6, **settings})
+    return fit_em(
+        Blocks(x, rows, CPU), Fit(start), iterations=iterations, **{"tolerance": -1.0, "floor": 1e-6, **settings}
+    )
 
 
 def sklearn_fit(x: np.ndarray, start: DiagonalMixture, iterations: int, floor: float) -> GaussianMixture:
@@ -120,7 +126,9 @@ def test_order_of_the_data_changes_nothing() -> None:
 def test_blocks_may_be_any_iterable() -> None:
     x, _ = mixture_data(90, modes=3, size=2)
     start = start_at(x, 3)
-    listed = fit_em([torch.from_numpy(x[:50]), torch.from_numpy(x[50:])], start, iterations=5, tolerance=0, floor=1e-6)
+    listed = fit_em(
+        [torch.from_numpy(x[:50]), torch.from_numpy(x[50:])], Fit(start), iterations=5, tolerance=0, floor=1e-6
+    )
     torch.testing.assert_close(listed.mixture.means, fit(x, start, 5).mixture.means)
 
 
@@ -226,11 +234,50 @@ def test_going_on_is_never_having_stopped() -> None:
     whole = fit(x, start_at(x, 3), 40, tolerance=1e-4)
     for stop in (1, 5):
         first = fit(x, start_at(x, 3), stop, tolerance=1e-4)
-        rest = fit_em(
-            Blocks(x, 100, CPU), first.mixture, iterations=40, tolerance=1e-4, floor=1e-6, history=first.history
-        )
+        rest = fit_em(Blocks(x, 100, CPU), first, iterations=40, tolerance=1e-4, floor=1e-6)
         assert (rest.history, rest.converged) == (whole.history, whole.converged)
         assert torch.equal(rest.mixture.means, whole.mixture.means)
+
+
+def test_data_held_out_are_watched() -> None:
+    x, _ = mixture_data(500, modes=3, size=3)
+    blocks, others = Blocks(x[:400], 64, CPU), Blocks(x[400:], 64, CPU)
+    found = fit_em(blocks, Fit(start_at(x, 3)), iterations=4, tolerance=-1.0, floor=1e-6, held_out=others)
+    assert len(found.history) == len(found.held_out) == 4
+    before = fit(x[:400], start_at(x, 3), 3).mixture
+    assert found.held_out[3] == pytest.approx(posterior(others, before, 1).log_likelihood.mean(), rel=1e-12)
+    assert found.history[3] == pytest.approx(log_likelihood(blocks, before), rel=1e-12)
+    assert fit(x[:400], start_at(x, 3), 4).held_out == ()
+
+
+def test_processes_that_share_the_data_find_the_same() -> None:
+    # one thread a process; the sum waits for all of them
+    x, _ = mixture_data(500, modes=3, size=3)
+    start, count = Fit(start_at(x, 5)), 3
+    barrier, given = Barrier(count), [None] * count
+
+    def climb(rank: int) -> Fit:
+        def total(own: torch.Tensor) -> torch.Tensor:
+            given[rank] = own
+            barrier.wait()
+            found = sum(each.clone() for each in given)
+            barrier.wait()
+            return found
+
+        part = slice(rank * 200, rank * 200 + 200)  # the last one has half as many
+        blocks, others = Blocks(x[:400][part], 50, CPU), Blocks(x[400:][rank::count], 50, CPU)
+        return fit_em(blocks, start, iterations=10, tolerance=-1.0, floor=1e-6, held_out=others, total=total)
+
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(climb, range(count)))
+    alone = fit_em(
+        Blocks(x[:400], 50, CPU), start, iterations=10, tolerance=-1.0, floor=1e-6, held_out=Blocks(x[400:], 50, CPU)
+    )
+    for each in found:
+        assert each.history == pytest.approx(alone.history, rel=1e-12)
+        assert each.held_out == pytest.approx(alone.held_out, rel=1e-12)
+        torch.testing.assert_close(each.mixture.means, alone.mixture.means, rtol=1e-9, atol=1e-12)
+        assert torch.equal(each.mixture.means, found[0].mixture.means)
 
 
 def test_a_single_datum_in_a_mode_has_the_floor_for_variance() -> None:

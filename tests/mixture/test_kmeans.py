@@ -89,6 +89,19 @@ def test_as_many_clusters_as_points() -> None:
     np.testing.assert_allclose(found.centroids[found.labels], points, rtol=1e-5)
 
 
+def test_going_on_is_never_having_stopped() -> None:
+    points = blobs(800, clusters=20, size=4, spread=1.0)
+    heard: list[tuple[np.ndarray, tuple[float, ...]]] = []
+    seeds = seed_centroids(points, 25, seed=0, device=CPU)
+    whole = kmeans(points, seeds, iterations=12, device=CPU, on_iteration=lambda *news: heard.append(news))
+    assert heard[-1][1] == whole.history
+    for centroids, history in (heard[0], heard[5], heard[-1]):
+        rest = kmeans(points, centroids, iterations=12, device=CPU, history=history)
+        np.testing.assert_array_equal(rest.centroids, whole.centroids)
+        np.testing.assert_array_equal(rest.labels, whole.labels)
+        assert rest.history == whole.history
+
+
 def test_seed_decides() -> None:
     points = blobs(500, clusters=10, size=4, spread=1.0)
     runs = [

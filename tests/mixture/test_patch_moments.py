@@ -3,10 +3,17 @@ import pytest
 import torch
 
 from gmtool.mixture.patch_moments import (
+    PIECE_BYTES,
+    ROW_BYTES,
+    SUMS_BYTES,
+    FittedMode,
+    PatchMemory,
     PatchMode,
-    mode_blocks,
-    modes_at_once,
+    Rule,
+    least_memory,
+    mode_block,
     patch_moments,
+    share_memory,
 )
 
 SHAPE = (2, 3, 4)
@@ -50,22 +57,26 @@ def run(
     kept: tuple[np.ndarray, np.ndarray],
     *,
     at_once: int = MODES,
-    shrinkage: float = 0.0,
-    spherical: bool = False,
-    memory: float = 1e4,
-) -> list[PatchMode]:
-    blocks = mode_blocks(*kept, MODES, at_once)
-    found = patch_moments(
-        source,
-        *kept,
-        blocks,
-        shrinkage=shrinkage,
-        floor=FLOOR,
-        spherical=spherical,
-        memory=memory,
-        device=torch.device("cpu"),
-    )
-    return list(found)
+    rows: int = 20,
+    **rule: float | bool,
+) -> list[FittedMode]:
+    blocks = [mode_block(*kept, first, min(first + at_once, MODES)) for first in range(0, MODES, at_once)]
+    return [
+        each
+        for block in blocks
+        for each in patch_moments(
+            source,
+            *kept,
+            block,
+            rule=Rule(**{"shrinkage": 0.0, "floor": FLOOR, "spherical": False, **rule}),
+            memory=PatchMemory(at_once, rows, 5),
+            device=torch.device("cpu"),
+        )
+    ]
+
+
+def fitted(*given: object, **settings: object) -> list[PatchMode]:
+    return [each.patch for each in run(*given, **settings)]
 
 
 def direct(source: Patches, kept: tuple[np.ndarray, np.ndarray], mode: int) -> tuple[float, np.ndarray, np.ndarray]:
@@ -80,7 +91,7 @@ def direct(source: Patches, kept: tuple[np.ndarray, np.ndarray], mode: int) -> t
 @pytest.mark.parametrize("at_once", [1, 3, 7])
 def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_once: int) -> None:
     source = Patches()
-    found = run(source, kept, at_once=at_once)
+    found = fitted(source, kept, at_once=at_once)
     assert [each.mode for each in found] == list(range(MODES))
     for each in found:
         if each.mode == 5:
@@ -93,15 +104,15 @@ def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_o
 
 def test_a_mode_without_data_has_the_global_moments() -> None:
     source = Patches()
-    empty = run(source, hard(), shrinkage=4.0)[5]
+    empty = fitted(source, hard(), shrinkage=4.0)[5]
     np.testing.assert_allclose(empty.mean, source.mean, rtol=1e-6)
     np.testing.assert_allclose(empty.std, np.sqrt(source.var + FLOOR), rtol=1e-6)
-    np.testing.assert_array_equal(run(source, hard(), shrinkage=0.0)[5].std, empty.std)
+    np.testing.assert_array_equal(fitted(source, hard(), shrinkage=0.0)[5].std, empty.std)
 
 
 def test_shrinkage_formula() -> None:
     source, kept = Patches(), soft()
-    for each in run(source, kept, shrinkage=2.5):
+    for each in fitted(source, kept, shrinkage=2.5):
         if each.mode == 5:
             continue
         mass, mean, variance = direct(source, kept, each.mode)
@@ -112,7 +123,7 @@ def test_shrinkage_formula() -> None:
 
 def test_more_shrinkage_ends_at_the_global_variance() -> None:
     source = Patches()
-    for each in run(source, hard(), shrinkage=1e12):
+    for each in fitted(source, hard(), shrinkage=1e12):
         np.testing.assert_allclose(each.std, np.sqrt(source.var + FLOOR), rtol=1e-5)
 
 
@@ -120,7 +131,7 @@ def test_spherical_is_one_number_in_normalised_coordinates() -> None:
     source, kept = Patches(), hard()
     scale = source.var + FLOOR
     for each, diagonal in zip(
-        run(source, kept, spherical=True, shrinkage=1.0), run(source, kept, shrinkage=1.0), strict=True
+        fitted(source, kept, spherical=True, shrinkage=1.0), fitted(source, kept, shrinkage=1.0), strict=True
     ):
         ratios = each.std**2 / scale
         np.testing.assert_allclose(ratios, (diagonal.std**2 / scale).mean(), rtol=1e-5)
@@ -130,16 +141,11 @@ def test_spherical_is_one_number_in_normalised_coordinates() -> None:
 def test_one_mode_is_the_standard_gaussian_of_normalised_latents() -> None:
     source = Patches()
     kept = np.zeros((60, 1), np.int32), np.ones((60, 1), np.float32)
-    (only,) = patch_moments(
-        source,
-        *kept,
-        mode_blocks(*kept, 1, 1),
-        shrinkage=4.0,
-        floor=FLOOR,
-        spherical=False,
-        memory=1e4,
-        device=torch.device("cpu"),
-    )
+    only, distances = run(source, kept, shrinkage=4.0)[0].patch, run(source, kept, shrinkage=4.0)[0].distances
+    # a Gaussian's entropy, and the squared distance of two draws: what the floor takes off, normalisation does
+    for each in distances:
+        assert each.nats == pytest.approx(0.5 * np.log(2 * np.pi) + 0.5 * (source.var / (source.var + FLOOR)).mean())
+        assert each.travel == pytest.approx(2, rel=1e-3)
     np.testing.assert_allclose(only.mean, source.mean, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(only.std**2 / (source.var + FLOOR), 1, rtol=1e-5)
 
@@ -147,7 +153,7 @@ def test_one_mode_is_the_standard_gaussian_of_normalised_latents() -> None:
 def test_nothing_cancels_far_from_the_origin() -> None:
     # float16 spacing at 2000 is 1: variances of the stored numbers against a mean square of 4 million
     source, kept = Patches(offset=2000.0), soft()
-    for each in run(source, kept):
+    for each in fitted(source, kept):
         if each.mode != 5:
             np.testing.assert_allclose(each.std, np.sqrt(direct(source, kept, each.mode)[2] + FLOOR), rtol=1e-4)
 
@@ -158,8 +164,8 @@ def test_order_of_the_data_and_names_of_the_modes_change_nothing() -> None:
     renamed = np.random.default_rng(4).permutation(MODES).astype(np.int32)
     other = Patches()
     other.data = source.data[shuffle]
-    first = run(source, (modes, probabilities), shrinkage=1.0)
-    second = run(other, (renamed[modes[shuffle]], probabilities[shuffle]), shrinkage=1.0)
+    first = fitted(source, (modes, probabilities), shrinkage=1.0)
+    second = fitted(other, (renamed[modes[shuffle]], probabilities[shuffle]), shrinkage=1.0)
     for each in first:
         twin = second[renamed[each.mode]]
         np.testing.assert_allclose(twin.mean, each.mean, rtol=1e-6, atol=1e-7)
@@ -169,25 +175,72 @@ def test_order_of_the_data_and_names_of_the_modes_change_nothing() -> None:
 def test_memory_bounds_the_reads_and_changes_nothing() -> None:
     kept = soft()
     source, generous = Patches(), Patches()
-    tight = run(source, kept, memory=1.0)
-    for each, other in zip(tight, run(generous, kept, memory=1e9), strict=True):
+    tight = fitted(source, kept, rows=1)
+    for each, other in zip(tight, fitted(generous, kept, rows=1000), strict=True):
         np.testing.assert_allclose(each.mean, other.mean, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(each.std, other.std, rtol=1e-6)
     np.testing.assert_array_equal(source.reads, 1)
     np.testing.assert_array_equal(generous.reads, 1)
-    assert modes_at_once(MODES, SHAPE, 16 * 24 * 4 / 0.75) == 4
-    assert modes_at_once(MODES, SHAPE, 1.0) == 1
-    assert modes_at_once(MODES, SHAPE, 1e9) == MODES
+
+
+def test_the_memory_is_shared_out_and_not_exceeded() -> None:
+    entries = 24
+    for modes, times in ((1, 1), (7, 1), (7, 3.5), (7, 100), (8192, 1000)):
+        memory = times * least_memory(SHAPE)
+        share = share_memory(modes, SHAPE, memory)
+        taken = SUMS_BYTES * share.modes + ROW_BYTES * share.rows + PIECE_BYTES * share.piece
+        assert 0.5 * memory < entries * taken <= memory
+        assert min(share.modes, share.rows, share.piece) >= 1
+    assert share_memory(MODES, SHAPE, 16 * entries * 4 / 0.75).modes == 4
+    assert share_memory(MODES, SHAPE, 1e9).modes == MODES
 
 
 def test_hard_assignment_reads_each_datum_once_however_many_blocks() -> None:
     source = Patches()
-    run(source, hard(), at_once=2)
+    fitted(source, hard(), at_once=2)
     np.testing.assert_array_equal(source.reads, 1)
 
 
 def test_soft_assignment_reads_a_datum_once_a_block_that_needs_it() -> None:
     source, (modes, probabilities) = Patches(), soft()
-    run(source, (modes, probabilities), at_once=2)
+    fitted(source, (modes, probabilities), at_once=2)
     needed = [len({mode // 2 for mode in row[share > 0]}) for row, share in zip(modes, probabilities, strict=True)]
     np.testing.assert_array_equal(source.reads, needed)
+
+
+def test_mirrored_data_count_beside_the_data() -> None:
+    source, kept = Patches(), soft()
+    both = Patches(120)
+    both.data = np.concatenate([source.data, source.data[..., ::-1]])
+    x = both.data.astype(np.float64)
+    both.mean, both.var = x.mean(0), x.var(0)
+    twice = tuple(np.concatenate([each, each]) for each in kept)
+    for spherical in (False, True):
+        stood_in = fitted(source, kept, mirror=True, shrinkage=2.5, spherical=spherical)
+        for each, other in zip(stood_in, fitted(both, twice, shrinkage=2.5), strict=True):
+            np.testing.assert_allclose(each.mean, each.mean[..., ::-1], atol=1e-6)
+            np.testing.assert_allclose(each.mean, other.mean, rtol=1e-5, atol=1e-6)
+            if not spherical:
+                np.testing.assert_allclose(each.std, other.std, rtol=1e-5)
+
+
+def test_distances_are_those_of_draws() -> None:
+    rng = np.random.default_rng(0)
+    source, (modes, probabilities) = Patches(4000), hard(4000)
+    source.data[modes[:, 0] == 2] += 1.5
+    x = source.data.astype(np.float64)
+    source.mean, source.var = x.mean(0), x.var(0)
+    scale = np.sqrt(source.var + FLOOR)
+    own = (x[modes[:, 0] == 2] - source.mean) / scale
+    for spherical, name in ((False, "diagonal"), (True, "spherical")):
+        found = run(source, (modes, probabilities), shrinkage=30.0, spherical=spherical)[2]
+        mean, std = (found.patch.mean - source.mean) / scale, found.patch.std / scale
+        for at, spread, distance in (
+            (mean, std, getattr(found.distances, name)),
+            (0.0 * mean, 0 * std + 1, found.distances.gaussian),
+        ):
+            nats = 0.5 * np.log(2 * np.pi) + np.log(spread) + 0.5 * ((own - at) / spread) ** 2
+            assert distance.nats == pytest.approx(nats.mean(), rel=1e-4)
+            draws = at + spread * rng.normal(size=own.shape)
+            assert distance.travel == pytest.approx(((own - draws) ** 2).mean(), rel=0.05)
+    assert found.distances.diagonal.travel < 0.8 * found.distances.gaussian.travel

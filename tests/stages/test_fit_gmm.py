@@ -21,6 +21,7 @@ class Heard(Progress):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
+        self._task = ""
         self.tasks: dict[str, tuple[int, int]] = {}
         self.notes: list[str] = []
 
@@ -111,7 +112,7 @@ def test_seed_decides_and_machine_settings_do_not(digits: Path, tmp_path: Path) 
     assert fingerprint("b.h5") == first
     assert fingerprint("d.h5", seed=1) != first
     # five modes' sums at a time
-    fingerprint("c.h5", memory=5 * 64 * 16 / 0.75 / 2**30)
+    fingerprint("c.h5", memory=5.5 * 64 * 16 / 0.75 / 2**30)
     with open_gmm(tmp_path / "a.h5") as whole, open_gmm(tmp_path / "c.h5") as blocked:
         np.testing.assert_allclose(blocked.patch_std(np.arange(20)), whole.patch_std(np.arange(20)), rtol=1e-6)
 
@@ -127,7 +128,7 @@ def test_the_same_again_is_not_done_again(digits: Path, tmp_path: Path) -> None:
     assert not fit_gmm(digits, output, replace(CONFIG, shrinkage=1.0), Progress()).reused
     output.write_bytes(output.read_bytes()[:5000])  # a damaged one is made again
     assert not fit_gmm(digits, output, CONFIG, Progress()).reused
-    assert [each.name for each in tmp_path.iterdir()] == ["gmm.h5"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["gmm.h5", "gmm.png"]
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "spherical"])
@@ -190,7 +191,7 @@ def test_modes_without_images_are_told(tmp_path: Path) -> None:
     heard = Heard()
     figures = fit_gmm(path, tmp_path / "gmm.h5", replace(CONFIG, modes=4, assignment="hard"), heard).figures
     assert figures.populated == 1
-    assert "3 of 4 modes hold no image" in heard.notes[0]
+    assert "3 of 4 modes hold no image" in " ".join(heard.notes)
     with open_gmm(tmp_path / "gmm.h5") as gmm, open_latents(path) as latents:
         empty = np.flatnonzero(gmm.weights == 0)
         assert len(empty) == 3
@@ -212,16 +213,44 @@ def test_too_little_disk_is_told_first(digits: Path, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_it_leaves_nothing(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "units", "settings"),
+    [
+        ("k-means", 3, {}),
+        ("EM", 1, {}),
+        ("EM", 7, {}),
+        ("patch moments", 900, {"memory": 7.5 * 64 * 16 / 0.75 / 2**30}),
+    ],
+)
+def test_interrupted_it_goes_on(
+    digits: Path, tmp_path: Path, task: str, units: int, settings: dict[str, float]
+) -> None:
     class Stops(Heard):
         def advance(self, count: int = 1, figures: object = None) -> None:
             super().advance(count, figures)
-            if self._task == "patch moments":
+            if self._task == task and self.tasks[task][1] >= units:
                 raise KeyboardInterrupt
 
+    config = replace(CONFIG, **settings)
+    whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).figures
+    output = tmp_path / "gmm.h5"
     with pytest.raises(KeyboardInterrupt):
-        fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Stops())
-    assert list(tmp_path.iterdir()) == []
+        fit_gmm(digits, output, config, Stops())
+    assert not output.exists()
+    heard = Heard()
+    assert fit_gmm(digits, output, config, heard).figures == whole
+    assert any("going on after" in each for each in heard.notes)
+    with open_gmm(output) as found, open_gmm(tmp_path / "whole.h5") as expected:
+        assert found.manifest.fingerprint == expected.manifest.fingerprint
+    if task == "patch moments":
+        assert set(heard.tasks) == {"patch moments"}
+    assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
+    # what was begun with other settings is not gone on with
+    with pytest.raises(KeyboardInterrupt):
+        fit_gmm(digits, output, replace(config, seed=1), Stops())
+    heard = Heard()
+    fit_gmm(digits, output, replace(config, seed=2), heard)
+    assert not any("going on after" in each for each in heard.notes)
 
 
 def test_descriptors_that_are_not_finite(tmp_path: Path) -> None:
