@@ -92,7 +92,7 @@ class TrainConfig:
     checkpoint_activations: Annotated[
         bool, Option("Keep the input of each block alone, and compute its inside again: less memory, more time.")
     ] = False
-    compile: Annotated[bool, Option("Compile the network (torch.compile): a slower start, faster steps.")] = False
+    compile: Annotated[bool, Option("Compile the blocks (torch.compile): a slower start, faster steps.")] = False
     fraction: Annotated[
         float,
         Option(

@@ -1,4 +1,4 @@
-"""Compiling a network by torch.compile, as one graph."""
+"""Compiling a network by torch.compile."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import os
 import shutil
 from collections.abc import Callable
 
-from torch import nn
-
 from gmtool.errors import MachineError
+from gmtool.nn.network import Network
 
 
-def compile_network(network: nn.Module, backend: str | Callable = "inductor") -> None:
-    """Have the network compiled in place at its first call; its weights keep their names.
+def compile_network(network: Network, backend: str | Callable = "inductor") -> None:
+    """Have the blocks compiled in place at the first call; weights keep their names.
 
+    Blocks are where the work is, and alike: they share their code, so that a deep network compiles as fast as a shallow
+    one. What wraps a block, to shard its weights or to forget its activations, stays outside of the compiled code.
     Raises MachineError where there is no C++ compiler, which PyTorch needs for it on a CPU and on a GPU.
     """
     if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
         raise MachineError("--compile needs a C++ compiler: install g++, or leave --compile out")
-    network.compile(fullgraph=True, backend=backend)
+    for block in network.blocks:
+        block.compile(fullgraph=True, backend=backend)

@@ -21,6 +21,7 @@ class Network(nn.Module):
     checkpoint_activations: keep the input of each block alone for the gradient, and compute its inside again.
     """
 
+    blocks: nn.ModuleList
     y_embedder: nn.Module | None
     k_embedder: nn.Module | None
     spectrum: SpectrumMLP | None

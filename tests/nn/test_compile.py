@@ -1,7 +1,7 @@
 """The networks as a compiler and a frugal trainer see them: one graph; the same gradients from fewer activations."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -47,20 +47,39 @@ def gradients(network: Network) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(network.parameters())))
 
 
-@kinds
-@heads
-def test_a_network_is_one_graph_and_says_the_same_when_compiled(kind: Architecture, components: int) -> None:
-    torch.compiler.reset()
-    network, graphs = trained(replace(kind, components=components)), []
-    expected, names = numbers(network(*inputs())), list(network.state_dict())
+@dataclass(frozen=True)
+class Recorder:
+    """A backend of the compiler that keeps the graphs and runs them as they are."""
 
-    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        graphs.append(graph)
+    graphs: list[torch.fx.GraphModule] = field(default_factory=list)
+
+    def __call__(self, graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable:
+        self.graphs.append(graph)
         return graph.forward
 
-    compile_network(network, backend)  # refuses a break in the graph
+
+@pytest.mark.parametrize(("kind", "components"), [(replace(DIT, patch=2), 3), (DITDH, 0)], ids=["dit", "ditdh"])
+def test_a_network_is_one_graph(kind: Architecture, components: int) -> None:
+    torch.compiler.reset()
+    network, recorder = trained(replace(kind, components=components)), Recorder()
+    expected = numbers(network(*inputs()))
+    network.compile(fullgraph=True, backend=recorder)  # refuses a break in the graph
     torch.testing.assert_close(numbers(network(*inputs())), expected, atol=1e-5, rtol=1e-5)
-    assert len(graphs) == 1
+    assert len(recorder.graphs) == 1
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize(("kind", "graphs"), [(DIT, 1), (DITDH, 2)], ids=["dit", "ditdh"])
+def test_blocks_of_a_width_are_compiled_once(kind: Architecture, graphs: int, checkpointed: bool) -> None:
+    """However many there are, and gradients stay as they were."""
+    torch.compiler.reset()
+    network, recorder = trained(replace(kind, depth=4)), Recorder()
+    expected, names = gradients(network), list(network.state_dict())
+    network.checkpoint_activations = checkpointed
+    compile_network(network, recorder)
+    for each, other in zip(gradients(network), expected, strict=True):
+        torch.testing.assert_close(each, other, atol=1e-4, rtol=1e-4)
+    assert len(recorder.graphs) == graphs
     assert list(network.state_dict()) == names
 
 
@@ -94,17 +113,6 @@ def test_checkpointing_keeps_a_fraction_of_the_activations(kind: Architecture) -
     everything = kept_for_the_gradient(network)
     network.checkpoint_activations = True
     assert kept_for_the_gradient(network) < 0.4 * everything
-
-
-@kinds
-def test_a_checkpointed_network_is_one_graph_too(kind: Architecture) -> None:
-    torch.compiler.reset()
-    network = trained(kind)
-    expected = gradients(network)
-    network.checkpoint_activations = True
-    compile_network(network, "eager")
-    for each, other in zip(gradients(network), expected, strict=True):
-        torch.testing.assert_close(each, other, atol=1e-4, rtol=1e-4)
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
