@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -58,16 +58,31 @@ def image_batches(
     """
     order = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
     batches = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
-    loader = DataLoader(
-        _Decoder(images, image_size),
-        batch_sampler=batches,
-        num_workers=min(default_workers() if workers is None else workers, len(batches)),
-        collate_fn=_collate,
-    )
-    for batch in loader:
+    workers = min(default_workers() if workers is None else workers, len(batches))
+    for batch in decoded_batches(images, image_size, batches, workers):
         if batch.bad and not skip_bad:
             raise bad_image_error(images, batch.bad[0])
         yield batch
+
+
+def decoded_batches(
+    images: ImageSet,
+    image_size: int,
+    batches: Iterable[Sequence[int]],
+    workers: int,
+    begin_worker: Callable[[int], None] | None = None,
+) -> Iterator[ImageBatch]:
+    """The images of each of ``batches``, rows of the set, decoded ahead in ``workers`` processes; 0 decodes here.
+
+    begin_worker: called in each process with its number.
+    """
+    yield from DataLoader(
+        _Decoder(images, image_size),
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=begin_worker,
+    )
 
 
 def first_image_size(images: ImageSet, rows: np.ndarray, skip_bad: bool) -> tuple[int, int]:

@@ -62,7 +62,8 @@ class _Rows(torch.utils.data.Dataset[LatentBatch]):
         return LatentBatch(rows, torch.from_numpy(self.latents.patches(rows)))
 
 
-def _leave_interrupts_to_the_main_process(_worker: int) -> None:
+def leave_interrupts_to_the_main_process(_worker: int) -> None:
+    """What a worker process begins with."""
     # Ctrl-C reaches every process of the terminal; a worker that died of it would take the last step down with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -94,6 +95,6 @@ def latent_batches(
         sampler=range(start, stop),
         batch_size=None,
         num_workers=DISK_WORKERS if workers is None else workers,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=leave_interrupts_to_the_main_process,
     )
     yield from loader

@@ -1,0 +1,76 @@
+"""Batches of latents straight from images: decoded by worker processes, mirrored by a coin, encoded where we train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmtool.artifacts.latents import LatentsFile
+from gmtool.data.image_sets import ImageSet, find_images
+from gmtool.data.images import bad_image_error, decoded_batches, default_workers
+from gmtool.data.latent_loader import LatentBatch, ShuffledRows, leave_interrupts_to_the_main_process
+from gmtool.errors import UserError
+from gmtool.random import generator
+from gmtool.tokenizers.base import Tokenizer
+from gmtool.tokenizers.choose import check_colour
+
+AT_ONCE = 64
+"""Images a call of the tokenizer."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images to train on: their set, their labels (N,) by the classes of a latents file, what encodes them, and whether
+    each is mirrored with probability 1/2, every time anew.
+    """
+
+    images: ImageSet
+    labels: np.ndarray
+    tokenizer: Tokenizer
+    flip: bool
+
+    def batches(self, batch_size: int, seed: int, start: int, stop: int, workers: int | None) -> Iterator[LatentBatch]:
+        """The batches of steps ``start`` ... ``stop`` - 1.
+
+        workers: processes that decode; None takes the cores of this machine. Raises UserError, with its name, at an
+        image that cannot be read, or is of colour where the tokenizer knows grey alone.
+        """
+        order = ShuffledRows(len(self.images), batch_size, seed)
+        rows = (order.of_step(step).tolist() for step in range(start, stop))
+        workers = default_workers() if workers is None else workers
+        size = self.tokenizer.image_size
+        decoded = decoded_batches(self.images, size, rows, workers, leave_interrupts_to_the_main_process)
+        for step, batch in enumerate(decoded, start):
+            if batch.bad:
+                raise bad_image_error(self.images, batch.bad[0])
+            check_colour(self.tokenizer.spec(), self.images, batch)
+            images = torch.from_numpy(batch.images)
+            if self.flip:
+                images = _mirrored(images, generator(seed, "flip", step))
+            with torch.no_grad():
+                patches = torch.cat([self.tokenizer.encode(part).patches for part in images.split(AT_ONCE)])
+            yield LatentBatch(batch.indices, patches)
+
+
+def open_images(path: Path, latents: LatentsFile, tokenizer: Tokenizer, flip: bool) -> ImageSource:
+    """The images of a folder or archive, for a run by the statistics and classes of a latents file.
+
+    Raises UserError for a class that the file does not know.
+    """
+    images = find_images(path)
+    numbers = {name: number for number, name in enumerate(latents.classes)}
+    if unknown := [name for name in images.classes if name not in numbers]:
+        raise UserError(f"--images {path}: {latents.path} knows no class {unknown[0]!r}: encode some images of each")
+    of_class = np.array([*(numbers[name] for name in images.classes), -1], dtype=np.int64)
+    return ImageSource(images, of_class[images.labels], tokenizer, flip)
+
+
+def _mirrored(images: Tensor, coin: torch.Generator) -> Tensor:
+    """Images (B, 3, S, S) uint8, each mirrored left to right where its coin says so."""
+    heads = torch.rand(len(images), generator=coin) < 0.5
+    return torch.where(heads[:, None, None, None], images.flip(-1), images)
