@@ -44,6 +44,16 @@ class TrainConfig:
             "fitted mixture is there, else none; none for mm-fm, as published."
         ),
     ] = None
+    images: Annotated[
+        Path | None,
+        Option(
+            "Train on the images of this folder or archive, encoded as they are needed. LATENTS then gives the "
+            "tokenizer, the statistics and the classes alone: encode --limit N is enough. Default: none, the latents "
+            "of LATENTS.",
+            metavar="DIR",
+        ),
+    ] = None
+    flip: Annotated[bool, Option("Mirror each image left to right with probability 1/2 (--images).")] = False
     gmm: Annotated[
         Path | None, Option("The mixture that fit-gmm wrote. Default: gmm.h5 beside the latents.", metavar="FILE")
     ] = None
@@ -240,6 +250,13 @@ class TrainConfig:
             raise UserError("--objective gm-kl needs Gaussian transitions: take --coupling independent or mode")
         if self.objective == "gm-kl" and self.source == "gmm" and self.coupling == "independent":
             raise UserError("--objective gm-kl on --source gmm works in its modes' coordinates: take --coupling mode")
+
+        if self.flip and self.images is None:
+            raise UserError("--flip mirrors images: it needs --images; of latents, encode --flip both makes mirrors")
+        if self.images is not None and self.uses_modes:
+            raise UserError("--images knows no modes, which are fitted to latents: drop it, or take --source gaussian")
+        if self.images is not None and self.fraction < 1:
+            raise UserError("--fraction takes a part of a latents file, not of --images: drop one of them")
 
         if self.constant_std is not None and self.objective != "gm-kl":
             raise UserError(f"--constant-std belongs to --objective gm-kl: {self.objective} predicts no deviation")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from gmtool.artifacts.run import (
 from gmtool.config.option import as_text, flag
 from gmtool.config.train import TrainConfig
 from gmtool.data.fraction import part_of_data
-from gmtool.data.latent_loader import latent_batches
+from gmtool.data.image_sets import find_images
 from gmtool.data.modes import ModeFrames
 from gmtool.device import allow_tf32, compute_dtype, resolve_device
 from gmtool.errors import UserError
@@ -40,11 +39,11 @@ from gmtool.progress import Progress
 from gmtool.stages.generate import Model
 from gmtool.stages.preview import Previewer
 from gmtool.stages.sample import decoder_of
+from gmtool.stages.train_data import open_data
 from gmtool.stages.train_settings import architecture_for, resolve
 from gmtool.training.checkpoint import Position, cut_short, list_checkpoints, remove_old, save_checkpoint
-from gmtool.training.feed import Feed, known_modes, mode_weights
+from gmtool.training.feed import mode_weights
 from gmtool.training.loop import DivergedError, Event, Loop
-from gmtool.training.loss import Batch
 from gmtool.training.metrics import MetricsFile
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.roll_back import roll_back
@@ -62,6 +61,7 @@ FREE_TO_CHANGE = (
     "skip_limit",
     "device",
     "gmm",
+    "images",
     "checkpoint_activations",
     "compile",
 )
@@ -127,14 +127,7 @@ def _loop(
     precision = compute_dtype(config.precision, device)
     statistics = statistics.to(device)
     model = Model(trainee.averages[0].network, config, statistics, frames, device, precision)
-    known = known_modes(gmm, config)
-    part = part_of_data(latents, config.fraction, config.seed)
-
-    def batches(start: Position) -> Iterator[Batch]:
-        assert config.batch_size is not None  # resolved
-        seed = start.seed(config.seed)
-        raw = latent_batches(latents, config.batch_size, seed, start.step, config.steps, config.workers, part)
-        return Feed(latents, known, frames, statistics, config, device).batches(raw, start.step, seed)
+    data = open_data(latents, gmm, config, statistics, frames, device)
 
     def save(position: Position) -> None:
         save_checkpoint(run.checkpoints, position, trainee.tensors())
@@ -154,7 +147,7 @@ def _loop(
     )
     while True:
         try:
-            return loop.run(batches(at), at, progress)
+            return loop.run(data.batches(at), at, progress)
         except DivergedError as diverged:
             at = roll_back(run.checkpoints, diverged.position, trainee, progress)
 
@@ -174,7 +167,7 @@ def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) ->
     path = config.gmm or latents.path.with_name("gmm.h5")
     needed = config.gmm is not None or config.source == "gmm" or config.coupling == "mode"
     needed = needed or config.objective == "mm-fm" or config.condition == "mode"
-    unlabelled = config.condition is None and len(latents.classes) <= 1
+    unlabelled = config.condition is None and len(latents.classes) <= 1 and config.images is None
     if not (needed or (unlabelled and path.exists())):
         return None
     gmm = stack.enter_context(open_gmm(path))
@@ -195,6 +188,8 @@ def _create_or_open(
     inputs = [Input("latents", str(latents.path.absolute()), latents.manifest.fingerprint)]
     if gmm is not None and config.uses_modes:
         inputs.append(Input("gmm", str(gmm.path.absolute()), gmm.manifest.fingerprint))
+    if config.images is not None:
+        inputs.append(Input("images", str(config.images.absolute()), find_images(config.images).fingerprint))
     if (path / CONFIG).exists():
         run = open_run(path)
         _expect_same(run, config, inputs)
@@ -230,6 +225,9 @@ def _expect_same(run: RunFolder, config: TrainConfig, inputs: list[Input]) -> No
             raise UserError(
                 f"{run.path} was begun with {settings}: repeat its settings to go on, or choose another folder"
             )
+    if (run.config.images is None) != (config.images is None):
+        how = "without" if run.config.images is None else "with"
+        raise UserError(f"{run.path} was begun {how} --images: repeat its settings to go on, or choose another folder")
     for each in inputs:
         known = run.manifest.input(each.role)
         if known is None or known.fingerprint != each.fingerprint:

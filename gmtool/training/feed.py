@@ -47,9 +47,13 @@ def known_modes(gmm: GmmFile | None, config: TrainConfig) -> KnownModes | None:
 
 @dataclass(frozen=True)
 class Feed:
-    """Turns batches of the latents file into training batches: normalised, labelled, with the frames of their noise."""
+    """Turns batches of latents into training batches: normalised, labelled, with the frames of their noise.
 
-    latents: LatentsFile
+    labels (N,): of all data, -1 for none. classes: their number.
+    """
+
+    labels: np.ndarray
+    classes: int
     known: KnownModes | None
     frames: ModeFrames | None
     statistics: Statistics
@@ -65,9 +69,9 @@ class Feed:
         x = self.statistics.normalise(raw.patches.to(self.device, non_blocking=True))
         classes = None
         if self.config.condition == "class":
-            labels = self.latents.labels[raw.rows]
+            labels = self.labels[raw.rows]
             # an image that lies beside the class folders has no class: it gets the null label
-            classes = torch.from_numpy(np.where(labels < 0, len(self.latents.classes), labels))
+            classes = torch.from_numpy(np.where(labels < 0, self.classes, labels))
         modes = noise_modes = None
         if self.known is not None:
             modes, free = self.known.draw(raw.rows, draws)

@@ -350,6 +350,48 @@ def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path:
     assert "x_embedder.weight.exp_avg_sq" in state
 
 
+# --- straight from images ---------------------------------------------------------------------------------------------
+
+
+def test_training_on_images(small: Small, tmp_path: Path) -> None:
+    """Nearly the run on their latents, which are rounded; with mirrors another one, that resumes exactly."""
+    config = replace(QUICK, workers=0, images=small.classes / "images", steps=4)
+    run(small, tmp_path / "latents", replace(config, images=None))
+    run(small, tmp_path / "images", config)
+    stored, fresh = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("latents", "images")
+    )
+    assert fresh == pytest.approx(stored, rel=1e-3)
+    assert {each.role for each in open_run(tmp_path / "images").manifest.inputs} == {"latents", "images"}
+    flipped = replace(config, flip=True)
+    run(small, tmp_path / "whole", flipped)
+    assert (tmp_path / "whole/metrics.jsonl").read_text() != (tmp_path / "images/metrics.jsonl").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "cut", flipped, progress=Stop(3))
+    assert run(small, tmp_path / "cut", replace(flipped, workers=1)).resumed_from == 2
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    with pytest.raises(UserError, match="was begun with --images: repeat"):
+        run(small, tmp_path / "images", replace(config, images=None))
+    with pytest.raises(UserError, match="was trained on another images file"):
+        run(small, tmp_path / "images", replace(config, images=small.classes / "images/a"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"flip": True}, "--flip mirrors images: it needs --images"),
+        ({"images": Path("here"), "fraction": 0.5}, "--fraction takes a part of a latents file, not of --images"),
+        ({"images": Path("here"), "source": "gmm"}, "--images knows no modes.*--source gaussian"),
+        ({"images": Path("nowhere")}, "nowhere does not exist: give a folder"),
+    ],
+)
+def test_images_and_settings_that_do_not_go_together(small: Small, tmp_path: Path, settings: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        run(small, tmp_path / "run", replace(QUICK, **settings))
+    assert not (tmp_path / "run").exists()
+
+
 # --- divergence -------------------------------------------------------------------------------------------------------
 
 
@@ -584,7 +626,7 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class=True))
         config = resolve(config, latents, gmm, CPU)
-        feed = Feed(latents, known_modes(gmm, config), ModeFrames(gmm, statistics), statistics, config, CPU)
+        feed = Feed(latents.labels, 3, known_modes(gmm, config), ModeFrames(gmm, statistics), statistics, config, CPU)
         modes, own = [], []
         means = statistics.normalise(torch.from_numpy(gmm.patch_mean(np.arange(4))))
         for batch in feed.batches(latent_batches(latents, 60, 0, 0, 40, None), 0, 0):
