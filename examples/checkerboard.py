@@ -141,7 +141,7 @@ def training_loss(network: PointNetwork, components: int, setting: Setting, stre
     s = t * (1 - setting.ratio)
     x_s = interpolate(x, z, s)
     x_t = forward_transition(x_s, s, t, fresh)
-    return transition_loss(data_mixture(cast(GaussianMixture, network(x_t, t)), x_t, t), x_t, t, x_s, s)
+    return transition_loss(cast(GaussianMixture, network(x_t, t)), x_t, t, x_s, s)
 
 
 def as_velocity(network: PointNetwork) -> VelocityModel:

@@ -183,7 +183,7 @@ def training_loss(network: PointNetwork, flow: Flow, x: Tensor, source: Source, 
         y_s = interpolate(y, noise, s)
         y_t = forward_transition(y_s, s, t, fresh)
         predicted = cast(GaussianMixture, network(y_t, t, told))
-        return transition_loss(data_mixture(predicted, y_t, t), y_t, t, y_s, s)
+        return transition_loss(predicted, y_t, t, y_s, s)
     z = source.frame(modes).restore(noise) if flow.source == "gmm" else noise
     if flow.coupling == "batch-ot":
         z = z[batch_optimal_transport(x, z)]

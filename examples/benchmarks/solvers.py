@@ -5,7 +5,9 @@ For each latent shape, with one network of size DiT-B (K = 8), medians of interl
 - step: one step of gm-ode (order 2, 8 sub-steps) over one of euler, which takes the same mixture's mean; and one
   training step (forward, backward, AdamW) of gm-kl over one of fm;
 - arithmetic: the same two solvers when the network costs nothing, beside the floor: the time of reading the K means
-  once and writing one mean, by the bandwidth that a copy reaches on this device;
+  once and writing one mean, by the bandwidth that a copy reaches on this device; and the bytes that they move in
+  units of the means, which depend on no machine;
+- the floor of a training step: gm-kl's FLOPs (forward, backward) over those of fm, by the larger head alone;
 - memory: peak of the loss and its gradient, from the head's tokens on, in units of the K means (a process of its own).
 
     python examples/benchmarks/solvers.py --device cpu --batch 1
@@ -21,15 +23,19 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from gmtool.cli.console import print_table
 from gmtool.config.train import TrainConfig
 from gmtool.device import resolve_device
 from gmtool.flow.objectives import transition_loss
 from gmtool.flow.path import data_mixture
-from gmtool.flow.prediction import unguided
+from gmtool.flow.prediction import Prediction, unguided
 from gmtool.flow.solvers.mixture import gm_ode
 from gmtool.flow.solvers.velocity import euler
 from gmtool.mixture.gaussian_mixture import GaussianMixture
@@ -95,8 +101,41 @@ def solver_seconds(shape: Shape, options: argparse.Namespace, device: torch.devi
     return [each / STEPS for each in whole], [each / STEPS for each in arithmetic]
 
 
-def training_seconds(shape: Shape, options: argparse.Namespace, device: torch.device) -> list[float]:
-    """Seconds of one training step of (gm-kl, fm)."""
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read, written = ([each for each in tree_leaves(part) if torch.is_tensor(each)] for part in (args, result))
+        places = {each.untyped_storage().data_ptr() for each in read}
+        view = all(each.untyped_storage().data_ptr() in places for each in written)
+        if func._schema.is_mutable or not view:
+            self.bytes += sum(each.numel() * each.element_size() for each in (*read, *written))
+        return result
+
+
+@torch.inference_mode()
+def traffic(shape: Shape) -> float:
+    """Bytes that gm-ode's arithmetic moves in a step, in units of the K means of the velocity."""
+    channels, *positions = shape
+    means = torch.randn(1, *positions, COMPONENTS, channels).movedim((-2, -1), (1, 2))
+    log_weights = torch.log_softmax(torch.randn(1, COMPONENTS, 1, *positions), 1)
+    known = GaussianMixture(means, log_weights, torch.ones(1, 1, 1, 1, 1))
+
+    def mixture(x_t: torch.Tensor, t: torch.Tensor) -> Prediction:
+        return unguided(data_mixture(known, x_t, t))
+
+    with Traffic() as moved:
+        gm_ode(mixture, torch.randn(1, *shape), STEPS, 1.0, order=2, substeps=SUBSTEPS)
+    return moved.bytes / STEPS / (4 * means.numel())
+
+
+def training_steps(shape: Shape, options: argparse.Namespace, device: torch.device) -> list[Callable[[], None]]:
+    """One training step of gm-kl, and one of fm."""
     batch = Batch(torch.randn(options.batch, *shape, device=device))
 
     def step_of(objective: str) -> Callable[[], None]:
@@ -116,7 +155,14 @@ def training_seconds(shape: Shape, options: argparse.Namespace, device: torch.de
 
         return step
 
-    return medians([step_of("gm-kl"), step_of("fm")], options.repeats, device)
+    return [step_of("gm-kl"), step_of("fm")]
+
+
+def flops(action: Callable[[], object]) -> int:
+    """Of its matrix products."""
+    with FlopCounterMode(display=False) as counted:
+        action()
+    return counted.get_total_flops()
 
 
 def loss_memory(shape: Shape, batch: int, name: str) -> float:
@@ -136,7 +182,7 @@ def loss_memory(shape: Shape, batch: int, name: str) -> float:
         tokens = torch.randn(count, shape[1] * shape[2], 16, device=device)
         predicted = head(tokens, torch.randn(count, 16, device=device))
         x, t = torch.randn(count, *shape, device=device), torch.full((count,), 0.5, device=device)
-        return transition_loss(data_mixture(predicted, x, t), x, t, x, 0.5 * t).sum()
+        return transition_loss(predicted, x, t, x, 0.5 * t).sum()
 
     loss_of(1).backward()  # the libraries' own memory is not charged
     before = peak()
@@ -155,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=int, default=1, help="samples a step")
-    parser.add_argument("--memory-batch", type=int, default=8, help="samples of the loss whose memory is measured")
+    parser.add_argument("--memory-batch", type=int, default=32, help="samples of the loss whose memory is measured")
     parser.add_argument("--first", type=int, default=0, help="1 leaves out the latents of 4 x 32 x 32")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken")
     options = parser.parse_args()
@@ -168,7 +214,8 @@ def main() -> None:
     rows = []
     for shape in shapes:
         whole, arithmetic = solver_seconds(shape, options, device)
-        training = training_seconds(shape, options, device)
+        steps = training_steps(shape, options, device)
+        training, (more, less) = medians(steps, options.repeats, device), map(flops, steps)
         channels, height, width = shape
         floor = 4 * options.batch * (COMPONENTS + 1) * channels * height * width / bandwidth
         rows.append(
@@ -177,7 +224,9 @@ def main() -> None:
                 f"{whole[0] / whole[1]:.3f} ({1e3 * whole[1]:.0f} ms)",
                 f"{1 + (arithmetic[0] - arithmetic[1]) / whole[1]:.3f}",
                 " / ".join(f"{1e3 * each:.2f}" for each in (*arithmetic, floor)),
+                f"{traffic(shape):.1f} / {1 + 1 / COMPONENTS:.1f}",
                 f"{training[0] / training[1]:.3f} ({1e3 * training[1]:.0f} ms)",
+                f"{more / less:.4f}",
             )
         )
     print_table(
@@ -188,7 +237,9 @@ def main() -> None:
             "gm-ode / euler",
             "by arithmetic",
             "ms: gm-ode / euler / floor",
+            "bytes: gm-ode / floor",
             "gm-kl / fm",
+            "by FLOPs",
         ),
         rows,
     )

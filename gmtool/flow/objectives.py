@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from gmtool.flow.path import reverse_transition
+from gmtool.flow.path import per_sample, reverse_transition
 from gmtool.mixture.gaussian_mixture import COMPONENT, GaussianMixture, from_rows, rows, squared_norm
 
 MAXIMUM_INVERSE_STD = 1e4
@@ -76,18 +76,20 @@ def squared_distance(x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
     return cast(Tensor, _SquaredDistance.apply(x, means, scale))
 
 
-def transition_loss(data: GaussianMixture, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor) -> Tensor:
+def transition_loss(predicted: GaussianMixture, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor) -> Tensor:
     """The NLL of the drawn x_s under the predicted q(x_s | x_t), averaged over positions and divided by C: (B,).
 
-    data: the predicted mixture q(x | x_t). It equals KL(q_data(x_s | x_t) | q_theta(x_s | x_t)) up to a constant.
-    With one component of fixed std and s = 0 it is |u_theta - u|^2 / (2 std^2) up to a constant: flow matching.
-    It is `mixture_nll` of `gmtool.flow.path.transition_mixture`, whose means are not made. Source: GMFlow, section
-    3.2, eq. 8.
+    predicted: the mixture over the velocity u at (x_t, t). The loss equals KL(q_data(x_s | x_t) | q_theta(x_s | x_t))
+    up to a constant. With one component of fixed std and s = 0 it is |u_theta - u|^2 / (2 std^2) up to a constant:
+    flow matching. It is `mixture_nll` of `gmtool.flow.path.transition_mixture` of `gmtool.flow.path.data_mixture`, but
+    makes the means of neither: with x = x_t - t u, the mean of x_s is (from_x_t + from_x) x_t - from_x t u_k.
+    Source: GMFlow, section 3.2, eq. 8.
     """
     channels, positions = x_t.shape[1], x_t.shape[2:]
     step = reverse_transition(x_t.float(), t, s)
-    target, scale = x_s.float() - step.from_x_t * x_t.float(), step.from_x.unsqueeze(COMPONENT)
-    distance = squared_distance(rows(target.unsqueeze(COMPONENT)), rows(data.means.float()), rows(scale))
-    variance = scale.square() * data.variance.float() + step.variance.unsqueeze(COMPONENT)
-    nll = _nll(from_rows(distance, positions), data.log_weights.float(), variance, channels)
+    target = x_s.float() - (step.from_x_t + step.from_x) * x_t.float()
+    scale = (-step.from_x * per_sample(t, x_t)).unsqueeze(COMPONENT)
+    distance = squared_distance(rows(target.unsqueeze(COMPONENT)), rows(predicted.means.float()), rows(scale))
+    variance = scale.square() * predicted.variance.float() + step.variance.unsqueeze(COMPONENT)
+    nll = _nll(from_rows(distance, positions), predicted.log_weights.float(), variance, channels)
     return nll.reshape(len(nll), -1).mean(1) / channels

@@ -125,11 +125,12 @@ def _mixture_loss(
     s = t * (1 - config.transition_ratio)
     y_s = interpolate(y, draws.noise, s)
     y_t = forward_transition(y_s, s, t, draws.onward)
-    data = data_mixture(cast(GaussianMixture, forward(y_t, t, conditions)), y_t, t)
-    loss = transition_loss(data, y_t, t, y_s, s)
+    predicted = cast(GaussianMixture, forward(y_t, t, conditions))
+    loss = transition_loss(predicted, y_t, t, y_s, s)
     if network.spectrum is None:
         return loss
     assert draws.uniform is not None  # drawn for a spectrum
+    data = data_mixture(predicted, y_t, t)
     return loss + spectral_loss(network.spectrum, data, y, network.architecture.spectral, draws.uniform)
 
 

@@ -29,7 +29,7 @@ def test_one_component_of_fixed_std_is_flow_matching():
     predicted = torch.randn(2, 3, 4, 4, requires_grad=True)
     mixture = GaussianMixture(predicted.unsqueeze(1), torch.zeros(2, 1, 1, 4, 4), torch.full((2, 1, 1, 1, 1), std**2))
     x_t = interpolate(x, z, t)
-    kl = transition_loss(data_mixture(mixture, x_t, t), x_t, t, x, torch.zeros(2))
+    kl = transition_loss(mixture, x_t, t, x, torch.zeros(2))
     square = flow_matching_loss(predicted, z - x) / (2 * std**2)
     torch.testing.assert_close(kl, square + (t * std).log())
     gradients = [torch.autograd.grad(loss.sum(), predicted, retain_graph=True)[0] for loss in (kl, square)]
@@ -50,7 +50,7 @@ def test_the_exact_posterior_minimises_the_loss():
 
     def loss(means, log_weights, variance):
         mixture = GaussianMixture(means, torch.log_softmax(log_weights, 1), variance)
-        return transition_loss(mixture, x_t, t, x_s, s).mean()
+        return transition_loss(mixture.affine(-1 / t.unsqueeze(1), x_t / t.unsqueeze(1)), x_t, t, x_s, s).mean()
 
     best = loss(exact.means, exact.log_weights, exact.variance)
     tilt = torch.tensor([[[0.5], [-0.5]]])
@@ -82,7 +82,7 @@ def test_the_minimiser_recovers_a_known_mixture(ratio):
         log_weights = torch.log_softmax(logits, 0).reshape(1, 2, 1).expand(count, -1, -1)
         variance = (2 * log_std).exp().reshape(1, 1, 1).expand(count, -1, -1)
         mixture = GaussianMixture(means.expand(count, -1, -1), log_weights, variance)
-        loss = transition_loss(mixture, x_t, t, x_s, s).mean()
+        loss = transition_loss(mixture.affine(-1.0, x_t), x_t, t, x_s, s).mean()
         loss.backward()
         return loss
 
@@ -121,18 +121,17 @@ def test_losses_stay_finite_at_the_ends_of_time():
     x = random_point(1, mixture)
     for time in (1e-4, 1 - 1e-4):
         t = torch.full((2,), time)
-        predicted = data_mixture(mixture, x, t)
-        assert torch.isfinite(transition_loss(predicted, x, t, x, 0.5 * t)).all()
+        assert torch.isfinite(transition_loss(mixture, x, t, x, 0.5 * t)).all()
 
 
 def test_transition_loss_is_the_nll_of_the_transition_mixture():
-    """It forms no means of the transition; in value and in all gradients it is the NLL under them."""
+    """It forms no means of the data nor of the transition; in value and in all gradients it is the NLL under them."""
     mixture = random_mixture(3, dtype=torch.float32)
     parameters = [each.clone().requires_grad_() for each in (mixture.means, mixture.log_weights, mixture.variance)]
     x_t, x_s = random_point(4, mixture), random_point(5, mixture)
     t, s = torch.tensor([0.9, 0.4]), torch.tensor([0.3, 0.2])
     found = transition_loss(GaussianMixture(*parameters), x_t, t, x_s, s)
-    pushed = transition_mixture(GaussianMixture(*parameters), x_t, t, s)
+    pushed = transition_mixture(data_mixture(GaussianMixture(*parameters), x_t, t), x_t, t, s)
     expected = -pushed.log_density(x_s).flatten(1).mean(1) / 3 - 0.5 * torch.log(torch.tensor(2 * torch.pi))
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(loss.sum(), parameters, retain_graph=True) for loss in (found, expected)]
