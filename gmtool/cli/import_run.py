@@ -18,7 +18,7 @@ def command(
         typer.Argument(
             metavar="SOURCE",
             help="A DiTDH checkpoint of RAE or MM-FM (.pt, .safetensors, or a folder that holds one), or GMFlow's "
-            "folder or hub id.",
+            "folder or hub id. Here and below a file may be one on the hub: owner/name/path/of/file.",
         ),
     ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")] = Path("run"),

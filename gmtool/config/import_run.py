@@ -12,7 +12,10 @@ from gmtool.config.train import Condition
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What a published network's own files do not tell. None stands for what lies beside them, or is published."""
+    """What a published network's own files do not tell. None stands for what lies beside them, or is published.
+
+    A file may also be one of a hub repository: owner/name/path/of/file.
+    """
 
     statistics: Annotated[
         Path | None,

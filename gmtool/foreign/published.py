@@ -21,6 +21,7 @@ from gmtool.foreign.ditdh import ditdh_architecture, ditdh_weights, labels_of
 from gmtool.foreign.gmflow import read_gmflow
 from gmtool.foreign.mixtures import ReleasedMixture, read_mixture
 from gmtool.foreign.torch_files import read_checkpoint, read_statistics
+from gmtool.hub import local_or_hub_file
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.tokenizers import dinov2, sd_vae
@@ -59,24 +60,24 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
     """A DiTDH of RAE or MM-FM. Raises UserError for what cannot be read or does not fit together."""
     checkpoint = read_checkpoint(file)
     notes = []
-    mixture_file = config.gmm
+    statistics_file, mixture_file, described_file = (_named(config, each) for each in ("statistics", "gmm", "cls_gmm"))
+    statistics_file = statistics_file or file.with_name(STATISTICS)
     if mixture_file is None and (beside := sorted(file.parent.glob(PATCH_MIXTURE))):
         if len(beside) > 1:
             raise UserError(f"{file.parent} holds {len(beside)} files {PATCH_MIXTURE}: choose one by --gmm")
         mixture_file = beside[0]
         notes.append(f"the source of the flow is {mixture_file}, found beside the checkpoint")
     mixture = None if mixture_file is None else read_mixture(mixture_file)
-    described = None if config.cls_gmm is None else _read_described(config.cls_gmm, mixture)
+    described = None if described_file is None else _read_described(described_file, mixture)
     labels = labels_of(checkpoint.ema, config.condition, 0 if mixture is None else len(mixture.weights))
     try:
         architecture = ditdh_architecture(checkpoint.ema, labels)
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{file} is no checkpoint of a DiTDH: it lacks {error}, or it is of another shape") from error
-    statistics_file = config.statistics or file.with_name(STATISTICS)
     statistics = read_statistics(statistics_file, architecture.shape)
     if mixture is not None:
         _check_size(mixture, architecture, str(mixture_file))
-    files = {"weights": file, "statistics": statistics_file, "mixture": mixture_file, "[CLS] mixture": config.cls_gmm}
+    files = {"weights": file, "statistics": statistics_file, "mixture": mixture_file, "[CLS] mixture": described_file}
     model, image_size = config.tokenizer or dinov2.DEFAULT_MODEL, architecture.shape[1] * dinov2.TOKEN_PIXELS
     return Published(
         architecture=architecture,
@@ -116,6 +117,12 @@ def read_published_gmflow(folder: Path, config: ImportConfig) -> Published:
         time_shift=config.time_shift or found.shift,
         inputs=_inputs({f"weights {index}": file for index, file in enumerate(found.files)}),
     )
+
+
+def _named(config: ImportConfig, name: str) -> Path | None:
+    """The file that a flag names, fetched where it is on the hub; None where it names none."""
+    file: Path | None = getattr(config, name)
+    return None if file is None else local_or_hub_file(str(file), flag(name))
 
 
 def _inputs(files: Mapping[str, Path | None]) -> tuple[Input, ...]:

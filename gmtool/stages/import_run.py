@@ -32,8 +32,8 @@ from gmtool.foreign.published import (
     read_published_ditdh,
     read_published_gmflow,
 )
+from gmtool.hub import hub_folder, local_or_hub_file
 from gmtool.tokenizers.choose import latent_sizes
-from gmtool.tokenizers.weights import hub_folder
 from gmtool.training.checkpoint import EMA, MODEL, Position, save_checkpoint
 
 GMM = "gmm.h5"
@@ -81,16 +81,16 @@ def import_run(source: str, path: Path, config: ImportConfig) -> ImportReport:
 
 
 def _place(source: str) -> Path:
-    """The file or folder of SOURCE, fetched where it is a hub id."""
-    place = Path(source).expanduser()
+    """The file or folder of SOURCE, fetched where it is on the hub."""
+    place = local_or_hub_file(source, "SOURCE")
     if place.exists():
         return place
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UserError(f"{source} does not exist, and is no hub id (owner/name) either")
+        raise UserError(f"{source} does not exist, and is no hub id (owner/name, owner/name/file) either")
     files = (INDEX, "transformer/*", "spectrum_net/*", "scheduler/*", "vae/*")
     folder = hub_folder(source, "SOURCE", files)
     if not is_gmflow(folder):
-        raise UserError(f"{source} is not laid out as GMFlow's on the hub: fetch a checkpoint and give its file")
+        raise UserError(f"{source} is not laid out as GMFlow's on the hub: name a file in it, {source}/FILE")
     return folder
 
 

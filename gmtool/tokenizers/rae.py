@@ -13,6 +13,7 @@ from torch.nn import functional
 from gmtool.errors import UserError
 from gmtool.foreign.rae_decoder import POSITIONS, decoder_grid, decoder_sizes, decoder_weights
 from gmtool.foreign.torch_files import read_checkpoint
+from gmtool.hub import local_or_hub_file
 from gmtool.tokenizers.base import to_uint8
 from gmtool.tokenizers.weights import model_folder
 
@@ -60,7 +61,7 @@ def load_decoder(source: str, device: torch.device) -> Decoder:
     except ImportError as error:
         raise UserError(f"{_ROLE} needs diffusers: pip install 'gmtool[rae]'") from error
     logging.set_verbosity_error()
-    file = Path(source).expanduser()
+    file = local_or_hub_file(source, _ROLE)
     try:
         if file.is_file():
             network = _from_checkpoint(file, AutoencoderRAE)

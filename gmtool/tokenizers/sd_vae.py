@@ -3,8 +3,7 @@
 An image in {0 ... 255} becomes ``x / 127.5 - 1``. The encoder gives a Gaussian at each position of a grid, for Stable
 Diffusion's 4 channels at an eighth of the image's side; the latent is ``(mean - shift) * scale`` with the scale and the
 shift of the model's configuration (0.18215 and 0 for Stable Diffusion), so that its entries have about unit variance.
-The mean is taken and not a draw: its spread is far below what the decoder resolves, and latents do not depend on a
-seed. Decoding inverts the scale and rounds to the nearest level.
+The mean is taken, where GMFlow draws once for each image: latents depend on no seed. Decoding inverts the scale.
 
 The descriptor is the latent averaged over areas to at most 4 x 4: colours and layout, no further model. Modes that mean
 something need the [CLS] token of a DINOv2 in its place, see `gmtool.tokenizers.described`.

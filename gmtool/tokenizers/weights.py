@@ -7,17 +7,16 @@ what described or decodes latents is what made them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gmtool.errors import MachineError, UserError
+from gmtool.errors import UserError
+from gmtool.hub import hub_folder
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 """What is fetched of a model."""
-TIMEOUT = 5.0
-"""Seconds that the hub has to answer."""
 
 
 def model_folder(source: str, what: str) -> Path:
@@ -81,44 +80,3 @@ def _checked(folder: Path, what: str) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{what} {folder} holds no .safetensors weights: save it with save_pretrained()")
     return folder
-
-
-def hub_folder(source: str, what: str, files: Sequence[str]) -> Path:
-    """The folder of a hub id in the local cache, which it is brought to first if need be.
-
-    files: patterns of what is fetched; the first is a file that is there when the model is. what: its role, for
-    messages. Raises UserError when the hub does not know it, MachineError when it cannot be fetched.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = list(files)
-    try:
-        cached = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
-        if (cached / files[0]).is_file() and any(cached.rglob("*.safetensors")):
-            return cached
-    except HFValidationError as error:
-        raise UserError(f"{what} {source} is no folder, and no hub id (owner/name) either") from error
-    except LocalEntryNotFoundError:
-        pass  # not there yet
-    try:
-        return Path(snapshot_download(source, allow_patterns=patterns, etag_timeout=TIMEOUT))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{what} {source} needs your consent on huggingface.co: accept it there, then log in"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"{what} {source} does not exist on huggingface.co, or is private: check the id") from error
-    except (HfHubHTTPError, OSError) as error:
-        if "No space left" in str(error):
-            raise
-        raise MachineError(
-            f"{what} {source} is not on this machine and cannot be fetched from huggingface.co (no network?): give a "
-            "local folder, or set HF_HOME to a cache that holds it"
-        ) from error
