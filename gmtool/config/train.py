@@ -54,6 +54,13 @@ class TrainConfig:
         ),
     ] = None
     flip: Annotated[bool, Option("Mirror each image left to right with probability 1/2 (--images).")] = False
+    mode_mean: Annotated[
+        bool,
+        Option(
+            "Also show the network the mean of a datum's mode, as further channels of its input (--condition mode, or "
+            "gm-kl on --source gmm)."
+        ),
+    ] = False
     gmm: Annotated[
         Path | None, Option("The mixture that fit-gmm wrote. Default: gmm.h5 beside the latents.", metavar="FILE")
     ] = None
@@ -306,6 +313,11 @@ class TrainConfig:
     def sees_modes(self) -> bool:
         """Whether the network is given the mode k of a datum (resolved only)."""
         return self.condition == "mode" or self.union
+
+    @property
+    def uses_frames(self) -> bool:
+        """Whether means and deviations of the modes enter training: as source, or shown (resolved only)."""
+        return self.source == "gmm" or self.mode_mean
 
     @property
     def uses_modes(self) -> bool:

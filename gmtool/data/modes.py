@@ -1,4 +1,4 @@
-"""The frames of a fitted mixture's modes in the network's coordinates, from memory or from disk by size."""
+"""The frames of a fitted mixture's modes in the network's coordinates: on the GPU, in memory or on disk, by size."""
 
 from __future__ import annotations
 
@@ -8,29 +8,52 @@ from torch import Tensor
 
 from gmtool.artifacts.gmm import GmmFile
 from gmtool.artifacts.run import Statistics
-from gmtool.data.memory import fits_in_memory
+from gmtool.data.memory import SHARE, fits_in_memory
 from gmtool.flow.source import Frame
+
+FLOOR = 0.05
+"""Least s_k, in standard deviations of all data."""
 
 
 class ModeFrames:
-    """mu_k and s_k of modes, normalised as the latents are: ((mean - m) / s, std / s)."""
+    """mu_k and s_k of modes, normalised as the latents are: ((mean - m) / s, max(std / s, FLOOR)).
 
-    def __init__(self, gmm: GmmFile, statistics: Statistics) -> None:
-        self._gmm, self._statistics = gmm, statistics
+    All modes lie on the device when they take at most a quarter of the memory that is free there, else in the
+    machine's memory when they take at most a quarter of that, else each batch's are read from the file.
+    """
+
+    def __init__(self, gmm: GmmFile, statistics: Statistics, device: torch.device) -> None:
+        self._gmm, self._device = gmm, device
+        self._statistics = statistics.to(torch.device("cpu"))
         self._all: Frame | None = None
-        if fits_in_memory(8 * len(gmm) * int(np.prod(gmm.shape))):
+        size = 8 * len(gmm) * int(np.prod(gmm.shape))
+        if fits_in_memory(size):
             self._all = self._read(np.arange(len(gmm)))
+            if device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]:
+                self._all = Frame(self._all.mean.to(device), self._all.std.to(device))
 
     def frame(self, modes: Tensor) -> Frame:
-        """The frames of modes (B,) int64, on their device."""
-        picked = modes.cpu()
-        if self._all is not None:
-            found = Frame(self._all.mean[picked], self._all.std[picked])
-        else:
-            found = self._read(picked.numpy())
-        return Frame(found.mean.to(modes.device), found.std.to(modes.device))
+        """The frames of modes (B,) int64, on the device."""
+        if self._all is None:
+            found = self._read(modes.cpu().numpy())
+            return Frame(self._move(found.mean), self._move(found.std))
+        return Frame(self._pick(self._all.mean, modes), self._pick(self._all.std, modes))
+
+    def _pick(self, values: Tensor, modes: Tensor) -> Tensor:
+        """Rows of values (K, ...), which lie on the device or beside it."""
+        if values.device == self._device or self._device.type != "cuda":
+            return values[modes.to(values.device)]
+        picked = torch.empty(len(modes), *values.shape[1:], pin_memory=True)
+        torch.index_select(values, 0, modes.cpu(), out=picked)
+        return self._move(picked)
+
+    def _move(self, values: Tensor) -> Tensor:
+        # from pinned memory the copy runs beside the GPU's work
+        if self._device.type == "cuda" and not values.is_pinned():
+            values = values.pin_memory()
+        return values.to(self._device, non_blocking=True)
 
     def _read(self, modes: np.ndarray) -> Frame:
         mean = torch.from_numpy(self._gmm.patch_mean(modes))
         std = torch.from_numpy(self._gmm.patch_std(modes))
-        return Frame(self._statistics.normalise(mean), std / self._statistics.std)
+        return Frame(self._statistics.normalise(mean), (std / self._statistics.std).clamp(min=FLOOR))

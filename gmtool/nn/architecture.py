@@ -51,6 +51,7 @@ class Architecture:
     in their place, as published unconditional networks do.
     components: K of the mixture head, 0 for a velocity head. constant_std: of its components over the velocity, None
     where it is learnt. log_std_width: of the layer that reads it, 0 for ``width``.
+    context: channels beside x_t that the network sees at every position, 0 for none; see `Conditions`.
     spectral: axes that are transported to learn the spectrum of the noise, 0 for none.
     rms_norm (else LayerNorm without parameters), swiglu (else GELU), rope, qk_norm: what the blocks are made of.
     norm2_eps: of the LayerNorm before a block's MLP. columns_first: the first half of the position table tells columns.
@@ -78,11 +79,17 @@ class Architecture:
     log_std_width: int = 0
     norm2_eps: float = 1e-6
     columns_first: bool = False
+    context: int = 0
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
         return self.shape[1] // self.patch, self.shape[2] // self.patch
+
+    @property
+    def inputs(self) -> int:
+        """Channels at a position of what the network sees."""
+        return self.shape[0] + self.context
 
     @property
     def outputs(self) -> int:
@@ -113,7 +120,12 @@ def named(name: str, shape: tuple[int, int, int]) -> Architecture:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Labels of a batch, each (B,) int64 or None when the network takes none; the null label is their count."""
+    """What the network is told of a batch, None for what it does not take.
+
+    classes, modes: labels (B,) int64; the null label is their count. context (B, context, H, W): further channels of
+    the input, such as the mean of the mode; zeros stand for none.
+    """
 
     classes: Tensor | None = None
     modes: Tensor | None = None
+    context: Tensor | None = None

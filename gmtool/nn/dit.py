@@ -29,7 +29,7 @@ class DiT(Network):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         width, grid = architecture.width, architecture.grid
-        self.x_embedder = linear(architecture.shape[0] * architecture.patch**2, width)
+        self.x_embedder = linear(architecture.inputs * architecture.patch**2, width)
         table = position_table(*grid, width, architecture.columns_first)
         self.register_buffer("pos_embed", table, persistent=False)
         self.t_embedder = TimeEmbedding(width)
@@ -47,7 +47,7 @@ class DiT(Network):
         """See `Network.forward`."""
         embedding = self._with_labels(self.t_embedder(t), conditions)
         condition = embedding.unsqueeze(1)
-        tokens = self.x_embedder(patches(x_t, self.architecture.patch)) + self.pos_embed
+        tokens = self.x_embedder(patches(self._with_context(x_t, conditions), self.architecture.patch)) + self.pos_embed
         rotation = None if self.rope is None else self.rope()
         tokens = self._through(self.blocks, tokens, condition, rotation)
         shift, scale = self.adaLN_out(condition).chunk(2, dim=-1)

@@ -71,7 +71,7 @@ class DiTDH(Network):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        channels, patch, grid = architecture.shape[0], architecture.patch, architecture.grid
+        channels, patch, grid = architecture.inputs, architecture.patch, architecture.grid
         width, wide = architecture.width, architecture.wide_width
         self.x_embedder = PatchEmbedding(channels, wide, patch)
         self.s_embedder = PatchEmbedding(channels, width, patch)
@@ -95,8 +95,9 @@ class DiTDH(Network):
         """See `Network.forward`."""
         time = self.t_embedder(t)
         embedding = self._with_labels(time, conditions)
-        s = self.encode(x_t, time, embedding)
-        return self.head(self.decode(x_t, s), embedding)
+        seen = self._with_context(x_t, conditions)
+        s = self.encode(seen, time, embedding)
+        return self.head(self.decode(seen, s), embedding)
 
     def encode(self, x_t: Tensor, time: Tensor, embedding: Tensor) -> Tensor:
         """The condition s (B, N, width) of each token.

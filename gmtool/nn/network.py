@@ -34,7 +34,7 @@ class Network(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor | GaussianMixture:
         """The velocity (B, C, H, W), or a mixture over it, in float32.
 
-        Raises ValueError when a label that the network was built for is missing.
+        Raises ValueError when a label, or the context, that the network was built for is missing.
         """
         raise NotImplementedError
 
@@ -52,6 +52,14 @@ class Network(nn.Module):
                     raise ValueError(f"this network is conditioned on {name}: give their labels")
                 embedding = embedding + table(labels)
         return embedding
+
+    def _with_context(self, x_t: Tensor, conditions: Conditions) -> Tensor:
+        """x_t (B, C, H, W) beside its context, (B, C + context, H, W)."""
+        if not self.architecture.context:
+            return x_t
+        if conditions.context is None:
+            raise ValueError(f"this network sees {self.architecture.context} channels of context: give them")
+        return torch.cat([x_t, conditions.context.to(x_t.dtype)], dim=1)
 
     def _through(
         self, blocks: Iterable[nn.Module], tokens: Tensor, condition: Tensor, rotation: Rotation | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -38,7 +38,8 @@ from gmtool.stages.plan import Plan
 class Model:
     """A network ready to draw from.
 
-    frames: the modes' frames, for a mixture source. weaker: what autoguidance leads away from, in the same coordinates.
+    frames: the modes' frames, for a mixture source, or to show their means. weaker: what autoguidance leads away from,
+    in the same coordinates.
     """
 
     network: Network
@@ -87,8 +88,10 @@ def generate(model: Model, plan: Plan, indices: Sequence[int], classes: Tensor, 
     """
     noise = Noise(plan.seed, indices)
     modes, frame, start = _draw_source(model, noise, classes, chosen)
-    conditions, hidden = _conditions(model, classes, modes)
-    weaker = model.weaker.velocity(_conditions(model.weaker, classes, modes)[0]) if model.weaker is not None else None
+    conditions, hidden = _conditions(model, model.frames, classes, modes)
+    weaker = None
+    if model.weaker is not None:
+        weaker = model.weaker.velocity(_conditions(model.weaker, model.frames, classes, modes)[0])
     if frame is not None and not model.config.union:
         start = frame.restore(start)
     if plan.solver == "gm-ode":
@@ -117,7 +120,7 @@ def flow_of(
     y = (x - mu_k) / s_k, the velocity s_k u(y).
     """
     modes, frame, start = _draw_source(model, Noise(seed, indices), classes, chosen)
-    velocity = model.velocity(_conditions(model, classes, modes)[0])
+    velocity = model.velocity(_conditions(model, model.frames, classes, modes)[0])
     if frame is None:
         return velocity, start
     if not model.config.union:
@@ -155,16 +158,18 @@ def _draw_modes(model: Model, noise: Noise, classes: Tensor) -> Tensor | None:
 
 def _draw_frame(model: Model, noise: Noise, classes: Tensor, modes: Tensor | None) -> Frame | None:
     """The frames that noise comes from, as in training: of their own modes, or of modes drawn apart."""
-    if model.frames is None:
+    if model.frames is None or model.config.source != "gmm":
         return None
     if model.config.coupling != "mode":
         modes = _draw_modes(model, noise, classes)
     assert modes is not None  # a run with a mixture source stores their weights
-    return model.frames.frame(modes.to(model.device))
+    return model.frames.frame(modes)
 
 
-def _conditions(model: Model, classes: Tensor, modes: Tensor | None) -> tuple[Conditions, Conditions]:
-    """The labels for the network, and the same with the condition hidden."""
+def _conditions(
+    model: Model, frames: ModeFrames | None, classes: Tensor, modes: Tensor | None
+) -> tuple[Conditions, Conditions]:
+    """What the network is told, and the same with the condition hidden."""
     architecture, count = model.network.architecture, len(classes)
 
     def on_device(labels: Tensor | None) -> Tensor | None:
@@ -173,14 +178,20 @@ def _conditions(model: Model, classes: Tensor, modes: Tensor | None) -> tuple[Co
     def null(label: int) -> Tensor:
         return torch.full((count,), label, device=model.device)
 
+    context = None
+    if architecture.context:
+        assert frames is not None and modes is not None  # a run that shows the modes' means opens its mixture
+        context = frames.frame(modes).mean
     given = Conditions(
         classes=on_device(classes) if architecture.classes else None,
         modes=on_device(modes) if architecture.modes else None,
+        context=context,
     )
     if model.config.condition == "class":
-        return given, Conditions(null(architecture.classes), given.modes)
+        return given, replace(given, classes=null(architecture.classes))
     if model.config.condition == "mode":
-        return given, Conditions(given.classes, null(architecture.modes))
+        blank = None if context is None else torch.zeros_like(context)
+        return given, replace(given, modes=null(architecture.modes), context=blank)
     return given, given
 
 

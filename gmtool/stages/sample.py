@@ -160,14 +160,14 @@ def load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torc
     load_weights(network, weights)
     statistics = run.statistics()
     frames = None
-    if run.config.source == "gmm":
+    if run.config.uses_frames:
         known = run.manifest.input("gmm")
-        assert known is not None  # a run with a mixture source names its mixture
+        assert known is not None  # a run that uses a mixture names it
         path = config.gmm or Path(known.path)
         gmm = stack.enter_context(open_gmm(path))
         if known.fingerprint != gmm.manifest.fingerprint:
             raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
-        frames = ModeFrames(gmm, statistics)
+        frames = ModeFrames(gmm, statistics, device)
     precision = compute_dtype(config.precision, device)
     return Model(network.to(device).eval(), run.config, statistics.to(device), frames, device, precision)
 

@@ -123,7 +123,7 @@ def _loop(
 ) -> None:
     """Take a run's steps from a position on, going back to a checkpoint where training diverges."""
     config, statistics = run.config, run.statistics()
-    frames = ModeFrames(gmm, statistics) if gmm is not None and config.source == "gmm" else None
+    frames = ModeFrames(gmm, statistics, device) if gmm is not None and config.uses_frames else None
     precision = compute_dtype(config.precision, device)
     statistics = statistics.to(device)
     model = Model(trainee.averages[0].network, config, statistics, frames, device, precision)

@@ -45,12 +45,13 @@ def open_data(
     """The data of a resolved run. Raises UserError for images that do not go with the latents file."""
     assert config.batch_size is not None  # resolved
     size, stop, workers = config.batch_size, config.steps, config.workers
-    classes, known = len(latents.classes), known_modes(gmm, config)
+    classes = len(latents.classes)
     if config.images is None:
         part = part_of_data(latents, config.fraction, config.seed)
+        known = known_modes(gmm, config, part)
         feed = Feed(latents.labels, classes, known, frames, statistics, config, device)
         return TrainingData(feed, lambda seed, start: latent_batches(latents, size, seed, start, stop, workers, part))
     tokenizer = build_tokenizer(latents.tokenizer, device, config.precision)
     source = open_images(config.images, latents, tokenizer, config.flip)
-    feed = Feed(source.labels, classes, known, frames, statistics, config, device)
+    feed = Feed(source.labels, classes, known_modes(gmm, config), frames, statistics, config, device)
     return TrainingData(feed, lambda seed, start: source.batches(size, seed, start, stop, workers))

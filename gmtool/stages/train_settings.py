@@ -44,6 +44,10 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
         time_shift=shift_for(int(np.prod(latents.shape))) if config.time_shift is None else config.time_shift,
         gmm=gmm.path if gmm is not None else None,
     )
+    if resolved.mode_mean and not resolved.sees_modes:
+        raise UserError(
+            "--mode-mean shows the network what it knows of a mode: take --condition mode, or gm-kl on --source gmm"
+        )
     if resolved.uses_modes and gmm is None:
         wanted = "--source gmm" if resolved.source == "gmm" else "--condition mode"
         raise UserError(f"{wanted} needs a fitted mixture: run `gmtool fit-gmm {latents.path}` first, or give --gmm")
@@ -67,6 +71,7 @@ def architecture_for(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | N
         qk_norm=config.qk_norm,
         classes=len(latents.classes) if config.condition == "class" else 0,
         modes=len(gmm) if gmm is not None and config.sees_modes else 0,
+        context=latents.shape[0] if config.mode_mean else 0,
         components=config.components if config.mixture else 0,
         constant_std=config.constant_std,
         spectral=config.spectral,

@@ -63,6 +63,8 @@ def _expect_comparable(run: RunFolder, weaker: RunFolder) -> None:
         problem = "is conditioned on classes, which this run does not know"
     elif weaker.architecture.modes not in (0, run.architecture.modes):
         problem = "is conditioned on modes, which this run does not know"
+    elif weaker.config.mode_mean and not run.config.uses_frames:
+        problem = "is shown the means of modes (--mode-mean), whose mixture this run does not open"
     elif _fingerprint(weaker, "gmm") not in (None, _fingerprint(run, "gmm")):
         problem = "was trained with another mixture (--gmm)"
     if problem is not None:

@@ -35,13 +35,17 @@ class KnownModes:
         return own, torch.multinomial(self.weights, len(rows), replacement=True, generator=draws)
 
 
-def known_modes(gmm: GmmFile | None, config: TrainConfig) -> KnownModes | None:
-    """What a mixture says of every datum; None where training does not ask."""
+def known_modes(gmm: GmmFile | None, config: TrainConfig, part: np.ndarray | None = None) -> KnownModes | None:
+    """What a mixture says of every datum; None where training does not ask.
+
+    part: the rows of the latents file that are trained on; default: all.
+    """
     if gmm is None or not config.uses_modes:
         return None
     kept = gmm.kept(slice(None))
+    weights = gmm.weights if part is None else gmm.kept(part).population(len(gmm)) / len(part)
     return KnownModes(
-        torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities), torch.from_numpy(gmm.weights).float()
+        torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities), torch.from_numpy(weights).float()
     )
 
 
@@ -76,10 +80,12 @@ class Feed:
         if self.known is not None:
             modes, free = self.known.draw(raw.rows, draws)
             noise_modes = modes if self.config.coupling == "mode" else free
-        frame = None
-        if self.frames is not None and noise_modes is not None:
-            frame = self.frames.frame(noise_modes.to(self.device))
-        return Batch(x, self._to_device(classes), self._to_device(modes), frame)
+        frame = context = None
+        if self.frames is not None and noise_modes is not None and self.config.source == "gmm":
+            frame = self.frames.frame(noise_modes)
+        if self.frames is not None and modes is not None and self.config.mode_mean:
+            context = frame.mean if frame is not None and noise_modes is modes else self.frames.frame(modes).mean
+        return Batch(x, self._to_device(classes), self._to_device(modes), frame, context)
 
     def _to_device(self, labels: Tensor | None) -> Tensor | None:
         return None if labels is None else labels.to(self.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from gmtool.config.train import TrainConfig
 from gmtool.flow.coupling import batch_optimal_transport
 from gmtool.flow.objectives import flow_matching_loss, transition_loss
-from gmtool.flow.path import data_mixture, forward_transition, interpolate, velocity
+from gmtool.flow.path import data_mixture, forward_transition, interpolate, per_sample, velocity
 from gmtool.flow.source import Frame
 from gmtool.flow.spectral import spectral_loss
 from gmtool.flow.times import draw_times
@@ -44,13 +44,15 @@ class Batch:
     """Normalised latents x (B, C, H, W) float32, labels (B,) int64, and the frames of the modes that noise comes from.
 
     classes is None without classes, modes without a fitted mixture, frame for a Gaussian source. With mode coupling
-    frame belongs to modes, the data's own; with other couplings it is drawn apart from the data.
+    frame belongs to modes, the data's own; with other couplings it is drawn apart from the data. context (B, C, H, W):
+    the mean of the data's own modes, None where the network is not shown it.
     """
 
     x: Tensor
     classes: Tensor | None = None
     modes: Tensor | None = None
     frame: Frame | None = None
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,15 @@ def _mixture_loss(
 
 
 def _hide(architecture: Architecture, batch: Batch, config: TrainConfig, hidden: Tensor) -> Conditions:
-    """The labels for the network, the condition replaced by the null label where it is hidden.
+    """What the network is told, the condition replaced by the null label, and its context by zeros, where hidden.
 
     The modes of a union are its coordinates, not its condition: they are never hidden.
     """
     classes = batch.classes if architecture.classes else None
-    modes = batch.modes if architecture.modes else None
+    modes, context = batch.modes if architecture.modes else None, batch.context
     if config.condition == "class" and classes is not None:
         classes = classes.masked_fill(hidden, architecture.classes)
     if config.condition == "mode" and modes is not None and not config.union:
         modes = modes.masked_fill(hidden, architecture.modes)
-    return Conditions(classes, modes)
+        context = None if context is None else context.masked_fill(per_sample(hidden, context), 0)
+    return Conditions(classes, modes, context)

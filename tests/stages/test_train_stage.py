@@ -626,7 +626,8 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class=True))
         config = resolve(config, latents, gmm, CPU)
-        feed = Feed(latents.labels, 3, known_modes(gmm, config), ModeFrames(gmm, statistics), statistics, config, CPU)
+        frames = ModeFrames(gmm, statistics, CPU)
+        feed = Feed(latents.labels, 3, known_modes(gmm, config), frames, statistics, config, CPU)
         modes, own = [], []
         means = statistics.normalise(torch.from_numpy(gmm.patch_mean(np.arange(4))))
         for batch in feed.batches(latent_batches(latents, 60, 0, 0, 40, None), 0, 0):

@@ -53,7 +53,11 @@ def test_the_flow_is_the_one_that_samples_follow(small: Small, tmp_path: Path, s
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # heads begin at 0
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=stream))
-    frames = ModeFrames(open_gmm(small.gmm("classes")), run.statistics()) if run.config.source == "gmm" else None
+    frames = (
+        ModeFrames(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"))
+        if run.config.source == "gmm"
+        else None
+    )
     model = Model(network, run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
     plan = make_plan(replace(SAMPLING, steps=7), run.config)
     classes = torch.arange(5) % 3

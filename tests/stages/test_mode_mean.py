@@ -1,0 +1,106 @@
+"""--mode-mean: the mean of the mode as channels of the network's input, in training, sampling and guidance."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import Small
+
+from gmtool.artifacts.gmm import open_gmm
+from gmtool.artifacts.run import open_run
+from gmtool.config.sample import SampleConfig
+from gmtool.config.train import TrainConfig
+from gmtool.data.modes import ModeFrames
+from gmtool.errors import UserError
+from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.build import build_network
+from gmtool.nn.network import Network
+from gmtool.progress import Progress
+from gmtool.stages.generate import Model, generate
+from gmtool.stages.plan import make_plan
+from gmtool.stages.sample import sample
+from gmtool.stages.train import train
+
+TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", mode_mean=True)
+SAMPLING = SampleConfig(num=6, steps=2, device="cpu")
+UNION = {"objective": "gm-kl", "source": "gmm"}
+
+
+@pytest.mark.parametrize("kind", ["dit", "ditdh"])
+def test_networks_see_the_context(kind: str) -> None:
+    wide = {"wide_depth": 1, "wide_width": 16, "wide_heads": 2} if kind == "ditdh" else {}
+    network = build_network(Architecture((2, 4, 4), 1, 16, 2, kind=kind, patch=2, context=3, **wide), 0)
+    stream = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():  # some begin at 0
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=stream))
+    x, t, context = torch.randn(2, 2, 4, 4), torch.rand(2), torch.randn(2, 3, 4, 4)
+    first = network(x, t, Conditions(context=context))
+    assert first.shape == x.shape
+    assert (network(x, t, Conditions(context=context + 1)) - first).abs().amax((1, 2, 3)).min() > 1e-4
+    with pytest.raises(ValueError, match="sees 3 channels of context"):
+        network(x, t, Conditions())
+
+
+class Seen(Network):
+    """Remembers every context that it was told."""
+
+    def forward(self, x_t, t, conditions):
+        self.contexts = [*getattr(self, "contexts", []), conditions.context]
+        return torch.zeros_like(x_t)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"condition": "mode"}, {"objective": "mm-fm", "condition": "mode"}], ids=["gaussian", "mm-fm"]
+)
+def test_sampling_shows_the_mean_of_the_samples_mode_and_hides_it_for_guidance(
+    small: Small, tmp_path: Path, settings: dict
+) -> None:
+    train(small.latents("classes"), tmp_path / "run", replace(TRAINING, **settings), Progress())
+    run = open_run(tmp_path / "run")
+    assert run.architecture.context == 16
+    frames = ModeFrames(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"))
+    model = Model(Seen(run.architecture), run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
+    plan = make_plan(replace(SAMPLING, steps=1, guidance="cfg"), run.config)
+    modes = torch.tensor([3, 0, 1])
+    generate(model, plan, range(3), torch.zeros(3, dtype=torch.long), modes)
+    hidden, shown = model.network.contexts  # classifier-free guidance asks without the condition first
+    torch.testing.assert_close(shown, frames.frame(modes).mean)
+    assert not hidden.any()
+
+
+def test_training_shows_the_mean_of_the_datums_mode(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And zeros where the condition is hidden; the modes of a union are never hidden."""
+    seen: list[Conditions] = []
+    forward = torch.nn.Module.__call__
+
+    def watch(module, *arguments):
+        if isinstance(module, Network):
+            seen.append(arguments[2])
+        return forward(module, *arguments)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", watch)
+    for name, settings in (("mode", {"condition": "mode"}), ("union", UNION | {"condition": "mode"})):
+        seen.clear()
+        train(small.latents("classes"), tmp_path / name, replace(TRAINING, dropout=0.5, **settings), Progress())
+        statistics = open_run(tmp_path / name).statistics()
+        with open_gmm(small.gmm("classes")) as gmm:
+            means = ModeFrames(gmm, statistics, torch.device("cpu")).frame(torch.arange(4)).mean
+        modes, contexts = (torch.cat([getattr(each, part) for each in seen]) for part in ("modes", "context"))
+        hidden = modes == 4
+        assert hidden.any() == (name == "mode") and len(modes) == 32
+        assert not contexts[hidden].any()
+        torch.testing.assert_close(contexts[~hidden], means[modes[~hidden]])
+
+
+def test_a_union_with_means_draws(small: Small, tmp_path: Path) -> None:
+    train(small.latents("classes"), tmp_path / "run", replace(TRAINING, **UNION), Progress())
+    assert sample(tmp_path / "run", tmp_path / "samples", SAMPLING, Progress()).count == 6
+
+
+def test_a_mean_needs_a_mode(small: Small, tmp_path: Path) -> None:
+    for settings in ({"condition": "class"}, {"objective": "mm-fm"}):
+        with pytest.raises(UserError, match="--mode-mean shows the network what it knows of a mode: take --condition"):
+            train(small.latents("classes"), tmp_path / "run", replace(TRAINING, **settings), Progress())
