@@ -11,6 +11,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[
     str, Option("Where to compute: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.", metavar="DEVICE")
 ]
+Compile = Annotated[
+    bool, Option("Compile the network's blocks (torch.compile): a slower start, then faster; needs a C++ compiler.")
+]
 Seed = Annotated[int, Option("Seed of every random number.", metavar="N", minimum=0)]
 Decoder = Annotated[
     str | None,

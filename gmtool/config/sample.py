@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from gmtool.config.common import Decoder, Device, Precision, Seed
+from gmtool.config.common import Compile, Decoder, Device, Precision, Seed
 from gmtool.config.option import Option, check_ranges
 from gmtool.errors import UserError
 
@@ -127,6 +127,7 @@ class SampleConfig:
     precision: Annotated[
         Precision, Option("Arithmetic of the network. auto: bfloat16 on a GPU that has it, else float32.")
     ] = "auto"
+    compile: Compile = False
     device: Device = "auto"
     seed: Seed = 0
 

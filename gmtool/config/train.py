@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from gmtool.config.common import Device, Seed
+from gmtool.config.common import Compile, Device, Seed
 from gmtool.config.option import Option, check_ranges
 from gmtool.errors import UserError
 
@@ -109,7 +109,7 @@ class TrainConfig:
     checkpoint_activations: Annotated[
         bool, Option("Keep the input of each block alone, and compute its inside again: less memory, more time.")
     ] = False
-    compile: Annotated[bool, Option("Compile the blocks (torch.compile): a slower start, faster steps.")] = False
+    compile: Compile = False
     fraction: Annotated[
         float,
         Option(

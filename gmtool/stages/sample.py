@@ -32,14 +32,14 @@ from gmtool.device import compute_dtype
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.plots import image_grid
-from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model, generate
+from gmtool.stages.load import load_network
 from gmtool.stages.plan import Plan, make_plan
 from gmtool.stages.weaker import open_weaker, weights_file
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer
-from gmtool.training.checkpoint import find_checkpoint, load_weights
+from gmtool.training.checkpoint import find_checkpoint
 
 GRID_IMAGES = 100
 """Images of the grid at most."""
@@ -156,8 +156,7 @@ def load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torc
 
     Raises UserError when the mixture is not the run's.
     """
-    network = build_network(run.architecture, seed=0)
-    load_weights(network, weights)
+    network = load_network(run.architecture, weights, config, device)
     statistics = run.statistics()
     frames = None
     if run.config.uses_frames:
@@ -169,7 +168,7 @@ def load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torc
             raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
         frames = ModeFrames(gmm, statistics, device)
     precision = compute_dtype(config.precision, device)
-    return Model(network.to(device).eval(), run.config, statistics.to(device), frames, device, precision)
+    return Model(network, run.config, statistics.to(device), frames, device, precision)
 
 
 def _settings(config: SampleConfig) -> dict[str, str]:

@@ -13,9 +13,9 @@ from gmtool.config.sample import SampleConfig
 from gmtool.config.train import TrainConfig
 from gmtool.device import compute_dtype
 from gmtool.errors import UserError
-from gmtool.nn.build import build_network
 from gmtool.stages.generate import Model
-from gmtool.training.checkpoint import MODEL, find_checkpoint, load_weights
+from gmtool.stages.load import load_network
+from gmtool.training.checkpoint import MODEL, find_checkpoint
 from gmtool.training.ema import average_file
 
 
@@ -29,10 +29,9 @@ class WeakerRun:
 
     def load(self, config: SampleConfig, device: torch.device) -> Model:
         """The network, ready to be asked; its frames are those of the run that it guides."""
-        network = build_network(self.run.architecture, seed=0)
-        load_weights(network, self.weights)
+        network = load_network(self.run.architecture, self.weights, config, device)
         precision = compute_dtype(config.precision, device)
-        return Model(network.to(device).eval(), self.run.config, self.run.statistics(), None, device, precision)
+        return Model(network, self.run.config, self.run.statistics(), None, device, precision)
 
 
 def weights_file(config: SampleConfig, trained: TrainConfig) -> str:
