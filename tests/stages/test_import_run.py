@@ -168,6 +168,25 @@ def test_an_imported_run_samples_and_is_described(place: Path, dino: Path, capsy
     )
 
 
+def test_pictures_and_a_score_with_a_decoder(
+    place: Path, dino: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    sizes = {"encoder_hidden_size": 16, "decoder_hidden_size": 8, "decoder_intermediate_size": 16}
+    layers = {"encoder_num_hidden_layers": 0, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    diffusers.AutoencoderRAE(**sizes, **layers, patch_size=16, encoder_input_size=56).save_pretrained("decoder")
+    save_checkpoint(place / "model.pt", load_file(golden.DATA / "ditdh.safetensors"))
+    assert main(["import", "model.pt", "--tokenizer", str(dino)]) == 0
+    for samples, seed in (("samples", "0"), ("others", "1")):
+        draw = ["sample", "run", samples, "--decoder", "decoder", "--seed", seed, "--num", "12", "--device", "cpu"]
+        assert main([*draw, "--protocol", "rae", "--steps", "3"]) == 0
+    assert open_samples(place / "samples").images().shape == (12, 64, 64, 3)
+    evaluation = ["eval", "--reference", "others", "--features", "tokenizer", "--device", "cpu"]
+    assert main(evaluation) == 0, capsys.readouterr().err
+    assert "distance" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("rows", [10, 11], ids=["no row for the hidden mode", "one"])
 @pytest.mark.parametrize("kind", ["spherical", "diag"])
 def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> None:

@@ -101,6 +101,18 @@ def test_a_batch_goes_through_the_network_in_parts(
     assert tokenizer.decode(whole).shape == images.shape
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same(folder: Path, images: Tensor) -> None:
+    spec = sd_vae_spec(str(folder), 16)
+    here, there = SdVae(spec, CPU), SdVae(spec, torch.device("cuda"))
+    latents = here.encode(images).patches
+    torch.testing.assert_close(there.encode(images).patches.cpu(), latents, atol=5e-3, rtol=5e-3)  # TF32
+    assert (there.decode(latents).cpu().int() - here.decode(latents).int()).abs().max() <= 2
+    low = SdVae(spec, torch.device("cuda"), torch.bfloat16).encode(images).patches
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.cpu(), latents, atol=0.1, rtol=0.1)
+
+
 def test_the_record_rebuilds_it_and_notices_other_weights(folder: Path, images: Tensor, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "vae")
     spec = sd_vae_spec(str(copy), 16)
