@@ -13,6 +13,7 @@ from gmtool.flow.guidance.probabilistic import probabilistic
 from gmtool.flow.path import mean_velocity
 from gmtool.flow.prediction import unguided
 from gmtool.flow.solvers.mixture import gm_ode, gm_sde, mean_at
+from gmtool.flow.solvers.substeps import axes_of, span_of
 from gmtool.flow.solvers.table import VELOCITY_SOLVERS, OdeSolver, integrate
 from gmtool.flow.solvers.velocity import euler
 from gmtool.mixture.gaussian_mixture import GaussianMixture
@@ -58,8 +59,10 @@ def test_mean_at_another_point_matches_the_reference():
     torch.testing.assert_close(found, G["x0_mean_at_s"], **golden.TOLERANCE)
 
 
+@pytest.mark.parametrize("coordinates", [axes_of, span_of])
 @pytest.mark.parametrize("run", golden.runs(), ids=lambda run: f"run{run['run']}")
-def test_whole_runs_match_the_reference(run):
+def test_whole_runs_match_the_reference(run, coordinates, monkeypatch):
+    monkeypatch.setattr("gmtool.flow.solvers.substeps.coordinates_of", coordinates)
     std = float(G["data_std"])
     model = exact_posterior(G["data_centers"], std, G["data_weights"])
     if run["guidance_scale"]:
@@ -187,6 +190,21 @@ def test_samples_do_not_depend_on_the_batch():
     together = gm_sde(MODEL, start(6), 4, 1.0, Noise(3, seeds), 2)
     alone = [gm_sde(MODEL, start(6)[i : i + 1], 4, 1.0, Noise(3, [i]), 2) for i in seeds]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+def guided(weights, order=(0, 1, 2)):
+    """Exact models of the data, guided towards other weights; the components in some order."""
+    chosen = list(order)
+    unconditional = exact_posterior(CENTERS[chosen], STD, WEIGHTS[chosen])
+    return probabilistic(exact_posterior(CENTERS[chosen], STD, weights[chosen]), unconditional, 0.3)
+
+
+def test_whole_runs_depend_neither_on_the_batch_nor_on_the_order_of_components():
+    weights = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    together = gm_ode(guided(weights), start(5), 4, 2.0, 2, 3)
+    alone = [gm_ode(guided(weights), start(5)[i : i + 1], 4, 2.0, 2, 3) for i in range(5)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    torch.testing.assert_close(together, gm_ode(guided(weights, (2, 0, 1)), start(5), 4, 2.0, 2, 3))
 
 
 @pytest.mark.parametrize("name", VELOCITY_SOLVERS)

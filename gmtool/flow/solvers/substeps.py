@@ -136,18 +136,27 @@ class Span:
         return found
 
 
-def coordinates_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Coordinates:
-    """The cheaper coordinates of the m'_k (B, P, K, C) and of further vectors, each (B, P, 1, C)."""
-    batch, _, components, channels = offsets.shape
-    if 2 * components * channels <= (components + len(vectors)) ** 2:
-        inner = offsets.flatten(0, 1).permute(1, 2, 0).contiguous()
-        return Axes(inner, tuple(each.flatten(0, 2).T.contiguous() for each in vectors), batch)
+def axes_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Axes:
+    """The m'_k (B, P, K, C) and further vectors, each (B, P, 1, C), by channel."""
+    inner = offsets.flatten(0, 1).permute(1, 2, 0).contiguous()
+    return Axes(inner, tuple(each.flatten(0, 2).T.contiguous() for each in vectors), len(offsets))
+
+
+def span_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Span:
+    """The same by inner products."""
     few = torch.cat(list(vectors), 2)
     cross = contract(offsets, few.mT)
     top = torch.cat([contract(offsets, offsets.mT), cross], -1)
     bottom = torch.cat([cross.mT, contract(few, few.mT)], -1)
     products = torch.cat([top, bottom], -2).flatten(0, 1).permute(1, 2, 0).contiguous()
     return Span(offsets, tuple(vectors), products)
+
+
+def coordinates_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Coordinates:
+    """Whichever takes fewer multiplications a sub-step."""
+    components, channels = offsets.shape[2:]
+    by_channel = 2 * components * channels <= (components + len(vectors)) ** 2
+    return axes_of(offsets, vectors) if by_channel else span_of(offsets, vectors)
 
 
 @dataclass(frozen=True)
