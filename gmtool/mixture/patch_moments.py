@@ -13,9 +13,11 @@ the mean over entries of the diagonal v_k / (S + floor): spherical in the normal
 Mirrored: every datum counts a second time with W turned round, in all of the above. With R that turn, the moments
 (n, m, S) of the data alone become (2 n, (m + R m) / 2, (S + R S) / 2 + (m - R m)^2 / 4).
 
-Data are read in order and in blocks, the next while the present one is summed. Sums are float64, of differences from
-the global mean, so that nothing cancels. Where the sums of all modes do not fit the memory, modes go in blocks, and for
-each block only the data that keep one of its modes are read: under hard assignment every datum is still read once.
+Data are read in order and in blocks, the next while the present one is summed. Sums are float64 about the origin, which
+loses nothing: a square of a float16 number has 22 bits, and no variance that float16 can resolve is below 2^-22 of it,
+so 30 of 53 bits are left where the most cancels. Where the sums of all modes do not fit the memory, modes go in blocks,
+and for each block only the data that keep one of its modes are read: under hard assignment every datum is still read
+once.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ from torch import Tensor
 SUMS_SHARE = 0.75
 """Share of the memory for the modes' sums at most; the rest holds the data just read."""
 
-PIECE = 64
+PIECE = 16
 """Data of one mode that are summed at a time at most."""
 
-SUMS_BYTES, ROW_BYTES, PIECE_BYTES = 16, 4, 20
-"""Bytes an entry: of a mode's two float64 sums, of a float16 datum read and the one read ahead, of a datum being summed
-(gathered in float16, in float64, and what the library packs)."""
+SUMS_BYTES, ROW_BYTES, PIECE_BYTES = 16, 4, 8
+"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of a float64 datum
+being summed."""
 
 
 class PatchSource(Protocol):
@@ -159,33 +161,34 @@ def patch_moments(
     modes, probabilities (N, n): the kept modes of each datum, of probability 0 beyond the last.
     """
     entries = math.prod(source.shape)
-    centre = torch.from_numpy(source.mean.reshape(entries)).to(device)
-    sums = _Sums.zeros(block.end - block.first, centre)
+    sums = _Sums.zeros(block.end - block.first, entries, memory.piece, device)
     for rows, patches in _read_ahead(source, block.rows, memory.rows):
         x = torch.from_numpy(patches.reshape(len(rows), entries)).to(device)
         kept, shares = modes[rows], probabilities[rows]
         inside = (kept >= block.first) & (kept < block.end) & (shares > 0)
         datum, _ = np.nonzero(inside)
-        _add(sums, x, datum, kept[inside] - block.first, shares[inside], memory.piece)
+        _add(sums, x, datum, kept[inside] - block.first, shares[inside])
         on_rows(len(rows))
-    finish = _Finish(source, rule, centre)
+    finish = _Finish(source, rule, device)
     for index in range(block.end - block.first):
         yield finish(block.first + index, float(sums.mass[index]), sums.first[index], sums.second[index])
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over data, weighted by probability, of 1, d and d^2, for d = x - centre: (K,), (K, E), (K, E) float64."""
+    """Sums over data, weighted by probability, of 1, x and x^2: (K,), (K, E), (K, E) float64. room: (piece, E) float64
+    for data being summed, since memory that is taken anew each time costs as much as the sums.
+    """
 
-    centre: Tensor
     mass: np.ndarray
     first: Tensor
     second: Tensor
+    room: Tensor
 
     @classmethod
-    def zeros(cls, modes: int, centre: Tensor) -> _Sums:
-        first, second = (torch.zeros(modes, len(centre), dtype=torch.float64, device=centre.device) for _ in range(2))
-        return cls(centre, np.zeros(modes), first, second)
+    def zeros(cls, modes: int, entries: int, piece: int, device: torch.device) -> _Sums:
+        sizes = (modes, modes, piece)
+        return cls(np.zeros(modes), *(torch.zeros(each, entries, dtype=torch.float64, device=device) for each in sizes))
 
 
 def _read_ahead(source: PatchSource, rows: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -200,28 +203,29 @@ def _read_ahead(source: PatchSource, rows: np.ndarray, at_once: int) -> Iterator
             del patches
 
 
-def _add(sums: _Sums, x: Tensor, datum: np.ndarray, mode: np.ndarray, share: np.ndarray, piece: int) -> None:
+def _add(sums: _Sums, x: Tensor, datum: np.ndarray, mode: np.ndarray, share: np.ndarray) -> None:
     """Add to the sums: pair i is datum ``datum[i]`` of x (B, E), which belongs to mode ``mode[i]`` by ``share[i]``."""
     np.add.at(sums.mass, mode, share)
+    piece = len(sums.room)
     order = np.argsort(mode, kind="stable")
     present, starts = np.unique(mode[order], return_index=True)
     for index, pairs in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
         for start in range(0, len(pairs), piece):
             own = pairs[start : start + piece]
             weights = torch.from_numpy(share[own]).to(x.device).double()
-            part = x[torch.from_numpy(datum[own]).to(x.device)].double().sub_(sums.centre)
-            sums.first[index] += weights @ part
-            sums.second[index] += weights @ part.square_()
+            parts = sums.room[: len(own)]
+            for place, each in zip(parts, datum[own].tolist(), strict=True):
+                place.copy_(x[each])
+            sums.first[index].addmv_(parts.T, weights)
+            sums.second[index].addmv_(parts.square_().T, weights)
 
 
 class _Finish:
     """From a mode's sums to its mean, its standard deviation and the distances."""
 
-    def __init__(self, source: PatchSource, rule: Rule, centre: Tensor) -> None:
-        self._rule, self._grid, self._centre = rule, source.shape, centre
-        self._origin, variance = (
-            torch.from_numpy(each.reshape(-1)).to(centre.device) for each in (source.mean, source.var)
-        )
+    def __init__(self, source: PatchSource, rule: Rule, device: torch.device) -> None:
+        self._rule, self._grid = rule, source.shape
+        self._origin, variance = (torch.from_numpy(each.reshape(-1)).to(device) for each in (source.mean, source.var))
         self._scale = variance + rule.floor  # latents are normalised by origin and scale, which know no mirror images
         self._mean, self._variance = self._mirrored(self._origin, variance)
 
@@ -229,8 +233,8 @@ class _Finish:
         mean, own = self._mean, self._variance
         diagonal = own + self._rule.floor
         if mass > 0:
-            shift = first / mass
-            mean, own = self._mirrored(shift + self._centre, (second / mass - shift.square()).clamp_min_(0.0))
+            mean = first / mass
+            mean, own = self._mirrored(mean, (second / mass - mean.square()).clamp_min_(0.0))
             count = mass * (2 if self._rule.mirror else 1)
             shrunk = (count * own + self._rule.shrinkage * self._variance) / (count + self._rule.shrinkage)
             diagonal = shrunk + self._rule.floor

@@ -57,7 +57,7 @@ def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.C
     types("encode DIR --tokenizer pixels", "fit-gmm --modes 8", "train --objective gm-kl --steps 3")
     types("sample --steps 6 --guidance prob --num 24", "eval")
     found = {each.name for each in folder.iterdir()}
-    assert found == {"DIR", "latents.h5", "gmm.h5", "run", "samples"}
+    assert found == {"DIR", "latents.h5", "gmm.h5", "gmm.png", "run", "samples"}
     assert not list(folder.rglob("*.part"))
     run = open_run(folder / "run")
     assert run.config.condition == ("mode" if flat else "class")
@@ -112,7 +112,7 @@ def test_the_quickstart(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert f"\n$ gmtool {stage} " in shown
     assert [each.name for each in folder.iterdir()] == ["quickstart"]
     assert {each.name for each in (folder / "quickstart").iterdir()} == {
-        *("digits", "latents.h5", "gmm.h5", "run", "samples")
+        *("digits", "latents.h5", "gmm.h5", "gmm.png", "run", "samples")
     }
     assert "look at quickstart/samples/grid.png" in shown
     assert Image.open("quickstart/samples/grid.png").size > (100, 100)
