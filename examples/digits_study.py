@@ -5,7 +5,7 @@ union, each trained from several seeds and drawn with 1 ... 50 network evaluatio
 397 digits that took no part in training (`digits`), beside that of real training digits. The table holds mean and
 standard deviation over the seeds, the picture the same; both also for other numbers of modes.
 
-    python examples/digits_study.py                 # about forty minutes on one idle core; may be stopped, and goes on
+    python examples/digits_study.py                 # about two and a half hours on one idle core; may be stopped, and goes on
     python examples/digits_study.py --quick         # the same in miniature, for a look at the output
 """
 
@@ -54,8 +54,8 @@ class Setting:
 
 ALL, FEW = (1, 2, 4, 6, 10, 50), (4, 6, 10)
 FULL = Setting(
-    steps=600,
-    batch=64,
+    steps=1500,
+    batch=128,
     seeds=3,
     samples=SAMPLES,
     modes=(32, 8, 128),

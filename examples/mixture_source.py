@@ -1,9 +1,10 @@
 """Sources and couplings in ten dimensions, where paths can be measured: MM-FM's study, with GMFlow and the union.
 
-The data are eight curved modes. In a mode's own axes a point is (a, 0.6 (a^2 - 1), 0, ...) + 0.25 noise, a ~ N(0, 1),
-turned by a random rotation and moved to the mode's centre. "Compact": centres at random on a sphere of radius 2, so
-that modes overlap; "Spread": of radius 6, so that they are far apart. Both are then scaled to variance 1 in each
-dimension. The mixture that flows start from is fitted by EM (diagonal, eight modes), not told.
+The data are eight curved modes. In a mode's own axes a point lies on an arc, 1.5 (sin a, 1 - cos a, 0, ...) + 0.25
+noise, a ~ N(0, 1), turned by a random rotation and moved to the mode's place. "Compact": places at random on a sphere
+of radius 2, so that modes overlap; "Spread": of radius 6, so that they are far apart. Arcs are bounded, so that no few
+points of a tail decide a distance. All is then scaled to variance 1 in each dimension. The mixture that flows start
+from is fitted by EM (diagonal, eight modes), not told.
 
 For every pair of source and coupling the tables hold length, straightness and mean Lipschitz constant of the flow
 (`gmtool.evaluation.trajectory`) along 100 Euler steps; then W2^2 on moderate sets and squared sliced W2 on large ones,
@@ -44,7 +45,7 @@ from gmtool.nn.mlp import PointNetwork
 from gmtool.random import generator
 
 DIMENSIONS, MODES, COMPONENTS = 10, 8, 8
-BEND, THICKNESS = 0.6, 0.25
+RADIUS, THICKNESS = 1.5, 0.25
 RADII = {"Compact": 2.0, "Spread": 6.0}
 EVALUATIONS = (1, 2, 4, 6, 10, 50)
 RATIO = 0.9
@@ -93,7 +94,7 @@ class Setting:
     rate: float = 3e-3
 
 
-FULL = Setting(width=128, depth=4, steps=3000, batch=256, data=20_000, sliced=20_000, exact=1000, paths=500)
+FULL = Setting(width=128, depth=4, steps=3000, batch=256, data=20_000, sliced=10_000, exact=1000, paths=300)
 QUICK = Setting(width=16, depth=2, steps=3, batch=32, data=200, sliced=100, exact=50, paths=20)
 
 
@@ -127,13 +128,16 @@ def draw_data(radius: float, count: int, stream: torch.Generator) -> Tensor:
     mode = torch.randint(MODES, (count,), generator=stream)
     along = torch.randn(count, generator=stream)
     local = THICKNESS * torch.randn(count, DIMENSIONS, generator=stream)
-    local[:, 0] += along
-    local[:, 1] += BEND * (along.square() - 1)
+    local[:, 0] += RADIUS * along.sin()
+    local[:, 1] += RADIUS * (1 - along.cos())
     points = (turns[mode] @ local.unsqueeze(2)).squeeze(2) + centres[mode]
-    axes = torch.diag_embed(torch.tensor([1, 2 * BEND**2, *[0.0] * (DIMENSIONS - 2)])) + THICKNESS**2 * torch.eye(10)
-    within = (turns @ axes @ turns.mT).diagonal(dim1=1, dim2=2).mean(0)
-    deviation = (within + centres.var(0, unbiased=False)).sqrt()
-    return ((points - centres.mean(0)) / deviation).reshape(count, DIMENSIONS, 1, 1)
+    # E sin^2 a, E (1 - cos a) and its variance, for a ~ N(0, 1)
+    sine, height = (1 - math.exp(-2)) / 2, 1 - math.exp(-0.5)
+    spread = (1 + math.exp(-2)) / 2 - math.exp(-1)
+    arc = RADIUS**2 * torch.tensor([sine, spread, *[0.0] * (DIMENSIONS - 2)]) + THICKNESS**2
+    means = centres + RADIUS * height * turns[:, :, 1]
+    variance = (turns.square() * arc).sum(2).mean(0) + means.var(0, unbiased=False)
+    return ((points - means.mean(0)) / variance.sqrt()).reshape(count, DIMENSIONS, 1, 1)
 
 
 def fit_source(x: Tensor, seed: int) -> Source:

@@ -54,6 +54,15 @@ class TrainConfig:
         ),
     ] = None
     flip: Annotated[bool, Option("Mirror each image left to right with probability 1/2 (--images).")] = False
+    focal: Annotated[
+        float,
+        Option(
+            "Weigh each datum by its mode's running loss over the mean one, to this power, within 0.3 and 3 (fm and "
+            "mm-fm, with a fitted mixture); 0 for none, MM-FM's mode-conditional run takes 2.",
+            metavar="GAMMA",
+            minimum=0.0,
+        ),
+    ] = 0.0
     mode_mean: Annotated[
         bool,
         Option(
@@ -265,6 +274,8 @@ class TrainConfig:
         if self.images is not None and self.fraction < 1:
             raise UserError("--fraction takes a part of a latents file, not of --images: drop one of them")
 
+        if self.focal and self.objective == "gm-kl":
+            raise UserError("--focal compares losses by ratio, and that of gm-kl may be negative: take fm or mm-fm")
         if self.constant_std is not None and self.objective != "gm-kl":
             raise UserError(f"--constant-std belongs to --objective gm-kl: {self.objective} predicts no deviation")
         if self.spectral and self.objective != "gm-kl":

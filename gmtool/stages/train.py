@@ -97,7 +97,7 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
         report = TrainReport(run_path, 0, config.steps, parameters, config)
         run = _create_or_open(run_path, latents, gmm, config, architecture, parameters)
         stack.enter_context(locked(run_path))
-        trainee = make_trainee(network, config)
+        trainee = make_trainee(network, config, 0 if gmm is None else len(gmm))
         at = _resume(run, trainee, progress)
         if at.step >= config.steps:
             progress.note(f"{run_path} has all its {at.step} steps; a larger --steps goes on")

@@ -44,6 +44,8 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
         time_shift=shift_for(int(np.prod(latents.shape))) if config.time_shift is None else config.time_shift,
         gmm=gmm.path if gmm is not None else None,
     )
+    if resolved.focal and not resolved.uses_modes:
+        raise UserError("--focal weighs modes, and this run knows none: take --source gmm or --condition mode")
     if resolved.mode_mean and not resolved.sees_modes:
         raise UserError(
             "--mode-mean shows the network what it knows of a mode: take --condition mode, or gm-kl on --source gmm"

@@ -64,8 +64,11 @@ class Stepper:
         config, trainee, world = self.config, self.trainee, self.world
         draws = self._draw(len(batch.x), generator(seed, "train", step, device=batch.x.device))
         batch, draws = pair(batch, draws, config)
+        weights = torch.ones_like(draws.t)
+        if trainee.focal is not None and batch.modes is not None:
+            weights = trainee.focal.weights(batch.modes)
         try:
-            losses = self._accumulate(batch, draws)
+            losses = self._accumulate(batch, draws, weights)
         except Exception as error:
             if is_out_of_memory(error):
                 raise _too_large(self.micro_batch or len(batch.x)) from error
@@ -75,6 +78,8 @@ class Stepper:
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
         rate = learning_rate(config, step)
         trainee.optimizer.step(rate, skipped)
+        if trainee.focal is not None and batch.modes is not None:
+            trainee.focal.update(batch.modes, losses, world)
         for average in trainee.averages:
             average.update(trainee.network, step)
         return Taken(step + 1, rate, loss, norm, skipped, losses, draws.t)
@@ -83,7 +88,7 @@ class Stepper:
         """Compute a gradient as a step on ``batch`` does, of its first ``count`` data alone and within this process."""
         draws = self._draw(len(batch.x), generator("rehearsal", device=batch.x.device))
         with self.trainee.hold():
-            self._accumulate(take_rows(batch, slice(count)), take_rows(draws, slice(count)))
+            self._accumulate(take_rows(batch, slice(count)), take_rows(draws, slice(count)), draws.t)
 
     def _draw(self, count: int, stream: torch.Generator) -> Draws:
         """The random numbers of this process's ``count`` data: its part of those of all processes."""
@@ -91,8 +96,11 @@ class Stepper:
         mine = self.world.share(count * self.world.size)
         return take_rows(everyone, slice(mine.start, mine.stop))
 
-    def _accumulate(self, batch: Batch, draws: Draws) -> Tensor:
-        """Leave the gradient of the mean loss in the parameters; return the loss of each datum, (B,)."""
+    def _accumulate(self, batch: Batch, draws: Draws, weights: Tensor) -> Tensor:
+        """Leave the gradient of the mean of the weighted losses in the parameters; return the loss of each datum, (B,).
+
+        weights: of the data, (B,).
+        """
         count = len(batch.x)
         size = self.micro_batch or count
         self.trainee.optimizer.zero_grad()
@@ -100,17 +108,17 @@ class Stepper:
         for start in range(0, count, size):
             last = start + size >= count
             with nullcontext() if last else self.trainee.hold():
-                losses.append(self._backward(batch, draws, slice(start, start + size)))
+                losses.append(self._backward(batch, draws, weights, slice(start, start + size)))
         return torch.cat(losses)
 
-    def _backward(self, batch: Batch, draws: Draws, rows: slice) -> Tensor:
-        """Add the part of ``rows`` to the gradient of the mean loss; return their losses."""
+    def _backward(self, batch: Batch, draws: Draws, weights: Tensor, rows: slice) -> Tensor:
+        """Add the part of ``rows`` to the gradient of the weighted mean; return their losses."""
         trainee = self.trainee
         with self.autocast():
             losses = training_loss(
                 trainee.network, take_rows(batch, rows), take_rows(draws, rows), self.config, trainee.forward
             )
-        (losses.sum() / len(batch.x)).backward()
+        ((weights[rows] * losses).sum() / len(batch.x)).backward()
         return losses.detach()
 
 

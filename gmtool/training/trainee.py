@@ -13,8 +13,11 @@ from gmtool.config.train import TrainConfig
 from gmtool.nn.network import Network
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, load_optimizer, load_weights
 from gmtool.training.ema import Average, average_file, make_averages
+from gmtool.training.focal import ModeLosses
 from gmtool.training.loss import Forward
 from gmtool.training.optimizer import Optimizer, make_optimizer
+
+FOCAL = "focal.safetensors"
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Trainee:
 
     forward: how the network is called: itself, or wrapped for several processes, or compiled. hold: makes a context in
     which a backward pass keeps its gradients to this process: that of a micro-batch which is not the last of a step.
+    focal: the losses of the modes, which weigh the data; None without re-weighting.
     """
 
     network: Network
@@ -30,11 +34,13 @@ class Trainee:
     optimizer: Optimizer
     forward: Forward
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
+    focal: ModeLosses | None = None
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """The files of a checkpoint: named tensors by file name."""
         averages = {average_file(each.name, self._names): each.network.state_dict() for each in self.averages}
-        return {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state()}
+        focal = {} if self.focal is None else {FOCAL: self.focal.state_dict()}
+        return {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state(), **focal}
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
@@ -42,12 +48,16 @@ class Trainee:
         for each in self.averages:
             load_weights(each.network, folder / average_file(each.name, self._names))
         load_optimizer(self.optimizer, folder / OPTIMIZER)
+        if self.focal is not None:
+            load_weights(self.focal, folder / FOCAL)
 
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(each.name for each in self.averages)
 
 
-def make_trainee(network: Network, config: TrainConfig) -> Trainee:
-    """A network that is to be trained from its present weights, by the settings."""
-    return Trainee(network, make_averages(network, config), make_optimizer(network, config), network)
+def make_trainee(network: Network, config: TrainConfig, modes: int = 0) -> Trainee:
+    """A network that is to be trained from its present weights, by the settings. modes: those of the fitted mixture."""
+    device = next(network.parameters()).device
+    focal = ModeLosses(modes, config.focal).to(device) if config.focal else None
+    return Trainee(network, make_averages(network, config), make_optimizer(network, config), network, focal=focal)
