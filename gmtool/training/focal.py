@@ -1,8 +1,8 @@
 """Focal re-weighting of modes: those that are learnt badly count more, those that are learnt well less.
 
 A datum of mode k has the weight w_k = (l_k / l)^gamma, limited to 0.3 ... 3, where l_k is the running mean of the
-mode's loss and l their mean over modes, both as they were before the step. A mode that has not been seen has weight 1. The
-weights enter the gradient alone: the loss that is reported is the plain one.
+mode's loss and l their mean over modes, both as they were before the step. A mode that has not been seen has weight 1.
+The weights enter the gradient alone: the loss that is reported is the plain one.
 
 MM-FM's mode-conditional run is published with gamma 2 and these limits; how it forms the weight from a mode's loss is
 not, so this form is ours.
