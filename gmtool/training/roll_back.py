@@ -21,6 +21,7 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress) 
     Raises UserError with advice when there is none, or when the run has gone back often enough. Deterministic, so that
     a run that is killed afterwards comes to the same checkpoint again.
     """
+    progress.end()  # of the steps so far: there will be others
     good = [each for each in list_checkpoints(folder) if not each.position.streak]
     what = f"{at.streak} steps in a row up to step {at.step} had a loss or gradient that is not finite"
     advice = "try a smaller --lr or --clip, a longer --warmup, or --precision float32, in a new run"

@@ -289,10 +289,17 @@ def test_resuming_on_other_latents(small: Small, finished: Path, tmp_path: Path)
 
 
 class Notes(Progress):
-    """Keeps what it is told."""
+    """Keeps what it is told, and which tasks were begun (+1) and ended (-1)."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.tasks: list[int] = []
+
+    def begin(self, task: str, total: int, unit: str, done: int = 0) -> None:
+        self.tasks.append(1)
+
+    def end(self) -> None:
+        self.tasks.append(-1)
 
     def note(self, message: str) -> None:
         self.lines.append(message)
@@ -419,6 +426,7 @@ def test_a_run_that_diverges_goes_back_with_other_data(
     run(small, tmp_path / "run", config, progress=notes)
     assert taken == [(0, n) for n in range(6)] + [(1, n) for n in range(2, 9)]
     assert any("3 steps in a row up to step 6" in each and "going back to step 2" in each for each in notes.lines)
+    assert notes.tasks == [1, -1, 1, -1]  # a terminal shows one bar at a time
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [each["step"] for each in records] == list(range(1, 10))
     assert find_checkpoint(tmp_path / "run/checkpoints", None).position == Position(9, 1, 0, 0)

@@ -160,9 +160,9 @@ def test_words_that_are_no_micro_batch(word: str) -> None:
 def test_auto_fits_on_the_gpu() -> None:
     device = torch.device("cuda")
     config = replace(PLAIN, condition="none")
-    network = build_network(Architecture((4, 32, 32), depth=12, width=768, heads=12), 0).to(device)
+    network = build_network(Architecture((4, 16, 16), depth=12, width=768, heads=12), 0).to(device)
     stepper = Stepper(config, make_trainee(network, config))
-    found = largest_that_fits(stepper, 4096, device)
-    assert 1 <= found < 4096
-    taken = replace(stepper, micro_batch=found).take(Batch(torch.randn(4096, 4, 32, 32, device=device)), 0, 0)
+    found = largest_that_fits(stepper, 2048, device)
+    assert 1 <= found < 2048
+    taken = replace(stepper, micro_batch=found).take(Batch(torch.randn(2048, 4, 16, 16, device=device)), 0, 0)
     assert not taken.skipped
