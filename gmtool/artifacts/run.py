@@ -37,13 +37,14 @@ from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.tokenizers.base import TokenizerSpec
 
-CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK = (
+CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOARD = (
     "config.json",
     "statistics.safetensors",
     "metrics.jsonl",
     "previews",
     "checkpoints",
     "lock",
+    "tensorboard",
 )
 VARIANCE_EPS = 1e-5
 """Added to the latents' variance under the root, as RAE does."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gmtool import __version__
-from gmtool.cli import encode, evaluate, fit_gmm, import_run, inspect, quickstart, sample, train
+from gmtool.cli import bench, encode, evaluate, fit_gmm, import_run, inspect, quickstart, sample, train
 from gmtool.cli.console import close_bar
 from gmtool.errors import GmtoolError
 
@@ -37,6 +37,7 @@ app.command("eval")(evaluate.command)
 app.command("import")(import_run.command)
 app.command("inspect")(inspect.command)
 app.command("quickstart")(quickstart.command)
+app.command("bench")(bench.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -43,6 +43,12 @@ PresetName = Annotated[
 """``--preset``: reads the table of the command that it stands at."""
 
 
+def spelling(name: str, kind: Any) -> str:
+    """How a setting is typed; one of yes or no, which a preset may have set, also with --no- before it."""
+    both = kind is bool or bool in get_args(kind)
+    return f"{flag(name)}/--no-{flag(name)[2:]}" if both else flag(name)
+
+
 def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command that takes ``config``: it then takes one flag a field of ``config_class`` instead.
 
@@ -58,7 +64,7 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
             typed = Annotated[
                 taken,  # type: ignore[valid-type]  # a field's type, known at run time alone
                 typer.Option(
-                    flag(name),
+                    spelling(name, kind),
                     help=option.help,
                     metavar=option.metavar,
                     show_default=defaults[name] is not None,

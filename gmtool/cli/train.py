@@ -57,7 +57,7 @@ def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str |
     from dataclasses import asdict
 
     from gmtool.cli.console import print_table
-    from gmtool.config.option import flag
+    from gmtool.config.option import as_text, flag
     from gmtool.config.preset import load_preset
     from gmtool.stages.forecast import forecast
 
@@ -65,7 +65,7 @@ def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str |
     if preset is not None:
         recipe = load_preset(preset)
         print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
-    settings = [(flag(name), _shown(value)) for name, value in asdict(found.config).items()]
+    settings = [(flag(name), as_text(value)) for name, value in asdict(found.config).items()]
     print_table(f"{run} on {found.device}", ("setting", "value"), settings)
     print_table("what it takes", ("", ""), _forecast_rows(found, price))
 
@@ -90,8 +90,3 @@ def _forecast_rows(found: Forecast, price: float | None) -> list[tuple[str, str]
     rate = f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"
     rows.append(("time", f"{duration(seconds)} at {rate}"))
     return rows if price is None else [*rows, ("cost", f"{seconds / 3600 * price:,.2f}")]
-
-
-def _shown(value: object) -> str:
-    """A setting as it is typed."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

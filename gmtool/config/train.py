@@ -235,6 +235,23 @@ class TrainConfig:
         ),
     ] = 0
     preview_every: Annotated[int, Option("Steps between preview grids; 0 for none.", metavar="N", minimum=0)] = 1000
+    eval_every: Annotated[
+        int,
+        Option("Steps between scores of a few samples against training images; 0 for none.", metavar="N", minimum=0),
+    ] = 0
+    eval_num: Annotated[int, Option("Samples of such a score.", metavar="N", minimum=2)] = 1000
+    tensorboard: Annotated[
+        bool | None,
+        Option("Write TensorBoard's events into RUN/tensorboard (extra: log). Default: where it is installed."),
+    ] = None
+    wandb: Annotated[
+        str | None,
+        Option(
+            "Also log to this project of Weights & Biases (extra: wandb; WANDB_MODE=offline keeps it here). Default: "
+            "none.",
+            metavar="PROJECT",
+        ),
+    ] = None
     workers: Annotated[
         int | None,
         Option(

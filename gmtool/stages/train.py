@@ -15,7 +15,6 @@ from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import (
     CONFIG,
-    METRICS,
     RunFolder,
     create_run,
     is_unfinished,
@@ -37,14 +36,13 @@ from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.stages.generate import Model
-from gmtool.stages.preview import Previewer
-from gmtool.stages.sample import decoder_of
 from gmtool.stages.train_data import open_data
 from gmtool.stages.train_settings import architecture_for, resolve
+from gmtool.stages.watch import watch
 from gmtool.training.checkpoint import Position, cut_short, list_checkpoints, remove_old, save_checkpoint
 from gmtool.training.feed import mode_weights
-from gmtool.training.loop import DivergedError, Event, Loop
-from gmtool.training.metrics import MetricsFile
+from gmtool.training.loggers import check_installed
+from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.roll_back import roll_back
 from gmtool.training.step import Stepper
@@ -56,6 +54,10 @@ FREE_TO_CHANGE = (
     "keep",
     "keep_every",
     "preview_every",
+    "eval_every",
+    "eval_num",
+    "tensorboard",
+    "wandb",
     "workers",
     "micro_batch",
     "skip_limit",
@@ -90,6 +92,7 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
         gmm = open_mixture(latents, config, stack)
         device = resolve_device(config.device)
         config = resolve(config, latents, gmm, device)
+        check_installed(config.tensorboard, config.wandb)
         allow_tf32(config.tf32)
         architecture = architecture_for(config, latents, gmm)
         network = build_network(architecture, config.seed).to(device)
@@ -138,25 +141,14 @@ def _loop(
     stepper = replace(stepper, micro_batch=choose_micro_batch(stepper, config, config.batch_size, device))
     if stepper.micro_batch != config.batch_size:
         progress.note(f"{stepper.micro_batch} images at once, {config.batch_size} a step")
-    loop = Loop(
-        config,
-        stepper,
-        save,
-        loggers=[MetricsFile(run.path / METRICS)],
-        events=[Event(config.preview_every, _previewer(run, model, progress).draw)],
-    )
-    while True:
-        try:
-            return loop.run(data.batches(at), at, progress)
-        except DivergedError as diverged:
-            at = roll_back(run.checkpoints, diverged.position, trainee, progress)
-
-
-def _previewer(run: RunFolder, model: Model, progress: Progress) -> Previewer:
-    tokenizer, no_images = decoder_of(run, None, model.device) if run.config.preview_every else (None, None)
-    if no_images is not None:
-        progress.note(f"no preview grids: {no_images}")
-    return Previewer(model, run, tokenizer)
+    with ExitStack() as stack:
+        watching = watch(run, latents, model, progress, stack)
+        loop = Loop(config, stepper, save, watching.loggers, watching.events, watching.pace)
+        while True:
+            try:
+                return loop.run(data.batches(at), at, progress)
+            except DivergedError as diverged:
+                at = roll_back(run.checkpoints, diverged.position, trainee, progress)
 
 
 def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:

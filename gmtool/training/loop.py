@@ -6,16 +6,16 @@ step n therefore goes on exactly as the uninterrupted one.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gmtool.config.train import TrainConfig
 from gmtool.progress import Progress
 from gmtool.training.checkpoint import Position
 from gmtool.training.interrupt import finishing_the_step
 from gmtool.training.loss import Batch
-from gmtool.training.metrics import Logger
+from gmtool.training.metrics import Logger, Record
+from gmtool.training.pace import Pace
 from gmtool.training.step import Stepper, Taken
 
 READ_EVERY = 50
@@ -51,6 +51,7 @@ class Loop:
     save: Callable[[Position], None]
     loggers: Sequence[Logger] = ()
     events: Sequence[Event] = ()
+    pace: Pace = field(default_factory=Pace)
 
     def run(self, batches: Iterable[Batch], start: Position, progress: Progress) -> None:
         """Take the steps ``start.step`` ... ``config.steps`` - 1, one a batch.
@@ -63,17 +64,17 @@ class Loop:
         for logger in self.loggers:
             logger.begin(start.step)
         progress.begin("train", config.steps, "steps", start.step)
-        began = time.monotonic()
         with finishing_the_step() as told_to_stop:
-            for done, batch in enumerate(batches, start.step + 1):
+            for done, batch in enumerate(self.pace.waiting(batches), start.step + 1):
                 pending.append(self.stepper.take(batch, done - 1, seed))
+                self.pace.count(len(batch.x) * self.stepper.world.size)
                 stopping = told_to_stop()
                 due = [each for each in self.events if each.is_due(done, config.steps)]
                 save = stopping or done % config.save_every == 0 or done == config.steps
                 if save or due or not batch.x.is_cuda or len(pending) >= READ_EVERY:
                     at = self._report(pending, at)
-                    speed = (done - start.step) * len(batch.x) / (time.monotonic() - began)
-                    progress.advance(len(pending), {"loss": pending[-1].loss.item(), "images/s": speed})
+                    pace = self._report_pace(done)
+                    progress.advance(len(pending), {"loss": pending[-1].loss.item(), **pace})
                     pending = []
                 if save:
                     self.save(at)
@@ -82,6 +83,15 @@ class Loop:
                 for event in due:
                     event.act(done)
         progress.end()
+
+    def _report_pace(self, step: int) -> Record:
+        """The figures of the present lap; at its end it is handed on, and the next one begins."""
+        found = self.pace.figures()
+        if self.pace.steps >= READ_EVERY or step == self.config.steps:
+            for logger in self.loggers:
+                logger.write([{"step": step, **found}], "machine")
+            self.pace.begin_lap()
+        return found
 
     def _report(self, pending: Sequence[Taken], at: Position) -> Position:
         """Hand the records of steps on; return where the run is after them. Waits for the device."""

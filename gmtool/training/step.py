@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gmtool.config.train import TrainConfig
 from gmtool.distributed import World
 from gmtool.errors import MachineError
+from gmtool.flow.times import time_quartiles
 from gmtool.random import generator
 from gmtool.training.loss import Batch, Draws, draw, pair, take_rows, training_loss
 from gmtool.training.metrics import Record
@@ -28,8 +29,8 @@ ALONE = World()
 @dataclass(frozen=True)
 class Taken:
     """A step that was taken, on the device: its number from 1 and its learning rate; the mean loss () of the batch and
-    the norm () of its gradient before clipping, over all processes; whether it was called off, () bool; and the loss
-    and the time of each datum of this process, (B,).
+    the norm () of its gradient before clipping, over all processes; whether it was called off, () bool; and the sum of
+    the losses and the number of data in each quarter of the times, (2, 4), the one next to the data first.
     """
 
     step: int
@@ -37,12 +38,15 @@ class Taken:
     loss: Tensor
     norm: Tensor
     skipped: Tensor
-    losses: Tensor
-    times: Tensor
+    quarters: Tensor
 
     def record(self) -> Record:
-        """The step's figures; a loss or norm that is not finite is left out. Waits for the device."""
+        """The step's figures; what is not finite, or has no data, is left out. Waits for the device."""
         found = {"step": self.step, "loss": self.loss.item(), "grad_norm": self.norm.item(), "lr": self.rate}
+        sums, counts = self.quarters.tolist()
+        for number, (total, count) in enumerate(zip(sums, counts, strict=True), 1):
+            if count:
+                found[f"loss_q{number}"] = total / count
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -73,7 +77,10 @@ class Stepper:
             if is_out_of_memory(error):
                 raise _too_large(self.micro_batch or len(batch.x)) from error
             raise
-        loss = world.sum(losses.mean()) / world.size
+        assert config.time_shift is not None  # a run's config is resolved
+        edges = time_quartiles(config.time_distribution, config.time_shift)
+        figures = world.sum(torch.cat([losses.mean()[None], by_quarter(losses, draws.t, edges).flatten()]))
+        loss, quarters = figures[0] / world.size, figures[1:].reshape(2, 4)
         norm = nn.utils.clip_grad_norm_(trainee.network.parameters(), config.clip or math.inf)
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
         rate = learning_rate(config, step)
@@ -82,7 +89,7 @@ class Stepper:
             trainee.focal.update(batch.modes, losses, world)
         for average in trainee.averages:
             average.update(trainee.network, step)
-        return Taken(step + 1, rate, loss, norm, skipped, losses, draws.t)
+        return Taken(step + 1, rate, loss, norm, skipped, quarters)
 
     def rehearse(self, batch: Batch, count: int) -> None:
         """Compute a gradient as a step on ``batch`` does, of its first ``count`` data alone and within this process."""
@@ -120,6 +127,14 @@ class Stepper:
             )
         ((weights[rows] * losses).sum() / len(batch.x)).backward()
         return losses.detach()
+
+
+def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
+    """Sums of losses (B,), and numbers of data, whose times t (B,) lie between the ``edges`` (3,): (2, 4) float32."""
+    # the edges go to the device as numbers: a copy would wait for it
+    quarter = sum((t > edge).long() for edge in edges.tolist())
+    within = quarter[:, None] == torch.arange(4, device=t.device)
+    return torch.stack([torch.where(within, losses[:, None], 0).sum(0), within.sum(0)])
 
 
 def is_out_of_memory(error: Exception) -> bool:

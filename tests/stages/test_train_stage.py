@@ -32,7 +32,7 @@ from gmtool.training.loss import Batch
 from gmtool.training.step import Stepper, Taken
 
 CPU = torch.device("cpu")
-QUICK = TrainConfig(steps=5, batch_size=7, warmup=2, save_every=2, preview_every=0, device="cpu")
+QUICK = TrainConfig(steps=5, batch_size=7, warmup=2, save_every=2, preview_every=0, tensorboard=False, device="cpu")
 
 
 def run(

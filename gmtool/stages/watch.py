@@ -1,0 +1,67 @@
+"""All that watches a training run: who is told its figures, what is drawn and scored now and then, how fast it goes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from gmtool.artifacts.latents import LatentsFile
+from gmtool.artifacts.run import METRICS, RunFolder
+from gmtool.config.option import as_text, flag
+from gmtool.progress import Progress
+from gmtool.speed import matmul_rate
+from gmtool.stages.generate import Model
+from gmtool.stages.preview import Previewer
+from gmtool.stages.sample import decoder_of
+from gmtool.stages.score import Scorer
+from gmtool.training.cost import step_cost
+from gmtool.training.loggers import TensorBoard, WeightsAndBiases, tensorboard_wanted
+from gmtool.training.loop import Event
+from gmtool.training.metrics import Logger, MetricsFile
+from gmtool.training.pace import Pace
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The watchers of a run, for its loop; by default there are none."""
+
+    loggers: tuple[Logger, ...] = ()
+    events: tuple[Event, ...] = ()
+    pace: Pace = field(default_factory=Pace)
+
+
+def watch(run: RunFolder, latents: LatentsFile, model: Model, progress: Progress, stack: ExitStack) -> Watch:
+    """The watchers that a run's settings ask for; ``stack`` closes them. Says in notes what is trained, and with what.
+
+    model: the network that is drawn from, in its run's coordinates.
+    """
+    config = run.config
+    progress.note("settings: " + " ".join(f"{flag(name)} {as_text(value)}" for name, value in asdict(config).items()))
+    loggers: list[Logger] = [MetricsFile(run.path / METRICS)]
+    if tensorboard_wanted(config.tensorboard):
+        loggers.append(TensorBoard(run))
+    if config.wandb is not None:
+        loggers.append(WeightsAndBiases(run, config.wandb))
+    for logger in loggers:
+        stack.callback(logger.close)
+    wanted = config.preview_every or config.eval_every
+    tokenizer, no_images = decoder_of(run, None, model.device) if wanted else (None, None)
+    if no_images is not None and config.preview_every:
+        progress.note(f"no preview grids: {no_images}")
+    events = (
+        Event(config.preview_every, Previewer(model, run, tokenizer).draw),
+        Event(config.eval_every, Scorer(model, latents, tokenizer, config.eval_num, loggers).score),
+    )
+    return Watch(tuple(loggers), events, _pace(run, model))
+
+
+def _pace(run: RunFolder, model: Model) -> Pace:
+    """A clock that knows, on a GPU, what a step costs and what the device can do; elsewhere finding out costs more."""
+    if model.device.type != "cuda":
+        return Pace()
+    flops = step_cost(run.architecture, run.config, model.precision).flops
+    peak = matmul_rate(model.device, model.precision)
+    torch.cuda.empty_cache()
+    return Pace(flops, peak)

@@ -1,0 +1,97 @@
+"""TensorBoard and Weights & Biases: what they are told is what they hold, also after a run went on."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gmtool.artifacts.manifest import Manifest
+from gmtool.artifacts.run import RunFolder
+from gmtool.config.train import TrainConfig
+from gmtool.errors import UserError
+from gmtool.nn.architecture import Architecture
+from gmtool.training import loggers as loggers_module
+from gmtool.training.loggers import TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
+from gmtool.training.metrics import MetricsFile
+
+
+def run_in(folder: Path) -> RunFolder:
+    manifest = Manifest(kind="run", stage="train", fingerprint="0123456789abcdef0123", config={"steps": 3}, inputs=())
+    return RunFolder(folder, manifest, TrainConfig(), Architecture((1, 1, 1), 1, 4, 1), ())
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: {each.step: each.value for each in events.Scalars(name)} for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_holds_the_figures_under_their_groups(tmp_path: Path) -> None:
+    logger = TensorBoard(run_in(tmp_path))
+    logger.begin(0)
+    logger.write([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5, "lr": 0.25}])
+    logger.write([{"step": 2, "images/s": 64.0}], "machine")
+    logger.write([{"step": 2, "frechet_distance": 8.0}], "samples")
+    logger.close()
+    assert scalars(tmp_path / "tensorboard") == {
+        "train/loss": {1: 2.0, 2: 1.5},
+        "train/lr": {2: 0.25},
+        "machine/images/s": {2: 64.0},
+        "samples/frechet_distance": {2: 8.0},
+    }
+
+
+def test_tensorboard_drops_what_comes_again(tmp_path: Path) -> None:
+    for begin, values in ((0, {1: 4.0, 2: 3.0, 3: 9.0}), (2, {3: 2.0, 4: 1.0})):
+        logger = TensorBoard(run_in(tmp_path))
+        logger.begin(begin)
+        logger.write([{"step": step, "loss": value} for step, value in values.items()])
+        logger.close()
+    assert scalars(tmp_path / "tensorboard")["train/loss"] == {1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}
+
+
+def test_weights_and_biases_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    logger = WeightsAndBiases(run_in(tmp_path), "project")
+    logger.begin(0)
+    logger.begin(0)  # a run that goes back to a checkpoint begins again
+    logger.write([{"step": 1, "loss": 2.0}])
+    logger.write([{"step": 1, "images/s": 64.0}], "machine")
+    logger.close()
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-0123456789abcdef.wandb")
+    held = record.read_bytes()
+    assert b"train/loss" in held and b"machine/images/s" in held and b"project" in held
+
+
+def test_metrics_leave_out_how_fast_it_went(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.begin(0)
+    metrics.write([{"step": 1, "loss": 2.0}])
+    metrics.write([{"step": 1, "images/s": 64.0}], "machine")
+    metrics.write([{"step": 1, "frechet_distance": 8.0}], "samples")
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+    assert "images/s" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_what_is_not_installed_is_said_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tensorboard_wanted(None) and tensorboard_wanted(True) and not tensorboard_wanted(False)
+    check_installed(True, "project")
+    monkeypatch.setattr(loggers_module, "find_spec", lambda name: None)
+    assert not tensorboard_wanted(None)
+    check_installed(None, None)
+    with pytest.raises(UserError, match=r"pip install 'gmtool\[log\]'"):
+        check_installed(True, None)
+    with pytest.raises(UserError, match=r"pip install 'gmtool\[wandb\]'"):
+        check_installed(None, "project")
+
+
+def test_a_figure_that_is_not_a_number_is_kept(tmp_path: Path) -> None:
+    logger = TensorBoard(run_in(tmp_path))
+    logger.begin(0)
+    logger.write([{"step": 1, "loss": math.inf}])
+    logger.close()
+    assert scalars(tmp_path / "tensorboard")["train/loss"] == {1: math.inf}

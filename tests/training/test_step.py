@@ -1,0 +1,42 @@
+"""What a step leaves to be told."""
+
+import pytest
+import torch
+
+from gmtool.config.train import TrainConfig
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
+from gmtool.training.loss import Batch
+from gmtool.training.step import Stepper, Taken, by_quarter
+from gmtool.training.trainee import make_trainee
+
+CONFIG = TrainConfig(lr=1e-3, time_shift=3.0, condition="none", source="gaussian")
+
+
+def taken(quarters: list[list[float]]) -> Taken:
+    return Taken(3, 0.1, torch.tensor(2.0), torch.tensor(1.0), torch.tensor(False), torch.tensor(quarters))
+
+
+def test_losses_are_told_apart_by_time() -> None:
+    t = torch.tensor([0.05, 0.9, 0.3, 0.2, 0.6])
+    found = by_quarter(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), t, torch.tensor([0.25, 0.5, 0.75]))
+    assert found.tolist() == [[9, 4, 16, 2], [2, 1, 1, 1]]
+
+
+def test_a_loss_that_is_not_finite_stays_in_its_quarter() -> None:
+    found = by_quarter(torch.tensor([float("nan"), 2.0]), torch.tensor([0.1, 0.9]), torch.tensor([0.25, 0.5, 0.75]))
+    assert found[0, 0].isnan() and found[0, 1:].tolist() == [0, 0, 2]
+
+
+def test_a_record_holds_the_mean_loss_of_each_quarter_with_data() -> None:
+    record = taken([[9, 4, 0, 2], [2, 1, 0, 4]]).record()
+    quarters = {name: value for name, value in record.items() if name.startswith("loss_q")}
+    assert quarters == {"loss_q1": 4.5, "loss_q2": 4.0, "loss_q4": 0.5}
+
+
+def test_the_quarters_of_a_step_add_up_to_its_loss() -> None:
+    trainee = make_trainee(build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0), CONFIG)
+    found = Stepper(CONFIG, trainee).take(Batch(torch.randn(64, 2, 2, 2)), step=0, seed=0)
+    sums, counts = found.quarters
+    assert counts.sum() == 64 and (counts > 4).all()
+    assert sums.sum().item() / 64 == pytest.approx(found.loss.item(), rel=1e-6)
