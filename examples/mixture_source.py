@@ -8,8 +8,8 @@ from is fitted by EM (diagonal, eight modes), not told.
 
 For every pair of source and coupling the tables hold length, straightness and mean Lipschitz constant of the flow
 (`gmtool.evaluation.trajectory`) along 100 Euler steps; then W2^2 on moderate sets and squared sliced W2 on large ones,
-by network evaluations, beside the same distances between two samples of the data. The row "told its mode" gives the
-network the mode k, as the union must, so that it says what that knowledge alone is worth.
+by network evaluations, 0 being the source itself, beside the same distances between two samples of the data. The row
+"told its mode" gives the network the mode k, as the union must, so that it says what that knowledge alone is worth.
 
     python examples/mixture_source.py             # about 5 minutes on an idle CPU
     python examples/mixture_source.py --quick     # the same in miniature, for a look at the output
@@ -259,7 +259,7 @@ def judge(sampling: Sampler, held_out: Tensor, setting: Setting) -> tuple[Outcom
     field = sampling.field(rows)
     paths = trace(field, sampling.start[rows], PATH_STEPS, 1.0)
     steepest = mean_lipschitz(field, paths, generator("lipschitz"))
-    drawn = {count: sampling.draw(count) for count in EVALUATIONS}
+    drawn = {0: sampling.start} | {count: sampling.draw(count) for count in EVALUATIONS}
     outcome = Outcome(
         float(paths.length().mean()),
         float(paths.straightness().mean()),
@@ -287,8 +287,8 @@ def report(name: str, outcomes: dict[str, Outcome], floor: Outcome) -> None:
     ):
         print_table(
             f"{title}, by evaluations (two samples of the data: {least[0]:.4f})",
-            ("source, coupling", *map(str, EVALUATIONS)),
-            [(row, *(f"{each[count]:.4f}" for count in EVALUATIONS)) for row, each in values.items()],
+            ("source, coupling", *map(str, (0, *EVALUATIONS))),
+            [(row, *(f"{value:.4f}" for value in each.values())) for row, each in values.items()],
         )
 
 

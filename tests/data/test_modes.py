@@ -51,3 +51,19 @@ def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
     torch.testing.assert_close(frame.std, torch.tensor([[[[FLOOR, 1.5]]]]))
     x = torch.tensor([[[[0.3, -2.0]]]])
     torch.testing.assert_close(frame.restore(frame.whiten(x)), x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [1.0, 0.0], ids=["on the GPU", "in pinned memory"])
+def test_frames_are_the_same_on_a_gpu(small: Small, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    monkeypatch.setattr(modes_file, "SHARE", share)
+    picked = torch.tensor([2, 0, 2, 3])
+    with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
+        statistics = latent_statistics(latents)
+        expected = ModeFrames(gmm, statistics, CPU).frame(picked)
+        frames = ModeFrames(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"))
+        for modes in (picked, picked.cuda()):
+            found = frames.frame(modes)
+            assert found.mean.is_cuda and found.std.is_cuda
+            torch.testing.assert_close(found.mean.cpu(), expected.mean)
+            torch.testing.assert_close(found.std.cpu(), expected.std)
