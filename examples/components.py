@@ -4,7 +4,7 @@ The same network and training but for the head's K, from several seeds; the scor
 took no part in training (`digits`), beside that of real training digits. A table and a picture of mean and standard
 deviation over the seeds.
 
-    python examples/components.py            # about half an hour on one idle core; may be stopped, and goes on
+    python examples/components.py            # about an hour on one idle core; may be stopped, and goes on
     python examples/components.py --seeds 1
 """
 
@@ -84,8 +84,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("digits-study"), help="runs, scores, the picture")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600, help="of training")
-    parser.add_argument("--batch", type=int, default=64, help="images of a training step")
+    parser.add_argument("--steps", type=int, default=1500, help="of training")
+    parser.add_argument("--batch", type=int, default=128, help="images of a training step")
     parser.add_argument("--evaluations", type=int, default=6, help="of the network, a sample")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="digits of a score")
     return parser.parse_args()

@@ -161,7 +161,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("guidance-study"), help="samples and the picture")
     parser.add_argument("--run", type=Path, help="a trained run instead of one on the digits")
-    parser.add_argument("--training-steps", type=int, default=600, help="of the run on the digits")
+    parser.add_argument("--training-steps", type=int, default=1500, help="of the run on the digits")
     parser.add_argument("--reference", type=Path, help="real images instead of those of the run's latents")
     parser.add_argument("--features", default="tokenizer", help="of precision and recall: tokenizer or inception")
     parser.add_argument("--steps", type=int, default=8, help="evaluations of the network, guidance apart")
@@ -180,7 +180,7 @@ def main() -> None:
     options = parse()
     run = options.run
     if run is None:
-        config = replace(budget(options.training_steps, 0), objective="gm-kl", source="gaussian", batch_size=64)
+        config = replace(budget(options.training_steps, 0), objective="gm-kl", source="gaussian")
         run = trained(prepare(options.folder, "test"), config)
     sampling = SampleConfig(steps=options.steps, num=options.num, decoder=options.decoder, device=options.device)
     scoring = EvaluateConfig(reference=options.reference, features=options.features, device=options.device)
