@@ -169,7 +169,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="sampling seeds")
     parser.add_argument("--cfg", type=scales, default=scales("1,1.2,1.5,2,4"), help="its scales, 1 being none")
     parser.add_argument("--cfg-solver", default="heun", help="solver of cfg")
-    parser.add_argument("--prob", type=scales, default=scales("0,0.03,0.05,0.1,0.2,0.4"), help="its scales, 0 being none")
+    parser.add_argument(
+        "--prob", type=scales, default=scales("0,0.03,0.05,0.1,0.2,0.4"), help="its scales, 0 being none"
+    )
     parser.add_argument("--prob-solver", default="gm-ode", help="solver of prob")
     parser.add_argument("--decoder", help="of dinov2 latents, as in gmtool sample")
     parser.add_argument("--device", default="auto")
