@@ -74,7 +74,8 @@ class Loop:
                 if save or due or not batch.x.is_cuda or len(pending) >= READ_EVERY:
                     at = self._report(pending, at)
                     pace = self._report_pace(done)
-                    progress.advance(len(pending), {"loss": pending[-1].loss.item(), **pace})
+                    skipped = {"skipped": at.skipped} if at.skipped else {}
+                    progress.advance(len(pending), {"loss": pending[-1].loss.item(), **pace, **skipped})
                     pending = []
                 if save:
                     self.save(at)

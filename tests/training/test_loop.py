@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,13 +65,15 @@ def lines(folder: Path) -> list[dict]:
 class Counter(Progress):
     def __init__(self) -> None:
         self.began: tuple[int, int] = (0, 0)
+        self.skipped: list[float | None] = []
         self.count = 0
 
     def begin(self, task: str, total: int, unit: str, done: int = 0) -> None:
         self.began = (total, done)
 
-    def advance(self, count: int = 1, figures: object = None) -> None:
+    def advance(self, count: int = 1, figures: Mapping[str, float] | None = None) -> None:
         self.count += count
+        self.skipped.append((figures or {}).get("skipped"))
 
 
 def test_the_average_is_the_recursion(tmp_path: Path) -> None:
@@ -181,10 +184,11 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(
 
 
 def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(CONFIG, steps=8, skip_limit=3)
+    config, heard = replace(CONFIG, steps=8, skip_limit=3), Counter()
     poison(monkeypatch, {2, 4, 5, 6}, SPOILS["nan"])
     with pytest.raises(DivergedError) as caught:
-        train(tmp_path, batches(8), config)
+        train(tmp_path, batches(8), config, progress=heard)
+    assert heard.skipped == [None, 1, 1, 2, 3]
     assert caught.value.position == Position(6, 0, 4, 3)
     assert [each["step"] for each in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert [each.position for each in list_checkpoints(tmp_path / "checkpoints")] == [
