@@ -99,4 +99,5 @@ def _batch(architecture: Architecture, config: TrainConfig, count: int) -> Batch
         return torch.empty(count, *architecture.shape)
 
     labels = torch.zeros(count, dtype=torch.long)
-    return Batch(latents(), labels, labels, Frame(latents(), latents()) if config.source == "gmm" else None)
+    frame = Frame(latents(), latents()) if config.source == "gmm" else None
+    return Batch(latents(), labels, labels, frame, latents() if architecture.context else None)

@@ -27,7 +27,8 @@ def dit_products(architecture: Architecture) -> int:
     outputs = components * (CHANNELS + 1) if components else CHANNELS
     embedding = 256 * width + width**2
     log_std = width**2 + width if components else 0
-    return architecture.depth * block + tokens * width * (CHANNELS + outputs) + embedding + 2 * width**2 + log_std
+    channels = CHANNELS + architecture.context + outputs
+    return architecture.depth * block + tokens * width * channels + embedding + 2 * width**2 + log_std
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,9 @@ def dit_products(architecture: Architecture) -> int:
         (FM, replace(SMALL, depth=1, width=64)),
         (GM_KL, replace(SMALL, components=3)),
         (UNION, replace(SMALL, components=3, modes=7)),
+        (replace(UNION, mode_mean=True), replace(SMALL, components=3, modes=7, context=CHANNELS)),
     ],
-    ids=["fm", "wide", "gm-kl", "union"],
+    ids=["fm", "wide", "gm-kl", "union", "context"],
 )
 def test_operations_are_those_of_the_closed_form(config: TrainConfig, architecture: Architecture) -> None:
     cost = step_cost(architecture, config, torch.float32)

@@ -1,0 +1,107 @@
+"""What runs otherwise on a GPU than on a CPU: precision, random numbers, fused kernels, a resumed run, EM."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import Small
+
+from gmtool.config.train import TrainConfig
+from gmtool.device import compute_dtype, resolve_device
+from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import build_network
+from gmtool.progress import Progress
+from gmtool.random import generator
+from gmtool.stages.train import train
+from gmtool.training.checkpoint import MODEL, list_checkpoints
+from gmtool.training.loss import Batch
+from gmtool.training.step import Stepper
+from gmtool.training.trainee import make_trainee
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = TrainConfig(
+    steps=6, batch_size=8, model="tiny", save_every=3, preview_every=0, tensorboard=False, device="cuda"
+)
+STEP = TrainConfig(lr=1e-3, time_shift=1.0, condition="none", source="gaussian", coupling="independent")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(run / "checkpoints")[-1].path / MODEL)
+
+
+def test_auto_is_the_gpu_in_bfloat16() -> None:
+    device = resolve_device("auto")
+    assert device.type == "cuda"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        assert compute_dtype("auto", device) == torch.bfloat16
+
+
+def test_a_generator_of_the_gpu_repeats_itself() -> None:
+    one, two, other = (
+        torch.randn(1000, generator=generator(*key, device="cuda"), device="cuda")
+        for key in ((1, "a"), (1, "a"), (2, "a"))
+    )
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_a_fused_step_in_float32_is_that_of_the_cpu() -> None:
+    """From the same numbers: those of the GPU's generator differ, so both take the CPU's."""
+    found = {}
+    architecture = Architecture((4, 4, 4), depth=2, width=32, heads=2)
+    for device in ("cpu", "cuda"):
+        trainee = make_trainee(build_network(architecture, 0).to(device), STEP)
+        stepper = Stepper(STEP, trainee)
+        batch = Batch(torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(1)).to(device))
+        draws = stepper._draw(16, generator(0))
+        draws = replace(draws, **{name: each.to(device) for name, each in vars(draws).items() if each is not None})
+        stepper._accumulate(batch, draws)
+        trainee.optimizer.step(1e-3, torch.tensor(False, device=device))
+        found[device] = {name: each.detach().cpu() for name, each in trainee.network.named_parameters()}
+    for name, value in found["cpu"].items():
+        torch.testing.assert_close(found["cuda"][name], value, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_a_loss_in_bfloat16_is_near_that_in_float32_and_float32_itself(small: Small, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        run = tmp_path / precision
+        train(small.latents("classes"), run, replace(CONFIG, precision=precision), Progress())
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses[precision] = [each["loss"] for each in lines if "loss" in each]
+        assert all(each.dtype == torch.float32 for each in weights(run).values())
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path, workers: int) -> None:
+    """With worker processes the latents pass through pinned memory."""
+    config = replace(CONFIG, precision="float32", workers=workers)
+    train(small.latents("classes"), tmp_path / "whole", config, Progress())
+    train(small.latents("classes"), tmp_path / "parts", replace(config, steps=3), Progress())
+    train(small.latents("classes"), tmp_path / "parts", config, Progress())
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name, value in whole.items():
+        # kernels that add in no fixed order may differ by rounding
+        torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_an_iteration_of_em_is_that_of_the_cpu() -> None:
+    draws = np.random.default_rng(0)
+    data = draws.standard_normal((2000, 6)).astype(np.float32)
+    found = {}
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        means = torch.from_numpy(data[:5]).double().to(device)
+        mixture = DiagonalMixture(torch.full((5,), 0.2, dtype=torch.float64, device=device), means, 1 + 0 * means)
+        moments = expected_moments(Blocks(data, block_rows(5, device), device), mixture)
+        found[name] = (moments.log_likelihood, maximise(moments, mixture, 1e-6))
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-5)
+    for part in ("weights", "means", "variances"):
+        one, two = (getattr(found[name][1], part).cpu() for name in ("cpu", "cuda"))
+        torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-3)
