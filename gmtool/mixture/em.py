@@ -213,7 +213,9 @@ def maximise(moments: Moments, previous: DiagonalMixture | None, floor: float) -
 def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> Posterior:
     """The ``keep`` most probable modes of each datum (at most K), and its log-likelihood."""
     keep = min(keep, len(mixture.weights))
-    modes, probabilities, likelihood = [], [], []
+    # a process may have no block
+    modes, probabilities = [torch.empty(0, keep, dtype=torch.int32)], [torch.empty(0, keep)]
+    likelihood = [torch.empty(0, dtype=torch.float64)]
     density: _LogDensity | None = None
     for x in blocks:
         density = density or _LogDensity(mixture, x.dtype)

@@ -316,6 +316,14 @@ def test_posterior_is_bayes_rule() -> None:
     np.testing.assert_array_equal(hard.probabilities, 1)
 
 
+def test_a_process_without_data_finds_nothing() -> None:
+    x, _ = mixture_data(50, modes=4, size=3)
+    none = posterior(Blocks(x[:0], 16, CPU), start_at(x, 4), 3)
+    assert none.modes.shape == none.probabilities.shape == (0, 3)
+    assert none.log_likelihood.shape == (0,)
+    assert none.modes.dtype == np.int32 and none.probabilities.dtype == np.float32
+
+
 def test_moments_of_one_mode_are_the_data_s() -> None:
     x, _ = mixture_data(100, modes=2, size=3)
     moments: Moments = expected_moments(Blocks(x, 30, CPU), start_at(x, 1))

@@ -1,0 +1,213 @@
+"""What fit-gmm takes at scale, on made-up data: time, memory, and share of what the machine could do.
+
+``em`` times k-means' seeds, its iterations and EM's, and compares their operations with the rate of a matrix product in
+the same process. ``patches`` writes a latents file, measures how fast the disk gives it back from start to end, then
+takes the modes' moments once with memory for all modes and once within --memory: the same numbers, and how fast it
+read. What the system has cached of the file is dropped before each reading.
+
+    python examples/benchmarks/fit_scale.py em --data 200000 --size 768 --modes 4096 --iterations 2
+    python examples/benchmarks/fit_scale.py patches --gigabytes 20 --memory 2 --folder /scratch
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from em import make_data, matrix_rate
+
+from gmtool.artifacts.files import human_bytes
+from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
+from gmtool.cli.console import print_table
+from gmtool.device import resolve_device
+from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, maximise
+from gmtool.mixture.kmeans import kmeans, seed_centroids
+from gmtool.mixture.patch_moments import PatchMode, Rule, mode_block, patch_moments, share_memory
+from gmtool.tokenizers.base import TokenizerSpec
+
+SHAPE = (768, 16, 16)
+
+
+def peak_memory() -> float:
+    """Bytes of memory that this process has had at most."""
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def timed(what: Callable[[], object]) -> tuple[object, float, float]:
+    """What it gives, seconds by the clock and of the processors."""
+    started, began = time.perf_counter(), time.process_time()
+    found = what()
+    return found, time.perf_counter() - started, time.process_time() - began
+
+
+def em(options: argparse.Namespace) -> None:
+    device = resolve_device(options.device)
+    data = make_data(options.data, options.size, options.modes, 0)
+    data -= data.mean(axis=0)
+    before, rate = peak_memory(), matrix_rate()
+    rows = []
+
+    def tell(name: str, operations: float, seconds: float, processor: float) -> None:
+        share = operations / processor / rate
+        rows.append((name, f"{seconds:.1f}", f"{processor:.1f}", f"{operations / 1e12:.2f}", f"{share:.0%}"))
+
+    product = 2.0 * options.data * options.size * options.modes
+    seeds, *times = timed(lambda: seed_centroids(data, options.modes, seed=0, device=device))
+    subset = min(options.data, max(1 << 13, 32 * options.modes))
+    tell("seeds", product / options.data * subset * (2 + int(math.log(options.modes))), *times)
+    clusters, *times = timed(lambda: kmeans(data, seeds, iterations=1, device=device))
+    tell("k-means iteration and assignment", 2 * product, *times)
+    blocks = Blocks(data, block_rows(options.modes, device), device)
+    start = maximise(label_moments(blocks, torch.from_numpy(clusters.labels).to(device), options.modes), None, 1e-6)
+    clock: list[tuple[float, float]] = [(time.perf_counter(), time.process_time())]
+    fit_em(
+        blocks,
+        Fit(start),
+        iterations=options.iterations,
+        tolerance=-1.0,
+        floor=1e-6,
+        on_iteration=lambda _: clock.append((time.perf_counter(), time.process_time())),
+    )
+    for index, (old, new) in enumerate(itertools.pairwise(clock)):
+        tell(f"EM iteration {index + 1}", 4 * product, new[0] - old[0], new[1] - old[1])
+    print_table(
+        f"{options.data:,} x {options.size:,}, {options.modes:,} modes; matrix products {rate / 1e9:.0f} GFLOP/s; "
+        f"memory over the data's {human_bytes(peak_memory() - before)}",
+        ("", "clock, s", "processor, s", "TFLOP, dense", "of the limit"),
+        rows,
+    )
+
+
+def make_latents(path: Path, count: int) -> None:
+    """A latents file of ``count`` samples, cheap to make: a pool of noise, shifted by eighths."""
+    rng = np.random.default_rng(0)
+    pool = rng.standard_normal((64, *SHAPE), dtype=np.float32).astype(np.float16)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, count, 64):
+            size = min(64, count - start)
+            yield pool[rng.permutation(64)[:size]] + rng.integers(-8, 9, (size, SHAPE[0], 1, 1)).astype(np.float16) / 8
+
+    write_latents(
+        path,
+        patches=batches(),
+        descriptors=np.zeros((count, 1), np.float32),
+        labels=np.zeros(count, np.int64),
+        names=[f"{each}.png" for each in range(count)],
+        classes=["all"],
+        tokenizer=TokenizerSpec("pixels", {}),
+        provenance=Provenance("encode", {}),
+    )
+
+
+def forget(path: Path) -> None:
+    """Drop what the system has cached of a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def sequential_rate(path: Path) -> float:
+    """Bytes a second of reading a file from start to end, 8 MiB at a time."""
+    forget(path)
+    room = bytearray(1 << 23)
+    started = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(room):
+            pass
+    return path.stat().st_size / (time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Modes found, latents read, and bytes a second."""
+
+    modes: list[PatchMode]
+    reads: int
+    rate: float
+
+
+def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int, memory: float) -> Pass:
+    """The moments of the first entries of all modes, within a memory."""
+    forget(source.path)
+    share = share_memory(modes, SHAPE, memory)
+    blocks = [mode_block(*kept, first, min(first + share.modes, modes)) for first in range(0, modes, share.modes)]
+    reads = sum(len(each.rows) for each in blocks)
+    found, seconds = [], 0.0
+    for block in blocks:
+        started = time.perf_counter()
+        each = patch_moments(
+            source, *kept, block, rule=Rule(4.0, 1e-5, False), memory=share, device=torch.device("cpu")
+        )
+        first = next(each)  # all that is read is read before it
+        seconds += time.perf_counter() - started
+        found += [PatchMode(one.patch.mode, one.patch.mean[:8], one.patch.std[:8]) for one in (first, *each)]
+    return Pass(found, reads, 2 * math.prod(SHAPE) * reads / seconds)
+
+
+def patches(options: argparse.Namespace) -> None:
+    count = int(options.gigabytes * 1e9 / (2 * math.prod(SHAPE)))
+    rng = np.random.default_rng(1)
+    kept = rng.integers(options.modes, size=(count, 2)).astype(np.int32), np.tile(np.float32([0.75, 0.25]), (count, 1))
+    kept[1][::2] = [1, 0]  # half the data keep one mode
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder) / "latents.h5"
+        make_latents(path, count)
+        with open_latents(path) as source:
+            rows, results = [], []
+            for name, memory in ((f"--memory {options.memory:g}", options.memory * 2**30), ("no bound", math.inf)):
+                disk = sequential_rate(path)
+                before = peak_memory()
+                results.append(moments(source, kept, options.modes, min(memory, 64 * 2**30)))
+                grown, found = peak_memory() - before, results[-1]
+                rows.append(
+                    (
+                        name,
+                        f"{found.reads / count:.2f}",
+                        f"{disk / 1e6:.0f}",
+                        f"{found.rate / 1e6:.0f}",
+                        f"{found.rate / disk:.0%}",
+                        human_bytes(grown),
+                    )
+                )
+    bounded, whole = results
+    apart = max(
+        float(np.abs(getattr(one, name) - getattr(other, name)).max())
+        for one, other in zip(bounded.modes, whole.modes, strict=True)
+        for name in ("mean", "std")
+    )
+    print_table(
+        f"{human_bytes(2 * math.prod(SHAPE) * count)} of latents, {options.modes:,} modes; at most {apart:.1e} apart",
+        ("", "reads a datum", "disk, MB/s", "read, MB/s", "share", "memory grew by"),
+        rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("em", "patches"))
+    parser.add_argument("--data", type=int, default=200_000, help="descriptors")
+    parser.add_argument("--size", type=int, default=768, help="dimensions of a descriptor")
+    parser.add_argument("--modes", type=int, default=4096)
+    parser.add_argument("--iterations", type=int, default=2, help="of EM")
+    parser.add_argument("--device", default="auto", help="for em")
+    parser.add_argument("--gigabytes", type=float, default=20.0, help="of latents")
+    parser.add_argument("--memory", type=float, default=2.0, help="GiB for the patches")
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure; default: the system's")
+    options = parser.parse_args()
+    {"em": em, "patches": patches}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
