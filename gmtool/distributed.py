@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from gmtool.device import resolve_device
 from gmtool.errors import UserError
@@ -49,6 +52,10 @@ class World:
     def share(self, count: int) -> range:
         """This process's part of ``count`` things in a row: the parts follow the ranks and differ by one at most."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def rows(self, count: int) -> slice:
+        """`share`, to take it from a tensor or array."""
+        return slice(self.share(count).start, self.share(count).stop)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over processes of tensors of one shape, the same everywhere."""
@@ -88,6 +95,23 @@ class World:
         dist.send(message, dst=0)
         return []
 
+    def collect(self, values: Tensor) -> Tensor:
+        """The rows (n, ...) of all processes, as many in each, one after another, everywhere."""
+        if self.size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def assemble(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named tensors for the first process, whole, on the CPU if they are sharded; nothing, {}, for the others."""
+        found = {}
+        for name, each in tensors.items():
+            values = whole(each)
+            if self.first:
+                found[name] = values.cpu() if is_sharded(each) else values
+        return found
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.any(False)
@@ -100,6 +124,10 @@ class World:
         yield
         if self.first:
             self.barrier()
+
+
+ALONE = World()
+"""One process, on the CPU."""
 
 
 def _pack(found: Mapping[str, Tensor]) -> Tensor:
@@ -119,6 +147,11 @@ def _receive(rank: int) -> dict[str, Tensor]:
     message = torch.empty(int(size), dtype=torch.uint8)
     dist.recv(message, src=rank)
     return _unpack(message)
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def neighbours() -> int:
@@ -186,3 +219,61 @@ def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
     """Ctrl-C reaches the processes from the terminal, and again through torchrun: the second is no impatience."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def replicate(network: nn.Module) -> DistributedDataParallel:
+    """A network that every process holds whole: called through this, its gradients are means over all processes."""
+    return DistributedDataParallel(network, gradient_as_bucket_view=True)
+
+
+def shard(network: nn.Module, world: World) -> None:
+    """Leave to every process its part of each parameter; a block's parts come together while it is computed."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # our networks' outputs are not written to
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for blocks in list(network.modules()):
+        if isinstance(blocks, nn.ModuleList):
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+@contextmanager
+def holding_shards(network: Any) -> Iterator[None]:
+    """Within it the gradients of a sharded network stay in this process."""
+    network.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        network.set_requires_gradient_sync(True)
+
+
+def is_sharded(values: Tensor) -> bool:
+    """Whether every process holds a part of the tensor."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor  # a second to import
+
+    return isinstance(values, DTensor)
+
+
+def whole(values: Any) -> Tensor:
+    """A tensor put together from the parts of all processes, all of which call this; others as they are."""
+    return values.full_tensor() if is_sharded(values) else values
+
+
+def local(values: Any) -> Tensor:
+    """This process's part of a sharded tensor, others as they are; what is written to it is written to the tensor."""
+    return values.to_local() if is_sharded(values) else values
+
+
+def sharded_like(values: Tensor, like: Any) -> Tensor:
+    """A whole tensor, the same in all processes, in parts where ``like`` is and has its shape."""
+    if not is_sharded(like) or like.shape != values.shape:
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(values, like.device_mesh, like.placements)

@@ -8,6 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from small import Small
 from user import torchrun
 
@@ -17,24 +19,33 @@ from gmtool.cli.app import execute
 CHAIN = """
 import sys
 from gmtool.cli import app
-from stages import STAGES
+from gmtool.errors import GmtoolError
+from stages import REFUSED, STAGES
 
 def chain(_arguments):
-    return next(filter(None, map(execute, STAGES)), 0)
+    for arguments in STAGES:
+        execute(arguments)
+    for arguments in REFUSED:
+        try:
+            execute(arguments)
+        except GmtoolError as error:
+            print("refused:", error)
 
-execute, app.execute = app.execute, chain
+execute, app.execute = app.execute, chain  # which runs in the group that main makes
 sys.exit(app.main([]))
 """
 
-STAGES = [
-    [*line.split(), "--device", "cpu"]
-    for line in (
-        "encode images latents.h5 --tokenizer pixels --patch-size 4 --batch-size 8 --flip both --skip-bad --workers 0",
-        "train latents.h5 run --objective gm-kl --steps 4 --save-every 3 --batch-size 8",
-        "sample run samples --steps 2 --num 20 --batch-size 6 --guidance prob",
-        "eval samples --reference real --features tokenizer --batch-size 8",
-    )
-]
+
+def commands(*lines: str) -> list[list[str]]:
+    return [[*line.split(), "--device", "cpu"] for line in lines]
+
+
+ENCODE = "encode images latents.h5 --tokenizer pixels --patch-size 4 --batch-size 8 --flip both --skip-bad --workers 0"
+TRAIN = "train latents.h5 {} --steps 4 --save-every 2 --batch-size 8 --preview-every 4"
+MIXTURE = f"{TRAIN} --objective gm-kl --spectral 2"
+OPTIMAL = f"{TRAIN} --coupling batch-ot --micro-batch 2"
+SAMPLE = "sample given samples --steps 2 --num 20 --batch-size 6 --guidance prob"
+EVAL = "eval samples --reference real --features tokenizer --batch-size 8"
 
 
 @dataclass(frozen=True)
@@ -56,16 +67,46 @@ def chains(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Chains:
     for folder in (one, two):
         (folder / "images").symlink_to(root / "images")
         (folder / "real").symlink_to(small.classes / "images")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(one)
-        for arguments in STAGES:
-            assert execute(arguments) == 0
-    shutil.copytree(one / "run", two / "run")
+    run_here(one, commands(ENCODE, MIXTURE.format("given"), OPTIMAL.format("optimal"), SAMPLE, EVAL))
+    shutil.copytree(one / "given", two / "given")
+    copy_half(one / "given", two / "resumed")
+    stages = [ENCODE, MIXTURE.format("run"), OPTIMAL.format("optimal") + " --shard"]
+    stages += [MIXTURE.format("resumed") + " --shard", SAMPLE, EVAL]
+    refused = [TRAIN.format("none").replace("-size 8", "-size 9"), TRAIN.format("other") + " --micro-batch 8"]
     (two / "chain.py").write_text(CHAIN)
-    (two / "stages.py").write_text(f"STAGES = {[STAGES[0], *STAGES[2:]]!r}")
+    (two / "stages.py").write_text(f"STAGES, REFUSED = {commands(*stages)!r}, {commands(*refused)!r}")
     done = torchrun(["chain.py"], two)
     assert done.returncode == 0, done.stderr
     return Chains(one, two, done.stdout, done.stderr)
+
+
+def run_here(folder: Path, stages: list[list[str]]) -> None:
+    """Run commands in a folder, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for arguments in stages:
+            assert execute(arguments) == 0
+
+
+def copy_half(run: Path, target: Path) -> None:
+    """A run as it was after 2 of its 4 steps."""
+    shutil.copytree(run, target)
+    shutil.rmtree(target / "checkpoints" / "step-00000004")
+
+
+def expect_same_training(one: Path, two: Path) -> None:
+    """The same loss curve to 1e-5, and the same checkpoint to the rounding of four steps."""
+    first, second = (
+        [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in (one, two)
+    )
+    assert [each["step"] for each in second] == [1, 2, 3, 4]
+    for here, there in zip(first, second, strict=True):
+        assert there == pytest.approx(here, rel=1e-5, abs=1e-5)
+    for name in ("model", "ema", "optimizer"):
+        here, there = (load_file(each / f"checkpoints/step-00000004/{name}.safetensors") for each in (one, two))
+        assert here.keys() == there.keys()
+        for key, values in here.items():
+            torch.testing.assert_close(there[key], values, rtol=1e-4, atol=2e-6, msg=lambda text, key=key: key + text)
 
 
 def test_latents_are_identical(chains: Chains) -> None:
@@ -74,6 +115,29 @@ def test_latents_are_identical(chains: Chains) -> None:
         for name in ("patches", "cls", "labels", "names", "flipped", "mean", "var", "tokenizer/components"):
             assert np.array_equal(one[name][...], two[name][...]), name
         assert one.attrs[MANIFEST] == two.attrs[MANIFEST]
+
+
+def test_training_is_the_same_whole_or_in_shards(chains: Chains) -> None:
+    expect_same_training(chains.one / "given", chains.two / "run")
+    expect_same_training(chains.one / "optimal", chains.two / "optimal")
+    assert (chains.two / "run" / "previews" / "step-00000004.png").is_file()
+
+
+def test_a_run_goes_on_with_another_number_of_processes(chains: Chains, tmp_path: Path) -> None:
+    expect_same_training(chains.one / "given", chains.two / "resumed")
+    copy_half(chains.two / "optimal", tmp_path / "optimal")
+    shutil.copy(chains.one / "latents.h5", tmp_path)
+    run_here(tmp_path, commands(OPTIMAL.format("optimal")))
+    expect_same_training(chains.one / "optimal", tmp_path / "optimal")
+
+
+def test_what_cannot_be_divided_is_refused(chains: Chains) -> None:
+    refused = [line for line in chains.stdout.splitlines() if line.startswith("refused: ")]
+    assert refused == [
+        "refused: --batch-size 9 cannot be divided among 2 processes: take 8",
+        "refused: --micro-batch 8 does not divide the 4 images of a step: take 4",
+    ]
+    assert not (chains.two / "none").exists()
 
 
 def test_samples_are_identical(chains: Chains) -> None:
@@ -97,4 +161,5 @@ def test_scores_are_those_of_all_images(chains: Chains) -> None:
 def test_the_first_process_alone_speaks(chains: Chains) -> None:
     assert chains.stdout.count("next: gmtool fit-gmm") == chains.stdout.count("broken.png") == 1
     assert chains.stdout.count("20 samples of step 4") == chains.stdout.count("Fréchet distance") == 1
+    assert chains.stdout.count("run: 4 steps") == chains.stderr.count("resuming resumed at step 2") == 1
     assert chains.stderr.count("encoding: 61/61 images") == chains.stderr.count("sample: 20/20 images") == 1

@@ -119,6 +119,10 @@ class TrainConfig:
         bool, Option("Keep the input of each block alone, and compute its inside again: less memory, more time.")
     ] = False
     compile: Compile = False
+    shard: Annotated[
+        bool,
+        Option("Leave to each process a part of weights and optimiser (FSDP2), for networks that do not fit on a GPU."),
+    ] = False
     fraction: Annotated[
         float,
         Option(
@@ -297,6 +301,11 @@ class TrainConfig:
             raise UserError(f"--constant-std belongs to --objective gm-kl: {self.objective} predicts no deviation")
         if self.spectral and self.objective != "gm-kl":
             raise UserError(f"--spectral belongs to --objective gm-kl: {self.objective} predicts no mixture")
+
+        if self.shard and self.optimizer == "muon":
+            raise UserError("--optimizer muon needs whole matrices: take adamw with --shard")
+        if self.shard and self.compile:
+            raise UserError("--compile takes the network as one graph, which --shard divides: drop one of them")
 
     def _check_numbers(self) -> None:
         """Refuse numbers that do not belong together, naming the flag to change."""

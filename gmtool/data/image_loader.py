@@ -13,7 +13,7 @@ from torch import Tensor
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import bad_image_error, decoded_batches, default_workers
-from gmtool.data.latent_loader import LatentBatch, ShuffledRows, leave_interrupts_to_the_main_process
+from gmtool.data.latent_loader import EVERY_ROW, LatentBatch, ShuffledRows, leave_interrupts_to_the_main_process
 from gmtool.errors import UserError
 from gmtool.random import generator
 from gmtool.tokenizers.base import Tokenizer
@@ -34,14 +34,17 @@ class ImageSource:
     tokenizer: Tokenizer
     flip: bool
 
-    def batches(self, batch_size: int, seed: int, start: int, stop: int, workers: int | None) -> Iterator[LatentBatch]:
+    def batches(
+        self, batch_size: int, seed: int, start: int, stop: int, workers: int | None, share: slice = EVERY_ROW
+    ) -> Iterator[LatentBatch]:
         """The batches of steps ``start`` ... ``stop`` - 1.
 
-        workers: processes that decode; None takes the cores of this machine. Raises UserError, with its name, at an
-        image that cannot be read, or is of colour where the tokenizer knows grey alone.
+        share: what this process takes of each. workers: processes that decode; None takes the cores of this machine.
+        Raises UserError, with its name, at an image that cannot be read, or is of colour where the tokenizer knows grey
+        alone.
         """
         order = ShuffledRows(len(self.images), batch_size, seed)
-        rows = (order.of_step(step).tolist() for step in range(start, stop))
+        rows = (order.of_step(step)[share].tolist() for step in range(start, stop))
         workers = default_workers() if workers is None else workers
         size = self.tokenizer.image_size
         decoded = decoded_batches(self.images, size, rows, workers, leave_interrupts_to_the_main_process)
@@ -51,10 +54,10 @@ class ImageSource:
             check_colour(self.tokenizer.spec(), self.images, batch)
             images = torch.from_numpy(batch.images)
             if self.flip:
-                images = _mirrored(images, generator(seed, "flip", step))
+                images = _mirrored(images, torch.rand(batch_size, generator=generator(seed, "flip", step))[share])
             with torch.no_grad():
                 patches = torch.cat([self.tokenizer.encode(part).patches for part in images.split(AT_ONCE)])
-            yield LatentBatch(batch.indices, patches)
+            yield LatentBatch(order.of_step(step), share, patches)
 
 
 def open_images(path: Path, latents: LatentsFile, tokenizer: Tokenizer, flip: bool) -> ImageSource:
@@ -70,7 +73,6 @@ def open_images(path: Path, latents: LatentsFile, tokenizer: Tokenizer, flip: bo
     return ImageSource(images, of_class[images.labels], tokenizer, flip)
 
 
-def _mirrored(images: Tensor, coin: torch.Generator) -> Tensor:
-    """Images (B, 3, S, S) uint8, each mirrored left to right where its coin says so."""
-    heads = torch.rand(len(images), generator=coin) < 0.5
-    return torch.where(heads[:, None, None, None], images.flip(-1), images)
+def _mirrored(images: Tensor, coins: Tensor) -> Tensor:
+    """Images (B, 3, S, S) uint8, each mirrored left to right where its coin (B,), uniform in [0, 1), is below 1/2."""
+    return torch.where((coins < 0.5)[:, None, None, None], images.flip(-1), images)

@@ -15,15 +15,19 @@ from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.memory import fits_in_memory
 from gmtool.random import generator
 
+EVERY_ROW = slice(None)
 DISK_WORKERS = 4
 """Processes that read latents that do not fit in memory."""
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Rows (B,) of the latents file, and their latents (B, C, H, W) float16, not normalised."""
+    """The rows (B,) of a step's batch in the latents file; the share of them that this process takes; and the share's
+    latents (b, C, H, W) float16, not normalised.
+    """
 
     rows: np.ndarray
+    share: slice
     patches: Tensor
 
 
@@ -54,12 +58,12 @@ class ShuffledRows:
 class _Rows(torch.utils.data.Dataset[LatentBatch]):
     """Reads whole batches in a worker process, which opens the file itself."""
 
-    def __init__(self, latents: LatentsFile, part: np.ndarray, order: ShuffledRows) -> None:
-        self.latents, self.part, self.order = latents, part, order
+    def __init__(self, latents: LatentsFile, part: np.ndarray, order: ShuffledRows, share: slice) -> None:
+        self.latents, self.part, self.order, self.share = latents, part, order, share
 
     def __getitem__(self, step: int) -> LatentBatch:
         rows = self.part[self.order.of_step(step)]
-        return LatentBatch(rows, torch.from_numpy(self.latents.patches(rows)))
+        return LatentBatch(rows, self.share, torch.from_numpy(self.latents.patches(rows[self.share])))
 
 
 def leave_interrupts_to_the_main_process(_worker: int) -> None:
@@ -76,11 +80,12 @@ def latent_batches(
     stop: int,
     workers: int | None,
     part: np.ndarray | None = None,
+    share: slice = EVERY_ROW,
 ) -> Iterator[LatentBatch]:
     """The batches of steps ``start`` ... ``stop`` - 1, from the rows ``part`` of the file; default: all.
 
-    workers: processes that read from disk; None keeps the latents in memory when they take at most a quarter of it,
-    else takes 4; 0 reads here.
+    share: what this process takes of each batch. workers: processes that read from disk; None keeps the latents in
+    memory when they take at most a quarter of it, else takes 4; 0 reads here.
     """
     part = np.arange(len(latents)) if part is None else part
     order = ShuffledRows(len(part), batch_size, seed)
@@ -88,10 +93,10 @@ def latent_batches(
         everything = torch.from_numpy(latents.patches(part))
         for step in range(start, stop):
             places = order.of_step(step)
-            yield LatentBatch(part[places], everything[torch.from_numpy(places)])
+            yield LatentBatch(part[places], share, everything[torch.from_numpy(places[share])])
         return
     loader = torch.utils.data.DataLoader(
-        _Rows(latents, part, order),
+        _Rows(latents, part, order, share),
         sampler=range(start, stop),
         batch_size=None,
         num_workers=DISK_WORKERS if workers is None else workers,

@@ -30,6 +30,7 @@ from gmtool.data.images import image_batches
 from gmtool.data.memory import fits_in_memory
 from gmtool.data.modes import ModeFrames
 from gmtool.device import allow_tf32, compute_dtype, resolve_device
+from gmtool.distributed import World
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
 from gmtool.mixture.kmeans import kmeans
 from gmtool.nn.architecture import SIZES
@@ -247,7 +248,7 @@ def _trainer(
     stepper = Stepper(config, trainee, model.autocast)
     assert config.batch_size is not None  # resolved
     stepper = replace(stepper, micro_batch=choose_micro_batch(stepper, config, config.batch_size, device))
-    return model, stepper, open_data(latents, gmm, config, statistics, frames, device)
+    return model, stepper, open_data(latents, gmm, config, statistics, frames, World(device=device))
 
 
 def _sampling_rate(run: _Bench, model: Model) -> float:

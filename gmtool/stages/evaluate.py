@@ -72,8 +72,7 @@ def evaluate(samples: Path, config: EvaluateConfig, progress: Progress) -> Repor
     reference = None
     if len(inputs.reference):  # first, because this may find that the reference does not fit
         reference = reference_features(inputs.reference, inputs.extractor, side, batch, world, progress)
-    share = world.share(len(inputs.images))
-    images = inputs.images[share.start : share.stop]
+    images = inputs.images[world.rows(len(inputs.images))]
     generated = gather_features(
         extract_features(inputs.extractor, array_batches(images, batch), len(images), "the samples", progress), world
     )

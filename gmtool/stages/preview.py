@@ -10,6 +10,7 @@ from PIL import Image
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.run import PREVIEWS, RunFolder
 from gmtool.config.sample import SampleConfig
+from gmtool.distributed import ALONE, World
 from gmtool.evaluation.plots import image_grid
 from gmtool.stages.generate import Model, generate
 from gmtool.stages.plan import make_plan
@@ -21,11 +22,15 @@ IMAGES = 36
 
 @dataclass(frozen=True)
 class Previewer:
-    """Draws ``previews/step-N.png`` with the default sampler; without a tokenizer that decodes it draws nothing."""
+    """Draws ``previews/step-N.png`` with the default sampler; without a tokenizer that decodes it draws nothing.
+
+    All processes draw the same, as a sharded network asks of them, and the first writes.
+    """
 
     model: Model
     run: RunFolder
     tokenizer: Tokenizer | None
+    world: World = ALONE
 
     def draw(self, step: int) -> None:
         """Draw the grid of ``step``."""
@@ -33,6 +38,8 @@ class Previewer:
             return
         classes = torch.arange(IMAGES) % max(1, len(self.run.classes))
         latents = generate(self.model, make_plan(SampleConfig(), self.model.config), range(IMAGES), classes)
+        if not self.world.first:
+            return
         images = self.tokenizer.decode(latents).permute(0, 2, 3, 1).cpu().numpy()
         folder = self.run.path / PREVIEWS
         folder.mkdir(exist_ok=True)

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gmtool.artifacts.files import check_space, check_writable
 from gmtool.artifacts.gmm import GmmFile, expect_latents, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
@@ -29,7 +27,8 @@ from gmtool.config.train import TrainConfig
 from gmtool.data.fraction import part_of_data
 from gmtool.data.image_sets import find_images
 from gmtool.data.modes import ModeFrames
-from gmtool.device import allow_tf32, compute_dtype, resolve_device
+from gmtool.device import allow_tf32, compute_dtype
+from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
@@ -66,6 +65,7 @@ FREE_TO_CHANGE = (
     "images",
     "checkpoint_activations",
     "compile",
+    "shard",
 )
 """Settings that a resumed run may change: they change a step by rounding at most. A falling rate fixes ``steps``."""
 
@@ -90,28 +90,35 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
     with ExitStack() as stack:
         latents = stack.enter_context(open_latents(latents_path))
         gmm = open_mixture(latents, config, stack)
-        device = resolve_device(config.device)
-        config = resolve(config, latents, gmm, device)
+        world = join(config.device)
+        config = resolve(config, latents, gmm, world.device)
+        _check_processes(config, world)
         check_installed(config.tensorboard, config.wandb)
         allow_tf32(config.tf32)
         architecture = architecture_for(config, latents, gmm)
-        network = build_network(architecture, config.seed).to(device)
+        network = build_network(architecture, config.seed)
+        if not config.shard:  # of a sharded network the parts go to the device, one after another
+            network = network.to(world.device)
         parameters = sum(each.numel() for each in network.parameters())
         report = TrainReport(run_path, 0, config.steps, parameters, config)
-        run = _create_or_open(run_path, latents, gmm, config, architecture, parameters)
-        stack.enter_context(locked(run_path))
-        trainee = make_trainee(network, config, 0 if gmm is None else len(gmm))
+        with world.first_before_others():
+            run = _create_or_open(run_path, latents, gmm, config, architecture, parameters)
+            if world.first:
+                stack.enter_context(locked(run_path))
+        trainee = make_trainee(network, config, 0 if gmm is None else len(gmm), world)
         at = _resume(run, trainee, progress)
         if at.step >= config.steps:
             progress.note(f"{run_path} has all its {at.step} steps; a larger --steps goes on")
             return replace(report, resumed_from=at.step, steps=at.step)
         bytes_each = 4 * (3 + len(trainee.averages)) * parameters
         check_space(run.checkpoints / "next", (config.keep + 1) * bytes_each, "the checkpoints in")
-        run = update_config(run, config)
+        if world.first:
+            update_config(run, config)
+        run = replace(run, config=config)
         network.checkpoint_activations = config.checkpoint_activations
         if config.compile:
             compile_network(network)
-        _loop(run, latents, gmm, trainee, device, at, progress)
+        _loop(run, latents, gmm, trainee, world, at, progress)
         return replace(report, resumed_from=at.step)
 
 
@@ -120,35 +127,49 @@ def _loop(
     latents: LatentsFile,
     gmm: GmmFile | None,
     trainee: Trainee,
-    device: torch.device,
+    world: World,
     at: Position,
     progress: Progress,
 ) -> None:
     """Take a run's steps from a position on, going back to a checkpoint where training diverges."""
-    config, statistics = run.config, run.statistics()
+    config, statistics, device = run.config, run.statistics(), world.device
+    assert config.batch_size is not None  # resolved
     frames = ModeFrames(gmm, statistics, device) if gmm is not None and config.uses_frames else None
     precision = compute_dtype(config.precision, device)
     statistics = statistics.to(device)
     model = Model(trainee.averages[0].network, config, statistics, frames, device, precision)
-    data = open_data(latents, gmm, config, statistics, frames, device)
+    with world.first_before_others():  # which may fetch the tokenizer of --images
+        data = open_data(latents, gmm, config, statistics, frames, world)
 
     def save(position: Position) -> None:
-        save_checkpoint(run.checkpoints, position, trainee.tensors())
-        remove_old(run.checkpoints, config.keep, config.keep_every)
+        files = trainee.tensors(world)
+        if world.first:
+            save_checkpoint(run.checkpoints, position, files)
+            remove_old(run.checkpoints, config.keep, config.keep_every)
 
-    stepper = Stepper(config, trainee, model.autocast)
-    assert config.batch_size is not None  # resolved
-    stepper = replace(stepper, micro_batch=choose_micro_batch(stepper, config, config.batch_size, device))
+    stepper = Stepper(config, trainee, model.autocast, world)
+    stepper = replace(stepper, micro_batch=choose_micro_batch(stepper, config, config.batch_size // world.size, device))
     if stepper.micro_batch != config.batch_size:
-        progress.note(f"{stepper.micro_batch} images at once, {config.batch_size} a step")
+        processes = f" in each of {world.size} processes" if world.size > 1 else ""
+        progress.note(f"{stepper.micro_batch} images at once{processes}, {config.batch_size} a step")
     with ExitStack() as stack:
-        watching = watch(run, latents, model, progress, stack)
+        watching = watch(run, latents, model, world, progress, stack)
         loop = Loop(config, stepper, save, watching.loggers, watching.events, watching.pace)
         while True:
             try:
                 return loop.run(data.batches(at), at, progress)
             except DivergedError as diverged:
-                at = roll_back(run.checkpoints, diverged.position, trainee, progress)
+                at = roll_back(run.checkpoints, diverged.position, trainee, progress, world)
+
+
+def _check_processes(config: TrainConfig, world: World) -> None:
+    """Raise UserError where the processes cannot share the work."""
+    assert config.batch_size is not None  # resolved
+    if config.batch_size % world.size:
+        near = max(1, round(config.batch_size / world.size)) * world.size
+        raise UserError(f"--batch-size {config.batch_size} cannot be divided among {world.size} processes: take {near}")
+    if config.shard and world.size == 1:
+        raise UserError("--shard needs several processes: torchrun --nproc-per-node N -m gmtool train, or drop it")
 
 
 def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
-
 from gmtool.artifacts.gmm import GmmFile
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.run import Statistics
@@ -15,6 +13,7 @@ from gmtool.data.fraction import part_of_data
 from gmtool.data.image_loader import open_images
 from gmtool.data.latent_loader import LatentBatch, latent_batches
 from gmtool.data.modes import ModeFrames
+from gmtool.distributed import World
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.training.checkpoint import Position
 from gmtool.training.feed import Feed, known_modes
@@ -40,18 +39,23 @@ def open_data(
     config: TrainConfig,
     statistics: Statistics,
     frames: ModeFrames | None,
-    device: torch.device,
+    world: World,
 ) -> TrainingData:
-    """The data of a resolved run. Raises UserError for images that do not go with the latents file."""
+    """The data of a resolved run, of each batch this process's share.
+
+    Raises UserError for images that do not go with the latents file.
+    """
     assert config.batch_size is not None  # resolved
     size, stop, workers = config.batch_size, config.steps, config.workers
-    classes = len(latents.classes)
+    share, classes = world.rows(size), len(latents.classes)
     if config.images is None:
         part = part_of_data(latents, config.fraction, config.seed)
         known = known_modes(gmm, config, part)
-        feed = Feed(latents.labels, classes, known, frames, statistics, config, device)
-        return TrainingData(feed, lambda seed, start: latent_batches(latents, size, seed, start, stop, workers, part))
-    tokenizer = build_tokenizer(latents.tokenizer, device, config.precision)
+        feed = Feed(latents.labels, classes, known, frames, statistics, config, world.device)
+        return TrainingData(
+            feed, lambda seed, start: latent_batches(latents, size, seed, start, stop, workers, part, share)
+        )
+    tokenizer = build_tokenizer(latents.tokenizer, world.device, config.precision)
     source = open_images(config.images, latents, tokenizer, config.flip)
-    feed = Feed(source.labels, classes, known_modes(gmm, config), frames, statistics, config, device)
-    return TrainingData(feed, lambda seed, start: source.batches(size, seed, start, stop, workers))
+    feed = Feed(source.labels, classes, known_modes(gmm, config), frames, statistics, config, world.device)
+    return TrainingData(feed, lambda seed, start: source.batches(size, seed, start, stop, workers, share))

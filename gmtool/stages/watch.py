@@ -10,6 +10,7 @@ import torch
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.run import METRICS, RunFolder
 from gmtool.config.option import as_text, flag
+from gmtool.distributed import World
 from gmtool.progress import Progress
 from gmtool.speed import matmul_rate
 from gmtool.stages.generate import Model
@@ -32,18 +33,17 @@ class Watch:
     pace: Pace = field(default_factory=Pace)
 
 
-def watch(run: RunFolder, latents: LatentsFile, model: Model, progress: Progress, stack: ExitStack) -> Watch:
+def watch(
+    run: RunFolder, latents: LatentsFile, model: Model, world: World, progress: Progress, stack: ExitStack
+) -> Watch:
     """The watchers that a run's settings ask for; ``stack`` closes them. Says in notes what is trained, and with what.
 
-    model: the network that is drawn from, in its run's coordinates.
+    Of several processes the first alone keeps figures; all draw, which a sharded network asks of them. model: the
+    network that is drawn from, in its run's coordinates.
     """
     config = run.config
     progress.note("settings: " + " ".join(f"{flag(name)} {as_text(value)}" for name, value in asdict(config).items()))
-    loggers: list[Logger] = [MetricsFile(run.path / METRICS)]
-    if tensorboard_wanted(config.tensorboard):
-        loggers.append(TensorBoard(run))
-    if config.wandb is not None:
-        loggers.append(WeightsAndBiases(run, config.wandb))
+    loggers = _loggers(run) if world.first else []
     for logger in loggers:
         stack.callback(logger.close)
     wanted = config.preview_every or config.eval_every
@@ -51,17 +51,27 @@ def watch(run: RunFolder, latents: LatentsFile, model: Model, progress: Progress
     if no_images is not None and config.preview_every:
         progress.note(f"no preview grids: {no_images}")
     events = (
-        Event(config.preview_every, Previewer(model, run, tokenizer).draw),
+        Event(config.preview_every, Previewer(model, run, tokenizer, world).draw),
         Event(config.eval_every, Scorer(model, latents, tokenizer, config.eval_num, loggers).score),
     )
-    return Watch(tuple(loggers), events, _pace(run, model))
+    return Watch(tuple(loggers), events, _pace(run, model, world))
 
 
-def _pace(run: RunFolder, model: Model) -> Pace:
+def _loggers(run: RunFolder) -> list[Logger]:
+    config = run.config
+    loggers: list[Logger] = [MetricsFile(run.path / METRICS)]
+    if tensorboard_wanted(config.tensorboard):
+        loggers.append(TensorBoard(run))
+    if config.wandb is not None:
+        loggers.append(WeightsAndBiases(run, config.wandb))
+    return loggers
+
+
+def _pace(run: RunFolder, model: Model, world: World) -> Pace:
     """A clock that knows, on a GPU, what a step costs and what the device can do; elsewhere finding out costs more."""
     if model.device.type != "cuda":
         return Pace()
     flops = step_cost(run.architecture, run.config, model.precision).flops
     peak = matmul_rate(model.device, model.precision)
     torch.cuda.empty_cache()
-    return Pace(flops, peak)
+    return Pace(flops, peak * world.size)

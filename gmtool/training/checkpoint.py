@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gmtool.artifacts.files import flush_to_disk, part_of
 from gmtool.artifacts.tensors import read_tensors, write_tensors
+from gmtool.distributed import sharded_like
 from gmtool.errors import UserError
 from gmtool.random import key_seed
 from gmtool.training.optimizer import Optimizer
@@ -145,7 +146,8 @@ def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
 def load_weights(network: nn.Module, file: Path) -> None:
     """Load a network's weights in place, strictly. Raises UserError when they are of another network."""
     try:
-        network.load_state_dict(read_tensors(file))
+        here = network.state_dict()
+        network.load_state_dict({name: sharded_like(each, here.get(name)) for name, each in read_tensors(file).items()})
     except RuntimeError as error:
         raise UserError(f"{file} holds the weights of another network than config.json says") from error
 

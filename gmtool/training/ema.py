@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gmtool.config.train import TrainConfig
+from gmtool.distributed import local
 from gmtool.errors import UserError
 from gmtool.nn.network import Network
 from gmtool.training.checkpoint import EMA
@@ -54,7 +55,8 @@ class Average:
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after step ``step`` (from 0)."""
         average = get_ema_multi_avg_fn(self.decay(step))
-        average(list(self.network.parameters()), list(network.parameters()), step)
+        mine, new = (list(map(local, each.parameters())) for each in (self.network, network))
+        average(mine, new, step)
 
 
 def make_averages(network: Network, config: TrainConfig) -> tuple[Average, ...]:

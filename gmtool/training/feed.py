@@ -73,12 +73,13 @@ class Feed:
         x = self.statistics.normalise(raw.patches.to(self.device, non_blocking=True))
         classes = None
         if self.config.condition == "class":
-            labels = self.labels[raw.rows]
+            labels = self.labels[raw.rows[raw.share]]
             # an image that lies beside the class folders has no class: it gets the null label
             classes = torch.from_numpy(np.where(labels < 0, self.classes, labels))
         modes = noise_modes = None
         if self.known is not None:
-            modes, free = self.known.draw(raw.rows, draws)
+            # drawn for the whole batch, so that they do not depend on its division among processes
+            modes, free = (each[raw.share] for each in self.known.draw(raw.rows, draws))
             noise_modes = modes if self.config.coupling == "mode" else free
         frame = context = None
         if self.frames is not None and noise_modes is not None and self.config.source == "gmm":

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from gmtool.distributed import under_torchrun
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what schedulers send before they take a machine away."""
 
@@ -16,13 +18,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def finishing_the_step() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether the process was told to stop; a second signal stops it at once.
 
-    Only the main thread can listen to signals; elsewhere the function always says no.
+    Not so under torchrun, which passes on what the terminal has sent already, and stops all by force after half a
+    minute. Only the main thread can listen to signals; elsewhere the function always says no.
     """
     told = False
 
     def listen(_number: int, _frame: FrameType | None) -> None:
         nonlocal told
-        if told:
+        if told and not under_torchrun():
             raise KeyboardInterrupt
         told = True
 

@@ -59,7 +59,8 @@ class Loop:
         Told to stop (Ctrl-C, SIGTERM), it finishes the step, saves a checkpoint and raises KeyboardInterrupt. Raises
         DivergedError after ``config.skip_limit`` steps in a row that were not finite.
         """
-        config, seed, at = self.config, start.seed(self.config.seed), start
+        config, world = self.config, self.stepper.world
+        seed, at = start.seed(config.seed), start
         pending: list[Taken] = []
         for logger in self.loggers:
             logger.begin(start.step)
@@ -67,8 +68,8 @@ class Loop:
         with finishing_the_step() as told_to_stop:
             for done, batch in enumerate(self.pace.waiting(batches), start.step + 1):
                 pending.append(self.stepper.take(batch, done - 1, seed))
-                self.pace.count(len(batch.x) * self.stepper.world.size)
-                stopping = told_to_stop()
+                self.pace.count(len(batch.x) * world.size)
+                stopping = world.any(told_to_stop())  # all stop after the same step
                 due = [each for each in self.events if each.is_due(done, config.steps)]
                 save = stopping or done % config.save_every == 0 or done == config.steps
                 if save or due or not batch.x.is_cuda or len(pending) >= READ_EVERY:

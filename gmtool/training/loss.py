@@ -30,13 +30,18 @@ Forward = Callable[[Tensor, Tensor, Conditions], Tensor | GaussianMixture]
 _Rows = TypeVar("_Rows", bound=Any)
 
 
+def each_tensor(values: _Rows, apply: Callable[[Tensor], Tensor]) -> _Rows:
+    """A dataclass of tensors, of None, and of such dataclasses, with ``apply`` done to every tensor."""
+
+    def done(value: Any) -> Any:
+        return value if value is None else apply(value) if isinstance(value, Tensor) else each_tensor(value, apply)
+
+    return replace(values, **{each.name: done(getattr(values, each.name)) for each in fields(values)})
+
+
 def take_rows(values: _Rows, rows: slice | Tensor) -> _Rows:
-    """The data ``rows`` (a slice, or indices) of a dataclass of tensors (B, ...), of None, and of such dataclasses."""
-
-    def part(value: Any) -> Any:
-        return value if value is None else value[rows] if isinstance(value, Tensor) else take_rows(value, rows)
-
-    return replace(values, **{each.name: part(getattr(values, each.name)) for each in fields(values)})
+    """The data ``rows`` (a slice, or indices) of a dataclass of tensors (B, ...); see `each_tensor`."""
+    return each_tensor(values, lambda value: value[rows])
 
 
 @dataclass(frozen=True)

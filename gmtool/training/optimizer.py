@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.config.train import TrainConfig
+from gmtool.distributed import sharded_like
 from gmtool.errors import UserError
 
 MUON_MOMENTUM = 0.95
@@ -52,12 +53,11 @@ class Optimizer:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state in place. Raises KeyError where it is that of other parameters."""
+        parameters = {name: parameter for parameter, name in self.names.items()}
         by_name: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in state.items():
             name, key = full_name.rsplit(".", 1)
-            by_name.setdefault(name, {})[key] = tensor
-        if unknown := by_name.keys() - set(self.names.values()):
-            raise KeyError(min(unknown))
+            by_name.setdefault(name, {})[key] = sharded_like(tensor, parameters[name])
         for part in self.parts:
             states = {index: by_name[name] for index, name in enumerate(self._names_of(part)) if name in by_name}
             part.load_state_dict({"state": states, "param_groups": part.state_dict()["param_groups"]})

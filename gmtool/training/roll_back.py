@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from gmtool.distributed import ALONE, World
 from gmtool.errors import UserError
 from gmtool.progress import Progress
 from gmtool.training.checkpoint import Position, list_checkpoints
@@ -15,7 +16,7 @@ ROLLBACKS = 3
 """Times that a run goes back, all in all: what fails again on other data is no accident."""
 
 
-def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress) -> Position:
+def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, world: World = ALONE) -> Position:
     """Load the newest checkpoint that was not taken amid bad steps, and give the data a new order.
 
     Raises UserError with advice when there is none, or when the run has gone back often enough. Deterministic, so that
@@ -31,7 +32,8 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress) 
         raise UserError(
             f"{what}, after going back {at.order} times; the last good checkpoint is {good[-1].path}: {advice}"
         )
-    for each in list_checkpoints(folder):
+    world.barrier()  # until all have looked
+    for each in list_checkpoints(folder) if world.first else ():
         if each.step > good[-1].step:
             shutil.rmtree(each.path, ignore_errors=True)
     trainee.load(good[-1].path)

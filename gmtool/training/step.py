@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.config.train import TrainConfig
-from gmtool.distributed import World
+from gmtool.distributed import ALONE, World, whole
 from gmtool.errors import MachineError
 from gmtool.flow.times import time_quartiles
 from gmtool.random import generator
-from gmtool.training.loss import Batch, Draws, draw, pair, take_rows, training_loss
+from gmtool.training.loss import Batch, Draws, draw, each_tensor, pair, take_rows, training_loss
 from gmtool.training.metrics import Record
 from gmtool.training.schedule import learning_rate
 from gmtool.training.trainee import Trainee
-
-ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Stepper:
         """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
         config, trainee, world = self.config, self.trainee, self.world
         draws = self._draw(len(batch.x), generator(seed, "train", step, device=batch.x.device))
-        batch, draws = pair(batch, draws, config)
+        batch, draws = self._paired(batch, draws)
         weights = torch.ones_like(draws.t)
         if trainee.focal is not None and batch.modes is not None:
             weights = trainee.focal.weights(batch.modes)
@@ -81,7 +79,7 @@ class Stepper:
         edges = time_quartiles(config.time_distribution, config.time_shift)
         figures = world.sum(torch.cat([losses.mean()[None], by_quarter(losses, draws.t, edges).flatten()]))
         loss, quarters = figures[0] / world.size, figures[1:].reshape(2, 4)
-        norm = nn.utils.clip_grad_norm_(trainee.network.parameters(), config.clip or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(trainee.network.parameters(), config.clip or math.inf))
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
         rate = learning_rate(config, step)
         trainee.optimizer.step(rate, skipped)
@@ -98,10 +96,16 @@ class Stepper:
             self._accumulate(take_rows(batch, slice(count)), take_rows(draws, slice(count)), draws.t)
 
     def _draw(self, count: int, stream: torch.Generator) -> Draws:
-        """The random numbers of this process's ``count`` data: its part of those of all processes."""
-        everyone = draw(count * self.world.size, self.trainee.network.architecture, self.config, stream)
-        mine = self.world.share(count * self.world.size)
-        return take_rows(everyone, slice(mine.start, mine.stop))
+        """The random numbers of all processes, each of which has ``count`` data."""
+        return draw(count * self.world.size, self.trainee.network.architecture, self.config, stream)
+
+    def _paired(self, batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
+        """This process's data and random numbers, as the coupling pairs them: batch-ot looks at those of all."""
+        mine = self.world.rows(len(draws.t))
+        if self.config.coupling != "batch-ot":
+            return batch, take_rows(draws, mine)
+        batch, draws = pair(each_tensor(batch, self.world.collect), draws, self.config)
+        return take_rows(batch, mine), take_rows(draws, mine)
 
     def _accumulate(self, batch: Batch, draws: Draws, weights: Tensor) -> Tensor:
         """Leave the gradient of the mean of the weighted losses in the parameters; return the loss of each datum, (B,).

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from gmtool.config.train import TrainConfig
+from gmtool.distributed import ALONE, World, holding_shards, replicate, shard
 from gmtool.nn.network import Network
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, load_optimizer, load_weights
 from gmtool.training.ema import Average, average_file, make_averages
@@ -36,11 +38,12 @@ class Trainee:
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
     focal: ModeLosses | None = None
 
-    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """The files of a checkpoint: named tensors by file name."""
+    def tensors(self, world: World = ALONE) -> dict[str, Mapping[str, Tensor]]:
+        """The files of a checkpoint: named tensors by file name. All processes call this, for the first one."""
         averages = {average_file(each.name, self._names): each.network.state_dict() for each in self.averages}
         focal = {} if self.focal is None else {FOCAL: self.focal.state_dict()}
-        return {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state(), **focal}
+        files = {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state(), **focal}
+        return {name: world.assemble(tensors) for name, tensors in files.items()}
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
@@ -56,8 +59,20 @@ class Trainee:
         return tuple(each.name for each in self.averages)
 
 
-def make_trainee(network: Network, config: TrainConfig, modes: int = 0) -> Trainee:
-    """A network that is to be trained from its present weights, by the settings. modes: those of the fitted mixture."""
-    device = next(network.parameters()).device
-    focal = ModeLosses(modes, config.focal).to(device) if config.focal else None
-    return Trainee(network, make_averages(network, config), make_optimizer(network, config), network, focal=focal)
+def make_trainee(network: Network, config: TrainConfig, modes: int = 0, world: World = ALONE) -> Trainee:
+    """A network that is to be trained from its present weights, by the settings. modes: those of the fitted mixture.
+
+    Of several processes each holds all weights, or with ``config.shard`` its part of them.
+    """
+    averages = make_averages(network, config)
+    forward: Forward = network
+    hold: Callable[[], AbstractContextManager[object]] = nullcontext
+    if config.shard:
+        for each in (network, *(average.network for average in averages)):
+            shard(each, world)
+        hold = partial(holding_shards, network)
+    elif world.size > 1:
+        forward = replicated = replicate(network)
+        hold = replicated.no_sync
+    focal = ModeLosses(modes, config.focal).to(next(network.parameters()).device) if config.focal else None
+    return Trainee(network, averages, make_optimizer(network, config), forward, hold, focal)
