@@ -304,8 +304,6 @@ class TrainConfig:
 
         if self.shard and self.optimizer == "muon":
             raise UserError("--optimizer muon needs whole matrices: take adamw with --shard")
-        if self.shard and self.compile:
-            raise UserError("--compile takes the network as one graph, which --shard divides: drop one of them")
 
     def _check_numbers(self) -> None:
         """Refuse numbers that do not belong together, naming the flag to change."""
