@@ -14,6 +14,7 @@ from gmtool.config.sample import SampleConfig
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.stages.plan import make_plan
+from gmtool.training.schedule import learning_rate
 
 PUBLISHED = (
     *("gmflow-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
@@ -46,6 +47,15 @@ def test_the_recipes_are_the_published_ones() -> None:
     assert (mm_fm.model, mm_fm.objective, mm_fm.batch_size, mm_fm.steps) == ("DH-XL", "mm-fm", 1024, 100_000)
     assert load_preset("mm-fm-imagenet256").config("fit-gmm").modes == 8192
     assert load_preset("mm-fm-mode-imagenet256").config("train").condition == "mode"
+
+
+def test_the_learning_rates_are_the_published_ones() -> None:
+    rates = {0: 4e-4, 24_999: 4e-4, 25_000: 2e-4, 50_000: 2e-4, 525_000: 1.1e-4, 1_000_000: 2e-5}
+    for name in ("mm-fm-imagenet256", "mm-fm-mode-imagenet256"):
+        config = load_preset(name).config("train")
+        assert {step: learning_rate(config, step) for step in rates} == pytest.approx(rates)
+    config = load_preset("rae-imagenet256").config("train")
+    assert [learning_rate(config, step) for step in (0, 50_000, 525_000)] == pytest.approx([2e-4, 2e-4, 1.1e-4])
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "quickstart"])
