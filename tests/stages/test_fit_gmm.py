@@ -1,12 +1,21 @@
-from dataclasses import replace
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
+from small import Small
 
+import gmtool
 from gmtool.artifacts.gmm import expect_latents, open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import VARIANCE_EPS
@@ -258,4 +267,105 @@ def test_descriptors_that_are_not_finite(tmp_path: Path) -> None:
     descriptors[17, 1] = np.nan
     path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), descriptors)
     with pytest.raises(UserError, match=r"descriptor of 00017.png is not finite"):
+        fit_gmm(path, tmp_path / "gmm.h5", replace(CONFIG, modes=2), Progress())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gmtool.progress import Progress
+from gmtool.stages import fit_state
+from gmtool.stages.fit_gmm import FitGmmConfig, fit_gmm
+
+class Dies(Progress):
+    def begin(self, task, total, unit, done=0):
+        self.task, self.done = task, done
+
+    def advance(self, count=1, figures=None):
+        self.done += count
+        if self.task == sys.argv[3] and self.done >= int(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+fit_state.STATE_SECONDS = 0.0
+fit_gmm(Path(sys.argv[1]), Path(sys.argv[2]), FitGmmConfig(**eval(sys.argv[5])), Dies())
+"""
+
+
+def test_killed_it_goes_on(digits: Path, tmp_path: Path) -> None:
+    # killed three times on its way, each time by the next command: in k-means, in EM, and among blocks of modes
+    config = replace(CONFIG, memory=7.5 * 64 * 16 / 0.75 / 2**30)
+    whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).figures
+    output = tmp_path / "gmm.h5"
+    for task, units in (("k-means", "4"), ("EM", "6"), ("patch moments", "1200")):
+        arguments = [str(digits), str(output), task, units, repr(asdict(config))]
+        environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1])}
+        died = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment)
+        assert died.returncode == -signal.SIGKILL
+        assert not output.exists()
+    heard = Heard()
+    assert fit_gmm(digits, output, config, heard).figures == whole
+    assert any(re.search("going on after (7|14) modes. patch moments", each) for each in heard.notes)
+    with open_gmm(output) as found, open_gmm(tmp_path / "whole.h5") as expected:
+        assert found.manifest.fingerprint == expected.manifest.fingerprint
+    assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
+
+
+def test_the_picture_comes_back(digits: Path, tmp_path: Path) -> None:
+    fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Progress())
+    picture = tmp_path / "gmm.png"
+    size = Image.open(picture).size
+    picture.unlink()
+    assert fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Progress()).reused
+    assert Image.open(picture).size == size
+
+
+def test_the_modes_means_are_in_the_picture(small: Small) -> None:
+    # beside the populations and curves there is room for them
+    width, height = Image.open(small.flat / "gmm.png").size
+    assert height >= width
+
+
+def test_history_is_of_the_fitted_and_of_the_held_out(digits: Path, tmp_path: Path) -> None:
+    figures = fit_gmm(digits, tmp_path / "gmm.h5", replace(CONFIG, tolerance=0.0), Progress()).figures
+    assert len(figures.history) == len(figures.held_out_history) == figures.em_iterations == 30
+    assert min(np.diff([*figures.history, figures.log_likelihood])) > -1e-4
+    assert figures.held_out_history[-1] == pytest.approx(figures.held_out_log_likelihood, abs=0.2)
+    # each mode has less to explain than all data together, and the more freedom the less
+    gaussian, spherical, diagonal = figures.distances
+    assert gaussian.nats == pytest.approx(0.5 * np.log(2 * np.pi) + 0.5, abs=0.05)
+    assert gaussian.travel == pytest.approx(2, abs=0.1)
+    assert diagonal.nats < spherical.nats < gaussian.nats
+    assert diagonal.travel < gaussian.travel - 0.2
+
+
+def test_mirror_makes_modes_symmetric(digits: Path, tmp_path: Path) -> None:
+    fit_gmm(digits, tmp_path / "gmm.h5", replace(CONFIG, mirror=True), Progress())
+    with open_gmm(tmp_path / "gmm.h5") as gmm:
+        means = gmm.patch_mean(np.arange(20))
+        np.testing.assert_array_equal(means, means[..., ::-1])
+        assert gmm.population.sum() == pytest.approx(1797)
+    rng = np.random.default_rng(0)
+    flipped = write(
+        tmp_path / "flipped.h5", rng.normal(size=(8, 1, 2, 2)), rng.normal(size=(8, 3)), flipped=np.arange(8) % 2 == 1
+    )
+    with pytest.raises(UserError, match=r"--mirror: .*flipped.h5 holds mirrored copies already.*leave it out"):
+        plan_fit(flipped, tmp_path / "other.h5", replace(CONFIG, modes=2, mirror=True))
+
+
+def test_the_plan_tells_of_blocks_and_memory(digits: Path, tmp_path: Path) -> None:
+    plan = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3))
+    assert (plan.blocks, plan.passes, plan.latent_bytes) == (1, 1, 1797 * 128)
+    memory = 7.5 * 64 * 16 / 0.75
+    tight = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3, memory=memory / 2**30))
+    assert (tight.blocks, tight.passes) == (3, 3)
+    assert tight.patch_bytes <= memory
+    with pytest.raises(UserError, match=r"--memory 1e-07 is too small for one mode of 1 x 8 x 8.*give 0.001 or more"):
+        plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, memory=1e-7))
+
+
+def test_latents_that_are_not_finite(tmp_path: Path) -> None:
+    path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), np.zeros((30, 3)))
+    with h5py.File(path, "r+") as file:
+        file["var"][0, 0, 0] = np.inf
+    with pytest.raises(UserError, match=r"latents.h5 holds latents that are not finite"):
         fit_gmm(path, tmp_path / "gmm.h5", replace(CONFIG, modes=2), Progress())
