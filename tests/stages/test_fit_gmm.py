@@ -304,7 +304,7 @@ def test_killed_it_goes_on(digits: Path, tmp_path: Path) -> None:
         assert not output.exists()
     heard = Heard()
     assert fit_gmm(digits, output, config, heard).figures == whole
-    assert any(re.search("going on after (7|14) modes. patch moments", each) for each in heard.notes)
+    assert any(re.search("going on after [0-9]+ modes. patch moments", each) for each in heard.notes)
     with open_gmm(output) as found, open_gmm(tmp_path / "whole.h5") as expected:
         assert found.manifest.fingerprint == expected.manifest.fingerprint
     assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
