@@ -66,7 +66,7 @@ class Source:
     def batches(self, steps: int, workers: int | None) -> Iterator[Batch]:
         """The batches of so many steps, and one before them, as training takes them."""
         config, statistics = replace(self.config, steps=steps + 1, workers=workers), latent_statistics(self.latents)
-        frames = ModeFrames(self.gmm, statistics, self.device) if config.uses_frames else None
+        frames = ModeFrames(self.gmm, statistics, self.device, whitened=config.union) if config.uses_frames else None
         data = open_data(self.latents, self.gmm, config, statistics.to(self.device), frames, self.device)
         return data.batches(Position())
 

@@ -46,6 +46,8 @@ CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOARD = (
     "lock",
     "tensorboard",
 )
+MIXTURE = "gmm.h5"
+"""The mixture of an imported run; one that was trained here names the file that fit-gmm wrote."""
 VARIANCE_EPS = 1e-5
 """Added to the latents' variance under the root, as RAE does."""
 

@@ -12,7 +12,7 @@ from gmtool.data.memory import SHARE, fits_in_memory
 from gmtool.flow.source import Frame
 
 FLOOR = 0.05
-"""Least s_k, in standard deviations of all data: whitening then magnifies no entry more than twentyfold.
+"""Least s_k of a union, in standard deviations of all data: whitening then magnifies no entry more than twentyfold.
 
 It is a guard, seldom reached: the shrinkage of fit-gmm, 4 images by default, keeps s_k above sqrt(4 / (n + 4)) in a
 mode of n images, which is 0.23 in the digits' 32 modes and 0.16 in ImageNet's 8192. Without shrinkage 13 % of the
@@ -23,14 +23,17 @@ small enough to change no fit, and there for entries that are all but constant i
 
 
 class ModeFrames:
-    """mu_k and s_k of modes, normalised as the latents are: ((mean - m) / s, max(std / s, FLOOR)).
+    """mu_k and s_k of modes, normalised as the latents are: ((mean - m) / s, std / s).
+
+    whitened: whether data will be divided by s_k, which then is at least FLOOR; a source that is only drawn from is
+    taken as it was fitted.
 
     All modes lie on the device when they take at most a quarter of the memory that is free there, else in the
     machine's memory when they take at most a quarter of that, else each batch's are read from the file.
     """
 
-    def __init__(self, gmm: GmmFile, statistics: Statistics, device: torch.device) -> None:
-        self._gmm, self._device = gmm, device
+    def __init__(self, gmm: GmmFile, statistics: Statistics, device: torch.device, whitened: bool) -> None:
+        self._gmm, self._device, self._floor = gmm, device, FLOOR if whitened else 0.0
         self._statistics = statistics.to(torch.device("cpu"))
         self._all: Frame | None = None
         size = 8 * len(gmm) * int(np.prod(gmm.shape))
@@ -63,4 +66,4 @@ class ModeFrames:
     def _read(self, modes: np.ndarray) -> Frame:
         mean = torch.from_numpy(self._gmm.patch_mean(modes))
         std = torch.from_numpy(self._gmm.patch_std(modes))
-        return Frame(self._statistics.normalise(mean), (std / self._statistics.std).clamp(min=FLOOR))
+        return Frame(self._statistics.normalise(mean), (std / self._statistics.std).clamp(min=self._floor))

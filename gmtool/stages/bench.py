@@ -238,7 +238,7 @@ def _trainer(
     """What is drawn from, what takes steps, and what feeds it, as in training."""
     by_class = config.condition == "class" and config.coupling == "mode"
     statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class) if config.uses_modes else None)
-    frames = ModeFrames(gmm, statistics, device) if config.uses_frames else None
+    frames = ModeFrames(gmm, statistics, device, whitened=config.union) if config.uses_frames else None
     network = build_network(architecture_for(config, latents, gmm), 0).to(device)
     network.checkpoint_activations = config.checkpoint_activations
     if config.compile:

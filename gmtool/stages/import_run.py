@@ -19,7 +19,7 @@ from torch import Tensor
 from gmtool.artifacts.files import check_space, check_writable, part_of
 from gmtool.artifacts.gmm import DescriptorMixture, Kept, gmm_bytes, write_gmm
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
-from gmtool.artifacts.run import CHECKPOINTS, RunFolder, Statistics, create_run, run_details
+from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, RunFolder, Statistics, create_run, run_details
 from gmtool.config.import_run import ImportConfig
 from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
@@ -35,9 +35,6 @@ from gmtool.foreign.published import (
 from gmtool.hub import hub_folder, local_or_hub_file
 from gmtool.tokenizers.choose import latent_sizes
 from gmtool.training.checkpoint import EMA, MODEL, Position, save_checkpoint
-
-GMM = "gmm.h5"
-"""The mixture source's file in an imported run."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,8 @@ def _write(part: Path, path: Path, published: Published, config: ImportConfig, p
     part.mkdir(parents=True)
     inputs, statistics = published.inputs, published.statistics
     if published.mixture is not None:
-        manifest = _write_mixture(part / GMM, published, published.mixture, config)
-        inputs = (*inputs, Input("gmm", str(path / GMM), manifest.fingerprint))
+        manifest = _write_mixture(part / MIXTURE, published, published.mixture, config)
+        inputs = (*inputs, Input("gmm", str(path / MIXTURE), manifest.fingerprint))
         weights = torch.from_numpy(published.mixture.weights).float().unsqueeze(0)
         statistics = Statistics(statistics.mean, statistics.std, weights)
     files = {EMA: _float32(published.ema)}
@@ -178,7 +175,7 @@ def _train_config(published: Published, path: Path) -> TrainConfig:
         source="gmm" if mixture else "gaussian",
         coupling="mode" if mixture else "independent",
         condition=published.condition,
-        gmm=path / GMM if mixture else None,
+        gmm=path / MIXTURE if mixture else None,
         components=architecture.components or TrainConfig.components,
         constant_std=architecture.constant_std,
         spectral=architecture.spectral,

@@ -23,7 +23,7 @@ from gmtool.artifacts.files import check_space, check_writable, part_of
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
 from gmtool.artifacts.manifest import Array, Input, Manifest, file_fingerprint
-from gmtool.artifacts.run import RunFolder, open_run
+from gmtool.artifacts.run import MIXTURE, RunFolder, open_run
 from gmtool.artifacts.samples import GRID, IMAGES, LATENTS, MANIFEST, PICTURES
 from gmtool.artifacts.tensors import write_tensors
 from gmtool.config.sample import SampleConfig
@@ -162,11 +162,12 @@ def load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torc
     if run.config.uses_frames:
         known = run.manifest.input("gmm")
         assert known is not None  # a run that uses a mixture names it
-        path = config.gmm or Path(known.path)
+        beside = run.path / MIXTURE  # an imported run brings its own, and may have been moved since
+        path = config.gmm or (beside if beside.exists() else Path(known.path))
         gmm = stack.enter_context(open_gmm(path))
         if known.fingerprint != gmm.manifest.fingerprint:
             raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
-        frames = ModeFrames(gmm, statistics, device)
+        frames = ModeFrames(gmm, statistics, device, whitened=run.config.union)
     precision = compute_dtype(config.precision, device)
     return Model(network, run.config, statistics.to(device), frames, device, precision)
 

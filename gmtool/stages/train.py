@@ -134,7 +134,9 @@ def _loop(
     """Take a run's steps from a position on, going back to a checkpoint where training diverges."""
     config, statistics, device = run.config, run.statistics(), world.device
     assert config.batch_size is not None  # resolved
-    frames = ModeFrames(gmm, statistics, device) if gmm is not None and config.uses_frames else None
+    frames = (
+        ModeFrames(gmm, statistics, device, whitened=config.union) if gmm is not None and config.uses_frames else None
+    )
     precision = compute_dtype(config.precision, device)
     statistics = statistics.to(device)
     model = Model(trainee.averages[0].network, config, statistics, frames, device, precision)

@@ -59,7 +59,7 @@ def test_sampling_shows_the_mean_of_the_samples_mode_and_hides_it_for_guidance(
     train(small.latents("classes"), tmp_path / "run", replace(TRAINING, **settings), Progress())
     run = open_run(tmp_path / "run")
     assert run.architecture.context == 16
-    frames = ModeFrames(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"))
+    frames = ModeFrames(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
     model = Model(Seen(run.architecture), run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
     plan = make_plan(replace(SAMPLING, steps=1, guidance="cfg"), run.config)
     modes = torch.tensor([3, 0, 1])
@@ -87,7 +87,7 @@ def test_training_shows_the_mean_of_the_datums_mode(
         train(small.latents("classes"), tmp_path / name, replace(TRAINING, dropout=0.5, **settings), Progress())
         statistics = open_run(tmp_path / name).statistics()
         with open_gmm(small.gmm("classes")) as gmm:
-            means = ModeFrames(gmm, statistics, torch.device("cpu")).frame(torch.arange(4)).mean
+            means = ModeFrames(gmm, statistics, torch.device("cpu"), whitened=False).frame(torch.arange(4)).mean
         modes, contexts = (torch.cat([getattr(each, part) for each in seen]) for part in ("modes", "context"))
         hidden = modes == 4
         assert hidden.any() == (name == "mode") and len(modes) == 32

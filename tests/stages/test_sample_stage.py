@@ -262,7 +262,7 @@ def load(path: Path, small: Small, network: type[DiT] = DiT) -> Model:
     statistics = run.statistics()
     frames = None
     if run.config.source == "gmm":
-        frames = ModeFrames(open_gmm(small.gmm("classes")), statistics, torch.device("cpu"))
+        frames = ModeFrames(open_gmm(small.gmm("classes")), statistics, torch.device("cpu"), whitened=False)
     built = network(run.architecture) if network is not DiT else build_network(run.architecture, 0)
     return Model(built, run.config, statistics, frames, torch.device("cpu"), torch.float32)
 

@@ -634,7 +634,7 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class=True))
         config = resolve(config, latents, gmm, CPU)
-        frames = ModeFrames(gmm, statistics, CPU)
+        frames = ModeFrames(gmm, statistics, CPU, whitened=True)
         feed = Feed(latents.labels, 3, known_modes(gmm, config), frames, statistics, config, CPU)
         modes, own = [], []
         means = statistics.normalise(torch.from_numpy(gmm.patch_mean(np.arange(4))))
