@@ -33,6 +33,7 @@ from gmtool.artifacts.run import Statistics, latent_statistics
 from gmtool.config.sample import SampleConfig
 from gmtool.config.train import TrainConfig
 from gmtool.device import compute_dtype
+from gmtool.distributed import World
 from gmtool.flow.times import shift_for
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
 from gmtool.nn.architecture import Architecture, named
@@ -323,7 +324,8 @@ def waiting(report: Report, machine: Machine) -> None:
         told = Figures()
         pace = Pace(cost.flops, machine.peak)
         with open_latents(path) as latents:
-            data = open_data(latents, None, config, latent_statistics(latents).to(machine.device), None, machine.device)
+            statistics = latent_statistics(latents).to(machine.device)
+            data = open_data(latents, None, config, statistics, None, World(device=machine.device))
             batches = data.batches(Position())
             stepper.take(next(batches), 0, 0)
             loop = Loop(config, stepper, lambda _: None, [told], (), pace)

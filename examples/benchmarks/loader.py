@@ -28,6 +28,7 @@ from gmtool.config.train import TrainConfig
 from gmtool.data.digits import write_digits
 from gmtool.data.modes import ModeFrames
 from gmtool.device import resolve_device
+from gmtool.distributed import World
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.speed import synchronise
@@ -67,7 +68,7 @@ class Source:
         """The batches of so many steps, and one before them, as training takes them."""
         config, statistics = replace(self.config, steps=steps + 1, workers=workers), latent_statistics(self.latents)
         frames = ModeFrames(self.gmm, statistics, self.device, whitened=config.union) if config.uses_frames else None
-        data = open_data(self.latents, self.gmm, config, statistics.to(self.device), frames, self.device)
+        data = open_data(self.latents, self.gmm, config, statistics.to(self.device), frames, World(device=self.device))
         return data.batches(Position())
 
 

@@ -41,6 +41,13 @@ def as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def as_flags(config: Any) -> str:
+    """The settings of a config as a user would type them, without those that are open or off."""
+    values = {each.name: getattr(config, each.name) for each in fields(config)}
+    given = {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
+    return " ".join(flag(name) if value is True else f"{flag(name)} {as_text(value)}" for name, value in given.items())
+
+
 def options_of(config_class: type) -> dict[str, tuple[Any, Option]]:
     """Field name -> (type, Option) of a config dataclass, in the order of declaration."""
     hints = get_type_hints(config_class, include_extras=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.run import METRICS, RunFolder
-from gmtool.config.option import as_text, flag
+from gmtool.config.option import as_flags
 from gmtool.distributed import World
 from gmtool.progress import Progress
 from gmtool.speed import matmul_rate
@@ -42,7 +42,7 @@ def watch(
     network that is drawn from, in its run's coordinates.
     """
     config = run.config
-    progress.note("settings: " + " ".join(f"{flag(name)} {as_text(value)}" for name, value in asdict(config).items()))
+    progress.note(f"settings: {as_flags(config)}")
     loggers = _loggers(run) if world.first else []
     for logger in loggers:
         stack.callback(logger.close)
