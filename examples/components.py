@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("digits-study"), help="runs, scores, the picture")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500, help="of training")
-    parser.add_argument("--batch", type=int, default=128, help="images of a training step")
+    parser.add_argument("--batch", type=int, default=64, help="images of a training step")
     parser.add_argument("--evaluations", type=int, default=6, help="of the network, a sample")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="digits of a score")
     return parser.parse_args()

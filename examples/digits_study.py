@@ -55,7 +55,7 @@ class Setting:
 ALL, FEW = (1, 2, 4, 6, 10, 50), (4, 6, 10)
 FULL = Setting(
     steps=1500,
-    batch=128,
+    batch=64,
     seeds=3,
     samples=SAMPLES,
     modes=(32, 8, 128),
