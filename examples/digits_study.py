@@ -5,7 +5,7 @@ union, each trained from several seeds and drawn with 1 ... 50 network evaluatio
 397 digits that took no part in training (`digits`), beside that of real training digits. The table holds mean and
 standard deviation over the seeds, the picture the same; both also for other numbers of modes.
 
-    python examples/digits_study.py             # hours on one core; may be stopped, and goes on
+    python examples/digits_study.py             # two to three hours on one idle core; may be stopped, and goes on
     python examples/digits_study.py --quick     # the same in miniature, for a look at the output
 """
 

@@ -1,6 +1,7 @@
 """TensorBoard and Weights & Biases: what they are told is what they hold, also after a run went on."""
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,9 @@ def test_weights_and_biases_keeps_an_offline_run(tmp_path: Path, monkeypatch: py
     logger.write([{"step": 1, "images/s": 64.0}], "machine")
     logger.close()
     (record,) = tmp_path.glob("wandb/offline-run-*/run-0123456789abcdef.wandb")
+    until = time.monotonic() + 60  # its own process writes the file, in its own time
+    while b"machine/images/s" not in record.read_bytes() and time.monotonic() < until:
+        time.sleep(0.1)
     held = record.read_bytes()
     assert b"train/loss" in held and b"machine/images/s" in held and b"project" in held
 
