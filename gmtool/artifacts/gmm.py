@@ -27,8 +27,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gmtool.artifacts.files import flush_to_disk, reserve, written_aside
-from gmtool.artifacts.hdf5 import Hdf5Reader, Rows, allocate, one_line, open_hdf5
+from gmtool.artifacts.files import reserve, written_aside
+from gmtool.artifacts.hdf5 import Hdf5Reader, Hdf5Writer, Rows, allocate, one_line, open_hdf5
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Array, Input, Manifest, expect_kind, fingerprint, parse_manifest
 from gmtool.errors import UserError
@@ -130,15 +130,27 @@ def gmm_bytes(modes: int, descriptor_size: int, data: int, top_k: int, shape: tu
     return modes * (16 * descriptor_size + 8 * int(np.prod(shape)) + 152) + 8 * data * top_k + (1 << 16)
 
 
-class GmmWriter:
+_UNITS = {
+    "weights": "probability",
+    "population": "data",
+    "cls_weights": "probability",
+    "cls_mean": "descriptor",
+    "cls_var": "descriptor squared",
+    "patch_mean": "latent, not normalised",
+    "patch_std": "latent, not normalised",
+    "modes": "index of a mode",
+    "probabilities": "probability",
+}
+
+
+class GmmWriter(Hdf5Writer):
     """A mixture being written. ``create`` lays its file out, ``reopen`` goes on with one that was laid out.
 
     Storage is allocated and the structure is on disk before the first mode, so that writing modes changes raw data only
     and a process killed at any moment leaves a readable part.
     """
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    datasets = tuple(_UNITS)
 
     @classmethod
     def create(
@@ -182,24 +194,6 @@ class GmmWriter:
         writer.flush()
         return writer
 
-    @classmethod
-    def reopen(cls, path: Path) -> GmmWriter:
-        """Open a file that ``create`` laid out. Raises OSError or KeyError when it is damaged."""
-        writer = cls(h5py.File(path, "r+", libver="earliest"))
-        for name in _UNITS:
-            _ = writer._file[name].shape
-        return writer
-
-    def __enter__(self) -> GmmWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file, finished or not."""
-        self._file.close()
-
     @property
     def kept(self) -> Kept:
         """The kept modes of all data."""
@@ -210,11 +204,6 @@ class GmmWriter:
         self._file["patch_mean"][patch.mode] = patch.mean
         self._file["patch_std"][patch.mode] = patch.std
         return fingerprint([patch.mean, patch.std])
-
-    def flush(self) -> None:
-        """Bring all that was written to the disk."""
-        self._file.flush()
-        flush_to_disk(Path(self._file.filename))
 
     def finish(
         self,
@@ -267,16 +256,3 @@ def write_gmm(
         GmmWriter.create(part, descriptors, kept, shape, weights) as writer,
     ):
         return writer.finish([writer.write(each) for each in patches], stage, latents, config, details)
-
-
-_UNITS = {
-    "weights": "probability",
-    "population": "data",
-    "cls_weights": "probability",
-    "cls_mean": "descriptor",
-    "cls_var": "descriptor squared",
-    "patch_mean": "latent, not normalised",
-    "patch_std": "latent, not normalised",
-    "modes": "index of a mode",
-    "probabilities": "probability",
-}

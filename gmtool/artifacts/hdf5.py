@@ -1,4 +1,4 @@
-"""HDF5 files opened for reading, by whichever process reads: what latents files and mixtures have in common."""
+"""HDF5 files, read by whichever process reads and written by one: what latents files and mixtures have in common."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import h5py
 import numpy as np
 
+from gmtool.artifacts.files import flush_to_disk
 from gmtool.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self  # not there in Python 3.10
 
 Rows = slice | Sequence[int] | np.ndarray
 """Rows of a dataset: a slice with a positive step, or indices in any order, also repeated."""
@@ -66,6 +70,41 @@ class Hdf5Reader:
             return found if np.array_equal(unique, wanted) else found[inverse]
         except OSError as error:
             raise UserError(f"{self.path} is damaged ({one_line(error)}): {self._repair}") from error
+
+
+class Hdf5Writer:
+    """A file that was laid out on disk, being filled; a context that closes it, finished or not.
+
+    datasets: those that every such file has.
+    """
+
+    datasets: ClassVar[tuple[str, ...]]
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Go on with a file that was laid out. Raises OSError or KeyError when it is damaged."""
+        writer = cls(h5py.File(path, "r+", libver="earliest"))
+        for name in cls.datasets:
+            _ = writer._file[name].shape
+        return writer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, finished or not."""
+        self._file.close()
+
+    def flush(self) -> None:
+        """Bring all that was written to the disk."""
+        self._file.flush()
+        flush_to_disk(Path(self._file.filename))
 
 
 def open_hdf5(path: Path, repair: str) -> h5py.File:

@@ -27,8 +27,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gmtool.artifacts.files import flush_to_disk, written_aside
-from gmtool.artifacts.hdf5 import Hdf5Reader, Rows, allocate, one_line, open_hdf5
+from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.hdf5 import Hdf5Reader, Hdf5Writer, Rows, allocate, one_line, open_hdf5
 from gmtool.artifacts.manifest import Array, Input, Manifest, expect_kind, fingerprint, parse_manifest
 from gmtool.data.moments import Moments
 from gmtool.errors import UserError
@@ -196,11 +196,10 @@ class Layout:
         return self.capacity * (sample + 64) + 16 * values + 2**18
 
 
-class LatentsWriter:
+class LatentsWriter(Hdf5Writer):
     """A latents file being written. ``create`` lays it out on disk, ``reopen`` goes on with one that was laid out."""
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    datasets = ("patches", "cls", "labels", "flipped", "names", "mean", "var")
 
     @classmethod
     def create(cls, path: Path, layout: Layout, tokenizer: TokenizerSpec, provenance: Provenance) -> LatentsWriter:
@@ -242,24 +241,6 @@ class LatentsWriter:
         writer.flush()
         return writer
 
-    @classmethod
-    def reopen(cls, path: Path) -> LatentsWriter:
-        """Open a file that ``create`` laid out. Raises OSError or KeyError when it is damaged."""
-        writer = cls(h5py.File(path, "r+", libver="earliest"))
-        for name in ("patches", "cls", "labels", "flipped", "names", "mean", "var"):
-            _ = writer._file[name].shape
-        return writer
-
-    def __enter__(self) -> LatentsWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file, finished or not."""
-        self._file.close()
-
     @property
     def tokenizer(self) -> TokenizerSpec:
         """The tokenizer of the file."""
@@ -285,11 +266,6 @@ class LatentsWriter:
         self._file["labels"][rows] = labels
         self._file["flipped"][rows] = flipped
         self._file["names"][rows] = [each.encode() for each in names]
-
-    def flush(self) -> None:
-        """Bring all that was written to the disk."""
-        self._file.flush()
-        flush_to_disk(Path(self._file.filename))
 
     def finish(self, count: int, moments: Moments, details: Mapping[str, Any] | None = None) -> Manifest:
         """Cut the file to its ``count`` samples, add the moments and the final manifest, flush; return the manifest."""
