@@ -39,7 +39,8 @@ def command(
     Example: gmtool encode imagenet/ latents.h5 --flip both --batch-size 256
     """
     from gmtool.cli.console import ConsoleProgress
-    from gmtool.stages.encode import encode_images, plan_encoding
+    from gmtool.stages.encode import encode_images
+    from gmtool.stages.encode_plan import plan_encoding
 
     if dry_run:
         print("\n".join(plan_encoding(images, latents, config).lines()))

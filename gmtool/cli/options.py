@@ -60,7 +60,7 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
         parameters = [each for name, each in own.items() if name != "config"]
         defaults = {each.name: each.default for each in fields(config_class)}
         for name, (kind, option) in options_of(config_class).items():
-            taken = list[get_args(kind)[0]] if is_repeated(kind) else kind  # type: ignore[misc]
+            taken = list[get_args(kind)[0]] if is_repeated(kind) else kind  # type: ignore[misc]  # as below
             typed = Annotated[
                 taken,  # type: ignore[valid-type]  # a field's type, known at run time alone
                 typer.Option(

@@ -36,7 +36,7 @@ class Network(nn.Module):
 
         Raises ValueError when a label, or the context, that the network was built for is missing.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each network has its own
 
     def _with_labels(self, embedding: Tensor, conditions: Conditions) -> Tensor:
         """An embedding (B, width) plus those of the labels."""

@@ -92,7 +92,7 @@ class StateKeeper:
             record["kmeans"] = {"history": state.kmeans.history}
             arrays = {"centroids": state.kmeans.centroids}
         with written_aside(state_path(self._output)) as path, path.open("wb") as file:
-            np.savez(file, record=np.array(json.dumps(record)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, record=np.array(json.dumps(record)), **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
             file.flush()
             os.fsync(file.fileno())
         self._written = time.monotonic()

@@ -24,7 +24,8 @@ from gmtool.config.encode import EncodeConfig
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
 from gmtool.stages import encode
-from gmtool.stages.encode import encode_images, plan_encoding
+from gmtool.stages.encode import encode_images
+from gmtool.stages.encode_plan import plan_encoding
 from gmtool.stages.encode_state import read_state, state_path
 from gmtool.tokenizers.build import build_tokenizer
 
