@@ -29,7 +29,7 @@ import torch
 
 from gmtool.cli.console import print_table
 from gmtool.device import resolve_device
-from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, log_likelihood, maximise
+from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, log_likelihood, start_from_clusters
 from gmtool.mixture.kmeans import kmeans, seed_centroids
 
 FLOOR = 1e-6
@@ -72,8 +72,8 @@ def by_gmtool(fitted: np.ndarray, held_out: np.ndarray, options: argparse.Namesp
     seeds = seed_centroids(fitted, options.modes, seed=seed, device=device)
     clusters = kmeans(fitted, seeds, iterations=options.kmeans_iterations, device=device)
     blocks = Blocks(fitted, block_rows(options.modes, device), device)
-    labels = torch.from_numpy(clusters.labels).to(device)
-    start = maximise(label_moments(blocks, labels, options.modes), None, FLOOR)
+    moments = label_moments(blocks, torch.from_numpy(clusters.labels).to(device), options.modes)
+    start = start_from_clusters(torch.from_numpy(clusters.centroids).to(device), moments, FLOOR)
     began = time.process_time()
     mixture = fit_em(blocks, Fit(start), iterations=options.iterations, tolerance=-1.0, floor=FLOOR).mixture
     rate = 8 * fitted.size * options.modes * options.iterations / (time.process_time() - began)
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="dimensions")
     parser.add_argument("--modes", type=int, default=256, help="modes of the fit; the data have twice as many")
     parser.add_argument("--iterations", type=int, default=20, help="of EM, in both")
-    parser.add_argument("--kmeans-iterations", type=int, default=10, help="at most, in gmtool")
+    parser.add_argument("--kmeans-iterations", type=int, default=2, help="at most, in gmtool")
     parser.add_argument("--start", choices=("k-means++", "kmeans"), default="k-means++", help="of scikit-learn")
     parser.add_argument("--device", default="auto", help="of gmtool")
     parser.add_argument("--seed", type=int, default=0, help="of the data")

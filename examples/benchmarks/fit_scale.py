@@ -30,7 +30,7 @@ from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
 from gmtool.cli.console import print_table
 from gmtool.device import resolve_device
-from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, maximise
+from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, start_from_clusters
 from gmtool.mixture.kmeans import kmeans, seed_centroids
 from gmtool.mixture.patch_moments import PatchMode, Rule, mode_block, patch_moments, share_memory
 from gmtool.tokenizers.base import TokenizerSpec
@@ -68,7 +68,8 @@ def em(options: argparse.Namespace) -> None:
     clusters, *times = timed(lambda: kmeans(data, seeds, iterations=1, device=device))
     tell("k-means iteration and assignment", 2 * product, *times)
     blocks = Blocks(data, block_rows(options.modes, device), device)
-    start = maximise(label_moments(blocks, torch.from_numpy(clusters.labels).to(device), options.modes), None, 1e-6)
+    labels = label_moments(blocks, torch.from_numpy(clusters.labels).to(device), options.modes)
+    start = start_from_clusters(torch.from_numpy(clusters.centroids).to(device), labels, 1e-6)
     clock: list[tuple[float, float]] = [(time.perf_counter(), time.process_time())]
     fit_em(
         blocks,

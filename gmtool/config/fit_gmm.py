@@ -26,7 +26,9 @@ class FitGmmConfig:
     mirror: Annotated[
         bool, Option("Count every image a second time, its latents mirrored left to right, in the modes' patches.")
     ] = False
-    kmeans_iterations: Annotated[int, Option("Iterations of k-means at most.", metavar="N", minimum=1)] = 10
+    kmeans_iterations: Annotated[
+        int, Option("Iterations of k-means at most; EM wants few, its absence more.", metavar="N", minimum=1)
+    ] = 2
     em_iterations: Annotated[
         int, Option("Iterations of EM at most; 0 keeps the k-means clusters.", metavar="N", minimum=0)
     ] = 100

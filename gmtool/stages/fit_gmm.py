@@ -36,7 +36,17 @@ from gmtool.artifacts.run import VARIANCE_EPS
 from gmtool.config.fit_gmm import FitGmmConfig
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
-from gmtool.mixture.em import Blocks, DiagonalMixture, Fit, block_rows, fit_em, label_moments, maximise, posterior
+from gmtool.mixture.em import (
+    Blocks,
+    DiagonalMixture,
+    Fit,
+    block_rows,
+    fit_em,
+    label_moments,
+    maximise,
+    posterior,
+    start_from_clusters,
+)
 from gmtool.mixture.kmeans import kmeans, seed_centroids
 from gmtool.mixture.patch_moments import Distances, ModeBlock, PatchMode, Rule, mode_block, patch_moments
 from gmtool.progress import Progress
@@ -220,7 +230,7 @@ class _Fitting:
         return fit
 
     def _cluster(self, data: np.ndarray) -> DiagonalMixture:
-        """k-means on centred descriptors (N, D), as a mixture."""
+        """k-means on centred descriptors (N, D), as a mixture: where EM starts, or the clusters themselves."""
         config, device, progress = self.config, self.world.device, self.progress
         begun = self.state.kmeans
         if begun is None:
@@ -244,8 +254,10 @@ class _Fitting:
         )
         progress.end()
         blocks = Blocks(data, block_rows(config.modes, device), device)
-        labels = torch.from_numpy(clusters.labels).to(device)
-        return maximise(label_moments(blocks, labels, config.modes), None, config.variance_floor)
+        moments = label_moments(blocks, torch.from_numpy(clusters.labels).to(device), config.modes)
+        if config.em_iterations:
+            return start_from_clusters(torch.from_numpy(clusters.centroids).to(device), moments, config.variance_floor)
+        return maximise(moments, None, config.variance_floor)
 
     def _fit_patches(self) -> None:
         """Sum the latents in each mode, block by block, into the file, and complete it."""

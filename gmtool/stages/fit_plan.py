@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gmtool.artifacts.files import check_writable, human_bytes
 from gmtool.artifacts.gmm import gmm_bytes
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.config.fit_gmm import FitGmmConfig
 from gmtool.errors import UserError
-from gmtool.mixture.em import BLOCK_ROWS
+from gmtool.mixture.em import block_rows
 from gmtool.mixture.patch_moments import PIECE_BYTES, ROW_BYTES, SUMS_BYTES, PatchMemory, least_memory, share_memory
 
 
@@ -58,7 +59,7 @@ class FitPlan:
     @property
     def descriptor_bytes(self) -> int:
         """Bytes of memory for the descriptors, and for the mixture and a block of responsibilities."""
-        rows = max(BLOCK_ROWS, self.modes // 2)
+        rows = block_rows(self.modes, torch.device("cpu"))
         return 4 * (
             self.descriptor_size * (self.data + 10 * self.modes) + rows * (self.modes + 2 * self.descriptor_size)
         )

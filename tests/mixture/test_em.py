@@ -21,6 +21,7 @@ from gmtool.mixture.em import (
     maximise,
     posterior,
     revive,
+    start_from_clusters,
 )
 
 CPU = torch.device("cpu")
@@ -165,6 +166,21 @@ def test_label_moments_are_those_of_one_hot_responsibilities() -> None:
     assert (mixture.variances > 0).all()
 
 
+def test_start_from_clusters_is_its_formula() -> None:
+    x, labels = mixture_data(200, modes=4, size=3)
+    x[:, 2] = 0.5  # an axis without spread
+    moments = label_moments(Blocks(x, 33, CPU), torch.from_numpy(labels), 4)
+    centroids = np.stack([x[labels == k].mean(0) for k in range(4)]) + 0.25
+    start = start_from_clusters(torch.from_numpy(centroids), moments, 0.125)
+    within = sum((labels == k).mean() * x[labels == k].var(0) for k in range(4))
+    for k in range(4):
+        reach = (centroids[k, :2] - x[:, :2].mean(0)) ** 2 / x[:, :2].var(0)
+        np.testing.assert_allclose(start.variances[k, :2], within[:2] / 2 * (1 + reach) + 0.125)
+    np.testing.assert_array_equal(start.means, centroids)
+    np.testing.assert_array_equal(start.weights, 0.25)
+    assert torch.isfinite(start.variances).all()
+
+
 def with_a_dead_mode(start: DiagonalMixture) -> DiagonalMixture:
     """The same mixture after a last mode whose mean is out of all data's reach."""
     far = DiagonalMixture(start.weights, start.means.clone(), start.variances)
@@ -212,15 +228,18 @@ def test_revived_modes_halve_the_largest(size: int) -> None:
     assert revive(alone).weights.tolist() == [0.5, 0.5, 0.0]  # a mode gives one half, whoever is in need
 
 
+@pytest.mark.parametrize("modes", [40, 37, 36])  # in groups of eight, of one, of four
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
-def test_the_sparse_product_changes_nothing(dtype: type, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sparse_product_changes_nothing(
+    dtype: type, tolerance: float, modes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, _ = mixture_data(600, modes=40, size=16, spread=4.0)
-    start = fit(x, start_at(x, 40), 3).mixture
+    start = fit(x, start_at(x, modes), 3).mixture
     blocks = Blocks(x.astype(dtype), 128, CPU)
+    monkeypatch.setattr(em, "SPARSE_SHARE", 0.0)
     dense = expected_moments(blocks, start)
     used, original = [], torch.sparse_coo_tensor
-    monkeypatch.setattr(em, "SPARSE_MODES", 1)
-    monkeypatch.setattr(em, "SPARSE_SHARE", 0.5)
+    monkeypatch.setattr(em, "SPARSE_SHARE", 1.0)
     monkeypatch.setattr(torch, "sparse_coo_tensor", lambda *of, **more: used.append(1) or original(*of, **more))
     sparse = expected_moments(blocks, start)
     assert len(used) == 5

@@ -69,7 +69,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("digits") / "latents.h5", x.reshape(-1, 1, 8, 8), descriptors)
 
 
-CONFIG = FitGmmConfig(modes=20, em_iterations=30, device="cpu")
+CONFIG = FitGmmConfig(kmeans_iterations=10, modes=20, em_iterations=30, device="cpu")
 
 
 def test_digits_end_to_end(digits: Path, tmp_path: Path) -> None:
