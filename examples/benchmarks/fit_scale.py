@@ -31,7 +31,7 @@ from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, writ
 from gmtool.cli.console import print_table
 from gmtool.device import resolve_device
 from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, start_from_clusters
-from gmtool.mixture.kmeans import kmeans, seed_centroids
+from gmtool.mixture.kmeans import SEED_POINTS, SEED_POINTS_PER_CLUSTER, kmeans, seed_centroids
 from gmtool.mixture.patch_moments import PatchMode, Rule, mode_block, patch_moments, share_memory
 from gmtool.tokenizers.base import TokenizerSpec
 
@@ -63,7 +63,7 @@ def em(options: argparse.Namespace) -> None:
 
     product = 2.0 * options.data * options.size * options.modes
     seeds, *times = timed(lambda: seed_centroids(data, options.modes, seed=0, device=device))
-    subset = min(options.data, max(1 << 13, 32 * options.modes))
+    subset = min(options.data, max(SEED_POINTS, SEED_POINTS_PER_CLUSTER * options.modes))
     tell("seeds", product / options.data * subset * (2 + int(math.log(options.modes))), *times)
     clusters, *times = timed(lambda: kmeans(data, seeds, iterations=1, device=device))
     tell("k-means iteration and assignment", 2 * product, *times)

@@ -19,6 +19,10 @@ from torch import Tensor
 SEED_POINTS, SEED_POINTS_PER_CLUSTER = 1 << 13, 32
 """Seeds are drawn from a random subset of so many points, or so many times the number of clusters, if that is more."""
 
+AHEAD, PLACED_PER_AHEAD = 8, 16
+"""Candidates are drawn for so many seeds at once, one for each so many that are placed: the fewer there are, the more
+one more changes the distances, and the more of the others' candidates would be drawn in vain."""
+
 SETTLED = 1e-5
 """Lloyd's iterations stop when the sum of squared distances falls by less than this share of itself."""
 
@@ -89,7 +93,9 @@ def plus_plus(
 ) -> Tensor:
     """Greedy k-means++ seeds (clusters, D) from ``points`` (n, D), with 2 + log K candidates a seed.
 
-    ``generator`` is the CPU's, so that every device draws alike.
+    Candidates of several seeds are drawn, and their distances taken, in one pass over the points. Those that were drawn
+    before a seed was placed are kept with probability (squared distance now) / (squared distance then), which makes
+    them draws of now; while enough are. ``generator`` is the CPU's, so that every device draws alike.
     """
     trials = 2 + int(math.log(clusters))
     norms = points.square().sum(1)
@@ -97,15 +103,22 @@ def plus_plus(
     chosen = [first]
     nearest = _squared_distances(points, norms, torch.tensor([first], device=points.device))[0]
     on_seed()
-    for _ in range(1, clusters):
+    while len(chosen) < clusters:
+        ahead = min(AHEAD, 1 + len(chosen) // PLACED_PER_AHEAD, clusters - len(chosen))
+        draws, kept = torch.rand(2, ahead, trials, generator=generator, dtype=torch.float64).to(points.device)
         cumulative = nearest.double().cumsum(0)
-        draws = torch.rand(trials, generator=generator, dtype=torch.float64).to(points.device) * cumulative[-1]
-        candidates = torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(points) - 1)
-        left = torch.minimum(_squared_distances(points, norms, candidates), nearest)
-        best = left.sum(1, dtype=torch.float64).argmin()
-        nearest = left[best].clone()  # a view would keep the other candidates' rows alive
-        chosen.append(int(candidates[best]))
-        on_seed()
+        candidates = torch.searchsorted(cumulative, draws * cumulative[-1], right=True).clamp_(max=len(points) - 1)
+        distances = _squared_distances(points, norms, candidates.flatten()).unflatten(0, candidates.shape)
+        then = nearest[candidates]
+        for own, squared, chance in zip(candidates, distances, kept * then, strict=True):
+            among = (chance <= nearest[own]).nonzero()[:, 0]
+            if 2 * len(among) < trials:
+                break  # better draw again than choose among few
+            left = torch.minimum(squared[among], nearest)
+            best = left.sum(1, dtype=torch.float64).argmin()
+            nearest = left[best].clone()  # a view would keep the other candidates' rows alive
+            chosen.append(int(own[among[best]]))
+            on_seed()
     return points[torch.tensor(chosen, device=points.device)]
 
 
