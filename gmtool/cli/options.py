@@ -68,6 +68,7 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
                     help=option.help,
                     metavar=option.metavar,
                     show_default=defaults[name] is not None,
+                    parser=option.reader,
                 ),
             ]
             parameters.append(

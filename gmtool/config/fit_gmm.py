@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from gmtool.config.common import Decoder, Device, Seed
 from gmtool.config.option import Option, check_ranges
+from gmtool.errors import UserError
+
+UNITS = {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30, "mb": 1e6 / 2**30}
+"""What a size may end with, in GiB."""
+
+
+def gibibytes(size: str | float) -> float:
+    """A size such as ``8GiB``, ``512 MiB`` or ``8`` in GiB. Raises UserError when it is none."""
+    if isinstance(size, float):
+        return size
+    parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", size.lower())
+    if parts is None or parts[2] not in UNITS:
+        raise UserError(f"--memory must be a size such as 512MiB or 8GiB, not {size!r}")
+    return float(parts[1]) * UNITS[parts[2]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +79,12 @@ class FitGmmConfig:
     memory: Annotated[
         float,
         Option(
-            "Memory of a process for the modes' patch sums and the latents just read; where not all modes fit (16 "
-            "bytes a mode and latent entry), they go in blocks, and images that belong to several are read again.",
-            metavar="GIB",
+            "Memory of a process for the modes' patch sums and the latents just read, as 512MiB or 8GiB (a number "
+            "alone is GiB); where not all modes fit (16 bytes a mode and latent entry), they go in blocks, and images "
+            "that belong to several are read again.",
+            metavar="SIZE",
             minimum=0.0,
+            reader=gibibytes,
         ),
     ] = 4.0
     decoder: Decoder = None

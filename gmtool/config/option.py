@@ -6,7 +6,7 @@ The command line makes its flags from these fields (`gmtool.cli.options`), manif
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,6 +22,7 @@ class Option:
     metavar: the placeholder in the help text.
     minimum, maximum: inclusive range of a number.
     below: exclusive upper end of a number's range.
+    reader: the value of what a user typed, where it is more than a number or a word; it is also given such values.
     """
 
     help: str
@@ -29,6 +30,7 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     below: float | None = None
+    reader: Callable[[Any], Any] | None = None
 
 
 def flag(name: str) -> str:
