@@ -153,7 +153,11 @@ def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int
         )
         first = next(each)  # all that is read is read before it
         seconds += time.perf_counter() - started
-        found += [PatchMode(one.patch.mode, one.patch.mean[:8], one.patch.std[:8]) for one in (first, *each)]
+        # copies, since a part of an array keeps the whole
+        found += [
+            PatchMode(one.patch.mode, one.patch.mean[:8].copy(), one.patch.std[:8].copy())
+            for one in itertools.chain((first,), each)
+        ]
     return Pass(found, reads, 2 * math.prod(SHAPE) * reads / seconds)
 
 

@@ -38,6 +38,9 @@ SUMS_SHARE = 0.75
 PIECE = 16
 """Data of one mode that are summed at a time at most."""
 
+DATA_A_MODE, READ_BYTES = 2, 1 << 30
+"""Data read at once at most: two a mode, or a GiB with those read ahead if that is more. More are not summed faster."""
+
 SUMS_BYTES, ROW_BYTES, PIECE_BYTES = 16, 4, 8
 """Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of a float64 datum
 being summed."""
@@ -136,7 +139,8 @@ def share_memory(modes: int, shape: tuple[int, int, int], memory: float) -> Patc
     at_once = min(modes, max(1, int(SUMS_SHARE * memory / (SUMS_BYTES * entries))))
     rest = memory / entries - SUMS_BYTES * at_once
     piece = min(PIECE, max(1, int(rest / 4 / PIECE_BYTES)))
-    return PatchMemory(at_once, max(1, int((rest - PIECE_BYTES * piece) / ROW_BYTES)), piece)
+    enough = max(DATA_A_MODE * at_once, READ_BYTES / (ROW_BYTES * entries))
+    return PatchMemory(at_once, max(1, int(min((rest - PIECE_BYTES * piece) / ROW_BYTES, enough))), piece)
 
 
 def mode_block(modes: np.ndarray, probabilities: np.ndarray, first: int, end: int) -> ModeBlock:
