@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import h5py
 import numpy as np
 
+from gmtool.artifacts.chunks import RowPlaces, row_places, runs
 from gmtool.artifacts.files import flush_to_disk
 from gmtool.errors import UserError
 
@@ -21,39 +21,46 @@ Rows = slice | Sequence[int] | np.ndarray
 """Rows of a dataset: a slice with a positive step, or indices in any order, also repeated."""
 
 
+class _Open(NamedTuple):
+    """A file that a process has opened, and where the rows of its datasets lie, as far as they have been asked for."""
+
+    file: h5py.File
+    owner: int
+    places: dict[str, RowPlaces | None]
+
+
 class Hdf5Reader:
     """A file whose datasets are read on demand.
 
-    The handle is opened by the process that first reads from it and never shared with a forked or spawned one, so
+    The file is opened by the process that first reads from it and never shared with a forked or spawned one, so
     an instance may be passed to the workers of a data loader. ``repair`` ends the message about a damaged file.
     """
 
     def __init__(self, path: Path, repair: str) -> None:
         self.path = path
         self._repair = repair
-        self._handle: h5py.File | None = None
-        self._owner = 0
+        self._open: _Open | None = None
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_owner": 0}
+        return {**self.__dict__, "_open": None}
 
     def close(self) -> None:
-        """Close this process's handle; reading again opens a new one."""
-        if self._handle is not None and self._owner == os.getpid():
-            self._handle.close()
-        self._handle = None
+        """Close this process's file; reading again opens it anew."""
+        if self._open is not None and self._open.owner == os.getpid():
+            self._open.file.close()
+        self._open = None
 
     def read(self, name: str, rows: Rows) -> np.ndarray:
         """Rows of a dataset, in the order asked.
 
         Raises UserError when the file is damaged, IndexError beyond its end.
         """
-        if self._handle is None or self._owner != os.getpid():
-            self._handle, self._owner = open_hdf5(self.path, self._repair), os.getpid()
-        values = self._handle[name]
+        if self._open is None or self._open.owner != os.getpid():
+            self._open = _Open(open_hdf5(self.path, self._repair), os.getpid(), {})
+        values = self._open.file[name]
         try:
             if isinstance(rows, slice):
                 return values[rows]
@@ -61,15 +68,24 @@ class Hdf5Reader:
             if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(values)):
                 last = len(values) - 1
                 raise IndexError(f"{self.path} has rows 0 to {last} of {name}, not {wanted.min()} to {wanted.max()}")
-            # h5py takes increasing indices only, and is slow at them: read runs of neighbours, then put in order
             unique, inverse = np.unique(wanted, return_inverse=True)
-            found = np.empty((len(unique), *values.shape[1:]), values.dtype)
-            for start, stop in _runs(unique):
-                first = int(unique[start])
-                values.read_direct(found, np.s_[first : first + stop - start], np.s_[start:stop])
+            found = self._read_increasing(self._open, values, unique)
             return found if np.array_equal(unique, wanted) else found[inverse]
         except OSError as error:
             raise UserError(f"{self.path} is damaged ({one_line(error)}): {self._repair}") from error
+
+    def _read_increasing(self, opened: _Open, values: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+        if values.name not in opened.places:
+            opened.places[values.name] = row_places(values)
+        places = opened.places[values.name]
+        if places is not None:
+            return places.read(opened.file.id.get_vfd_handle(), rows)
+        # h5py takes increasing indices, but is slow at them: read runs of neighbours
+        found = np.empty((len(rows), *values.shape[1:]), values.dtype)
+        for start, stop in runs(rows, 1):
+            first = int(rows[start])
+            values.read_direct(found, np.s_[first : first + stop - start], np.s_[start:stop])
+        return found
 
 
 class Hdf5Writer:
@@ -133,10 +149,3 @@ def allocate(
     settings.set_obj_track_times(False)
     space = h5py.h5s.create_simple(shape, shape)
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, settings)
-
-
-def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and stop, in ``rows`` (increasing), of each run of consecutive numbers."""
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    edges = [0, *breaks.tolist(), len(rows)]
-    return ((start, stop) for start, stop in itertools.pairwise(edges) if stop > start)

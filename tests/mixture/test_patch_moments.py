@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from gmtool.mixture import patch_moments as module
 from gmtool.mixture.patch_moments import (
     PIECE_BYTES,
     ROW_BYTES,
@@ -100,6 +101,15 @@ def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_o
         assert each.mean.dtype == each.std.dtype == np.float32
         np.testing.assert_allclose(each.mean, mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(each.std, np.sqrt(variance + FLOOR), rtol=1e-5)
+
+
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Patches()
+    whole = fitted(source, soft())
+    monkeypatch.setattr(module, "TILE", 7)
+    for each, other in zip(fitted(source, soft()), whole, strict=True):
+        np.testing.assert_allclose(each.mean, other.mean, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(each.std, other.std, rtol=1e-6)
 
 
 def test_a_mode_without_data_has_the_global_moments() -> None:

@@ -1,0 +1,68 @@
+"""Rows of an HDF5 dataset read from the file itself, where each lies in it as it is: one chunk, not compressed.
+
+h5py holds Python's lock while the HDF5 library reads, so that nothing can be computed meanwhile, and every chunk is
+copied once more on its way. Reading the same bytes by ``preadv`` does neither.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+LONGEST = 1 << 30
+"""Bytes asked for at once; Linux gives no more than 2 GiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlaces:
+    """Where the rows of a dataset begin in its file, (N,) bytes; shape and type of a row."""
+
+    offsets: np.ndarray
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, descriptor: int, rows: np.ndarray) -> np.ndarray:
+        """The rows, increasing numbers, from an open file. Raises OSError when the file ends before them."""
+        found = np.empty((len(rows), *self.shape), self.dtype)
+        room = found.reshape(-1).view(np.uint8).data
+        size = math.prod(self.shape) * self.dtype.itemsize
+        offsets = self.offsets[rows]
+        for start, stop in runs(offsets, size):
+            _fill(descriptor, room[start * size : stop * size], int(offsets[start]))
+        return found
+
+
+def row_places(dataset: h5py.Dataset) -> RowPlaces | None:
+    """Where a dataset's rows lie; None when they are stored otherwise, or this system cannot read at a place."""
+    plist = dataset.id.get_create_plist()
+    whole = dataset.chunks is not None and dataset.chunks == (1, *dataset.shape[1:])
+    if not (whole and plist.get_nfilters() == 0 and hasattr(os, "preadv") and hasattr(dataset.id, "chunk_iter")):
+        return None
+    offsets = np.full(len(dataset), -1, np.int64)
+
+    def place(chunk: h5py.h5d.StoreInfo) -> None:
+        offsets[chunk.chunk_offset[0]] = chunk.byte_offset
+
+    dataset.id.chunk_iter(place)
+    return RowPlaces(offsets, dataset.shape[1:], dataset.dtype) if (offsets >= 0).all() else None
+
+
+def runs(places: np.ndarray, step: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of each run of neighbours, ``step`` apart, in increasing ``places``."""
+    breaks = np.flatnonzero(np.diff(places) != step) + 1
+    edges = [0, *breaks.tolist(), len(places)]
+    return ((start, stop) for start, stop in itertools.pairwise(edges) if stop > start)
+
+
+def _fill(descriptor: int, room: memoryview, offset: int) -> None:
+    while len(room):
+        count = os.preadv(descriptor, [room[:LONGEST]], offset)
+        if count == 0:
+            raise OSError(f"it ends before byte {offset + len(room)}")
+        room, offset = room[count:], offset + count

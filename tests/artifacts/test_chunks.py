@@ -1,0 +1,78 @@
+import os
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from gmtool.artifacts import chunks
+from gmtool.artifacts.chunks import row_places
+
+
+@pytest.fixture
+def data() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(50, 3, 4)).astype(np.float16)
+
+
+def written(path: Path, data: np.ndarray, **settings: object) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("rows", data=data, **settings)
+    return path
+
+
+@pytest.mark.parametrize("rows", [[], [7], [0, 49], [3, 4, 5, 9, 20, 21], list(range(50))])
+def test_rows_are_what_hdf5_gives(data: np.ndarray, rows: list[int], tmp_path: Path) -> None:
+    with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
+        places = row_places(file["rows"])
+        assert places is not None
+        np.testing.assert_array_equal(places.read(file.id.get_vfd_handle(), np.array(rows, np.int64)), data[rows])
+
+
+def test_long_rows_are_read_in_parts(data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "LONGEST", 7)
+    with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
+        places = row_places(file["rows"])
+        assert places is not None
+        np.testing.assert_array_equal(places.read(file.id.get_vfd_handle(), np.arange(50)), data)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"chunks": (2, 3, 4)}, {"chunks": (1, 3, 2)}, {"chunks": (1, 3, 4), "compression": "gzip"}, {}]
+)
+def test_rows_stored_otherwise_have_no_place(data: np.ndarray, settings: dict[str, object], tmp_path: Path) -> None:
+    with h5py.File(written(tmp_path / "a.h5", data, **settings), "r") as file:
+        assert row_places(file["rows"]) is None
+
+
+def test_rows_that_were_never_written_have_no_place(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        rows = file.create_dataset("rows", (5, 2), np.float16, chunks=(1, 2))
+        rows[1:3] = 1.0
+        assert row_places(rows) is None
+
+
+def test_a_file_that_ends_early_is_an_error(data: np.ndarray, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.h5", data, chunks=(1, 3, 4))
+    with h5py.File(path, "r") as file:
+        places = row_places(file["rows"])
+        os.truncate(path, int(places.offsets[40]))
+        places.read(file.id.get_vfd_handle(), np.arange(40))
+        with pytest.raises(OSError, match="it ends before byte"):
+            places.read(file.id.get_vfd_handle(), np.arange(41))
+
+
+def test_several_threads_may_read(data: np.ndarray, tmp_path: Path) -> None:
+    with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
+        places, found = row_places(file["rows"]), {}
+
+        def read(start: int) -> None:
+            found[start] = places.read(file.id.get_vfd_handle(), np.arange(start, 50, 4))
+
+        threads = [threading.Thread(target=read, args=(start,)) for start in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    for start in range(4):
+        np.testing.assert_array_equal(found[start], data[start::4])
