@@ -32,14 +32,16 @@ from gmtool.cli.console import print_table
 from gmtool.device import resolve_device
 from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, start_from_clusters
 from gmtool.mixture.kmeans import SEED_POINTS, SEED_POINTS_PER_CLUSTER, kmeans, seed_centroids
-from gmtool.mixture.patch_moments import PatchMode, Rule, mode_block, patch_moments, share_memory
+from gmtool.mixture.patch_moments import Rule, mode_block, patch_moments, share_memory
 from gmtool.tokenizers.base import TokenizerSpec
 
 SHAPE = (768, 16, 16)
 
 
-def peak_memory() -> float:
-    """Bytes of memory that this process has had at most."""
+def peak_memory(anew: bool = False) -> float:
+    """Bytes of memory that this process has had at most; ``anew``: from now on, where Linux lets it be forgotten."""
+    if anew and Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -54,7 +56,7 @@ def em(options: argparse.Namespace) -> None:
     device = resolve_device(options.device)
     data = make_data(options.data, options.size, options.modes, 0)
     data -= data.mean(axis=0)
-    before, rate = peak_memory(), matrix_rate()
+    before, rate = peak_memory(anew=True), matrix_rate()
     rows = []
 
     def tell(name: str, operations: float, seconds: float, processor: float) -> None:
@@ -132,9 +134,9 @@ def sequential_rate(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Pass:
-    """Modes found, latents read, and bytes a second."""
+    """First entries of each mode's mean and deviation (K, 2, 8, H, W), latents read, and bytes a second."""
 
-    modes: list[PatchMode]
+    found: np.ndarray
     reads: int
     rate: float
 
@@ -145,7 +147,7 @@ def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int
     share = share_memory(modes, SHAPE, memory)
     blocks = [mode_block(*kept, first, min(first + share.modes, modes)) for first in range(0, modes, share.modes)]
     reads = sum(len(each.rows) for each in blocks)
-    found, seconds = [], 0.0
+    found, seconds = np.zeros((modes, 2, 8, *SHAPE[1:]), np.float32), 0.0
     for block in blocks:
         started = time.perf_counter()
         each = patch_moments(
@@ -153,11 +155,8 @@ def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int
         )
         first = next(each)  # all that is read is read before it
         seconds += time.perf_counter() - started
-        # copies, since a part of an array keeps the whole
-        found += [
-            PatchMode(one.patch.mode, one.patch.mean[:8].copy(), one.patch.std[:8].copy())
-            for one in itertools.chain((first,), each)
-        ]
+        for patch in (one.patch for one in itertools.chain((first,), each)):
+            found[patch.mode] = patch.mean[:8], patch.std[:8]
     return Pass(found, reads, 2 * math.prod(SHAPE) * reads / seconds)
 
 
@@ -173,25 +172,21 @@ def patches(options: argparse.Namespace) -> None:
             rows, results = [], []
             for name, memory in ((f"--memory {options.memory:g}", options.memory * 2**30), ("no bound", math.inf)):
                 disk = sequential_rate(path)
-                before = peak_memory()
+                before = peak_memory(anew=True)
                 results.append(moments(source, kept, options.modes, min(memory, 64 * 2**30)))
-                grown, found = peak_memory() - before, results[-1]
+                grown, last = peak_memory() - before, results[-1]
                 rows.append(
                     (
                         name,
-                        f"{found.reads / count:.2f}",
+                        f"{last.reads / count:.2f}",
                         f"{disk / 1e6:.0f}",
-                        f"{found.rate / 1e6:.0f}",
-                        f"{found.rate / disk:.0%}",
+                        f"{last.rate / 1e6:.0f}",
+                        f"{last.rate / disk:.0%}",
                         human_bytes(grown),
                     )
                 )
     bounded, whole = results
-    apart = max(
-        float(np.abs(getattr(one, name) - getattr(other, name)).max())
-        for one, other in zip(bounded.modes, whole.modes, strict=True)
-        for name in ("mean", "std")
-    )
+    apart = float(np.abs(bounded.found - whole.found).max())
     print_table(
         f"{human_bytes(2 * math.prod(SHAPE) * count)} of latents, {options.modes:,} modes; at most {apart:.1e} apart",
         ("", "reads a datum", "disk, MB/s", "read, MB/s", "share", "memory grew by"),
