@@ -71,7 +71,7 @@ class Hdf5Reader:
             unique, inverse = np.unique(wanted, return_inverse=True)
             found = self._read_increasing(self._open, values, unique)
             return found if np.array_equal(unique, wanted) else found[inverse]
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # h5py raises either, by where in the file the damage is
             raise UserError(f"{self.path} is damaged ({one_line(error)}): {self._repair}") from error
 
     def _read_increasing(self, opened: _Open, values: h5py.Dataset, rows: np.ndarray) -> np.ndarray:

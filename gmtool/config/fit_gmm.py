@@ -15,9 +15,9 @@ UNITS = {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30
 
 
 def gibibytes(size: str | float) -> float:
-    """A size such as ``8GiB``, ``512 MiB`` or ``8`` in GiB. Raises UserError when it is none."""
-    if isinstance(size, float):
-        return size
+    """A size such as ``8GiB``, ``512 MiB`` or ``8`` in GiB, or such a number. Raises UserError when it is none."""
+    if isinstance(size, (int, float)):
+        return float(size)
     parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", size.lower())
     if parts is None or parts[2] not in UNITS:
         raise UserError(f"--memory must be a size such as 512MiB or 8GiB, not {size!r}")

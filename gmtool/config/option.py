@@ -22,7 +22,8 @@ class Option:
     metavar: the placeholder in the help text.
     minimum, maximum: inclusive range of a number.
     below: exclusive upper end of a number's range.
-    reader: the value of what a user typed, where it is more than a number or a word; it is also given such values.
+    reader: makes the value of what a user typed, such as a size with its unit; a default, or a preset's value, also
+    passes through it and must come out as it was.
     """
 
     help: str

@@ -95,7 +95,8 @@ def plus_plus(
 
     Candidates of several seeds are drawn, and their distances taken, in one pass over the points. Those that were drawn
     before a seed was placed are kept with probability (squared distance now) / (squared distance then), which makes
-    them draws of now; while enough are. ``generator`` is the CPU's, so that every device draws alike.
+    them draws of now; when fewer than half are, new ones are drawn. ``generator`` is the CPU's, so that every device
+    draws alike.
     """
     trials = 2 + int(math.log(clusters))
     norms = points.square().sum(1)
@@ -111,7 +112,8 @@ def plus_plus(
         distances = _squared_distances(points, norms, candidates.flatten()).unflatten(0, candidates.shape)
         then = nearest[candidates]
         for own, squared, chance in zip(candidates, distances, kept * then, strict=True):
-            among = (chance <= nearest[own]).nonzero()[:, 0]
+            # written so that numbers that are not finite are kept: every round places a seed, whatever the points
+            among = (~(chance > nearest[own])).nonzero()[:, 0]
             if 2 * len(among) < trials:
                 break  # better draw again than choose among few
             left = torch.minimum(squared[among], nearest)

@@ -6,7 +6,16 @@ from gmtool.errors import UserError
 
 @pytest.mark.parametrize(
     ("typed", "size"),
-    [("8GiB", 8.0), ("8", 8.0), ("512 MiB", 0.5), (".5gib", 0.5), ("1TiB", 1024.0), ("2GB", 2e9 / 2**30), (0.25, 0.25)],
+    [
+        ("8GiB", 8.0),
+        ("8", 8.0),
+        ("512 MiB", 0.5),
+        (".5gib", 0.5),
+        ("1TiB", 1024.0),
+        ("2GB", 2e9 / 2**30),
+        (0.25, 0.25),
+        (8, 8.0),
+    ],
 )
 def test_a_size_in_gibibytes(typed: str | float, size: float) -> None:
     assert gibibytes(typed) == pytest.approx(size)

@@ -118,3 +118,13 @@ def test_an_emptied_cluster_is_placed_again() -> None:
     seeds = np.concatenate([points[:3], np.full((1, 2), 1e4, np.float32)])
     found = kmeans(points, seeds, iterations=20, device=CPU)
     assert set(found.labels.tolist()) == {0, 1, 2, 3}
+
+
+def test_points_too_far_apart_for_float32_come_to_an_end() -> None:
+    # their squared distances overflow, so that no comparison holds
+    points = torch.from_numpy(blobs(64, clusters=3, size=2)) * 1e25
+    assert plus_plus(points, 20, torch.Generator().manual_seed(0)).shape == (20, 2)
+
+
+def test_equal_points_come_to_an_end() -> None:
+    assert plus_plus(torch.ones(30, 4), 20, torch.Generator().manual_seed(0)).shape == (20, 4)
