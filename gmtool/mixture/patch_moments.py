@@ -13,17 +13,19 @@ the mean over entries of the diagonal v_k / (S + floor): spherical in the normal
 Mirrored: every datum counts a second time with W turned round, in all of the above. With R that turn, the moments
 (n, m, S) of the data alone become (2 n, (m + R m) / 2, (S + R S) / 2 + (m - R m)^2 / 4).
 
-Data are read in order and in blocks, the next while the present one is summed. Sums are float64 about the origin, which
-loses nothing: a square of a float16 number has 22 bits, and no variance that float16 can resolve is below 2^-22 of it,
-so 30 of 53 bits are left where the most cancels. Where the sums of all modes do not fit the memory, modes go in blocks,
-and for each block only the data that keep one of its modes are read: under hard assignment every datum is still read
-once.
+Data are read in order and in blocks, the next while the present one is summed, on a processor several modes at a time.
+Sums are float64 about the origin, which loses nothing: a square of a float16 number has 22 bits, and no variance that
+float16 can resolve is below 2^-22 of it, so 30 of 53 bits are left where the most cancels. Where the sums of all modes
+do not fit the memory, modes go in blocks, and for each block only the data that keep one of its modes are read: under
+hard assignment every datum is still read once. A mode's data are added one by one in their order, so that the sums do
+not depend on the memory, nor on the threads.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -32,21 +34,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SUMS_SHARE = 0.75
-"""Share of the memory for the modes' sums at most; the rest holds the data just read."""
-
-PIECE = 16
-"""Data of one mode that are summed at a time at most."""
+ALL_SUMS_SHARE, SUMS_SHARE = 0.75, 0.3
+"""Share of the memory for the modes' sums: at most the first when the sums of all modes fit into it, so that data are
+read from start to end; else the second. The rest holds the data just read: the more of a mode's are added at once, the
+less its sums, which are larger, have to travel between memory and processor. More blocks do not mean more reading."""
 
 DATA_A_MODE, READ_BYTES = 2, 1 << 30
 """Data read at once at most: two a mode, or a GiB with those read ahead if that is more. More are not summed faster."""
 
-TILE = 1 << 15
-"""Entries that a processor sums at a time: what is made of a datum on its way into the sums stays in the cache."""
+THREADS, TILE = 8, 1 << 15
+"""A processor's threads at most, since more would wait for Python's lock, and the entries that each works on at a time:
+these stay in its cache with what is made of them, and PyTorch does not split so few among threads of its own."""
 
-SUMS_BYTES, ROW_BYTES, PIECE_BYTES = 16, 4, 8
-"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of a float64 datum
-being summed."""
+SUMS_BYTES, ROW_BYTES, WORK_BYTES = 16, 4, 12
+"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of the datum being
+summed in float32 and float64, which a processor's threads hold for a tile alone."""
 
 
 class PatchSource(Protocol):
@@ -70,11 +72,10 @@ class PatchSource(Protocol):
 
 @dataclass(frozen=True)
 class PatchMemory:
-    """How the memory is shared out: modes whose sums are held, data read at a time, data of a mode summed at a time."""
+    """How the memory is shared out: modes whose sums are held, data read at a time."""
 
     modes: int
     rows: int
-    piece: int
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,17 @@ class ModeBlock:
 
 def least_memory(shape: tuple[int, int, int]) -> int:
     """Bytes below which not even one mode and one datum fit."""
-    return math.prod(shape) * (SUMS_BYTES + ROW_BYTES + 4 * PIECE_BYTES)
+    return math.prod(shape) * (SUMS_BYTES + ROW_BYTES + WORK_BYTES)
 
 
 def share_memory(modes: int, shape: tuple[int, int, int], memory: float) -> PatchMemory:
     """Share out ``memory`` bytes, `least_memory` or more."""
     entries = math.prod(shape)
-    at_once = min(modes, max(1, int(SUMS_SHARE * memory / (SUMS_BYTES * entries))))
-    rest = memory / entries - SUMS_BYTES * at_once
-    piece = min(PIECE, max(1, int(rest / 4 / PIECE_BYTES)))
+    share = ALL_SUMS_SHARE if SUMS_BYTES * entries * modes <= ALL_SUMS_SHARE * memory else SUMS_SHARE
+    at_once = min(modes, max(1, int(share * memory / (SUMS_BYTES * entries))))
+    rest = memory / entries - SUMS_BYTES * at_once - WORK_BYTES
     enough = max(DATA_A_MODE * at_once, READ_BYTES / (ROW_BYTES * entries))
-    return PatchMemory(at_once, max(1, int(min((rest - PIECE_BYTES * piece) / ROW_BYTES, enough))), piece)
+    return PatchMemory(at_once, max(1, int(min(rest / ROW_BYTES, enough))))
 
 
 def mode_block(modes: np.ndarray, probabilities: np.ndarray, first: int, end: int) -> ModeBlock:
@@ -156,79 +157,112 @@ def patch_moments(
     source: PatchSource,
     modes: np.ndarray,
     probabilities: np.ndarray,
-    block: ModeBlock,
+    blocks: Sequence[ModeBlock],
     *,
     rule: Rule,
     memory: PatchMemory,
     device: torch.device,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Iterator[FittedMode]:
-    """Yield every mode of ``block`` in order. ``on_rows`` hears how many data have just been read.
+    """Yield every mode of each block in order. ``on_rows`` hears how many data have just been read.
 
     modes, probabilities (N, n): the kept modes of each datum, of probability 0 beyond the last.
     """
-    entries = math.prod(source.shape)
-    sums = _Sums.zeros(block.end - block.first, entries, memory.piece, device)
-    for rows, patches in _read_ahead(source, block.rows, memory.rows):
-        x = torch.from_numpy(patches.reshape(len(rows), entries)).to(device)
-        kept, shares = modes[rows], probabilities[rows]
-        inside = (kept >= block.first) & (kept < block.end) & (shares > 0)
-        datum, _ = np.nonzero(inside)
-        _add(sums, x, datum, kept[inside] - block.first, shares[inside])
-        on_rows(len(rows))
+    room = _Sums.zeros(max((each.end - each.first for each in blocks), default=0), math.prod(source.shape), device)
     finish = _Finish(source, rule, device)
-    for index in range(block.end - block.first):
-        yield finish(block.first + index, float(sums.mass[index]), sums.first[index], sums.second[index])
+    threads = min(torch.get_num_threads(), THREADS) if device.type == "cpu" else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for block, data in _read_ahead(source, blocks, memory.rows):
+            sums = room.cleared(block.end - block.first)
+            for rows, patches in data:
+                x = torch.from_numpy(patches.reshape(len(rows), -1)).to(device)
+                kept, shares = modes[rows], probabilities[rows]
+                inside = (kept >= block.first) & (kept < block.end) & (shares > 0)
+                datum, _ = np.nonzero(inside)
+                _add(sums, x, datum, kept[inside] - block.first, shares[inside], pool)
+                on_rows(len(rows))
+            of_modes = zip(range(block.first, block.end), sums.mass.tolist(), sums.first, sums.second, strict=True)
+            while few := list(itertools.islice(of_modes, threads)):
+                yield from pool.map(finish, *zip(*few, strict=True))
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over data, weighted by probability, of 1, x and x^2: (K,), (K, E), (K, E) float64. room: (piece, E) float64
-    for data being summed, since memory that is taken anew each time costs as much as the sums.
-    """
+    """Sums over data, weighted by probability, of 1, x and x^2: (K,), (K, E), (K, E) float64."""
 
     mass: np.ndarray
     first: Tensor
     second: Tensor
-    room: Tensor
 
     @classmethod
-    def zeros(cls, modes: int, entries: int, piece: int, device: torch.device) -> _Sums:
-        sizes = (modes, modes, piece)
-        return cls(np.zeros(modes), *(torch.zeros(each, entries, dtype=torch.float64, device=device) for each in sizes))
+    def zeros(cls, modes: int, entries: int, device: torch.device) -> _Sums:
+        first, second = (torch.zeros(modes, entries, dtype=torch.float64, device=device) for _ in range(2))
+        return cls(np.zeros(modes), first, second)
+
+    def cleared(self, modes: int) -> _Sums:
+        """The room of the first ``modes``, all zero."""
+        return _Sums(np.zeros(modes), self.first[:modes].zero_(), self.second[:modes].zero_())
 
 
-def _read_ahead(source: PatchSource, rows: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows, ``at_once`` at a time, and their latents, the next of which are read meanwhile."""
-    pieces = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+_Rows = tuple[np.ndarray, np.ndarray]
+"""Numbers of data, and their latents."""
+
+
+def _read_ahead(
+    source: PatchSource, blocks: Sequence[ModeBlock], at_once: int
+) -> Iterator[tuple[ModeBlock, Iterator[_Rows]]]:
+    """Each block with its data, ``at_once`` at a time; the next ones, also of the next block, are read meanwhile."""
+    starts = [range(0, len(block.rows), at_once) for block in blocks]
+    pieces = [block.rows[start : start + at_once] for block, own in zip(blocks, starts, strict=True) for start in own]
     with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(source.patches, pieces[0])] if pieces else []
-        for index, piece in enumerate(pieces):
-            patches = coming.pop().result()
-            coming += [reader.submit(source.patches, each) for each in pieces[index + 1 : index + 2]]
-            yield piece, patches
-            del patches
+
+        def read() -> Iterator[_Rows]:
+            coming = [reader.submit(source.patches, each) for each in pieces[:1]]
+            for index, piece in enumerate(pieces):
+                patches = coming.pop().result()
+                coming += [reader.submit(source.patches, each) for each in pieces[index + 1 : index + 2]]
+                yield piece, patches
+                del patches
+
+        data = read()
+        for block, own in zip(blocks, starts, strict=True):
+            yield block, itertools.islice(data, len(own))
 
 
-def _add(sums: _Sums, x: Tensor, datum: np.ndarray, mode: np.ndarray, share: np.ndarray) -> None:
+def _add(
+    sums: _Sums, x: Tensor, datum: np.ndarray, mode: np.ndarray, share: np.ndarray, pool: ThreadPoolExecutor
+) -> None:
     """Add to the sums: pair i is datum ``datum[i]`` of x (B, E), which belongs to mode ``mode[i]`` by ``share[i]``."""
     np.add.at(sums.mass, mode, share)
-    piece, entries = len(sums.room), x.shape[1]
-    step = TILE if x.device.type == "cpu" else entries
-    tiles = [slice(start, min(start + step, entries)) for start in range(0, entries, step)]
     order = np.argsort(mode, kind="stable")
     present, starts = np.unique(mode[order], return_index=True)
-    for index, pairs in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
-        for start in range(0, len(pairs), piece):
-            own = pairs[start : start + piece]
-            weights = torch.from_numpy(share[own]).to(x.device).double()
-            rows = datum[own].tolist()
-            for tile in tiles:
-                parts = sums.room[: len(rows), : tile.stop - tile.start]
-                for place, each in zip(parts, rows, strict=True):
-                    place.copy_(x[each, tile].float())  # from float16 to float64 in one step takes twice as long
-                sums.first[index, tile].addmv_(parts.T, weights)
-                sums.second[index, tile].addmv_(parts.square_().T, weights)
+
+    def add(index: int, pairs: np.ndarray) -> None:
+        _add_data(sums.first[index], sums.second[index], x, datum[pairs].tolist(), share[pairs].tolist())
+
+    for _ in pool.map(add, present.tolist(), np.split(order, starts[1:])):
+        pass  # raises what a thread has raised
+
+
+def _add_data(first: Tensor, second: Tensor, x: Tensor, rows: list[int], shares: list[float]) -> None:
+    """Add a mode's data, rows of x (B, E) that belong to it by ``shares``, to its sums (E,)."""
+    tiles = _tiles(len(first), x.device)
+    single = x.new_empty(tiles[0].stop, dtype=torch.float32)
+    double = x.new_empty(tiles[0].stop, dtype=torch.float64)
+    for tile in tiles:
+        size = tile.stop - tile.start
+        own_first, own_second, own_single, own_double = first[tile], second[tile], single[:size], double[:size]
+        for row, share in zip(rows, shares, strict=True):
+            # from float16 to float64 in one step takes twice as long
+            value = own_double.copy_(own_single.copy_(x[row, tile]))
+            own_first.add_(value, alpha=share)
+            own_second.addcmul_(value, value, value=share)
+
+
+def _tiles(entries: int, device: torch.device, step: int = 1) -> list[slice]:
+    """All entries in tiles, each but the last of a multiple of ``step``."""
+    size = max(TILE // step, 1) * step if device.type == "cpu" else entries
+    return [slice(start, min(start + size, entries)) for start in range(0, entries, size)]
 
 
 class _Finish:
@@ -237,36 +271,52 @@ class _Finish:
     def __init__(self, source: PatchSource, rule: Rule, device: torch.device) -> None:
         self._rule, self._grid = rule, source.shape
         self._origin, variance = (torch.from_numpy(each.reshape(-1)).to(device) for each in (source.mean, source.var))
-        self._scale = variance + rule.floor  # latents are normalised by origin and scale, which know no mirror images
+        # latents are normalised by origin and scale, which know no mirror images
+        self._scale = (variance + rule.floor).float()
         self._mean, self._variance = self._mirrored(self._origin, variance)
+        self._global = self._variance.float()
+        self._tiles = _tiles(len(variance), device, source.shape[-1])
 
     def __call__(self, mode: int, mass: float, first: Tensor, second: Tensor) -> FittedMode:
-        mean, own = self._mean, self._variance
+        mean, std = (torch.empty_like(first, dtype=torch.float32) for _ in range(2))
+        parts = [self._part(tile, mass, first[tile], second[tile], mean[tile], std[tile]) for tile in self._tiles]
+        distance, within, ratio, share, logarithm = (torch.stack(parts).double().sum(0) / len(first)).tolist()
+        if self._rule.spherical:
+            std = (ratio * self._scale).sqrt_()
+        normaliser = math.log(2 * math.pi)
+        distances = Distances(
+            gaussian=Distance(0.5 * (normaliser + distance), distance + 1),
+            spherical=Distance(0.5 * (normaliser + math.log(ratio) + within / ratio), within + ratio),
+            diagonal=Distance(0.5 * (normaliser + logarithm + share), within + ratio),
+        )
+        stored = (each.reshape(self._grid).cpu().numpy() for each in (mean, std))
+        return FittedMode(PatchMode(mode, *stored), distances)
+
+    def _part(self, tile: slice, mass: float, first: Tensor, second: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Fill in mean and std of a tile, the latter diagonal.
+
+        Returns sums (5,) over its entries, with m and v the mode's mean and own variance, d the variance it is given,
+        o and g the data's mean and variance: (v + (m - o)^2) / g, v / g, d / g, v / d, log(d / g).
+        """
+        center, own, everywhere, scale = self._mean[tile], self._variance[tile], self._global[tile], self._scale[tile]
+        if mass > 0:
+            center = first / mass
+            center, own = self._mirrored(center, (second / mass).sub_(center.square()).clamp_min_(0.0))
+        mean.copy_(center)
+        # nothing cancels from here on
+        apart, own = (center - self._origin[tile]).float(), own.float()
         diagonal = own + self._rule.floor
         if mass > 0:
-            mean = first / mass
-            mean, own = self._mirrored(mean, (second / mass - mean.square()).clamp_min_(0.0))
             count = mass * (2 if self._rule.mirror else 1)
-            shrunk = (count * own + self._rule.shrinkage * self._variance) / (count + self._rule.shrinkage)
-            diagonal = shrunk + self._rule.floor
-        spherical = (diagonal / self._scale).mean() * self._scale
-        distances = Distances(
-            gaussian=self._distance(own + (mean - self._origin).square(), self._scale),
-            spherical=self._distance(own, spherical),
-            diagonal=self._distance(own, diagonal),
-        )
-        std = (spherical if self._rule.spherical else diagonal).sqrt()
-        stored = (each.reshape(self._grid).float().cpu().numpy() for each in (mean, std))
-        return FittedMode(PatchMode(mode, *stored), distances)
+            shrunk = (count * own).add_(everywhere, alpha=self._rule.shrinkage)
+            diagonal = shrunk.div_(count + self._rule.shrinkage).add_(self._rule.floor)
+        torch.sqrt(diagonal, out=std)
+        distance, ratio = apart.square_().add_(own).div_(scale), diagonal / scale
+        return torch.stack([each.sum() for each in (distance, own / scale, ratio, own / diagonal, ratio.log())])
 
     def _mirrored(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Moments (E,) of data with their mirror images, if those count, from the moments of the data."""
         if not self._rule.mirror:
             return mean, variance
-        turned_mean, turned = (each.reshape(self._grid).flip(-1).reshape(-1) for each in (mean, variance))
+        turned_mean, turned = (each.reshape(-1, self._grid[-1]).flip(-1).reshape(-1) for each in (mean, variance))
         return (mean + turned_mean) / 2, (variance + turned) / 2 + (mean - turned_mean).square() / 4
-
-    def _distance(self, spread: Tensor, variance: Tensor) -> Distance:
-        """From a Gaussian of this variance (E,) to data whose mean square about its mean is ``spread`` (E,)."""
-        nats = 0.5 * (math.log(2 * math.pi) + (variance / self._scale).log() + spread / variance).mean()
-        return Distance(float(nats), float(((spread + variance) / self._scale).mean()))

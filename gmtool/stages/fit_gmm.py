@@ -48,7 +48,7 @@ from gmtool.mixture.em import (
     start_from_clusters,
 )
 from gmtool.mixture.kmeans import kmeans, seed_centroids
-from gmtool.mixture.patch_moments import Distances, ModeBlock, PatchMode, Rule, mode_block, patch_moments
+from gmtool.mixture.patch_moments import Distances, FittedMode, ModeBlock, PatchMode, Rule, mode_block, patch_moments
 from gmtool.progress import Progress
 from gmtool.stages.fit_figures import (
     FitFigures,
@@ -266,9 +266,10 @@ class _Fitting:
             kept = self._kept(writer)
             rounds = self._rounds(kept)
             self.progress.begin("patch moments", sum(len(each.rows) for each in rounds), "images")
+            modes = self._modes(kept, rounds)
             for block in rounds:
                 found: list[_Written] = []
-                for message in self._messages(kept, block):
+                for message in self._messages(itertools.islice(modes, block.end - block.first)):
                     received = self.world.gather(message)
                     found += [_write(writer, part, index) for part in received for index in range(len(part["mode"]))]
                 if writer is not None:
@@ -290,19 +291,22 @@ class _Fitting:
         own = [min(start + self.world.rank * at_once, modes) for start in starts]
         return [mode_block(kept.modes, kept.probabilities, each, min(each + at_once, modes)) for each in own]
 
-    def _messages(self, kept: Kept, block: ModeBlock) -> Iterator[dict[str, Tensor]]:
-        """A block's modes, a few at a time; every process gives the same number of messages."""
+    def _modes(self, kept: Kept, rounds: list[ModeBlock]) -> Iterator[FittedMode]:
+        """The modes of all blocks, in order."""
         config = self.config
-        found = patch_moments(
+        return patch_moments(
             self.source,
             kept.modes,
             kept.probabilities,
-            block,
+            rounds,
             rule=Rule(config.shrinkage, VARIANCE_EPS, config.covariance == "spherical", config.mirror),
             memory=self.plan.memory,
             device=self.world.device,
             on_rows=self.progress.advance,
         )
+
+    def _messages(self, found: Iterator[FittedMode]) -> Iterator[dict[str, Tensor]]:
+        """A block's modes, a few at a time; every process gives the same number of messages."""
         empty = torch.empty(0, *self.plan.shape)
         for _ in range(math.ceil(self.plan.memory.modes / MODES_A_MESSAGE)):
             few = list(itertools.islice(found, MODES_A_MESSAGE))

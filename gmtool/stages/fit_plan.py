@@ -15,7 +15,7 @@ from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.config.fit_gmm import FitGmmConfig
 from gmtool.errors import UserError
 from gmtool.mixture.em import block_rows
-from gmtool.mixture.patch_moments import PIECE_BYTES, ROW_BYTES, SUMS_BYTES, PatchMemory, least_memory, share_memory
+from gmtool.mixture.patch_moments import ROW_BYTES, SUMS_BYTES, WORK_BYTES, PatchMemory, least_memory, share_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +68,7 @@ class FitPlan:
     def patch_bytes(self) -> int:
         """Bytes of memory for the modes' sums and the latents just read."""
         each = self.memory
-        return math.prod(self.shape) * (
-            SUMS_BYTES * each.modes + ROW_BYTES * min(each.rows, self.data) + PIECE_BYTES * each.piece
-        )
+        return math.prod(self.shape) * (SUMS_BYTES * each.modes + ROW_BYTES * min(each.rows, self.data) + WORK_BYTES)
 
     def rows(self) -> tuple[tuple[str, str], ...]:
         """The plan for people: what, and how much."""

@@ -37,6 +37,30 @@ def test_long_rows_are_read_in_parts(data: np.ndarray, tmp_path: Path, monkeypat
         np.testing.assert_array_equal(places.read(file.id.get_vfd_handle(), np.arange(50)), data)
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nothing can be announced here")
+def test_rows_that_lie_apart_are_announced_once_and_in_advance(
+    data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[int] = []
+    read: list[int] = []
+    fill = chunks._fill
+
+    def counting(descriptor: int, room: memoryview, offset: int) -> None:
+        assert offset in announced
+        read.append(offset)
+        fill(descriptor, room, offset)
+
+    monkeypatch.setattr(chunks, "ANNOUNCED", 3)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, length, advice: announced.append(offset))
+    monkeypatch.setattr(chunks, "_fill", counting)
+    with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
+        places = row_places(file["rows"])
+        assert places is not None
+        rows = np.arange(0, 50, 2)
+        np.testing.assert_array_equal(places.read(file.id.get_vfd_handle(), rows), data[rows])
+    assert announced == read == places.offsets[rows].tolist()
+
+
 @pytest.mark.parametrize(
     "settings", [{"chunks": (2, 3, 4)}, {"chunks": (1, 3, 2)}, {"chunks": (1, 3, 4), "compression": "gzip"}, {}]
 )

@@ -4,9 +4,9 @@ import torch
 
 from gmtool.mixture import patch_moments as module
 from gmtool.mixture.patch_moments import (
-    PIECE_BYTES,
     ROW_BYTES,
     SUMS_BYTES,
+    WORK_BYTES,
     FittedMode,
     PatchMemory,
     PatchMode,
@@ -62,18 +62,16 @@ def run(
     **rule: float | bool,
 ) -> list[FittedMode]:
     blocks = [mode_block(*kept, first, min(first + at_once, MODES)) for first in range(0, MODES, at_once)]
-    return [
-        each
-        for block in blocks
-        for each in patch_moments(
+    return list(
+        patch_moments(
             source,
             *kept,
-            block,
+            blocks,
             rule=Rule(**{"shrinkage": 0.0, "floor": FLOOR, "spherical": False, **rule}),
-            memory=PatchMemory(at_once, rows, 5),
+            memory=PatchMemory(at_once, rows),
             device=torch.device("cpu"),
         )
-    ]
+    )
 
 
 def fitted(*given: object, **settings: object) -> list[PatchMode]:
@@ -103,13 +101,27 @@ def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_o
         np.testing.assert_allclose(each.std, np.sqrt(variance + FLOOR), rtol=1e-5)
 
 
-def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rule", [{}, {"mirror": True}, {"spherical": True}], ids=["diagonal", "mirror", "spherical"])
+def test_tiles_change_nothing(rule: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     source = Patches()
-    whole = fitted(source, soft())
-    monkeypatch.setattr(module, "TILE", 7)
-    for each, other in zip(fitted(source, soft()), whole, strict=True):
-        np.testing.assert_allclose(each.mean, other.mean, rtol=1e-6, atol=1e-7)
-        np.testing.assert_allclose(each.std, other.std, rtol=1e-6)
+    whole = run(source, soft(), **rule)
+    monkeypatch.setattr(module, "TILE", 7)  # rows of the grid have four entries
+    for each, other in zip(run(source, soft(), **rule), whole, strict=True):
+        np.testing.assert_array_equal(each.patch.mean, other.patch.mean)
+        np.testing.assert_allclose(each.patch.std, other.patch.std, rtol=1e-6)
+        np.testing.assert_allclose(each.distances, other.distances, rtol=1e-6)
+
+
+def test_threads_change_nothing() -> None:
+    source, before = Patches(), torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(fitted(source, soft()))
+    torch.set_num_threads(before)
+    for each, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(each.mean, other.mean)
+        np.testing.assert_array_equal(each.std, other.std)
 
 
 def test_a_mode_without_data_has_the_global_moments() -> None:
@@ -187,8 +199,8 @@ def test_memory_bounds_the_reads_and_changes_nothing() -> None:
     source, generous = Patches(), Patches()
     tight = fitted(source, kept, rows=1)
     for each, other in zip(tight, fitted(generous, kept, rows=1000), strict=True):
-        np.testing.assert_allclose(each.mean, other.mean, rtol=1e-6, atol=1e-7)
-        np.testing.assert_allclose(each.std, other.std, rtol=1e-6)
+        np.testing.assert_array_equal(each.mean, other.mean)
+        np.testing.assert_array_equal(each.std, other.std)
     np.testing.assert_array_equal(source.reads, 1)
     np.testing.assert_array_equal(generous.reads, 1)
 
@@ -198,10 +210,11 @@ def test_the_memory_is_shared_out_and_not_exceeded() -> None:
     for modes, times in ((1, 1), (7, 1), (7, 3.5), (8192, 1000)):
         memory = times * least_memory(SHAPE)
         share = share_memory(modes, SHAPE, memory)
-        taken = SUMS_BYTES * share.modes + ROW_BYTES * share.rows + PIECE_BYTES * share.piece
+        taken = SUMS_BYTES * share.modes + ROW_BYTES * share.rows + WORK_BYTES
         assert 0.5 * memory < entries * taken <= memory
-        assert min(share.modes, share.rows, share.piece) >= 1
-    assert share_memory(MODES, SHAPE, 16 * entries * 4 / 0.75).modes == 4
+        assert min(share.modes, share.rows) >= 1
+    assert share_memory(100, SHAPE, 16 * entries * 4.01 / 0.3).modes == 4
+    assert share_memory(MODES, SHAPE, 16 * entries * MODES / 0.75).modes == MODES
     assert share_memory(MODES, SHAPE, 1e9).modes == MODES
     # a large memory is not filled with data, which would all be read before any is summed
     assert 4 * entries * share_memory(MODES, SHAPE, 1e12).rows <= 2**30

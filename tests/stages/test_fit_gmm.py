@@ -355,7 +355,7 @@ def test_mirror_makes_modes_symmetric(digits: Path, tmp_path: Path) -> None:
 def test_the_plan_tells_of_blocks_and_memory(digits: Path, tmp_path: Path) -> None:
     plan = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3))
     assert (plan.blocks, plan.passes, plan.latent_bytes) == (1, 1, 1797 * 128)
-    memory = 7.5 * 64 * 16 / 0.75
+    memory = 7.5 * 64 * 16 / 0.3
     tight = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3, memory=memory / 2**30))
     assert (tight.blocks, tight.passes) == (3, 3)
     assert tight.patch_bytes <= memory
