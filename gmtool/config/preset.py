@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def load_preset(source: str) -> Preset:
         path.stem, **words, settings={stage: _fields(path, stage, table) for stage, table in values.items()}
     )
     for stage in preset.settings:
-        _check(preset, stage, path)
+        with _of_table(path, stage):
+            preset.config(stage)  # refuses what the command would
     return preset
 
 
@@ -105,16 +107,24 @@ def _fields(path: Path, stage: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """A table's values by field name."""
     options = options_of(STAGES[stage])
     keys = {name.replace("_", "-"): name for name in options}
+    found = {}
     for key, value in table.items():
         if key not in keys:
             raise UserError(f"{path}: [{stage}] has no setting {key!r}{_nearest(key, keys)}")
-        expect_type(options[keys[key]][0], value, f"{path}: {key} of [{stage}]")
-    return {keys[key]: value for key, value in table.items()}
+        kind, option = options[keys[key]]
+        with _of_table(path, stage):
+            # such as a size with its unit, which may be written as on the command line
+            read = option.reader(value) if option.reader is not None and isinstance(value, str) else value
+        expect_type(kind, read, f"{path}: {key} of [{stage}]")
+        found[keys[key]] = read
+    return found
 
 
-def _check(preset: Preset, stage: str, path: Path) -> None:
+@contextmanager
+def _of_table(path: Path, stage: str) -> Iterator[None]:
+    """Say of which file and table a UserError is."""
     try:
-        preset.config(stage)
+        yield
     except UserError as error:
         raise UserError(f"{path}: [{stage}]: {error}") from error
 

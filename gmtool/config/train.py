@@ -64,12 +64,12 @@ class TrainConfig:
         ),
     ] = 0.0
     mode_mean: Annotated[
-        bool,
+        bool | None,
         Option(
             "Also show the network the mean of a datum's mode, as further channels of its input (--condition mode, or "
-            "gm-kl on --source gmm)."
+            "gm-kl on --source gmm). Default: yes for gm-kl on --source gmm, else no."
         ),
-    ] = False
+    ] = None
     gmm: Annotated[
         Path | None, Option("The mixture that fit-gmm wrote. Default: gmm.h5 beside the latents.", metavar="FILE")
     ] = None
@@ -352,7 +352,7 @@ class TrainConfig:
     @property
     def uses_frames(self) -> bool:
         """Whether means and deviations of the modes enter training: as source, or shown (resolved only)."""
-        return self.source == "gmm" or self.mode_mean
+        return self.source == "gmm" or bool(self.mode_mean)
 
     @property
     def uses_modes(self) -> bool:

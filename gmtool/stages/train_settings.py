@@ -38,6 +38,8 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
         source=source,
         coupling=coupling,
         condition=condition,
+        # whitened coordinates do not tell where in the data they are: the mode's mean does
+        mode_mean=(config.mixture and source == "gmm") if config.mode_mean is None else config.mode_mean,
         model=model,
         batch_size=config.batch_size or (128 if on_gpu else 32),
         lr=SIZES[model].lr if config.lr is None else config.lr,

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from gmtool.config.fit_gmm import gibibytes
+from gmtool.config.preset import load_preset
 from gmtool.errors import UserError
 
 
@@ -25,3 +28,17 @@ def test_a_size_in_gibibytes(typed: str | float, size: float) -> None:
 def test_no_size_is_refused(typed: str) -> None:
     with pytest.raises(UserError, match="--memory must be a size such as 512MiB"):
         gibibytes(typed)
+
+
+@pytest.mark.parametrize(("written", "size"), [('"8GiB"', 8.0), ("8", 8.0), ("0.5", 0.5)])
+def test_a_preset_takes_a_size_as_the_command_line_does(written: str, size: float, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(f"[fit-gmm]\nmemory = {written}\n")
+    assert load_preset(str(file)).config("fit-gmm").memory == size
+
+
+def test_a_presets_wrong_size_is_refused_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text('[fit-gmm]\nmemory = "8XB"\n')
+    with pytest.raises(UserError, match=r"own.toml: \[fit-gmm\]: --memory must be a size"):
+        load_preset(str(file))

@@ -8,6 +8,7 @@ import torch
 from small import Small
 
 from gmtool.artifacts.gmm import open_gmm
+from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.config.sample import SampleConfig
 from gmtool.config.train import TrainConfig
@@ -21,10 +22,30 @@ from gmtool.stages.generate import Model, generate
 from gmtool.stages.plan import make_plan
 from gmtool.stages.sample import sample
 from gmtool.stages.train import train
+from gmtool.stages.train_settings import architecture_for, resolve
 
 TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", mode_mean=True)
 SAMPLING = SampleConfig(num=6, steps=2, device="cpu")
 UNION = {"objective": "gm-kl", "source": "gmm"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        (UNION, True),
+        ({**UNION, "mode_mean": False}, False),
+        ({"objective": "gm-kl", "condition": "mode"}, False),
+        ({"objective": "mm-fm", "condition": "mode"}, False),
+        ({"objective": "mm-fm", "condition": "mode", "mode_mean": True}, True),
+    ],
+    ids=["union", "union without", "gm-kl", "mm-fm", "mm-fm with"],
+)
+def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown: bool) -> None:
+    config = TrainConfig(device="cpu", **settings)
+    with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
+        resolved = resolve(config, latents, gmm, torch.device("cpu"))
+        assert resolved.mode_mean is shown
+        assert architecture_for(resolved, latents, gmm).context == (latents.shape[0] if shown else 0)
 
 
 @pytest.mark.parametrize("kind", ["dit", "ditdh"])
