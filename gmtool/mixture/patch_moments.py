@@ -37,7 +37,7 @@ from torch import Tensor
 ALL_SUMS_SHARE, SUMS_SHARE = 0.75, 0.3
 """Share of the memory for the modes' sums: at most the first when the sums of all modes fit into it, so that data are
 read from start to end; else the second. The rest holds the data just read: the more of a mode's are added at once, the
-less its sums, which are larger, have to travel between memory and processor. More blocks do not mean more reading."""
+less its sums, which are larger, have to travel between memory and processor. More blocks hardly mean more reading."""
 
 DATA_A_MODE, READ_BYTES = 2, 1 << 30
 """Data read at once at most: two a mode, or a GiB with those read ahead if that is more. More are not summed faster."""
