@@ -94,8 +94,8 @@ def at_precision(curve: Curve, precision: float) -> Point | None:
 
 
 def common_levels(curves: list[Curve]) -> list[float]:
-    """Precisions that every curve reaches, evenly spaced; none when there are none."""
-    low = max(min(point.precision for point in curve.values()) for curve in curves)
+    """Precisions that every curve reaches from no guidance on, evenly spaced; none when there are none."""
+    low = max(next(iter(curve.values())).precision for curve in curves)
     high = min(max(point.precision for point in curve.values()) for curve in curves)
     return [] if low > high else [float(each) for each in np.linspace(low, high, LEVELS)]
 

@@ -32,6 +32,9 @@ def test_a_stretch_of_one_precision_gives_its_first_point(study):
 def test_levels_are_those_that_all_curves_reach(study):
     low, high = curve(study, (0.5, 0.9), (0.8, 0.5)), curve(study, (0.6, 0.9), (0.9, 0.5))
     assert study.common_levels([low, high]) == pytest.approx([0.6, 2 / 3, 2.2 / 3, 0.8])
+    # too large a scale brings precision below that without guidance
+    fallen = curve(study, (0.6, 0.9), (0.8, 0.5), (0.4, 0.1))
+    assert study.common_levels([low, fallen])[0] == pytest.approx(0.6)
     assert study.common_levels([low, curve(study, (0.85, 0.9), (0.9, 0.5))]) == []
 
 
