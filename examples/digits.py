@@ -1,9 +1,10 @@
 """What studies on the embedded digits share: data, a training budget, and a score, each made once and kept.
 
 The score is the Fréchet distance of samples to real digits that took no part in training, in the descriptor space of
-the pixels tokenizer; beside it stands the same distance of as many real training digits, the floor. Settings are chosen
-on the part ``validation``, whose reference is cut out of the training digits; figures are quoted on the part ``test``,
-which no choice has seen.
+the pixels tokenizer; beside it stands the same distance of as many real training digits, the floor. Copies of training
+digits would reach the floor too: so the distance of samples to the nearest training digit is told as well. Settings are
+chosen on the part ``validation``, whose reference is cut out of the training digits; figures are quoted on the part
+``test``, which no choice has seen.
 
 Everything is made by gmtool's own stages in one folder, and found there by the next call: a study that was stopped goes
 on where it stopped.
@@ -31,7 +32,7 @@ from gmtool.config.fit_gmm import FitGmmConfig
 from gmtool.config.sample import SampleConfig
 from gmtool.config.train import TrainConfig
 from gmtool.data.digits import write_digits
-from gmtool.evaluation.fidelity import Statistics, feature_statistics, frechet_distance
+from gmtool.evaluation.fidelity import feature_statistics, frechet_distance
 from gmtool.stages.encode import encode_images
 from gmtool.stages.fit_gmm import fit_gmm
 from gmtool.stages.sample import sample
@@ -56,10 +57,15 @@ class Digits:
 
 @dataclass(frozen=True)
 class Score:
-    """Fréchet distances to the held-out digits, squared descriptor units: of the samples, and of training digits."""
+    """Fréchet distances to the held-out digits, squared descriptor units: of the samples, and of training digits.
+
+    newness: mean distance of the samples to the nearest training digit, in units of that of the held-out digits; 0 for
+    copies, 1 for digits that are as new as those.
+    """
 
     distance: float
     floor: float
+    newness: float
 
 
 def prepare(root: Path, part: Part) -> Digits:
@@ -135,17 +141,17 @@ def _score(digits: Digits, images: np.ndarray) -> Score:
     """The score of images uint8 (N, 8, 8, 3); the floor is that of N training digits, or of all when there are less."""
     with open_latents(digits.latents) as latents:
         tokenizer = build_tokenizer(latents.tokenizer, torch.device("cpu"))
-        rows = np.random.default_rng(0).permutation(len(latents))[: len(images)]
-        training = torch.from_numpy(latents.descriptors(rows))
-
-    def described(pictures: np.ndarray) -> Statistics:
-        return feature_statistics(tokenizer.describe(torch.from_numpy(pictures).permute(0, 3, 1, 2)))
-
+        training = torch.from_numpy(latents.descriptors(slice(None)))
     paths = sorted(digits.reference.glob("*/*.png"))
-    reference = described(np.stack([np.asarray(Image.open(each).convert("RGB")) for each in paths]))
-    return Score(
-        frechet_distance(described(images), reference), frechet_distance(feature_statistics(training), reference)
+    real = np.stack([np.asarray(Image.open(each).convert("RGB")) for each in paths])
+    drawn, held_out = (
+        tokenizer.describe(torch.from_numpy(each).permute(0, 3, 1, 2)).float() for each in (images, real)
     )
+    few = training[np.random.default_rng(0).permutation(len(training))[: len(images)]]
+    reference = feature_statistics(held_out)
+    distance, floor = (frechet_distance(feature_statistics(each), reference) for each in (drawn, few))
+    nearest, usual = (float(torch.cdist(each, training).amin(1).mean()) for each in (drawn, held_out))
+    return Score(distance, floor, nearest / usual)
 
 
 def _key(config: TrainConfig | SampleConfig) -> str:

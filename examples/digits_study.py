@@ -3,7 +3,8 @@
 {gaussian, gmm} source x {fm, gm-kl} objective: flow matching, GMFlow, MM-FM (told the class, as all four are) and the
 union, each trained from several seeds and drawn with 1 ... 50 network evaluations. The score is the Fréchet distance to
 397 digits that took no part in training (`digits`), beside that of real training digits. The table holds mean and
-standard deviation over the seeds, the picture the same; both also for other numbers of modes.
+standard deviation over the seeds, the picture the same; both also for other numbers of modes. A second table tells how
+far samples are from the nearest training digit, since a network that learnt its digits by heart would score well too.
 
     python examples/digits_study.py             # two to three hours on one idle core; may be stopped, and goes on
     python examples/digits_study.py --quick     # the same in miniature, for a look at the output
@@ -12,6 +13,7 @@ standard deviation over the seeds, the picture the same; both also for other num
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -122,14 +124,14 @@ class Line:
     spreads: dict[int, float]
 
 
-def lines(found: list[Curve]) -> list[Line]:
-    """The curves of the same method and solver, put together."""
+def lines(found: list[Curve], value: Callable[[Score], float]) -> list[Line]:
+    """A value of the scores, the curves of the same method and solver put together."""
     groups: dict[tuple[Method, Solver], list[Curve]] = {}
     for each in found:
         groups.setdefault((each.method, each.solver), []).append(each)
     result = []
     for (method, solver), group in groups.items():
-        values = {count: [each.scores[count].distance for each in group] for count in group[0].scores}
+        values = {count: [value(each.scores[count]) for each in group] for count in group[0].scores}
         spreads = {count: stdev(each) if len(each) > 1 else 0.0 for count, each in values.items()}
         result.append(Line(f"{method.label}, {solver}", {count: mean(each) for count, each in values.items()}, spreads))
     return result
@@ -141,15 +143,21 @@ def floor(found: list[Curve]) -> float:
 
 
 def report(found: list[Curve], path: Path) -> None:
-    """Print the table, and draw it into ``path``."""
-    rows, least = lines(found), floor(found)
+    """Print both tables, and draw the first into ``path``."""
+    distances, least = lines(found, lambda score: score.distance), floor(found)
+    _print(f"Fréchet distance to held-out digits, by network evaluations (real digits: {least:.2f})", distances)
+    newness = lines(found, lambda score: score.newness)
+    _print("distance to the nearest training digit (held-out digits: 1, copies: 0)", newness)
+    _draw(distances, least, path)
+
+
+def _print(title: str, rows: list[Line]) -> None:
     evaluations = sorted({count for each in rows for count in each.means})
     print_table(
-        f"Fréchet distance to held-out digits, by network evaluations (real digits: {least:.2f})",
+        title,
         ("method, solver", *map(str, evaluations)),
         [(each.label, *(_cell(each, count) for count in evaluations)) for each in rows],
     )
-    _draw(rows, least, path)
 
 
 def _cell(line: Line, count: int) -> str:

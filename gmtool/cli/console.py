@@ -12,6 +12,8 @@ from gmtool.progress import Progress
 PLAIN_INTERVAL = 15.0
 """Seconds between two progress lines when standard error is not a terminal."""
 
+SHARES = frozenset({"of peak", "waiting"})
+"""Figures that are a part of a whole, for people in percent."""
 
 _bars: list[Any] = []
 """The bar that is on the terminal, if any."""
@@ -80,7 +82,7 @@ class ConsoleProgress(Progress):
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = (self._count - self._start_count) / elapsed
         left = (self._total - self._count) / rate if rate > 0 else float("inf")
-        shown = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+        shown = "".join(f", {name} {value:{'.1%' if name in SHARES else '.4g'}}" for name, value in figures.items())
         ending = f"{duration(left)} left" if self._count < self._total else f"in {duration(elapsed)}"
         return f"{self._count:,}/{self._total:,} {self._unit}, {rate:.3g} {self._unit}/s{shown}, {ending}"
 

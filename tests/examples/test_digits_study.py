@@ -4,8 +4,11 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -46,6 +49,19 @@ def test_settings_are_chosen_on_digits_that_no_figure_is_quoted_on(digits, root)
     assert not reference & test and not training & test and not reference & training
 
 
+def test_the_score_tells_copies_from_new_digits(digits, root):
+    found = digits.prepare(root, "validation")
+
+    def images(folder):
+        return np.stack([np.asarray(Image.open(each).convert("RGB")) for each in sorted(folder.glob("*/*.png"))])
+
+    new, copies = (digits._score(found, images(each)) for each in (found.reference, found.reference.with_name("train")))
+    assert (new.distance, new.newness) == pytest.approx((0, 1), abs=1e-3)
+    assert copies.newness == pytest.approx(0, abs=1e-3)
+    assert copies.distance == pytest.approx(copies.floor, rel=1e-3)
+    assert copies.distance > 0.1
+
+
 def test_the_study_in_miniature_and_again(digits, study, root, monkeypatch, capsys):
     """The table and the picture come out; the second time nothing is trained or drawn again."""
     tiny = replace(study.QUICK, seeds=1, samples=20, velocity=(("euler", (1,)),), mixture=(("gm-ode", (1,)),))
@@ -55,6 +71,7 @@ def test_the_study_in_miniature_and_again(digits, study, root, monkeypatch, caps
     first = capsys.readouterr().out
     for row in ("flow matching, euler", "GMFlow, gm-ode", "MM-FM, 4 modes, euler", "union, 4 modes, gm-ode"):
         assert row in first
+    assert "Fréchet distance" in first and "nearest training digit" in first
     assert (root / "methods.png").stat().st_size > 10_000
     assert not list(root.glob("validation/samples/*"))
 
@@ -69,10 +86,15 @@ def test_the_study_in_miniature_and_again(digits, study, root, monkeypatch, caps
 def test_lines_hold_mean_and_deviation_over_seeds(digits, study):
     method = study.Method("union", "gm-kl", 8)
     found = [
-        study.Curve(method, "gm-ode", seed, {4: digits.Score(value, 0.25)}) for seed, value in enumerate((1, 2, 3))
+        study.Curve(method, "gm-ode", seed, {4: digits.Score(value, 0.25, 1 / value)})
+        for seed, value in enumerate((1, 2, 4))
     ]
-    (line,) = study.lines(found)
-    assert (line.label, line.means, line.spreads) == ("union, 8 modes, gm-ode", {4: 2.0}, {4: 1.0})
+    (line,) = study.lines(found, lambda score: 6 * score.newness)
+    assert (line.label, line.means, line.spreads) == (
+        "union, 8 modes, gm-ode",
+        {4: 3.5},
+        {4: pytest.approx(stdev((6, 3, 1.5)))},
+    )
     assert study.floor(found) == 0.25
 
 
