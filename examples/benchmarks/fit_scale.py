@@ -2,8 +2,9 @@
 
 ``em`` times k-means' seeds, its iterations and EM's, and compares their operations with the rate of a matrix product in
 the same process. ``patches`` writes a latents file, measures how fast the disk gives it back from start to end, then
-takes the modes' moments once with memory for all modes and once within --memory: the same numbers, and how fast it
-read. What the system has cached of the file is dropped before each reading.
+takes the modes' moments within --memory and with memory for all modes, when each datum keeps one mode and when half
+keep two: how fast all of it went, by the bytes read, and how far the two are apart. What the system has cached of the
+file is dropped before each reading.
 
     python examples/benchmarks/fit_scale.py em --data 200000 --size 768 --modes 4096 --iterations 2
     python examples/benchmarks/fit_scale.py patches --gigabytes 20 --memory 2 --folder /scratch

@@ -20,8 +20,8 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
     """The settings with nothing left open. Raises UserError, naming the flag, where the inputs cannot serve them."""
     published = config.objective == "mm-fm"
     source = config.source or ("gmm" if published or config.coupling == "mode" else "gaussian")
-    own_modes = published or (config.mixture and source == "gmm")
-    coupling = config.coupling or ("mode" if own_modes else "independent")
+    union = config.mixture and source == "gmm"
+    coupling = config.coupling or ("mode" if published or union else "independent")
     condition = config.condition
     if condition is None:
         condition = "class" if len(latents.classes) > 1 else "mode" if gmm is not None else "none"
@@ -39,7 +39,7 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
         coupling=coupling,
         condition=condition,
         # whitened coordinates do not tell where in the data they are: the mode's mean does
-        mode_mean=(config.mixture and source == "gmm") if config.mode_mean is None else config.mode_mean,
+        mode_mean=union if config.mode_mean is None else config.mode_mean,
         model=model,
         batch_size=config.batch_size or (128 if on_gpu else 32),
         lr=SIZES[model].lr if config.lr is None else config.lr,

@@ -115,10 +115,12 @@ def test_tiles_change_nothing(rule: dict[str, bool], monkeypatch: pytest.MonkeyP
 def test_threads_change_nothing() -> None:
     source, before = Patches(), torch.get_num_threads()
     found = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        found.append(fitted(source, soft()))
-    torch.set_num_threads(before)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(fitted(source, soft()))
+    finally:
+        torch.set_num_threads(before)
     for each, other in zip(*found, strict=True):
         np.testing.assert_array_equal(each.mean, other.mean)
         np.testing.assert_array_equal(each.std, other.std)
