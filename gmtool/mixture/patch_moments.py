@@ -23,6 +23,7 @@ not depend on the memory, nor on the threads.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -34,17 +35,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALL_SUMS_SHARE, SUMS_SHARE = 0.75, 0.3
+ALL_SUMS_SHARE, SUMS_SHARE = 3 / 4, 1 / 3
 """Share of the memory for the modes' sums: at most the first when the sums of all modes fit into it, so that data are
 read from start to end; else the second. The rest holds the data just read: the more of a mode's are added at once, the
 less its sums, which are larger, have to travel between memory and processor. More blocks hardly mean more reading."""
 
-DATA_A_MODE, READ_BYTES = 2, 1 << 30
-"""Data read at once at most: two a mode, or a GiB with those read ahead if that is more. More are not summed faster."""
+DATA_A_MODE, READ_BYTES = 8, 1 << 30
+"""Data read at once at most: so many a mode, or a GiB with those read ahead if more. Others are not summed faster."""
 
-THREADS, TILE = 8, 1 << 15
-"""A processor's threads at most, since more would wait for Python's lock, and the entries that each works on at a time:
-these stay in its cache with what is made of them, and PyTorch does not split so few among threads of its own."""
+THREADS, TILE = 8, 3 << 15
+"""A processor's threads at most, since more would wait for Python's lock, and the entries that each works on at a time.
+Fewer would stay in the caches closer to it, but have the threads wait for the lock more often."""
 
 SUMS_BYTES, ROW_BYTES, WORK_BYTES = 16, 4, 12
 """Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of the datum being
@@ -171,7 +172,7 @@ def patch_moments(
     room = _Sums.zeros(max((each.end - each.first for each in blocks), default=0), math.prod(source.shape), device)
     finish = _Finish(source, rule, device)
     threads = min(torch.get_num_threads(), THREADS) if device.type == "cpu" else 1
-    with ThreadPoolExecutor(threads) as pool:
+    with _workers(threads) as pool:
         for block, data in _read_ahead(source, blocks, memory.rows):
             sums = room.cleared(block.end - block.first)
             for rows, patches in data:
@@ -186,6 +187,17 @@ def patch_moments(
                 yield from pool.map(finish, *zip(*few, strict=True))
 
 
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for whose operations PyTorch starts none of its own."""
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool
+        finally:
+            torch.set_num_threads(before)  # some of what a thread sets holds for all
+
+
 @dataclass(frozen=True)
 class _Sums:
     """Sums over data, weighted by probability, of 1, x and x^2: (K,), (K, E), (K, E) float64."""
@@ -196,7 +208,8 @@ class _Sums:
 
     @classmethod
     def zeros(cls, modes: int, entries: int, device: torch.device) -> _Sums:
-        first, second = (torch.zeros(modes, entries, dtype=torch.float64, device=device) for _ in range(2))
+        # NumPy asks for large pages of memory, PyTorch does not
+        first, second = (torch.from_numpy(np.zeros((modes, entries))).to(device) for _ in range(2))
         return cls(np.zeros(modes), first, second)
 
     def cleared(self, modes: int) -> _Sums:
@@ -272,7 +285,9 @@ class _Finish:
         self._rule, self._grid = rule, source.shape
         self._origin, variance = (torch.from_numpy(each.reshape(-1)).to(device) for each in (source.mean, source.var))
         # latents are normalised by origin and scale, which know no mirror images
-        self._scale = (variance + rule.floor).float()
+        scale = variance + rule.floor
+        self._scale, self._per_scale = scale.float(), (1 / scale).float()
+        self._log_scale = float(scale.log().sum()) / len(scale)
         self._mean, self._variance = self._mirrored(self._origin, variance)
         self._global = self._variance.float()
         self._tiles = _tiles(len(variance), device, source.shape[-1])
@@ -281,6 +296,7 @@ class _Finish:
         mean, std = (torch.empty_like(first, dtype=torch.float32) for _ in range(2))
         parts = [self._part(tile, mass, first[tile], second[tile], mean[tile], std[tile]) for tile in self._tiles]
         distance, within, ratio, share, logarithm = (torch.stack(parts).double().sum(0) / len(first)).tolist()
+        logarithm -= self._log_scale
         if self._rule.spherical:
             std = (ratio * self._scale).sqrt_()
         normaliser = math.log(2 * math.pi)
@@ -296,23 +312,27 @@ class _Finish:
         """Fill in mean and std of a tile, the latter diagonal.
 
         Returns sums (5,) over its entries, with m and v the mode's mean and own variance, d the variance it is given,
-        o and g the data's mean and variance: (v + (m - o)^2) / g, v / g, d / g, v / d, log(d / g).
+        o and g the data's mean and variance: (v + (m - o)^2) / g, v / g, d / g, v / d, log d.
         """
-        center, own, everywhere, scale = self._mean[tile], self._variance[tile], self._global[tile], self._scale[tile]
+        center, own, everywhere, per_scale = (
+            each[tile] for each in (self._mean, self._variance, self._global, self._per_scale)
+        )
         if mass > 0:
-            center = first / mass
-            center, own = self._mirrored(center, (second / mass).sub_(center.square()).clamp_min_(0.0))
+            center, square = first * (1 / mass), second * (1 / mass)
+            center, own = self._mirrored(center, square.addcmul_(center, center, value=-1).clamp_min_(0.0))
         mean.copy_(center)
         # nothing cancels from here on
         apart, own = (center - self._origin[tile]).float(), own.float()
         diagonal = own + self._rule.floor
         if mass > 0:
             count = mass * (2 if self._rule.mirror else 1)
-            shrunk = (count * own).add_(everywhere, alpha=self._rule.shrinkage)
-            diagonal = shrunk.div_(count + self._rule.shrinkage).add_(self._rule.floor)
+            total = count + self._rule.shrinkage
+            diagonal = (own * (count / total)).add_(everywhere, alpha=self._rule.shrinkage / total)
+            diagonal.add_(self._rule.floor)
         torch.sqrt(diagonal, out=std)
-        distance, ratio = apart.square_().add_(own).div_(scale), diagonal / scale
-        return torch.stack([each.sum() for each in (distance, own / scale, ratio, own / diagonal, ratio.log())])
+        within, distance = own @ per_scale, apart.square_() @ per_scale
+        share, logarithm = (own / diagonal).sum(), diagonal.log().sum()
+        return torch.stack([distance + within, within, diagonal @ per_scale, share, logarithm])
 
     def _mirrored(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Moments (E,) of data with their mirror images, if those count, from the moments of the data."""

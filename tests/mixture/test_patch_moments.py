@@ -215,7 +215,7 @@ def test_the_memory_is_shared_out_and_not_exceeded() -> None:
         taken = SUMS_BYTES * share.modes + ROW_BYTES * share.rows + WORK_BYTES
         assert 0.5 * memory < entries * taken <= memory
         assert min(share.modes, share.rows) >= 1
-    assert share_memory(100, SHAPE, 16 * entries * 4.01 / 0.3).modes == 4
+    assert share_memory(100, SHAPE, 16 * entries * 4.01 * 3).modes == 4
     assert share_memory(MODES, SHAPE, 16 * entries * MODES / 0.75).modes == MODES
     assert share_memory(MODES, SHAPE, 1e9).modes == MODES
     # a large memory is not filled with data, which would all be read before any is summed
