@@ -5,10 +5,10 @@ The model of a descriptor x in R^D is p(x) = sum_k w_k N(x; m_k, diag v_k). One 
     E   r_nk = w_k N(x_n; m_k, v_k) / p(x_n)
     M   n_k = sum_n r_nk,  w_k = n_k / N,  m_k = sum_n r_nk x_n / n_k,  v_k = sum_n r_nk x_n^2 / n_k - m_k^2 + floor
 
-(Dempster, Laird and Rubin 1977; the floor as in scikit-learn's ``reg_covar``.) With the features f(x) = (x^2, x) both
-halves are one matrix product each, f(x) against (-1/2v, m/v) and r^T against f(x), so that a block of B data needs
-B x K numbers and N x K never exist at once. Where modes are many and far apart, nearly all responsibilities are zero in
-the blocks' precision, and the second product takes the others alone: it then costs a small share of the first.
+(Dempster, Laird and Rubin 1977; the floor as in scikit-learn's ``reg_covar``.) Both halves are matrix products, x^2 and x
+against -1/2v and m/v, then r^T against x^2 and x, so that a block of B data needs B x K numbers and N x K never exist at
+once. Where modes are many and far apart, nearly all responsibilities are zero in the blocks' precision, and the second
+half takes the others alone: it then costs a small share of the first.
 
 Data come as an iterable of blocks (B, D) that can be walked again and again (`Blocks`, or anything alike). Products are
 taken in the blocks' own precision, sums over blocks in float64. The expanded squares lose digits when the means are far
@@ -153,7 +153,8 @@ def log_likelihood(
     found = mixture.weights.new_zeros(2)
     for x in blocks:
         density = density or _LogDensity(mixture, x.dtype)
-        found += torch.stack([density(_features(x)).logsumexp(1).sum(dtype=found.dtype), found.new_tensor(len(x))])
+        evidence = _exponentials(density(x)[0])[2]
+        found += torch.stack([evidence.sum(dtype=found.dtype), found.new_tensor(len(x))])
     likelihood, count = total(found).tolist()
     return likelihood / count if count else math.nan
 
@@ -163,20 +164,21 @@ def expected_moments(
 ) -> Moments:
     """The E step: moments of the data under their responsibilities. total: see `fit_em`."""
     modes, size = mixture.means.shape
-    mass = mixture.weights.new_zeros(modes, 1)
+    mass = mixture.weights.new_zeros(modes)
     sums = mixture.weights.new_zeros(modes, 2 * size)
+    of_squares, of_values = sums.chunk(2, dim=1)
     scalars = mixture.weights.new_zeros(2)  # log-likelihood, number of data
     density: _LogDensity | None = None
     for x in blocks:
         density = density or _LogDensity(mixture, x.dtype)
-        features = _features(x)
-        powers, norm, evidence = _powers(density(features))
-        # r^T f with the norm taken off the features, which are fewer than the responsibilities
-        mass += powers @ norm.reciprocal()
-        sums += powers @ features.div_(norm)
+        joint, squares = density(x)
+        responsibilities, own_mass, evidence = _responsibilities(joint)
+        mass += own_mass
+        of_squares += responsibilities @ squares
+        of_values += responsibilities @ x
         scalars += torch.stack([evidence.sum(dtype=scalars.dtype), scalars.new_tensor(len(x))])
     likelihood, count = total(scalars).tolist()
-    return Moments(total(mass[:, 0]), total(sums), int(count), likelihood)
+    return Moments(total(mass), total(sums), int(count), likelihood)
 
 
 def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> Moments:
@@ -185,7 +187,8 @@ def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> Momen
     sums: Tensor | None = None
     count = 0
     for x in blocks:
-        features = _features(x.double())
+        values = x.double()
+        features = torch.cat([values.square(), values], dim=1)
         sums = features.new_zeros(modes, features.shape[1]) if sums is None else sums
         sums.index_add_(0, labels[count : count + len(x)], features)
         count += len(x)
@@ -240,13 +243,13 @@ def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> 
     density: _LogDensity | None = None
     for x in blocks:
         density = density or _LogDensity(mixture, x.dtype)
-        joint = density(_features(x))
+        joint, _ = density(x)
         best, which = joint.topk(keep, dim=1)
         kept = best.softmax(1)
         kept = torch.where(kept < NEGLIGIBLE, 0.0, kept)
         modes.append(torch.where(kept > 0, which, 0).to(torch.int32).cpu())
         probabilities.append((kept / kept.sum(1, keepdim=True)).float().cpu())
-        likelihood.append(joint.logsumexp(1).double().cpu())
+        likelihood.append(_exponentials(joint)[2][:, 0].double().cpu())
     return Posterior(torch.cat(modes).numpy(), torch.cat(probabilities).numpy(), torch.cat(likelihood).numpy())
 
 
@@ -273,23 +276,32 @@ def revive(mixture: DiagonalMixture) -> DiagonalMixture:
 
 
 class _LogDensity:
-    """log w_k N(x; m_k, v_k) as features (B, 2 D) -> (B, K): one matrix product and a constant, in a precision."""
+    """log w_k N(x; m_k, v_k) of data (B, D), and their squares: (B, K) and (B, D), in a precision.
+
+    The results are good until the next call, which writes where they are.
+    """
 
     def __init__(self, mixture: DiagonalMixture, dtype: torch.dtype) -> None:
         means, variances = mixture.means, mixture.variances
-        self._linear = torch.cat([-0.5 / variances, means / variances], dim=1).to(dtype).T
+        self._of_squares, self._of_values = (each.to(dtype).T for each in (-0.5 / variances, means / variances))
         normaliser = (math.log(2 * math.pi) + variances.log() + means.square() / variances).sum(1)
         self._constant = (mixture.weights.log() - 0.5 * normaliser).to(dtype)
+        self._joint = self._squares = self._constant.new_empty(0, 0)
 
-    def __call__(self, features: Tensor) -> Tensor:
-        return torch.addmm(self._constant, features, self._linear)
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if len(x) > len(self._joint):
+            # once: new memory costs as much as what is done in it
+            self._joint, self._squares = x.new_empty(len(x), len(self._constant)), torch.empty_like(x)
+        squares = torch.mul(x, x, out=self._squares[: len(x)])
+        joint = torch.addmm(self._constant, squares, self._of_squares, out=self._joint[: len(x)])
+        return joint.addmm_(x, self._of_values), squares
 
 
-def _powers(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(joint - row maximum) transposed (K, B), its sums (B, 1) over modes, and log-sum-exp (B, 1) of joint (B, K).
+def _responsibilities(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of log w_k N(x_n; m_k, v_k), joint (B, K): r_nk transposed (K, B), its sums (K,) over data, log p(x_n) (B, 1).
 
     ``joint`` is overwritten. The first is a sparse matrix where few of its entries are above zero, to the precision of
-    their sum. Else exponents stop at `SMALLEST`: exponentials that underflow take ten times as long, and most would.
+    the sum over modes.
     """
     rows, modes = joint.shape
     # strided groups: their maxima are taken along whole rows, and a search among them is so many times shorter
@@ -298,24 +310,27 @@ def _powers(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     highest = of_groups.amax(1, keepdim=True)
     least = highest + math.log(torch.finfo(joint.dtype).eps / modes)
     near = of_groups > least
-    if int(near.count_nonzero()) <= SPARSE_SHARE * near.numel():
-        group_row, group = near.nonzero(as_tuple=True)
-        entries = groups[group_row, :, group]
-        which, place = (entries > least[group_row]).nonzero(as_tuple=True)
-        row, mode = group_row[which], group[which] + place * groups.shape[2]
-        values = entries[which, place].sub_(highest[row, 0]).exp_()
-        norm = joint.new_zeros(rows).index_add_(0, row, values)[:, None]
-        powers = torch.sparse_coo_tensor(torch.stack([mode, row]), values, (modes, rows), check_invariants=False)
-        return powers, norm, norm.log().add_(highest)
-    dense = joint.sub_(highest).clamp_(min=SMALLEST).exp_()
-    norm = dense.sum(1, keepdim=True)
-    return dense.T, norm, norm.log().add_(highest)
+    if int(near.count_nonzero()) > SPARSE_SHARE * near.numel():
+        dense, norm, evidence = _exponentials(joint, highest)
+        return dense.div_(norm).T, dense.sum(0), evidence
+    group_row, group = near.nonzero(as_tuple=True)
+    entries = groups[group_row, :, group]
+    which, place = (entries > least[group_row]).nonzero(as_tuple=True)
+    row, mode = group_row[which], group[which] + place * groups.shape[2]
+    values = entries[which, place].sub_(highest[row, 0]).exp_()
+    norm = joint.new_zeros(rows).index_add_(0, row, values)
+    values.div_(norm[row])
+    mass = joint.new_zeros(modes).index_add_(0, mode, values)
+    sparse = torch.sparse_coo_tensor(torch.stack([mode, row]), values, (modes, rows), check_invariants=False)
+    return sparse, mass, norm.log()[:, None].add_(highest)
 
 
-def _features(x: Tensor) -> Tensor:
-    """(x^2, x) of data (B, D), as (B, 2 D)."""
-    features = x.new_empty(len(x), 2 * x.shape[1])
-    squares, values = features.chunk(2, dim=1)
-    torch.mul(x, x, out=squares)
-    values.copy_(x)
-    return features
+def _exponentials(joint: Tensor, highest: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(joint - row maximum) in place of joint (B, K), its sums over modes (B, 1), and log-sum-exp (B, 1) of joint.
+
+    Exponents stop at `SMALLEST`: exponentials that underflow take ten times as long, and most would.
+    """
+    highest = joint.amax(1, keepdim=True) if highest is None else highest
+    powers = joint.sub_(highest).clamp_(min=SMALLEST).exp_()
+    norm = powers.sum(1, keepdim=True)
+    return powers, norm, norm.log().add_(highest)
