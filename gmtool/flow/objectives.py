@@ -61,10 +61,10 @@ class _SquaredDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, means, scale = ctx.saved_tensors
-        kept = gradient.masked_fill(gradient.abs() < NEGLIGIBLE, 0)
-        difference = torch.addcmul(-x, means, scale).mul_(2 * kept)
-        of_x = -difference.sum(2, keepdim=True) if ctx.needs_input_grad[0] else None
-        return of_x, difference.mul_(scale) if ctx.needs_input_grad[1] else None, None
+        kept = 2 * gradient.masked_fill(gradient.abs() < NEGLIGIBLE, 0)
+        difference = torch.addcmul(-x, means, scale)
+        of_x = -(kept * difference).sum(2, keepdim=True) if ctx.needs_input_grad[0] else None
+        return of_x, difference.mul_(kept * scale) if ctx.needs_input_grad[1] else None, None
 
 
 def squared_distance(x: Tensor, means: Tensor, scale: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ The model of a descriptor x in R^D is p(x) = sum_k w_k N(x; m_k, diag v_k). One 
     E   r_nk = w_k N(x_n; m_k, v_k) / p(x_n)
     M   n_k = sum_n r_nk,  w_k = n_k / N,  m_k = sum_n r_nk x_n / n_k,  v_k = sum_n r_nk x_n^2 / n_k - m_k^2 + floor
 
-(Dempster, Laird and Rubin 1977; the floor as in scikit-learn's ``reg_covar``.) Both halves are matrix products, x^2 and x
-against -1/2v and m/v, then r^T against x^2 and x, so that a block of B data needs B x K numbers and N x K never exist at
-once. Where modes are many and far apart, nearly all responsibilities are zero in the blocks' precision, and the second
-half takes the others alone: it then costs a small share of the first.
+(Dempster, Laird and Rubin 1977; the floor as in scikit-learn's ``reg_covar``.) Both halves are matrix products, x^2 and
+x against -1/2v and m/v, then r^T against x^2 and x, so that a block of B data needs B x K numbers and N x K never exist
+at once. Where modes are many and far apart, nearly all responsibilities are zero in the blocks' precision, and the
+second half takes the others alone: it then costs a small share of the first.
 
 Data come as an iterable of blocks (B, D) that can be walked again and again (`Blocks`, or anything alike). Products are
 taken in the blocks' own precision, sums over blocks in float64. The expanded squares lose digits when the means are far
