@@ -139,28 +139,82 @@ def test_gm_ode_with_one_substep_is_euler():
     torch.testing.assert_close(found, euler(exact_velocity, x, 9, 3.0))
 
 
+class OneStream(Noise):
+    """All samples' numbers from one stream, which is fast for many."""
+
+    def __init__(self, count):
+        self.count, self.stream = count, torch.Generator().manual_seed(2)
+
+    def normal(self, shape):
+        return torch.randn(self.count, *shape, generator=self.stream)
+
+    def uniform(self, shape):
+        return torch.rand(self.count, *shape, generator=self.stream)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_gm_sde_draws_from_the_data(order):
     """With the exact posterior every ancestral step is exact: one mixture's moments come back."""
     count = 40_000
     draw = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
-    class Shared(Noise):
-        def __init__(self):
-            self.stream = torch.Generator().manual_seed(2)
-
-        def normal(self, shape):
-            return torch.randn(count, *shape, generator=self.stream)
-
-        def uniform(self, shape):
-            return torch.rand(count, *shape, generator=self.stream)
-
-    found = gm_sde(MODEL, draw, 16 if order == 2 else 4, 1.0, Shared(), order)
+    found = gm_sde(MODEL, draw, 16 if order == 2 else 4, 1.0, OneStream(count), order)
     mean = (WEIGHTS[:, None] * CENTERS).sum(0)
     variance = STD**2 + (WEIGHTS[:, None] * (CENTERS - mean).square()).sum(0)
     tolerance = 0.02 if order == 1 else 0.06  # the second order is a correction, not exact
     torch.testing.assert_close(found.mean(0), mean, atol=tolerance, rtol=0)
     torch.testing.assert_close(found.var(0), variance, atol=tolerance, rtol=0)
+
+
+PAIR = torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
+"""Covariance of data on two positions, which a mixture at each position cannot express."""
+
+
+def pair_posterior(x, t):
+    """The exact posterior of each position of N(0, PAIR) alone."""
+    kept = 1 - t[0]
+    gain = kept * torch.linalg.solve(kept**2 * PAIR + t[0] ** 2 * torch.eye(2), PAIR).T
+    mean = (x[:, 0] @ gain.T)[:, None, None]
+    variance = (PAIR - kept * gain @ PAIR).diagonal().mean().expand(len(x), 1, 1, 1)
+    return unguided(GaussianMixture(mean, torch.zeros_like(mean), variance))
+
+
+class UnitNoise(Noise):
+    """Sample 2 c + j sees 1 as entry j of the c-th normal draw, and else 0: the columns of a linear map."""
+
+    def __init__(self, draws):
+        self.rows = torch.eye(2 * draws).split(2, dim=1)
+        self.draw = iter(self.rows)
+
+    def normal(self, shape):
+        return next(self.draw).reshape(-1, *shape)
+
+    def uniform(self, shape):
+        return torch.full((2 * len(self.rows), *shape), 0.5)
+
+
+def test_gm_sde_1_has_order_1_where_positions_depend_on_each_other():
+    """x is linear in all normal draws, so that its covariance is known without sampling."""
+    errors = []
+    for steps in (16, 32, 64):
+        noise = UnitNoise(1 + 2 * steps)
+        x = gm_sde(pair_posterior, noise.normal((1, 2)).double(), steps, 1.0, noise)[:, 0]
+        errors.append((x.T @ x - PAIR).norm().item())
+    assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([0.95, 0.98], abs=0.02)
+
+
+def test_gm_sde_2_gains_an_order_but_for_its_damping(monkeypatch):
+    monkeypatch.setattr("gmtool.flow.solvers.mixture.DAMPING_ADDED", 0.0)
+    count = 100_000
+
+    def error(steps, order):
+        noise = OneStream(count)
+        x = gm_sde(pair_posterior, noise.normal((1, 2)).double(), steps, 1.0, noise, order)[:, 0]
+        return (x.T @ x / count - PAIR).norm().item()
+
+    assert error(8, 1) < 0.6 * error(4, 1)
+    assert error(8, 2) < 0.36 * error(4, 2)
+    assert error(8, 2) < 0.25 * error(8, 1)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])
