@@ -92,8 +92,8 @@ class Setting:
     exact: int
     paths: int
     rate: float = 3e-3
-    mixture_rate: float = 5e-3
-    mixture_shift: float = 12.0  # of the times: a drawing in few evaluations is decided near t = 1
+    mixture_rate: float = 1e-2
+    mixture_shift: float = 16.0  # of the times: a drawing in few evaluations is decided near t = 1
 
 
 FULL = Setting(width=128, depth=4, steps=10_000, batch=256, data=20_000, sliced=20_000, exact=1000, paths=300)

@@ -47,9 +47,9 @@ THREADS, TILE = 8, 3 << 15
 """A processor's threads at most, since more would wait for Python's lock, and the entries that each works on at a time.
 Fewer would stay in the caches closer to it, but have the threads wait for the lock more often."""
 
-SUMS_BYTES, ROW_BYTES, WORK_BYTES = 16, 4, 12
-"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of the datum being
-summed in float32 and float64, which a processor's threads hold for a tile alone."""
+SUMS_BYTES, ROW_BYTES, WORK_BYTES = 16, 4, 64
+"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of all that is made of
+a datum and of a mode, which a processor's threads hold for a tile alone."""
 
 
 class PatchSource(Protocol):
@@ -182,6 +182,7 @@ def patch_moments(
                 datum, _ = np.nonzero(inside)
                 _add(sums, x, datum, kept[inside] - block.first, shares[inside], pool)
                 on_rows(len(rows))
+                del patches, x  # before room is taken for others
             of_modes = zip(range(block.first, block.end), sums.mass.tolist(), sums.first, sums.second, strict=True)
             while few := list(itertools.islice(of_modes, threads)):
                 yield from pool.map(finish, *zip(*few, strict=True))
