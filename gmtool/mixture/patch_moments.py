@@ -41,7 +41,8 @@ read from start to end; else the second. The rest holds the data just read: the 
 less its sums, which are larger, have to travel between memory and processor. More blocks hardly mean more reading."""
 
 DATA_A_MODE, READ_BYTES = 8, 1 << 30
-"""Data read at once at most: so many a mode, or a GiB with those read ahead if more. Others are not summed faster."""
+"""Data read at once at most: so many a mode, or a GiB with those read ahead if that is more; still more would not be
+summed faster."""
 
 THREADS, TILE = 8, 3 << 15
 """A processor's threads at most, since more would wait for Python's lock, and the entries that each works on at a time.
@@ -319,7 +320,7 @@ class _Finish:
             each[tile] for each in (self._mean, self._variance, self._global, self._per_scale)
         )
         if mass > 0:
-            center, square = first * (1 / mass), second * (1 / mass)
+            center, square = first / mass, second / mass
             center, own = self._mirrored(center, square.addcmul_(center, center, value=-1).clamp_min_(0.0))
         mean.copy_(center)
         # nothing cancels from here on

@@ -222,6 +222,15 @@ def test_the_memory_is_shared_out_and_not_exceeded() -> None:
     assert 4 * entries * share_memory(MODES, SHAPE, 1e12).rows <= 2**30
 
 
+def test_data_that_are_alike_have_the_floor_alone() -> None:
+    """However small it is, and whatever their number."""
+    source, floor = Patches(49), 1e-30
+    source.data[:] = np.float16(0.1)
+    patch = fitted(source, (np.zeros((49, 1), np.int32), np.ones((49, 1), np.float32)), floor=floor)[0]
+    np.testing.assert_array_equal(patch.mean, np.float32(np.float16(0.1)))
+    np.testing.assert_allclose(patch.std, np.sqrt(floor), rtol=1e-6)
+
+
 def test_hard_assignment_reads_each_datum_once_however_many_blocks() -> None:
     source = Patches()
     fitted(source, hard(), at_once=2)
