@@ -31,9 +31,8 @@ class RowPlaces:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self, descriptor: int, rows: np.ndarray) -> np.ndarray:
-        """The rows, increasing numbers, from an open file. Raises OSError when the file ends before them."""
-        found = np.empty((len(rows), *self.shape), self.dtype)
+    def read(self, descriptor: int, rows: np.ndarray, found: np.ndarray) -> None:
+        """Fill ``found`` with the rows, increasing numbers, of an open file. Raises OSError when that ends before."""
         room = found.reshape(-1).view(np.uint8).data
         size = math.prod(self.shape) * self.dtype.itemsize
         offsets = self.offsets[rows]
@@ -44,7 +43,6 @@ class RowPlaces:
                 for first, last in parts[index + ANNOUNCED if index else 0 : index + 2 * ANNOUNCED]:
                     _announce(descriptor, int(offsets[first]), (last - first) * size)
             _fill(descriptor, room[start * size : stop * size], int(offsets[start]))
-        return found
 
 
 def row_places(dataset: h5py.Dataset) -> RowPlaces | None:

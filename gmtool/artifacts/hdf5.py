@@ -53,8 +53,8 @@ class Hdf5Reader:
             self._open.file.close()
         self._open = None
 
-    def read(self, name: str, rows: Rows) -> np.ndarray:
-        """Rows of a dataset, in the order asked.
+    def read(self, name: str, rows: Rows, room: np.ndarray | None = None) -> np.ndarray:
+        """Rows of a dataset, in the order asked. ``room``, if given, is where increasing numbers of rows are read to.
 
         Raises UserError when the file is damaged, IndexError beyond its end.
         """
@@ -69,19 +69,22 @@ class Hdf5Reader:
                 last = len(values) - 1
                 raise IndexError(f"{self.path} has rows 0 to {last} of {name}, not {wanted.min()} to {wanted.max()}")
             unique, inverse = np.unique(wanted, return_inverse=True)
-            found = self._read_increasing(self._open, values, unique)
+            found = self._read_increasing(self._open, values, unique, room)
             return found if np.array_equal(unique, wanted) else found[inverse]
         except (OSError, RuntimeError) as error:  # h5py raises either, by where in the file the damage is
             raise UserError(f"{self.path} is damaged ({one_line(error)}): {self._repair}") from error
 
-    def _read_increasing(self, opened: _Open, values: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    def _read_increasing(
+        self, opened: _Open, values: h5py.Dataset, rows: np.ndarray, room: np.ndarray | None
+    ) -> np.ndarray:
+        found = np.empty((len(rows), *values.shape[1:]), values.dtype) if room is None else room[: len(rows)]
         if values.name not in opened.places:
             opened.places[values.name] = row_places(values)
         places = opened.places[values.name]
         if places is not None:
-            return places.read(opened.file.id.get_vfd_handle(), rows)
+            places.read(opened.file.id.get_vfd_handle(), rows, found)
+            return found
         # h5py takes increasing indices, but is slow at them: read runs of neighbours
-        found = np.empty((len(rows), *values.shape[1:]), values.dtype)
         for start, stop in runs(rows, 1):
             first = int(rows[start])
             values.read_direct(found, np.s_[first : first + stop - start], np.s_[start:stop])

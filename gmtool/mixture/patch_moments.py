@@ -23,7 +23,6 @@ not depend on the memory, nor on the threads.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -40,17 +39,16 @@ ALL_SUMS_SHARE, SUMS_SHARE = 3 / 4, 1 / 3
 read from start to end; else the second. The rest holds the data just read: the more of a mode's are added at once, the
 less its sums, which are larger, have to travel between memory and processor. More blocks hardly mean more reading."""
 
-DATA_A_MODE, READ_BYTES = 8, 1 << 30
-"""Data read at once at most: so many a mode, or a GiB with those read ahead if that is more; still more would not be
-summed faster."""
+DATA_A_MODE, READ_BYTES = 4, 1 << 28
+"""Data read at once at most: so many a mode, or 256 MiB with those read ahead if that is more; still more would not be
+summed faster, and before the first are there nothing is summed."""
 
-THREADS, TILE = 8, 3 << 15
-"""A processor's threads at most, since more would wait for Python's lock, and the entries that each works on at a time.
-Fewer would stay in the caches closer to it, but have the threads wait for the lock more often."""
+THREADS = 8
+"""A processor's threads at most: so many sum more than a disk gives."""
 
-SUMS_BYTES, ROW_BYTES, WORK_BYTES = 16, 4, 64
-"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of all that is made of
-a datum and of a mode, which a processor's threads hold for a tile alone."""
+SUMS_BYTES, ROW_BYTES, WORK_BYTES = 16, 4, 40 + 8 * THREADS
+"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of the moments of all
+data, and of what each thread makes of a mode."""
 
 
 class PatchSource(Protocol):
@@ -68,8 +66,8 @@ class PatchSource(Protocol):
     def var(self) -> np.ndarray:
         """Variance over the data."""
 
-    def patches(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Latents (n, C, H, W) of some data."""
+    def patches(self, rows: np.ndarray, room: np.ndarray) -> np.ndarray:
+        """Latents (n, C, H, W) float16 of some data, of increasing numbers, read to the start of ``room``."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +140,11 @@ def least_memory(shape: tuple[int, int, int]) -> int:
 def share_memory(modes: int, shape: tuple[int, int, int], memory: float) -> PatchMemory:
     """Share out ``memory`` bytes, `least_memory` or more."""
     entries = math.prod(shape)
-    share = ALL_SUMS_SHARE if SUMS_BYTES * entries * modes <= ALL_SUMS_SHARE * memory else SUMS_SHARE
-    at_once = min(modes, max(1, int(share * memory / (SUMS_BYTES * entries))))
-    rest = memory / entries - SUMS_BYTES * at_once - WORK_BYTES
+    room = memory / entries - WORK_BYTES
+    share = ALL_SUMS_SHARE if SUMS_BYTES * modes <= ALL_SUMS_SHARE * room else SUMS_SHARE
+    at_once = min(modes, max(1, int(share * room / SUMS_BYTES)))
     enough = max(DATA_A_MODE * at_once, READ_BYTES / (ROW_BYTES * entries))
-    return PatchMemory(at_once, max(1, int(min(rest / ROW_BYTES, enough))))
+    return PatchMemory(at_once, max(1, int(min((room - SUMS_BYTES * at_once) / ROW_BYTES, enough))))
 
 
 def mode_block(modes: np.ndarray, probabilities: np.ndarray, first: int, end: int) -> ModeBlock:
@@ -171,9 +169,9 @@ def patch_moments(
     modes, probabilities (N, n): the kept modes of each datum, of probability 0 beyond the last.
     """
     room = _Sums.zeros(max((each.end - each.first for each in blocks), default=0), math.prod(source.shape), device)
-    finish = _Finish(source, rule, device)
+    finish = _Finish(source, rule)
     threads = min(torch.get_num_threads(), THREADS) if device.type == "cpu" else 1
-    with _workers(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for block, data in _read_ahead(source, blocks, memory.rows):
             sums = room.cleared(block.end - block.first)
             for rows, patches in data:
@@ -183,21 +181,9 @@ def patch_moments(
                 datum, _ = np.nonzero(inside)
                 _add(sums, x, datum, kept[inside] - block.first, shares[inside], pool)
                 on_rows(len(rows))
-                del patches, x  # before room is taken for others
             of_modes = zip(range(block.first, block.end), sums.mass.tolist(), sums.first, sums.second, strict=True)
             while few := list(itertools.islice(of_modes, threads)):
                 yield from pool.map(finish, *zip(*few, strict=True))
-
-
-@contextlib.contextmanager
-def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for whose operations PyTorch starts none of its own."""
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield pool
-        finally:
-            torch.set_num_threads(before)  # some of what a thread sets holds for all
 
 
 @dataclass(frozen=True)
@@ -229,15 +215,17 @@ def _read_ahead(
     """Each block with its data, ``at_once`` at a time; the next ones, also of the next block, are read meanwhile."""
     starts = [range(0, len(block.rows), at_once) for block in blocks]
     pieces = [block.rows[start : start + at_once] for block, own in zip(blocks, starts, strict=True) for start in own]
+    # in turn; new memory for each would take half as much time as reading
+    rooms = [np.empty((max(map(len, pieces), default=0), *source.shape), np.float16) for _ in range(2)]
     with ThreadPoolExecutor(1) as reader:
 
         def read() -> Iterator[_Rows]:
-            coming = [reader.submit(source.patches, each) for each in pieces[:1]]
-            for index, piece in enumerate(pieces):
+            turns = zip(pieces, itertools.cycle(rooms))
+            coming = [reader.submit(source.patches, *each) for each in itertools.islice(turns, 1)]
+            for piece in pieces:
                 patches = coming.pop().result()
-                coming += [reader.submit(source.patches, each) for each in pieces[index + 1 : index + 2]]
+                coming += [reader.submit(source.patches, *each) for each in itertools.islice(turns, 1)]
                 yield piece, patches
-                del patches
 
         data = read()
         for block, own in zip(blocks, starts, strict=True):
@@ -252,93 +240,72 @@ def _add(
     order = np.argsort(mode, kind="stable")
     present, starts = np.unique(mode[order], return_index=True)
 
+    add_data = _adder(x)
+
     def add(index: int, pairs: np.ndarray) -> None:
-        _add_data(sums.first[index], sums.second[index], x, datum[pairs].tolist(), share[pairs].tolist())
+        add_data(sums.first[index], sums.second[index], datum[pairs], share[pairs])
 
     for _ in pool.map(add, present.tolist(), np.split(order, starts[1:])):
         pass  # raises what a thread has raised
 
 
-def _add_data(first: Tensor, second: Tensor, x: Tensor, rows: list[int], shares: list[float]) -> None:
-    """Add a mode's data, rows of x (B, E) that belong to it by ``shares``, to its sums (E,)."""
-    tiles = _tiles(len(first), x.device)
-    single = x.new_empty(tiles[0].stop, dtype=torch.float32)
-    double = x.new_empty(tiles[0].stop, dtype=torch.float64)
-    for tile in tiles:
-        size = tile.stop - tile.start
-        own_first, own_second, own_single, own_double = first[tile], second[tile], single[:size], double[:size]
-        for row, share in zip(rows, shares, strict=True):
-            # from float16 to float64 in one step takes twice as long
-            value = own_double.copy_(own_single.copy_(x[row, tile]))
-            own_first.add_(value, alpha=share)
-            own_second.addcmul_(value, value, value=share)
+def _adder(x: Tensor) -> Callable[[Tensor, Tensor, np.ndarray, np.ndarray], None]:
+    """What adds data, rows of x (B, E) float16 that belong to a mode by shares, to the mode's sums (E,)."""
+    if x.device.type == "cpu":
+        from gmtool.mixture.compiled import add_data  # here, since its library takes its time to be loaded
 
+        bits = x.numpy().view(np.uint16)
+        return lambda first, second, rows, shares: add_data(first.numpy(), second.numpy(), bits, rows, shares)
 
-def _tiles(entries: int, device: torch.device, step: int = 1) -> list[slice]:
-    """All entries in tiles, each but the last of a multiple of ``step``."""
-    size = max(TILE // step, 1) * step if device.type == "cpu" else entries
-    return [slice(start, min(start + size, entries)) for start in range(0, entries, size)]
+    def add(first: Tensor, second: Tensor, rows: np.ndarray, shares: np.ndarray) -> None:
+        for row, share in zip(rows.tolist(), shares.tolist(), strict=True):
+            value = x[row].double()
+            first.add_(value, alpha=share)
+            second.addcmul_(value, value, value=share)
+
+    return add
 
 
 class _Finish:
     """From a mode's sums to its mean, its standard deviation and the distances."""
 
-    def __init__(self, source: PatchSource, rule: Rule, device: torch.device) -> None:
+    def __init__(self, source: PatchSource, rule: Rule) -> None:
+        from gmtool.mixture.compiled import mirror_images
+
         self._rule, self._grid = rule, source.shape
-        self._origin, variance = (torch.from_numpy(each.reshape(-1)).to(device) for each in (source.mean, source.var))
+        self._width = source.shape[-1] if rule.mirror else 0
+        origin, variance = (np.array(each, np.float64).reshape(-1) for each in (source.mean, source.var))
         # latents are normalised by origin and scale, which know no mirror images
-        scale = variance + rule.floor
-        self._scale, self._per_scale = scale.float(), (1 / scale).float()
-        self._log_scale = float(scale.log().sum()) / len(scale)
-        self._mean, self._variance = self._mirrored(self._origin, variance)
-        self._global = self._variance.float()
-        self._tiles = _tiles(len(variance), device, source.shape[-1])
+        self._scale = variance + rule.floor
+        self._log_scale = float(np.log(self._scale).mean())
+        mean = origin.copy()
+        if rule.mirror:
+            mirror_images(self._width, mean, variance)
+        self._data = np.stack([origin, 1 / self._scale, mean, variance])
 
     def __call__(self, mode: int, mass: float, first: Tensor, second: Tensor) -> FittedMode:
-        mean, std = (torch.empty_like(first, dtype=torch.float32) for _ in range(2))
-        parts = [self._part(tile, mass, first[tile], second[tile], mean[tile], std[tile]) for tile in self._tiles]
-        distance, within, ratio, share, logarithm = (torch.stack(parts).double().sum(0) / len(first)).tolist()
-        logarithm -= self._log_scale
+        from gmtool.mixture.compiled import finish_mode
+
+        mean, std = np.empty(self._grid, np.float32), np.empty(self._grid, np.float32)
+        parts = finish_mode(
+            mass,
+            first.cpu().numpy(),
+            second.cpu().numpy(),
+            self._width,
+            self._data,
+            self._rule.shrinkage,
+            self._rule.floor,
+            mean.reshape(-1),
+            std.reshape(-1),
+        )
+        within, distance, ratio, share = (each / mean.size for each in parts)
+        logarithm = 2 * float(np.log(std).mean(dtype=np.float64)) - self._log_scale
         if self._rule.spherical:
-            std = (ratio * self._scale).sqrt_()
+            std = np.sqrt(ratio * self._scale).astype(np.float32).reshape(self._grid)
         normaliser = math.log(2 * math.pi)
         distances = Distances(
-            gaussian=Distance(0.5 * (normaliser + distance), distance + 1),
+            gaussian=Distance(0.5 * (normaliser + within + distance), within + distance + 1),
             spherical=Distance(0.5 * (normaliser + math.log(ratio) + within / ratio), within + ratio),
             diagonal=Distance(0.5 * (normaliser + logarithm + share), within + ratio),
         )
-        stored = (each.reshape(self._grid).cpu().numpy() for each in (mean, std))
-        return FittedMode(PatchMode(mode, *stored), distances)
-
-    def _part(self, tile: slice, mass: float, first: Tensor, second: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Fill in mean and std of a tile, the latter diagonal.
-
-        Returns sums (5,) over its entries, with m and v the mode's mean and own variance, d the variance it is given,
-        o and g the data's mean and variance: (v + (m - o)^2) / g, v / g, d / g, v / d, log d.
-        """
-        center, own, everywhere, per_scale = (
-            each[tile] for each in (self._mean, self._variance, self._global, self._per_scale)
-        )
-        if mass > 0:
-            center, square = first / mass, second / mass
-            center, own = self._mirrored(center, square.addcmul_(center, center, value=-1).clamp_min_(0.0))
-        mean.copy_(center)
-        # nothing cancels from here on
-        apart, own = (center - self._origin[tile]).float(), own.float()
-        diagonal = own + self._rule.floor
-        if mass > 0:
-            count = mass * (2 if self._rule.mirror else 1)
-            total = count + self._rule.shrinkage
-            diagonal = (own * (count / total)).add_(everywhere, alpha=self._rule.shrinkage / total)
-            diagonal.add_(self._rule.floor)
-        torch.sqrt(diagonal, out=std)
-        within, distance = own @ per_scale, apart.square_() @ per_scale
-        share, logarithm = (own / diagonal).sum(), diagonal.log().sum()
-        return torch.stack([distance + within, within, diagonal @ per_scale, share, logarithm])
-
-    def _mirrored(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments (E,) of data with their mirror images, if those count, from the moments of the data."""
-        if not self._rule.mirror:
-            return mean, variance
-        turned_mean, turned = (each.reshape(-1, self._grid[-1]).flip(-1).reshape(-1) for each in (mean, variance))
-        return (mean + turned_mean) / 2, (variance + turned) / 2 + (mean - turned_mean).square() / 4
+        return FittedMode(PatchMode(mode, mean, std), distances)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gmtool.artifacts import chunks
-from gmtool.artifacts.chunks import row_places
+from gmtool.artifacts.chunks import RowPlaces, row_places
 
 
 @pytest.fixture
@@ -21,12 +21,18 @@ def written(path: Path, data: np.ndarray, **settings: object) -> Path:
     return path
 
 
+def read(places: RowPlaces, file: h5py.File, rows: np.ndarray) -> np.ndarray:
+    found = np.empty((len(rows), *places.shape), places.dtype)
+    places.read(file.id.get_vfd_handle(), rows, found)
+    return found
+
+
 @pytest.mark.parametrize("rows", [[], [7], [0, 49], [3, 4, 5, 9, 20, 21], list(range(50))])
 def test_rows_are_what_hdf5_gives(data: np.ndarray, rows: list[int], tmp_path: Path) -> None:
     with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
         places = row_places(file["rows"])
         assert places is not None
-        np.testing.assert_array_equal(places.read(file.id.get_vfd_handle(), np.array(rows, np.int64)), data[rows])
+        np.testing.assert_array_equal(read(places, file, np.array(rows, np.int64)), data[rows])
 
 
 def test_long_rows_are_read_in_parts(data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +40,7 @@ def test_long_rows_are_read_in_parts(data: np.ndarray, tmp_path: Path, monkeypat
     with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
         places = row_places(file["rows"])
         assert places is not None
-        np.testing.assert_array_equal(places.read(file.id.get_vfd_handle(), np.arange(50)), data)
+        np.testing.assert_array_equal(read(places, file, np.arange(50)), data)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nothing can be announced here")
@@ -42,12 +48,12 @@ def test_rows_that_lie_apart_are_announced_once_and_in_advance(
     data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     announced: list[int] = []
-    read: list[int] = []
+    filled: list[int] = []
     fill = chunks._fill
 
     def counting(descriptor: int, room: memoryview, offset: int) -> None:
         assert offset in announced
-        read.append(offset)
+        filled.append(offset)
         fill(descriptor, room, offset)
 
     monkeypatch.setattr(chunks, "ANNOUNCED", 3)
@@ -57,8 +63,8 @@ def test_rows_that_lie_apart_are_announced_once_and_in_advance(
         places = row_places(file["rows"])
         assert places is not None
         rows = np.arange(0, 50, 2)
-        np.testing.assert_array_equal(places.read(file.id.get_vfd_handle(), rows), data[rows])
-    assert announced == read == places.offsets[rows].tolist()
+        np.testing.assert_array_equal(read(places, file, rows), data[rows])
+    assert announced == filled == places.offsets[rows].tolist()
 
 
 @pytest.mark.parametrize(
@@ -81,19 +87,19 @@ def test_a_file_that_ends_early_is_an_error(data: np.ndarray, tmp_path: Path) ->
     with h5py.File(path, "r") as file:
         places = row_places(file["rows"])
         os.truncate(path, int(places.offsets[40]))
-        places.read(file.id.get_vfd_handle(), np.arange(40))
+        read(places, file, np.arange(40))
         with pytest.raises(OSError, match="it ends before byte"):
-            places.read(file.id.get_vfd_handle(), np.arange(41))
+            read(places, file, np.arange(41))
 
 
 def test_several_threads_may_read(data: np.ndarray, tmp_path: Path) -> None:
     with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
         places, found = row_places(file["rows"]), {}
 
-        def read(start: int) -> None:
-            found[start] = places.read(file.id.get_vfd_handle(), np.arange(start, 50, 4))
+        def run(start: int) -> None:
+            found[start] = read(places, file, np.arange(start, 50, 4))
 
-        threads = [threading.Thread(target=read, args=(start,)) for start in range(4)]
+        threads = [threading.Thread(target=run, args=(start,)) for start in range(4)]
         for each in threads:
             each.start()
         for each in threads:

@@ -82,6 +82,20 @@ def test_rows_come_in_the_order_asked(path: Path, rows: list[int]) -> None:
         np.testing.assert_array_equal(latents.descriptors(rows), DESCRIPTORS[index])
 
 
+@pytest.mark.parametrize("chunks", [(1, *SHAPE), (2, *SHAPE)], ids=["by place", "by HDF5"])
+def test_rows_are_read_into_a_room(path: Path, chunks: tuple[int, ...]) -> None:
+    with h5py.File(path, "r+") as file:
+        stored = file["patches"][:]
+        del file["patches"]
+        file.create_dataset("patches", data=stored, chunks=chunks)
+    room, rows = np.full((6, *SHAPE), np.nan, np.float16), np.array([3, 4, 9, 36])
+    with open_latents(path) as latents:
+        found = latents.patches(rows, room)
+    assert np.shares_memory(found, room)
+    np.testing.assert_array_equal(room[:4], PATCHES.astype(np.float16)[rows])
+    assert np.isnan(room[4:]).all()
+
+
 @pytest.mark.parametrize("rows", [[-1], [COUNT]])
 def test_a_row_that_is_not_there_is_refused(path: Path, rows: list[int]) -> None:
     with open_latents(path) as latents, pytest.raises(IndexError, match="0 to 36"):

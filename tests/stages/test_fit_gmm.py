@@ -21,6 +21,7 @@ from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import VARIANCE_EPS
 from gmtool.config.fit_gmm import FitGmmConfig
 from gmtool.errors import MachineError, UserError
+from gmtool.mixture.patch_moments import WORK_BYTES
 from gmtool.progress import Progress
 from gmtool.stages.fit_gmm import fit_gmm, plan_fit
 from gmtool.tokenizers.base import TokenizerSpec
@@ -121,7 +122,7 @@ def test_seed_decides_and_machine_settings_do_not(digits: Path, tmp_path: Path) 
     assert fingerprint("b.h5") == first
     assert fingerprint("d.h5", seed=1) != first
     # five modes' sums at a time
-    fingerprint("c.h5", memory=5.5 * 64 * 16 / 0.75 / 2**30)
+    fingerprint("c.h5", memory=64 * (WORK_BYTES + 5.5 * 16 / 0.75) / 2**30)
     with open_gmm(tmp_path / "a.h5") as whole, open_gmm(tmp_path / "c.h5") as blocked:
         np.testing.assert_allclose(blocked.patch_std(np.arange(20)), whole.patch_std(np.arange(20)), rtol=1e-6)
 
@@ -355,7 +356,7 @@ def test_mirror_makes_modes_symmetric(digits: Path, tmp_path: Path) -> None:
 def test_the_plan_tells_of_blocks_and_memory(digits: Path, tmp_path: Path) -> None:
     plan = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3))
     assert (plan.blocks, plan.passes, plan.latent_bytes) == (1, 1, 1797 * 128)
-    memory = 7.5 * 64 * 16 / 0.3
+    memory = 64 * (WORK_BYTES + 7.5 * 16 / 0.3)
     tight = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3, memory=memory / 2**30))
     assert (tight.blocks, tight.passes) == (3, 3)
     assert tight.patch_bytes <= memory
