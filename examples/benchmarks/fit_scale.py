@@ -168,6 +168,7 @@ def patches(options: argparse.Namespace) -> None:
         path = Path(folder) / "latents.h5"
         make_latents(path, count)
         with open_latents(path) as source:
+            moments(source, (modes[:1], np.zeros((1, 2))), 1, 2**30)  # compiles its loops
             rows = []
             for name, shares in assignments.items():
                 found = []

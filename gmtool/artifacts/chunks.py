@@ -1,8 +1,9 @@
 """Rows of an HDF5 dataset read from the file itself, where each lies in it as it is: one chunk, not compressed.
 
 h5py holds Python's lock while the HDF5 library reads, so that nothing can be computed meanwhile, and every chunk is
-copied once more on its way. Reading the same bytes by ``preadv`` does neither. Rows that lie apart are announced to the
-system before they are read: a disk that is asked for one at a time gives a part of its rate.
+copied once more on its way. Reading the same bytes by ``preadv`` does neither. Rows are announced to the system before
+they are read: a disk that is asked for them one at a time, or by a process that has to wait for a processor, gives a
+part of its rate.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 LONGEST = 1 << 30
 """Bytes asked for at once; Linux gives no more than 2 GiB."""
 
-ANNOUNCED = 64
-"""Runs of rows that the system is told of in advance."""
+ANNOUNCED, ANNOUNCED_BYTES = 64, 1 << 19
+"""Parts of the rows, each of neighbours, that the system is told of in advance, and the longest such part, since of a
+longer one Linux may heed only the beginning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +38,15 @@ class RowPlaces:
         room = found.reshape(-1).view(np.uint8).data
         size = math.prod(self.shape) * self.dtype.itemsize
         offsets = self.offsets[rows]
-        parts = list(runs(offsets, size))
-        for index, (start, stop) in enumerate(parts):
-            if index % ANNOUNCED == 0 and len(parts) > 1:
-                # the first ones, and always those of the next turn
-                for first, last in parts[index + ANNOUNCED if index else 0 : index + 2 * ANNOUNCED]:
-                    _announce(descriptor, int(offsets[first]), (last - first) * size)
-            _fill(descriptor, room[start * size : stop * size], int(offsets[start]))
+        parts = [part for run in runs(offsets, size) for part in _parts(*run, max(1, ANNOUNCED_BYTES // size))]
+        for index in range(0, len(parts), ANNOUNCED):
+            # the first ones, and always those of the next turn
+            for first, last in parts[index + ANNOUNCED if index else 0 : index + 2 * ANNOUNCED]:
+                _announce(descriptor, int(offsets[first]), (last - first) * size)
+            begin, end = parts[index][0], parts[index : index + ANNOUNCED][-1][1]
+            for start, stop in runs(offsets[begin:end], size):
+                where = slice((begin + start) * size, (begin + stop) * size)
+                _fill(descriptor, room[where], int(offsets[begin + start]))
 
 
 def row_places(dataset: h5py.Dataset) -> RowPlaces | None:
@@ -65,6 +69,10 @@ def runs(places: np.ndarray, step: int) -> Iterator[tuple[int, int]]:
     breaks = np.flatnonzero(np.diff(places) != step) + 1
     edges = [0, *breaks.tolist(), len(places)]
     return ((start, stop) for start, stop in itertools.pairwise(edges) if stop > start)
+
+
+def _parts(start: int, stop: int, longest: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + longest, stop)) for first in range(start, stop, longest))
 
 
 def _announce(descriptor: int, offset: int, length: int) -> None:

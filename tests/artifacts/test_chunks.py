@@ -1,5 +1,6 @@
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -44,27 +45,35 @@ def test_long_rows_are_read_in_parts(data: np.ndarray, tmp_path: Path, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nothing can be announced here")
-def test_rows_that_lie_apart_are_announced_once_and_in_advance(
-    data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rows", [range(0, 50, 2), range(1, 50), [0, *range(3, 20), 30, 31]])
+def test_rows_are_announced_once_in_advance_and_in_short_parts(
+    data: np.ndarray, rows: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    size = data[0].nbytes
     announced: list[int] = []
-    filled: list[int] = []
     fill = chunks._fill
 
+    def announce(_: int, offset: int, length: int, advice: int) -> None:
+        assert size <= length <= 2 * size
+        announced.extend(range(offset, offset + length))
+
     def counting(descriptor: int, room: memoryview, offset: int) -> None:
-        assert offset in announced
-        filled.append(offset)
+        assert offset + len(room) - 1 in announced
+        # what comes next has been announced, unless nothing does
+        assert announced[-1] >= min(offset + len(room) + size - 1, last)
         fill(descriptor, room, offset)
 
     monkeypatch.setattr(chunks, "ANNOUNCED", 3)
-    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, length, advice: announced.append(offset))
+    monkeypatch.setattr(chunks, "ANNOUNCED_BYTES", 2 * size + 1)
+    monkeypatch.setattr(os, "posix_fadvise", announce)
     monkeypatch.setattr(chunks, "_fill", counting)
     with h5py.File(written(tmp_path / "a.h5", data, chunks=(1, 3, 4)), "r") as file:
         places = row_places(file["rows"])
         assert places is not None
-        rows = np.arange(0, 50, 2)
-        np.testing.assert_array_equal(read(places, file, rows), data[rows])
-    assert announced == filled == places.offsets[rows].tolist()
+        wanted = np.array(rows)
+        last = int(places.offsets[wanted[-1]]) + size - 1
+        np.testing.assert_array_equal(read(places, file, wanted), data[wanted])
+    assert announced == [start + byte for start in places.offsets[wanted].tolist() for byte in range(size)]
 
 
 @pytest.mark.parametrize(
