@@ -5,13 +5,14 @@ They start no threads of their own, and let those of others run meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
 
-compiled = partial(njit, nogil=True, cache=True, error_model="numpy")
-"""Without Python's lock and its errors, and kept for the next process."""
+F = TypeVar("F", bound=Callable[..., Any])
 
 TILE = 1 << 11
 """Entries taken at a time: a mode's two sums of them and a datum stay in the cache closest to the processor."""
@@ -23,7 +24,15 @@ SIGN, MAGNITUDE, SIGN_SHIFT, MAGNITUDE_SHIFT = np.uint32(0x8000), np.uint32(0x7F
 """Bits of a float16, and how far they move in a float32."""
 
 
-@compiled()
+def compiled(function: F, fastmath: frozenset[str] = frozenset()) -> F:
+    """A function that runs without Python's lock and its errors, kept for later processes where there is a place."""
+    try:
+        return njit(function, nogil=True, error_model="numpy", fastmath=set(fastmath), cache=True)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        return njit(function, nogil=True, error_model="numpy", fastmath=set(fastmath))
+
+
+@compiled
 def add_data(first: np.ndarray, second: np.ndarray, x: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> None:
     """Add p x and p x^2 to first and second (E,) float64, for the data ``rows`` (n,) of x and their ``shares`` p (n,).
 
@@ -39,7 +48,7 @@ def add_data(first: np.ndarray, second: np.ndarray, x: np.ndarray, rows: np.ndar
             _add(first[start:end], second[start:end], values, shares[each])
 
 
-@compiled()
+@compiled
 def finish_mode(
     mass: float,
     first: np.ndarray,
@@ -80,7 +89,7 @@ def finish_mode(
     return within, distance, ratio, share
 
 
-@compiled()
+@compiled
 def mirror_images(width: int, mean: np.ndarray, variance: np.ndarray) -> None:
     """From the moments (E,) of data to those of the data with their mirror images, in place; ``width`` of the grid."""
     for start in range(0, len(mean), width):
@@ -94,7 +103,7 @@ def mirror_images(width: int, mean: np.ndarray, variance: np.ndarray) -> None:
 # each of these a loop over arrays of one dimension, which the compiler turns into vector instructions
 
 
-@compiled()
+@compiled
 def _widen(half: np.ndarray, single: np.ndarray) -> None:
     """The bits of float16 numbers at their places in float32 numbers, which are then too small by SINGLE_PER_HALF."""
     for entry in range(len(half)):
@@ -102,7 +111,7 @@ def _widen(half: np.ndarray, single: np.ndarray) -> None:
         single[entry] = ((bits & SIGN) << SIGN_SHIFT) | ((bits & MAGNITUDE) << MAGNITUDE_SHIFT)
 
 
-@compiled()
+@compiled
 def _add(first: np.ndarray, second: np.ndarray, values: np.ndarray, share: float) -> None:
     for entry in range(len(first)):
         value = np.float64(values[entry] * SINGLE_PER_HALF)
@@ -111,7 +120,7 @@ def _add(first: np.ndarray, second: np.ndarray, values: np.ndarray, share: float
         second[entry] += part * value
 
 
-@compiled()
+@compiled
 def _moments(mass: float, first: np.ndarray, second: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
     for entry in range(len(first)):
         center = first[entry] / mass
@@ -119,7 +128,7 @@ def _moments(mass: float, first: np.ndarray, second: np.ndarray, mean: np.ndarra
         variance[entry] = max(second[entry] / mass - center * center, 0.0)
 
 
-@compiled()
+@compiled
 def _shrink(
     own: np.ndarray, everywhere: np.ndarray, keep: float, shrink: float, floor: float, given: np.ndarray
 ) -> None:
@@ -127,7 +136,7 @@ def _shrink(
         given[entry] = keep * own[entry] + shrink * everywhere[entry] + floor
 
 
-@compiled(fastmath={"reassoc"})
+@partial(compiled, fastmath=frozenset({"reassoc"}))
 def _measure(
     center: np.ndarray, own: np.ndarray, given: np.ndarray, origin: np.ndarray, per_scale: np.ndarray
 ) -> tuple[float, float, float, float]:

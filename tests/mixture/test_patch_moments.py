@@ -1,9 +1,12 @@
 import math
+from collections.abc import Callable
 
+import numba
 import numpy as np
 import pytest
 import torch
 
+from gmtool.mixture import compiled
 from gmtool.mixture.compiled import TILE, add_data
 from gmtool.mixture.patch_moments import (
     ROW_BYTES,
@@ -132,6 +135,18 @@ def test_every_float16_number_is_added_exactly() -> None:
     values = bits.view(np.float16).astype(np.float64)
     np.testing.assert_array_equal(first, 1 + 1 / 3 * values)
     np.testing.assert_array_equal(second, 1 / 3 * values * values)
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that root installed, and a user without a home."""
+
+    def compiler(function: Callable[..., object], *, cache: bool = False, **settings: object) -> Callable[..., object]:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return numba.njit(function, **settings)
+
+    monkeypatch.setattr(compiled, "njit", compiler)
+    assert compiled.compiled(lambda number: 2 * number)(3) == 6
 
 
 def test_threads_change_nothing() -> None:
