@@ -151,7 +151,7 @@ def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int
     found = np.zeros((modes, 2, 8, *SHAPE[1:]), np.float32)
     started = time.perf_counter()
     for each in patch_moments(
-        source, *kept, blocks, rule=Rule(4.0, 1e-5, False), memory=share, device=torch.device("cpu")
+        source, *kept, blocks, rule=Rule(4.0, 1e-5, False), memory=share, threads=torch.get_num_threads()
     ):
         found[each.patch.mode] = each.patch.mean[:8], each.patch.std[:8]
     return Pass(found, reads, 2 * math.prod(SHAPE) * reads / (time.perf_counter() - started))

@@ -13,7 +13,8 @@ the mean over entries of the diagonal v_k / (S + floor): spherical in the normal
 Mirrored: every datum counts a second time with W turned round, in all of the above. With R that turn, the moments
 (n, m, S) of the data alone become (2 n, (m + R m) / 2, (S + R S) / 2 + (m - R m)^2 / 4).
 
-Data are read in order and in blocks, the next while the present one is summed, on a processor several modes at a time.
+Data are read in order and in blocks, the next while the present one is summed, several modes at a time. That is the
+processor's work also where there is a GPU: two cores sum as fast as a disk gives.
 Sums are float64 about the origin, which loses nothing: a square of a float16 number has 22 bits, and no variance that
 float16 can resolve is below 2^-22 of it, so 30 of 53 bits are left where the most cancels. Where the sums of all modes
 do not fit the memory, modes go in blocks, and for each block only the data that keep one of its modes are read: under
@@ -31,8 +32,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 ALL_SUMS_SHARE, SUMS_SHARE = 3 / 4, 1 / 3
 """Share of the memory for the modes' sums: at most the first when the sums of all modes fit into it, so that data are
@@ -161,25 +160,24 @@ def patch_moments(
     *,
     rule: Rule,
     memory: PatchMemory,
-    device: torch.device,
+    threads: int,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Iterator[FittedMode]:
     """Yield every mode of each block in order. ``on_rows`` hears how many data have just been read.
 
     modes, probabilities (N, n): the kept modes of each datum, of probability 0 beyond the last.
     """
-    room = _Sums.zeros(max((each.end - each.first for each in blocks), default=0), math.prod(source.shape), device)
+    room = _Sums.zeros(max((each.end - each.first for each in blocks), default=0), math.prod(source.shape))
     finish = _Finish(source, rule)
-    threads = min(torch.get_num_threads(), THREADS) if device.type == "cpu" else 1
+    threads = min(threads, THREADS)
     with ThreadPoolExecutor(threads) as pool:
         for block, data in _read_ahead(source, blocks, memory.rows):
             sums = room.cleared(block.end - block.first)
             for rows, patches in data:
-                x = torch.from_numpy(patches.reshape(len(rows), -1)).to(device)
                 kept, shares = modes[rows], probabilities[rows]
                 inside = (kept >= block.first) & (kept < block.end) & (shares > 0)
                 datum, _ = np.nonzero(inside)
-                _add(sums, x, datum, kept[inside] - block.first, shares[inside], pool)
+                sums.add(patches.reshape(len(rows), -1), datum, kept[inside] - block.first, shares[inside], pool)
                 on_rows(len(rows))
             of_modes = zip(range(block.first, block.end), sums.mass.tolist(), sums.first, sums.second, strict=True)
             while few := list(itertools.islice(of_modes, threads)):
@@ -191,18 +189,35 @@ class _Sums:
     """Sums over data, weighted by probability, of 1, x and x^2: (K,), (K, E), (K, E) float64."""
 
     mass: np.ndarray
-    first: Tensor
-    second: Tensor
+    first: np.ndarray
+    second: np.ndarray
 
     @classmethod
-    def zeros(cls, modes: int, entries: int, device: torch.device) -> _Sums:
-        # NumPy asks for large pages of memory, PyTorch does not
-        first, second = (torch.from_numpy(np.zeros((modes, entries))).to(device) for _ in range(2))
-        return cls(np.zeros(modes), first, second)
+    def zeros(cls, modes: int, entries: int) -> _Sums:
+        return cls(np.zeros(modes), np.zeros((modes, entries)), np.zeros((modes, entries)))
 
     def cleared(self, modes: int) -> _Sums:
         """The room of the first ``modes``, all zero."""
-        return _Sums(np.zeros(modes), self.first[:modes].zero_(), self.second[:modes].zero_())
+        first, second = self.first[:modes], self.second[:modes]
+        first[:], second[:] = 0, 0
+        return _Sums(np.zeros(modes), first, second)
+
+    def add(
+        self, x: np.ndarray, datum: np.ndarray, mode: np.ndarray, share: np.ndarray, pool: ThreadPoolExecutor
+    ) -> None:
+        """Pair i is datum ``datum[i]`` of x (B, E) float16, which belongs to mode ``mode[i]`` by ``share[i]``."""
+        from gmtool.mixture.compiled import add_data  # here, since its library takes its time to be loaded
+
+        np.add.at(self.mass, mode, share)
+        order = np.argsort(mode, kind="stable")
+        present, starts = np.unique(mode[order], return_index=True)
+        bits = x.view(np.uint16)
+
+        def add(index: int, pairs: np.ndarray) -> None:
+            add_data(self.first[index], self.second[index], bits, datum[pairs], share[pairs])
+
+        for _ in pool.map(add, present.tolist(), np.split(order, starts[1:])):
+            pass  # raises what a thread has raised
 
 
 _Rows = tuple[np.ndarray, np.ndarray]
@@ -232,40 +247,6 @@ def _read_ahead(
             yield block, itertools.islice(data, len(own))
 
 
-def _add(
-    sums: _Sums, x: Tensor, datum: np.ndarray, mode: np.ndarray, share: np.ndarray, pool: ThreadPoolExecutor
-) -> None:
-    """Add to the sums: pair i is datum ``datum[i]`` of x (B, E), which belongs to mode ``mode[i]`` by ``share[i]``."""
-    np.add.at(sums.mass, mode, share)
-    order = np.argsort(mode, kind="stable")
-    present, starts = np.unique(mode[order], return_index=True)
-
-    add_data = _adder(x)
-
-    def add(index: int, pairs: np.ndarray) -> None:
-        add_data(sums.first[index], sums.second[index], datum[pairs], share[pairs])
-
-    for _ in pool.map(add, present.tolist(), np.split(order, starts[1:])):
-        pass  # raises what a thread has raised
-
-
-def _adder(x: Tensor) -> Callable[[Tensor, Tensor, np.ndarray, np.ndarray], None]:
-    """What adds data, rows of x (B, E) float16 that belong to a mode by shares, to the mode's sums (E,)."""
-    if x.device.type == "cpu":
-        from gmtool.mixture.compiled import add_data  # here, since its library takes its time to be loaded
-
-        bits = x.numpy().view(np.uint16)
-        return lambda first, second, rows, shares: add_data(first.numpy(), second.numpy(), bits, rows, shares)
-
-    def add(first: Tensor, second: Tensor, rows: np.ndarray, shares: np.ndarray) -> None:
-        for row, share in zip(rows.tolist(), shares.tolist(), strict=True):
-            value = x[row].double()
-            first.add_(value, alpha=share)
-            second.addcmul_(value, value, value=share)
-
-    return add
-
-
 class _Finish:
     """From a mode's sums to its mean, its standard deviation and the distances."""
 
@@ -283,14 +264,14 @@ class _Finish:
             mirror_images(self._width, mean, variance)
         self._data = np.stack([origin, 1 / self._scale, mean, variance])
 
-    def __call__(self, mode: int, mass: float, first: Tensor, second: Tensor) -> FittedMode:
+    def __call__(self, mode: int, mass: float, first: np.ndarray, second: np.ndarray) -> FittedMode:
         from gmtool.mixture.compiled import finish_mode
 
         mean, std = np.empty(self._grid, np.float32), np.empty(self._grid, np.float32)
         parts = finish_mode(
             mass,
-            first.cpu().numpy(),
-            second.cpu().numpy(),
+            first,
+            second,
             self._width,
             self._data,
             self._rule.shrinkage,

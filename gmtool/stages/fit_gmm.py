@@ -301,7 +301,7 @@ class _Fitting:
             rounds,
             rule=Rule(config.shrinkage, VARIANCE_EPS, config.covariance == "spherical", config.mirror),
             memory=self.plan.memory,
-            device=self.world.device,
+            threads=torch.get_num_threads(),
             on_rows=self.progress.advance,
         )
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import pytest
-import torch
 
 from gmtool.mixture import compiled
 from gmtool.mixture.compiled import TILE, add_data
@@ -65,6 +64,7 @@ def run(
     *,
     at_once: int = MODES,
     rows: int = 20,
+    threads: int = 2,
     **rule: float | bool,
 ) -> list[FittedMode]:
     blocks = [mode_block(*kept, first, min(first + at_once, MODES)) for first in range(0, MODES, at_once)]
@@ -75,7 +75,7 @@ def run(
             blocks,
             rule=Rule(**{"shrinkage": 0.0, "floor": FLOOR, "spherical": False, **rule}),
             memory=PatchMemory(at_once, rows),
-            device=torch.device("cpu"),
+            threads=threads,
         )
     )
 
@@ -150,15 +150,8 @@ def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monkey
 
 
 def test_threads_change_nothing() -> None:
-    source, before = Patches(), torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(fitted(source, soft()))
-    finally:
-        torch.set_num_threads(before)
-    for each, other in zip(*found, strict=True):
+    one, three = (fitted(Patches(), soft(), threads=threads) for threads in (1, 3))
+    for each, other in zip(one, three, strict=True):
         np.testing.assert_array_equal(each.mean, other.mean)
         np.testing.assert_array_equal(each.std, other.std)
 
