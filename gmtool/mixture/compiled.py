@@ -5,6 +5,7 @@ They start no threads of their own, and let those of others run meanwhile.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -73,18 +74,16 @@ def finish_mode(
     within, distance, ratio, share = 0.0, 0.0, 0.0, 0.0
     for start in range(0, len(first), tile):
         end = min(start + tile, len(first))
-        size = end - start
-        origin, per_scale, everywhere, variance = data[:, start:end]
+        everywhere, variance = data[2, start:end], data[3, start:end]
         if mass > 0:
             _moments(mass, first[start:end], second[start:end], center, own)
-            if width:
-                mirror_images(width, center[:size], own)
         else:
-            center[:size], own[:size] = everywhere, variance
-        _shrink(own[:size], variance, keep, shrink, floor, given)
-        mean[start:end] = center[:size]
-        std[start:end] = np.sqrt(given[:size])
-        parts = _measure(center[:size], own, given, origin, per_scale)
+            _copy(everywhere, variance, center, own)
+        if mass > 0 and width:
+            mirror_images(width, center[: end - start], own)
+        _shrink(own, variance, keep, shrink, floor, given)
+        _store(center, given, mean[start:end], std[start:end])
+        parts = _measure(center, own, given, data[0, start:end], data[1, start:end])
         within, distance, ratio, share = within + parts[0], distance + parts[1], ratio + parts[2], share + parts[3]
     return within, distance, ratio, share
 
@@ -129,11 +128,23 @@ def _moments(mass: float, first: np.ndarray, second: np.ndarray, mean: np.ndarra
 
 
 @compiled
+def _copy(first: np.ndarray, second: np.ndarray, center: np.ndarray, own: np.ndarray) -> None:
+    for entry in range(len(first)):
+        center[entry], own[entry] = first[entry], second[entry]
+
+
+@compiled
 def _shrink(
     own: np.ndarray, everywhere: np.ndarray, keep: float, shrink: float, floor: float, given: np.ndarray
 ) -> None:
-    for entry in range(len(own)):
+    for entry in range(len(everywhere)):
         given[entry] = keep * own[entry] + shrink * everywhere[entry] + floor
+
+
+@compiled
+def _store(center: np.ndarray, given: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
+    for entry in range(len(mean)):
+        mean[entry], std[entry] = center[entry], math.sqrt(given[entry])
 
 
 @partial(compiled, fastmath=frozenset({"reassoc"}))
@@ -141,7 +152,7 @@ def _measure(
     center: np.ndarray, own: np.ndarray, given: np.ndarray, origin: np.ndarray, per_scale: np.ndarray
 ) -> tuple[float, float, float, float]:
     within, distance, ratio, share = 0.0, 0.0, 0.0, 0.0
-    for entry in range(len(center)):
+    for entry in range(len(origin)):
         apart = center[entry] - origin[entry]
         within += own[entry] * per_scale[entry]
         distance += apart * apart * per_scale[entry]
