@@ -3,8 +3,8 @@
 ``em`` times k-means' seeds, its iterations and EM's, and compares their operations with the rate of a matrix product in
 the same process. ``patches`` writes a latents file, measures how fast the disk gives it back from start to end, then
 takes the modes' moments within --memory and with memory for all modes, when each datum keeps one mode and when half
-keep two: how fast all of it went, by the bytes read, and how far the two are apart. What the system has cached of the
-file is dropped before each reading.
+keep two: how fast all of it went, once compiled, by the bytes read, and how far the two are apart. What the system has
+cached of the file is dropped before each reading.
 
     python examples/benchmarks/fit_scale.py em --data 200000 --size 768 --modes 4096 --iterations 2
     python examples/benchmarks/fit_scale.py patches --gigabytes 20 --memory 2 --folder /scratch
@@ -168,7 +168,7 @@ def patches(options: argparse.Namespace) -> None:
         path = Path(folder) / "latents.h5"
         make_latents(path, count)
         with open_latents(path) as source:
-            moments(source, (modes[:1], np.zeros((1, 2))), 1, 2**30)  # compiles its loops
+            moments(source, (modes[:1], np.ones((1, 2), np.float32)), 1, 2**30)  # compiles its loops
             rows = []
             for name, shares in assignments.items():
                 found = []

@@ -21,8 +21,8 @@ LONGEST = 1 << 30
 """Bytes asked for at once; Linux gives no more than 2 GiB."""
 
 ANNOUNCED, ANNOUNCED_BYTES = 64, 1 << 19
-"""Parts of the rows, each of neighbours, that the system is told of in advance, and the longest such part, since of a
-longer one Linux may heed only the beginning."""
+"""Parts of the rows, each of neighbours, that the system is told of in advance, and the longest such part, if a row is
+not longer: of what is longer Linux may heed only the beginning."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from functools import partial, wraps
+from pickle import UnpicklingError
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -25,15 +26,30 @@ SIGN, MAGNITUDE, SIGN_SHIFT, MAGNITUDE_SHIFT = np.uint32(0x8000), np.uint32(0x7F
 """Bits of a float16, and how far they move in a float32."""
 
 
-def compiled(function: F, fastmath: frozenset[str] = frozenset()) -> F:
-    """A function that runs without Python's lock and its errors, kept for later processes where there is a place."""
+def compiled(function: F, *, cache: bool = False, fastmath: frozenset[str] = frozenset()) -> F:
+    """A function that runs without Python's lock and its errors."""
+    return njit(function, nogil=True, error_model="numpy", cache=cache, fastmath=set(fastmath))
+
+
+def kept(function: F) -> F:
+    """A compiled function that is kept for later processes, where there is a place for it."""
+    anew = compiled(function)
     try:
-        return njit(function, nogil=True, error_model="numpy", fastmath=set(fastmath), cache=True)
+        found = compiled(function, cache=True)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return njit(function, nogil=True, error_model="numpy", fastmath=set(fastmath))
+        return anew
+
+    @wraps(function)
+    def call(*given: Any) -> Any:
+        try:
+            return found(*given)
+        except (OSError, EOFError, UnpicklingError):  # before it has run: that place is full, or what it holds damaged
+            return anew(*given)
+
+    return cast(F, call)
 
 
-@compiled
+@kept
 def add_data(first: np.ndarray, second: np.ndarray, x: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> None:
     """Add p x and p x^2 to first and second (E,) float64, for the data ``rows`` (n,) of x and their ``shares`` p (n,).
 
@@ -49,7 +65,7 @@ def add_data(first: np.ndarray, second: np.ndarray, x: np.ndarray, rows: np.ndar
             _add(first[start:end], second[start:end], values, shares[each])
 
 
-@compiled
+@kept
 def finish_mode(
     mass: float,
     first: np.ndarray,
@@ -67,7 +83,8 @@ def finish_mode(
     the square of their scale, and mean and variance of all data. Returns sums over entries, with m and v the mode's
     mean and own variance, d the variance it is given: v / g, (m - o)^2 / g, d / g, v / d.
     """
-    tile = TILE // max(width, 1) * max(width, 1)
+    row = max(width, 1)
+    tile = max(TILE // row, 1) * row
     center, own, given = np.empty(tile), np.empty(tile), np.empty(tile)
     count = 2 * mass if width else mass
     keep, shrink = (count / (count + shrinkage), shrinkage / (count + shrinkage)) if mass > 0 else (1.0, 0.0)

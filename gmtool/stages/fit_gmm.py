@@ -65,7 +65,7 @@ from gmtool.stages.fit_state import FitState, KMeansState, PatchState, StateKeep
 MACHINE_SETTINGS = frozenset({"device", "memory", "decoder"})
 """Settings that do not change the mixture."""
 
-MODES_A_MESSAGE = 16
+MODES_A_MESSAGE = 4
 """Modes that a process gives to the first one at a time."""
 
 

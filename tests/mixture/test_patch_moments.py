@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 
 import numba
@@ -8,6 +7,7 @@ import pytest
 from gmtool.mixture import compiled
 from gmtool.mixture.compiled import TILE, add_data
 from gmtool.mixture.patch_moments import (
+    READ_BYTES,
     ROW_BYTES,
     SUMS_BYTES,
     WORK_BYTES,
@@ -107,11 +107,10 @@ def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_o
         np.testing.assert_allclose(each.std, np.sqrt(variance + FLOOR), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 50, 24), (1, 2, TILE + 1)], ids=["several rows a tile", "long rows"])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_grids_of_many_entries(mirror: bool) -> None:
-    """Which go in tiles of whole rows, the last one shorter."""
-    shape = (2, 50, 24)
-    assert math.prod(shape) > TILE > 0 != math.prod(shape) % TILE != TILE % 24
+def test_grids_of_many_entries(mirror: bool, shape: tuple[int, int, int]) -> None:
+    """Which go in tiles of whole rows, the last one shorter, or a row that is longer than others."""
     source, kept = Patches(30, shape=shape), hard(30)
     found = fitted(source, kept, mirror=mirror)
     if mirror:
@@ -140,13 +139,27 @@ def test_every_float16_number_is_added_exactly() -> None:
 def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that root installed, and a user without a home."""
 
-    def compiler(function: Callable[..., object], *, cache: bool = False, **settings: object) -> Callable[..., object]:
+    def compiler(function: Callable[..., object], *, cache: bool = False) -> Callable[..., object]:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return numba.njit(function, **settings)
+        return numba.njit(function)
 
-    monkeypatch.setattr(compiled, "njit", compiler)
-    assert compiled.compiled(lambda number: 2 * number)(3) == 6
+    monkeypatch.setattr(compiled, "compiled", compiler)
+    assert compiled.kept(lambda number: 2 * number)(3) == 6
+
+
+@pytest.mark.parametrize("fault", [OSError("No space left on device"), EOFError("Ran out of input")])
+def test_a_full_or_damaged_place_for_compiled_loops_is_passed_over(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiler(function: Callable[..., object], *, cache: bool = False) -> Callable[..., object]:
+        def fails(*_: object) -> None:
+            raise fault
+
+        return fails if cache else numba.njit(function)
+
+    monkeypatch.setattr(compiled, "compiled", compiler)
+    assert compiled.kept(lambda number: 2 * number)(3) == 6
 
 
 def test_threads_change_nothing() -> None:
@@ -249,7 +262,7 @@ def test_the_memory_is_shared_out_and_not_exceeded() -> None:
     assert share_memory(MODES, SHAPE, entries * (WORK_BYTES + 16 * MODES / 0.75)).modes == MODES
     assert share_memory(MODES, SHAPE, 1e9).modes == MODES
     # a large memory is not filled with data, which would all be read before any is summed
-    assert 4 * entries * share_memory(MODES, SHAPE, 1e12).rows <= 2**30
+    assert 4 * entries * share_memory(MODES, SHAPE, 1e12).rows <= READ_BYTES
 
 
 def test_data_that_are_alike_have_the_floor_alone() -> None:

@@ -121,8 +121,7 @@ def test_seed_decides_and_machine_settings_do_not(digits: Path, tmp_path: Path) 
     first = fingerprint("a.h5")
     assert fingerprint("b.h5") == first
     assert fingerprint("d.h5", seed=1) != first
-    # five modes' sums at a time
-    fingerprint("c.h5", memory=64 * (WORK_BYTES + 5.5 * 16 / 0.75) / 2**30)
+    fingerprint("c.h5", memory=64 * (WORK_BYTES + 5.5 * 16 * 3) / 2**30)
     with open_gmm(tmp_path / "a.h5") as whole, open_gmm(tmp_path / "c.h5") as blocked:
         np.testing.assert_allclose(blocked.patch_std(np.arange(20)), whole.patch_std(np.arange(20)), rtol=1e-6)
 
