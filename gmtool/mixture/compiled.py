@@ -32,7 +32,9 @@ def compiled(function: F, *, cache: bool = False, fastmath: frozenset[str] = fro
 
 
 def kept(function: F) -> F:
-    """A compiled function that is kept for later processes, where there is a place for it."""
+    """A compiled function that is kept for later processes, where there is a place for it: beside Python's own
+    compiled files, or in the user's cache. No file that a user hands over is read.
+    """
     anew = compiled(function)
     try:
         found = compiled(function, cache=True)

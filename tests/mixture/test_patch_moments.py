@@ -125,6 +125,29 @@ def test_grids_of_many_entries(mirror: bool, shape: tuple[int, int, int]) -> Non
             np.testing.assert_allclose(each.std, np.sqrt(variance + FLOOR), rtol=1e-5)
 
 
+@pytest.mark.parametrize("spherical", [False, True])
+def test_distances_of_grids_of_many_entries(spherical: bool) -> None:
+    """Sums over all tiles, by their definition."""
+    source, kept = Patches(30, shape=(2, 50, 24)), hard(30)
+    scale = source.var + FLOOR
+    for each in run(source, kept, shrinkage=2.5, spherical=spherical):
+        if each.patch.mode == 5:
+            continue
+        mass, mean, variance = direct(source, kept, each.patch.mode)
+        within, away = (variance / scale).mean(), ((mean - source.mean) ** 2 / scale).mean()
+        given = (mass * variance + 2.5 * source.var) / (mass + 2.5) + FLOOR
+        ratio = (given / scale).mean()
+        own = np.log(given / scale).mean() + (variance / given).mean()
+        log_two_pi = np.log(2 * np.pi)
+        expected = (
+            (0.5 * (log_two_pi + within + away), within + away + 1),
+            (0.5 * (log_two_pi + np.log(ratio) + within / ratio), within + ratio),
+            (0.5 * (log_two_pi + own), within + ratio),
+        )
+        np.testing.assert_allclose(each.distances, expected, rtol=1e-6)
+        np.testing.assert_allclose(each.patch.std, np.sqrt(ratio * scale if spherical else given), rtol=1e-5)
+
+
 def test_every_float16_number_is_added_exactly() -> None:
     """In float64, those without a leading one among them, by a share that float32 does not hold."""
     bits = np.arange(1 << 16, dtype=np.uint16)
