@@ -8,8 +8,10 @@ backward one. What is computed again under activation checkpointing does not cou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,16 @@ from gmtool.training.loss import Batch, draw, training_loss
 
 FORWARD_AND_BACKWARD = 3
 """Products of a training step a product of its forward pass."""
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of softmax(q k^T) v for shapes (batch, heads, tokens, size): two products, two a multiply-add."""
+    batch, heads, tokens, size = query
+    return 2 * batch * heads * tokens * key[2] * (size + value[3])
+
+
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""The attention that the trace meets, for which torch's own counter has no formula."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,11 @@ def _trace(network: Network, config: TrainConfig, precision: torch.dtype, count:
     autocast = nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision)
     batch = _batch(network.architecture, config, count)
     draws = draw(count, network.architecture, config, torch.Generator())
-    with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as counter, autocast:
+    with (
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
+        autocast,
+    ):
         training_loss(network, batch, draws, config)
     return _Trace(counter.get_total_flops(), sum(kept.values()))
 
