@@ -25,8 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gmtool.cli.console import print_table
-from gmtool.device import resolve_device
+from gmtool.console import print_table
 from gmtool.evaluation.plots import image_grid
 from gmtool.flow.objectives import flow_matching_loss, transition_loss
 from gmtool.flow.path import data_mixture, forward_transition, interpolate, velocity
@@ -36,7 +35,8 @@ from gmtool.flow.solvers.table import VELOCITY_SOLVERS, integrate
 from gmtool.flow.times import draw_times
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.mlp import PointNetwork
-from gmtool.random import Noise, generator
+from gmtool.runtime import resolve_device
+from gmtool.streams import Noise, generator
 
 SIDE, SQUARES, BINS = 8.0, 4, 200
 MODELS = {"flow matching": 0, "K = 1": 1, "K = 8": 8, "K = 64": 64}

@@ -17,8 +17,8 @@ from statistics import mean, stdev
 
 from digits import SAMPLES, Digits, Score, budget, prepare, score, trained
 
-from gmtool.cli.console import print_table
-from gmtool.config.sample import SampleConfig, Solver
+from gmtool.console import print_table
+from gmtool.stages.sample.config import SampleConfig, Solver
 
 COMPONENTS = (1, 2, 4, 8)
 SOLVERS: tuple[Solver, ...] = ("gm-ode", "gm-sde")

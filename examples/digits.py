@@ -26,17 +26,17 @@ from PIL import Image
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.samples import open_samples
-from gmtool.cli.console import ConsoleProgress
-from gmtool.config.encode import EncodeConfig
-from gmtool.config.fit_gmm import FitGmmConfig
-from gmtool.config.sample import SampleConfig
-from gmtool.config.train import TrainConfig
+from gmtool.console import ConsoleProgress
 from gmtool.data.digits import write_digits
 from gmtool.evaluation.fidelity import feature_statistics, frechet_distance
-from gmtool.stages.encode import encode_images
-from gmtool.stages.fit_gmm import fit_gmm
-from gmtool.stages.sample import sample
-from gmtool.stages.train import train
+from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.encode.run import encode_images
+from gmtool.stages.fit_gmm.config import FitGmmConfig
+from gmtool.stages.fit_gmm.run import fit_gmm
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 from gmtool.tokenizers.build import build_tokenizer
 
 Part = Literal["validation", "test"]

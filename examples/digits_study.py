@@ -20,9 +20,9 @@ from statistics import mean, stdev
 
 from digits import SAMPLES, Digits, Score, budget, mixture, prepare, score, trained
 
-from gmtool.cli.console import print_table
-from gmtool.config.sample import SampleConfig, Solver
-from gmtool.config.train import Objective, TrainConfig
+from gmtool.console import print_table
+from gmtool.stages.sample.config import SampleConfig, Solver
+from gmtool.stages.train.config import Objective, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from statistics import mean, stdev
 import numpy as np
 from digits import budget, prepare, trained
 
-from gmtool.cli.console import ConsoleProgress, print_table
-from gmtool.config.evaluate import EvaluateConfig
-from gmtool.config.sample import Guidance, SampleConfig, Solver
+from gmtool.console import ConsoleProgress, print_table
 from gmtool.evaluation.report import Metric
-from gmtool.stages.evaluate import evaluate
-from gmtool.stages.sample import sample
+from gmtool.stages.evaluate.config import EvaluateConfig
+from gmtool.stages.evaluate.run import evaluate
+from gmtool.stages.sample.config import Guidance, SampleConfig, Solver
+from gmtool.stages.sample.run import sample
 
 LEVELS = 4
 """Precisions at which the schemes are compared."""

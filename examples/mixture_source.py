@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture as FittedMixture
 from torch import Tensor
 
-from gmtool.cli.console import print_table
+from gmtool.console import print_table
 from gmtool.evaluation.trajectory import Trajectory, mean_lipschitz, sliced_distance, trace, transport_distance
 from gmtool.flow.coupling import batch_optimal_transport, draw_modes
 from gmtool.flow.objectives import flow_matching_loss, transition_loss
@@ -42,7 +42,7 @@ from gmtool.flow.source import Frame
 from gmtool.flow.times import draw_times
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.mlp import PointNetwork
-from gmtool.random import generator
+from gmtool.streams import generator
 
 DIMENSIONS, MODES, COMPONENTS = 10, 8, 32
 RADIUS, THICKNESS = 1.5, 0.25

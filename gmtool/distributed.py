@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from gmtool.device import resolve_device
 from gmtool.errors import UserError
+from gmtool.runtime import resolve_device
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from small import MIXTURE, PIXELS, Small
 
 from gmtool.progress import Progress
-from gmtool.stages.encode import encode_images
-from gmtool.stages.fit_gmm import fit_gmm
+from gmtool.stages.encode.run import encode_images
+from gmtool.stages.fit_gmm.run import fit_gmm
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

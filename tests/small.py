@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmtool.config.encode import EncodeConfig
-from gmtool.config.fit_gmm import FitGmmConfig
+from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.fit_gmm.config import FitGmmConfig
 
 PIXELS = EncodeConfig(tokenizer="pixels", patch_size=4, workers=0, device="cpu")
 MIXTURE = FitGmmConfig(modes=4, em_iterations=10, device="cpu")

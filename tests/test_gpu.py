@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file
 from small import Small
 
-from gmtool.config.train import TrainConfig
-from gmtool.device import compute_dtype, resolve_device
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
-from gmtool.random import generator
-from gmtool.stages.train import train
+from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
+from gmtool.streams import generator
 from gmtool.training.checkpoint import MODEL, list_checkpoints
 from gmtool.training.loss import Batch
+from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
-from gmtool.training.trainee import make_trainee
 
 pytestmark = pytest.mark.gpu
 
@@ -55,7 +55,7 @@ def test_a_fused_step_in_float32_is_that_of_the_cpu() -> None:
     found = {}
     architecture = Architecture((4, 4, 4), depth=2, width=32, heads=2)
     for device in ("cpu", "cuda"):
-        trainee = make_trainee(build_network(architecture, 0).to(device), STEP)
+        trainee = make_state(build_network(architecture, 0).to(device), STEP)
         stepper = Stepper(STEP, trainee)
         batch = Batch(torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(1)).to(device))
         draws = stepper._draw(16, generator(0))

@@ -27,10 +27,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gmtool.cli.console import print_table
-from gmtool.device import resolve_device
+from gmtool.console import print_table
 from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, log_likelihood, start_from_clusters
 from gmtool.mixture.kmeans import kmeans, seed_centroids
+from gmtool.runtime import resolve_device
 
 FLOOR = 1e-6
 

@@ -29,12 +29,12 @@ from em import make_data, matrix_rate
 
 from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
-from gmtool.cli.console import print_table
-from gmtool.device import resolve_device
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+from gmtool.console import print_table
 from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, start_from_clusters
 from gmtool.mixture.kmeans import SEED_POINTS, SEED_POINTS_PER_CLUSTER, kmeans, seed_centroids
 from gmtool.mixture.patch_moments import Rule, mode_block, patch_moments, share_memory
-from gmtool.tokenizers.base import TokenizerSpec
+from gmtool.runtime import resolve_device
 
 SHAPE = (768, 16, 16)
 

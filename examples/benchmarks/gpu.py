@@ -29,10 +29,8 @@ import torch
 from torch import Tensor
 
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
-from gmtool.artifacts.run import Statistics, latent_statistics
-from gmtool.config.sample import SampleConfig
-from gmtool.config.train import TrainConfig
-from gmtool.device import compute_dtype
+from gmtool.artifacts.run import LatentStatistics, latent_statistics
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.distributed import World
 from gmtool.flow.times import shift_for
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
@@ -41,19 +39,21 @@ from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.nn.network import Network
 from gmtool.progress import Progress
-from gmtool.speed import device_name, matmul_rate, seconds_of
-from gmtool.stages.generate import Model, generate
-from gmtool.stages.plan import make_plan
-from gmtool.stages.train_data import open_data
-from gmtool.tokenizers.base import TokenizerSpec
+from gmtool.runtime import compute_dtype
+from gmtool.sampling.plan import make_plan
+from gmtool.sampling.sampler import Model, generate
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.inputs import open_data
+from gmtool.throughput import device_name, matmul_rate, seconds_of
 from gmtool.training.checkpoint import Position
 from gmtool.training.cost import StepCost, step_cost
 from gmtool.training.loop import Loop
 from gmtool.training.loss import Batch
 from gmtool.training.metrics import Group, Record
-from gmtool.training.pace import Pace
+from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
-from gmtool.training.trainee import make_trainee
+from gmtool.training.throughput import ThroughputMeter
 
 ROOT = Path(__file__).parents[2]
 CLASSES, COMPONENTS = 1000, 8
@@ -212,8 +212,8 @@ def stepper_of(machine: Machine, case: Case, objective: str, batch: int, compile
     network = machine.build(case.architecture(objective))
     if compiled:
         compile_network(network)
-    model = Model(network, config, Statistics(*_unit(case)), None, machine.device, machine.precision)
-    return Stepper(config, make_trainee(network, config), model.autocast)
+    model = Model(network, config, LatentStatistics(*_unit(case)), None, machine.device, machine.precision)
+    return Stepper(config, make_state(network, config), model.autocast)
 
 
 def _unit(case: Case) -> tuple[Tensor, Tensor]:
@@ -265,7 +265,7 @@ def sampling(report: Report, machine: Machine) -> None:
     with report.part("sampling"):
         config = case.config("gm-kl", 1)
         network = machine.build(case.architecture("gm-kl")).eval().requires_grad_(False)
-        statistics = Statistics(*_unit(case)).to(machine.device)
+        statistics = LatentStatistics(*_unit(case)).to(machine.device)
         model = Model(network, config, statistics, None, machine.device, machine.precision)
         count = machine.sizes.batches[0] // 4
         seconds = {}
@@ -322,7 +322,7 @@ def waiting(report: Report, machine: Machine) -> None:
         stepper = stepper_of(machine, case, "fm", batch, sizes.compiled)
         config = replace(stepper.config, steps=steps, workers=4 if machine.device.type == "cuda" else 0)
         told = Figures()
-        pace = Pace(cost.flops, machine.peak)
+        pace = ThroughputMeter(cost.flops, machine.peak)
         with open_latents(path) as latents:
             statistics = latent_statistics(latents).to(machine.device)
             data = open_data(latents, None, config, statistics, None, World(device=machine.device))

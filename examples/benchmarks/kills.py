@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gmtool.cli.console import print_table
+from gmtool.console import print_table
 from gmtool.data.digits import write_digits
 from gmtool.training.checkpoint import Checkpoint, list_checkpoints
 

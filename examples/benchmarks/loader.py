@@ -22,24 +22,24 @@ import torch
 from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.run import latent_statistics
-from gmtool.cli.console import print_table
-from gmtool.config.preset import load_preset
-from gmtool.config.train import TrainConfig
+from gmtool.console import print_table
 from gmtool.data.digits import write_digits
-from gmtool.data.modes import ModeFrames
-from gmtool.device import resolve_device
+from gmtool.data.mode_statistics import ModeFrames
 from gmtool.distributed import World
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
-from gmtool.speed import synchronise
-from gmtool.stages.encode import encode_images
-from gmtool.stages.fit_gmm import fit_gmm
-from gmtool.stages.train_data import open_data
-from gmtool.stages.train_settings import architecture_for, resolve
+from gmtool.runtime import resolve_device
+from gmtool.stages.encode.run import encode_images
+from gmtool.stages.fit_gmm.run import fit_gmm
+from gmtool.stages.presets import load_preset
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.inputs import open_data
+from gmtool.stages.train.plan import architecture_for, resolve
+from gmtool.throughput import synchronise
 from gmtool.training.checkpoint import Position
 from gmtool.training.loss import Batch
+from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
-from gmtool.training.trainee import make_trainee
 
 WAYS = {"from memory": None, "from disk": 0, "from disk, one process": 1}
 """What the loader does, and the setting of ``--workers`` that makes it do so."""
@@ -99,7 +99,7 @@ def measure(latents: LatentsFile, gmm: GmmFile, config: TrainConfig, options: ar
     config = resolve(config, latents, gmm, device)
     source = Source(latents, gmm, config, device)
     network = build_network(architecture_for(config, latents, gmm), 0).to(device)
-    stepper = Stepper(config, make_trainee(network, config))
+    stepper = Stepper(config, make_state(network, config))
     taken: list[float] = []
     given: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(options.repeats):

@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from gmtool.artifacts.files import human_bytes
-from gmtool.cli.console import print_table
-from gmtool.config.preset import load_preset
-from gmtool.config.train import TrainConfig
+from gmtool.console import print_table
 from gmtool.data.digits import write_digits
 from gmtool.progress import Progress
-from gmtool.stages.encode import encode_images
-from gmtool.stages.train import train
+from gmtool.stages.encode.run import encode_images
+from gmtool.stages.presets import load_preset
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 
 
 class MemoryLog(Progress):

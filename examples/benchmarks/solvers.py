@@ -30,9 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from gmtool.cli.console import print_table
-from gmtool.config.train import TrainConfig
-from gmtool.device import resolve_device
+from gmtool.console import print_table
 from gmtool.flow.objectives import transition_loss
 from gmtool.flow.path import data_mixture
 from gmtool.flow.prediction import Prediction, unguided
@@ -43,7 +41,9 @@ from gmtool.nn.architecture import SIZES, Architecture, Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.heads import MixtureHead, output_layer
 from gmtool.nn.network import Network
-from gmtool.random import generator
+from gmtool.runtime import resolve_device
+from gmtool.stages.train.config import TrainConfig
+from gmtool.streams import generator
 from gmtool.training.loss import Batch, draw, training_loss
 from gmtool.training.optimizer import make_optimizer
 

@@ -40,7 +40,7 @@ _ROWS_A_CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Kept:
+class Assignments:
     """Modes (n, k) int32 of n data, and their probabilities (n, k) float32; both 0 beyond a datum's last kept mode."""
 
     modes: np.ndarray
@@ -92,9 +92,9 @@ class GmmFile(Hdf5Reader):
         """Standard deviations float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated."""
         return self.read("patch_std", modes)
 
-    def kept(self, rows: Rows) -> Kept:
+    def kept(self, rows: Rows) -> Assignments:
         """The kept modes of some data: a slice with a positive step, or indices in any order, also repeated."""
-        return Kept(self.read("modes", rows), self.read("probabilities", rows))
+        return Assignments(self.read("modes", rows), self.read("probabilities", rows))
 
 
 def open_gmm(path: Path) -> GmmFile:
@@ -157,7 +157,7 @@ class GmmWriter(Hdf5Writer):
         cls,
         path: Path,
         descriptors: DescriptorMixture,
-        kept: Kept,
+        kept: Assignments,
         shape: tuple[int, int, int],
         weights: np.ndarray | None = None,
     ) -> GmmWriter:
@@ -195,9 +195,9 @@ class GmmWriter(Hdf5Writer):
         return writer
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> Assignments:
         """The kept modes of all data."""
-        return Kept(self._file["modes"][:], self._file["probabilities"][:])
+        return Assignments(self._file["modes"][:], self._file["probabilities"][:])
 
     def write(self, patch: PatchMode) -> str:
         """Write one mode's latents; return their digest."""
@@ -236,7 +236,7 @@ def write_gmm(
     path: Path,
     *,
     descriptors: DescriptorMixture,
-    kept: Kept,
+    kept: Assignments,
     patches: Iterable[PatchMode],
     shape: tuple[int, int, int],
     latents: Input,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import h5py
 import numpy as np
 
-from gmtool.artifacts.chunks import RowPlaces, row_places, runs
 from gmtool.artifacts.files import flush_to_disk
+from gmtool.artifacts.hdf5_rows import RowPlaces, row_places, runs
 from gmtool.errors import UserError
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ import numpy as np
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.hdf5 import Hdf5Reader, Hdf5Writer, Rows, allocate, one_line, open_hdf5
 from gmtool.artifacts.manifest import Array, Input, Manifest, expect_kind, fingerprint, parse_manifest
-from gmtool.data.moments import Moments
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import TokenizerSpec
+from gmtool.mixture.running_moments import RunningMoments
 
 MANIFEST = "manifest"
 _UNFINISHED = ""
@@ -137,7 +137,7 @@ def write_latents(
     batches = iter([patches] if isinstance(patches, np.ndarray) else patches)
     first = next(batches)
     count = len(labels)
-    moments = Moments.empty(first.shape[1:])
+    moments = RunningMoments.empty(first.shape[1:])
     flipped = np.zeros(count, bool) if flipped is None else flipped
     with written_aside(path) as part:
         layout = Layout(
@@ -267,7 +267,7 @@ class LatentsWriter(Hdf5Writer):
         self._file["flipped"][rows] = flipped
         self._file["names"][rows] = [each.encode() for each in names]
 
-    def finish(self, count: int, moments: Moments, details: Mapping[str, Any] | None = None) -> Manifest:
+    def finish(self, count: int, moments: RunningMoments, details: Mapping[str, Any] | None = None) -> Manifest:
         """Cut the file to its ``count`` samples, add the moments and the final manifest, flush; return the manifest."""
         if count < len(self._file["patches"]):
             for name in ("patches", "cls", "labels", "flipped", "names"):

@@ -30,12 +30,12 @@ from torch import Tensor
 from gmtool.artifacts.files import part_of, written_aside
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
-from gmtool.artifacts.tensors import read_tensors, write_tensors
-from gmtool.config.option import config_from_json
-from gmtool.config.train import TrainConfig
+from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
-from gmtool.tokenizers.base import TokenizerSpec
+from gmtool.settings import config_from_json
+from gmtool.stages.train.config import TrainConfig
 
 CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOARD = (
     "config.json",
@@ -53,7 +53,7 @@ VARIANCE_EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Statistics:
+class LatentStatistics:
     """What turns latents into the network's coordinates and back, (x - mean) / std, and how often modes occur.
 
     mean, std (C, H, W) float32. mode_weights (R, K) float32: p(mode | class), a row a class, or one row for all; None
@@ -64,7 +64,7 @@ class Statistics:
     std: Tensor
     mode_weights: Tensor | None = None
 
-    def to(self, device: torch.device) -> Statistics:
+    def to(self, device: torch.device) -> LatentStatistics:
         """The same with mean and std on a device; mode_weights stay on the CPU, where modes are drawn."""
         return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
@@ -77,10 +77,10 @@ class Statistics:
         return x * self.std + self.mean
 
 
-def latent_statistics(latents: LatentsFile, mode_weights: Tensor | None = None) -> Statistics:
+def latent_statistics(latents: LatentsFile, mode_weights: Tensor | None = None) -> LatentStatistics:
     """The statistics of a latents file: std = sqrt(var + 1e-5), an entry each."""
     std = np.sqrt(latents.var + VARIANCE_EPS)
-    return Statistics(torch.as_tensor(latents.mean).float(), torch.as_tensor(std).float(), mode_weights)
+    return LatentStatistics(torch.as_tensor(latents.mean).float(), torch.as_tensor(std).float(), mode_weights)
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ class RunFolder:
         assert self.config.time_shift is not None  # a run's config is resolved
         return self.config.time_shift
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> LatentStatistics:
         """The latents' statistics. Raises UserError when the file is damaged."""
         arrays = read_tensors(self.path / STATISTICS)
-        return Statistics(arrays["mean"], arrays["std"], arrays.get("mode_weights"))
+        return LatentStatistics(arrays["mean"], arrays["std"], arrays.get("mode_weights"))
 
     def tokenizer(self) -> TokenizerSpec:
         """The tokenizer that made the latents."""
@@ -147,7 +147,7 @@ def is_unfinished(path: Path) -> bool:
     return all(each in begun for each in path.iterdir())
 
 
-def create_run(path: Path, manifest: Manifest, statistics: Statistics, tokenizer: TokenizerSpec) -> RunFolder:
+def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tokenizer: TokenizerSpec) -> RunFolder:
     """Write a new run's record and statistics; the record comes last, so that a folder with one is complete."""
     path.mkdir(parents=True, exist_ok=True)
     arrays = {"mean": statistics.mean, "std": statistics.std}

@@ -11,9 +11,17 @@ from typing import Annotated
 import typer
 
 from gmtool import __version__
-from gmtool.cli import bench, encode, evaluate, fit_gmm, import_run, inspect, quickstart, sample, train
-from gmtool.cli.console import close_bar
+from gmtool.cli import quickstart
+from gmtool.console import close_bar
 from gmtool.errors import GmtoolError
+from gmtool.stages.bench import command as bench
+from gmtool.stages.encode import command as encode
+from gmtool.stages.evaluate import command as evaluate
+from gmtool.stages.fit_gmm import command as fit_gmm
+from gmtool.stages.import_run import command as import_run
+from gmtool.stages.inspect import command as inspect
+from gmtool.stages.sample import command as sample
+from gmtool.stages.train import command as train
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """Click's base of all errors in what was typed, whether typer brings its own click or uses the installed one."""

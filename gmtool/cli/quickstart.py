@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gmtool.cli.options import with_options
-from gmtool.config.quickstart import QuickstartConfig
+from gmtool.flags import with_options
+from gmtool.settings import Device, Option, Seed, check_ranges
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """How long the demonstration trains and how much it draws."""
+
+    steps: Annotated[
+        int | None, Option("Training steps. Default: those of the preset quickstart.", metavar="N", minimum=1)
+    ] = None
+    num: Annotated[
+        int | None, Option("Images to draw. Default: those of the preset quickstart.", metavar="N", minimum=2)
+    ] = None
+    device: Device = "auto"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @with_options(QuickstartConfig)

@@ -6,7 +6,7 @@ import numpy as np
 
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.errors import UserError
-from gmtool.random import key_seed
+from gmtool.streams import key_seed
 
 
 def part_of_data(latents: LatentsFile, fraction: float, seed: int) -> np.ndarray:

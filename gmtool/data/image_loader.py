@@ -15,7 +15,7 @@ from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import bad_image_error, decoded_batches, default_workers
 from gmtool.data.latent_loader import EVERY_ROW, LatentBatch, ShuffledRows, leave_interrupts_to_the_main_process
 from gmtool.errors import UserError
-from gmtool.random import generator
+from gmtool.streams import generator
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.choose import check_colour
 

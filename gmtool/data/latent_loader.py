@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.memory import fits_in_memory
-from gmtool.random import generator
+from gmtool.streams import generator
 
 EVERY_ROW = slice(None)
 DISK_WORKERS = 4

@@ -8,7 +8,7 @@ import torch
 
 from gmtool.evaluation.features import Features
 from gmtool.evaluation.fidelity import (
-    Statistics,
+    FeatureStatistics,
     feature_statistics,
     frechet_distance,
     inception_score,
@@ -17,7 +17,7 @@ from gmtool.evaluation.fidelity import (
 )
 from gmtool.evaluation.report import Figure, Measurement, Metric
 from gmtool.progress import Progress
-from gmtool.random import generator
+from gmtool.streams import generator
 
 NEIGHBOUR_IMAGES, NEIGHBOUR_REFERENCES = 50_000, 10_000
 """Images that the metrics of pairs (kernel distance, precision, recall) look at: the sizes of ADM's evaluation."""
@@ -58,7 +58,7 @@ def real_pair(reference: Features, other: Features | None, count: int, seed: int
 def figures_of(
     generated: Features,
     reference: Features | None,
-    statistics: Statistics | None,
+    statistics: FeatureStatistics | None,
     real: RealPair | None,
     settings: Settings,
     progress: Progress,
@@ -82,7 +82,7 @@ def figures_of(
 
 
 def _measure(
-    images: Features, reference: Features | None, statistics: Statistics | None, settings: Settings
+    images: Features, reference: Features | None, statistics: FeatureStatistics | None, settings: Settings
 ) -> dict[Metric, Measurement]:
     found: dict[Metric, Measurement] = {}
     if statistics is None and reference is not None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gmtool.config.evaluate import EvaluateConfig
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.distributed import World
 from gmtool.errors import MachineError
 from gmtool.evaluation.inception import (
@@ -21,7 +21,8 @@ from gmtool.evaluation.inception import (
     weights_cache,
 )
 from gmtool.progress import Progress
-from gmtool.tokenizers.base import Tokenizer, TokenizerSpec
+from gmtool.stages.evaluate.config import EvaluateConfig
+from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer
 
 

@@ -27,7 +27,7 @@ ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Statistics:
+class FeatureStatistics:
     """Mean (D,) and covariance (D, D) of ``count`` features, float64; ``count`` is None when a file does not say."""
 
     mean: np.ndarray
@@ -65,7 +65,7 @@ def require_torch_fidelity() -> None:
         raise MachineError(f"torch-fidelity {torch_fidelity.__version__} swaps precision and recall: {repair}")
 
 
-def feature_statistics(features: Tensor) -> Statistics:
+def feature_statistics(features: Tensor) -> FeatureStatistics:
     """Mean and unbiased covariance of features (N, D), N >= 2, in two passes of float64."""
     count, dim = features.shape
     starts = range(0, count, ROWS_AT_ONCE)
@@ -76,10 +76,10 @@ def feature_statistics(features: Tensor) -> Statistics:
     for start in starts:
         centred = features[start : start + ROWS_AT_ONCE].double() - mean
         scatter += centred.T @ centred
-    return Statistics(mean.numpy(), (scatter / (count - 1)).numpy(), count)
+    return FeatureStatistics(mean.numpy(), (scatter / (count - 1)).numpy(), count)
 
 
-def frechet_distance(first: Statistics, second: Statistics) -> float:
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
     """Squared 2-Wasserstein distance of the two Gaussians, in squared feature units; never below 0."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 

@@ -22,6 +22,7 @@ from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.artifacts.run import CONFIG
 from gmtool.artifacts.samples import MANIFEST, SamplesFolder, open_samples
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import image_batches
 from gmtool.distributed import World
@@ -33,9 +34,8 @@ from gmtool.evaluation.features import (
     extract_features,
     gather_features,
 )
-from gmtool.evaluation.fidelity import Statistics
+from gmtool.evaluation.fidelity import FeatureStatistics
 from gmtool.progress import Progress
-from gmtool.tokenizers.base import TokenizerSpec
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.pixels import grey
 
@@ -99,7 +99,7 @@ class ArrayReference:
 
     path: Path
     images: np.ndarray
-    statistics: Statistics | None
+    statistics: FeatureStatistics | None
     fingerprint: str
     kind: str
 
@@ -276,7 +276,7 @@ def _open_npz(path: Path) -> ArrayReference:
             raise UserError(f"--reference {path}: mu {mean.shape} and sigma {covariance.shape} must be (D,) and (D, D)")
         if not all(each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, covariance)):
             raise UserError(f"--reference {path}: mu and sigma must be finite numbers")
-        statistics = Statistics(mean.astype(np.float64), covariance.astype(np.float64))
+        statistics = FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
     if images is None and statistics is None:
         raise UserError(f"--reference {path} holds neither arr_0 (uint8 images) nor mu and sigma")
     content = fingerprint(arrays[name] for name in sorted(arrays))

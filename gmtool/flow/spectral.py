@@ -19,7 +19,7 @@ from torch import Tensor
 from gmtool.flow.solvers.mixture import Draw
 from gmtool.mixture.gaussian_mixture import GaussianMixture, IsotropicGaussian
 from gmtool.mixture.knothe_rosenblatt import from_gaussian, principal_axes, to_gaussian
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 SpectrumModel = Callable[[IsotropicGaussian], Tensor]
 """A mixture's moment-matched Gaussian -> the log power s of its noise, (B, C, H, W), of mean power 1 a channel."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gmtool.config.train import Condition
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
+from gmtool.stages.train.config import Condition
 
 LABELS = "y_embedder.embedding_table.weight"
 WIDE_DEPTH = 2

@@ -1,7 +1,7 @@
 """GMFlow's released folder, in the layout of diffusers: transformer/, spectrum_net/, scheduler/, vae/.
 
-The times of its network, its names and its table of positions are those of `gmtool.nn.gmdit`. Its latents are those of
-Stable Diffusion's autoencoder times the scale, with no other normalisation.
+The times of its network, its names and its table of positions are those of `gmtool.foreign.gmdit`. Its latents are
+those of Stable Diffusion's autoencoder times the scale, with no other normalisation.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gmtool.artifacts.tensors import read_tensors
+from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.errors import UserError
+from gmtool.foreign.gmdit import gmdit_architecture, gmdit_weights
 from gmtool.nn.architecture import Architecture
-from gmtool.nn.gmdit import gmdit_architecture, gmdit_weights
 
 TRANSFORMER, SPECTRUM, SCHEDULER, VAE, INDEX = "transformer", "spectrum_net", "scheduler", "vae", "model_index.json"
 

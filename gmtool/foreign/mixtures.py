@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmtool.artifacts.run import Statistics
+from gmtool.artifacts.run import LatentStatistics
 from gmtool.errors import UserError
 from gmtool.foreign.pickles import Record, as_array, read_pickle
 from gmtool.mixture.patch_moments import PatchMode
@@ -56,7 +56,7 @@ def read_mixture(path: Path) -> ReleasedMixture:
     return ReleasedMixture(weights / weights.sum(), means, np.maximum(variances.reshape(count, -1), LEAST_VARIANCE))
 
 
-def patch_modes(mixture: ReleasedMixture, statistics: Statistics) -> Iterator[PatchMode]:
+def patch_modes(mixture: ReleasedMixture, statistics: LatentStatistics) -> Iterator[PatchMode]:
     """The modes of a mixture over normalised latents, in order, in the coordinates of the latents themselves."""
     mean, std = statistics.mean.double().numpy(), statistics.std.double().numpy()
     for mode, (center, variance) in enumerate(zip(mixture.means, mixture.variances, strict=True)):

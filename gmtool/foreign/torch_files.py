@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.run import VARIANCE_EPS, Statistics
-from gmtool.artifacts.tensors import read_tensors
+from gmtool.artifacts.run import VARIANCE_EPS, LatentStatistics
+from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.errors import UserError
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -48,7 +48,7 @@ def read_checkpoint(path: Path) -> TorchCheckpoint:
     return TorchCheckpoint(averaged, _state(model) if ema is not None else None, step if isinstance(step, int) else 0)
 
 
-def read_statistics(path: Path, shape: tuple[int, int, int]) -> Statistics:
+def read_statistics(path: Path, shape: tuple[int, int, int]) -> LatentStatistics:
     """RAE's ``stat.pt``, {mean, var} of each entry of the latents. One that is None is 0 or 1, as in RAE.
 
     Raises UserError when it is missing, damaged, or of latents of another shape.
@@ -68,7 +68,7 @@ def read_statistics(path: Path, shape: tuple[int, int, int]) -> Statistics:
             raise UserError(f"{path}: {name} holds numbers that are not finite, or variances below 0")
     var = arrays["var"].float() if "var" in arrays else torch.ones(shape)
     mean = arrays["mean"].float() if "mean" in arrays else torch.zeros(shape)
-    return Statistics(mean, (var + VARIANCE_EPS).sqrt())
+    return LatentStatistics(mean, (var + VARIANCE_EPS).sqrt())
 
 
 def read_torch(path: Path) -> Any:

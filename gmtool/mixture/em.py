@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.random import generator
+from gmtool.streams import generator
 
 BLOCK_ROWS, BLOCK_ENTRIES_GPU = 1 << 11, 1 << 26
 """A processor's block is of 2048 data, or K if that is more: it stays in the caches while modes are few, and the
@@ -57,7 +57,7 @@ class DiagonalMixture:
 
 
 @dataclass(frozen=True)
-class Moments:
+class SufficientStatistics:
     """Sums over data: mass n_k (K,), features sum_n r_nk (x_n^2, x_n) (K, 2 D), their number, and sum_n log p(x_n)."""
 
     mass: Tensor
@@ -161,7 +161,7 @@ def log_likelihood(
 
 def expected_moments(
     blocks: Iterable[Tensor], mixture: DiagonalMixture, total: Callable[[Tensor], Tensor] = lambda own: own
-) -> Moments:
+) -> SufficientStatistics:
     """The E step: moments of the data under their responsibilities. total: see `fit_em`."""
     modes, size = mixture.means.shape
     mass = mixture.weights.new_zeros(modes)
@@ -178,11 +178,11 @@ def expected_moments(
         of_values += responsibilities @ x
         scalars += torch.stack([evidence.sum(dtype=scalars.dtype), scalars.new_tensor(len(x))])
     likelihood, count = total(scalars).tolist()
-    return Moments(total(mass), total(sums), int(count), likelihood)
+    return SufficientStatistics(total(mass), total(sums), int(count), likelihood)
 
 
-def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> Moments:
-    """Moments of the data when datum n belongs to mode ``labels[n]`` (N,) alone; the log-likelihood is not known."""
+def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> SufficientStatistics:
+    """The statistics when datum n belongs to mode ``labels[n]`` (N,) alone; the log-likelihood is not known."""
     mass = torch.bincount(labels, minlength=modes).double()
     sums: Tensor | None = None
     count = 0
@@ -194,10 +194,10 @@ def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> Momen
         count += len(x)
     if sums is None:
         raise ValueError("no data")
-    return Moments(mass, sums, count, math.nan)
+    return SufficientStatistics(mass, sums, count, math.nan)
 
 
-def start_from_clusters(centroids: Tensor, clusters: Moments, floor: float) -> DiagonalMixture:
+def start_from_clusters(centroids: Tensor, clusters: SufficientStatistics, floor: float) -> DiagonalMixture:
     """A mixture to climb from: equal weights, means at k-means' centroids (K, D), and the variances
 
         v_kd = p_d / 2 (1 + (c_kd - a_d)^2 / g_d) + floor
@@ -217,7 +217,7 @@ def start_from_clusters(centroids: Tensor, clusters: Moments, floor: float) -> D
     )
 
 
-def maximise(moments: Moments, previous: DiagonalMixture | None, floor: float) -> DiagonalMixture:
+def maximise(moments: SufficientStatistics, previous: DiagonalMixture | None, floor: float) -> DiagonalMixture:
     """The M step. An empty mode gets weight 0, and the mean and variance it had before (else 0 and 1)."""
     alive = moments.mass > EMPTY
     mass = torch.where(alive, moments.mass, 1.0)[:, None]

@@ -206,7 +206,7 @@ class _Sums:
         self, x: np.ndarray, datum: np.ndarray, mode: np.ndarray, share: np.ndarray, pool: ThreadPoolExecutor
     ) -> None:
         """Pair i is datum ``datum[i]`` of x (B, E) float16, which belongs to mode ``mode[i]`` by ``share[i]``."""
-        from gmtool.mixture.compiled import add_data  # here, since its library takes its time to be loaded
+        from gmtool.mixture.patch_kernels import add_data  # here, since its library takes its time to be loaded
 
         np.add.at(self.mass, mode, share)
         order = np.argsort(mode, kind="stable")
@@ -251,7 +251,7 @@ class _Finish:
     """From a mode's sums to its mean, its standard deviation and the distances."""
 
     def __init__(self, source: PatchSource, rule: Rule) -> None:
-        from gmtool.mixture.compiled import mirror_images
+        from gmtool.mixture.patch_kernels import mirror_images
 
         self._rule, self._grid = rule, source.shape
         self._width = source.shape[-1] if rule.mirror else 0
@@ -265,7 +265,7 @@ class _Finish:
         self._data = np.stack([origin, 1 / self._scale, mean, variance])
 
     def __call__(self, mode: int, mass: float, first: np.ndarray, second: np.ndarray) -> FittedMode:
-        from gmtool.mixture.compiled import finish_mode
+        from gmtool.mixture.patch_kernels import finish_mode
 
         mean, std = np.empty(self._grid, np.float32), np.empty(self._grid, np.float32)
         parts = finish_mode(

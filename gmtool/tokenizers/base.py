@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class TokenizerSpec:
-    """All that is needed to build a tokenizer again: stored in latents files, runs and samples.
-
-    name: ``dinov2``, ``sd-vae`` or ``pixels``. settings: its settings, as JSON values. arrays: its fitted state (the
-    PCA of ``pixels``), float32.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 
 
 @dataclass(frozen=True)

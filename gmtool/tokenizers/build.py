@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from gmtool.config.common import Precision
-from gmtool.device import compute_dtype
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Tokenizer, TokenizerSpec
-from gmtool.tokenizers.described import Described, describer_spec, undescribed
+from gmtool.runtime import compute_dtype
+from gmtool.settings import Precision
+from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.dinov2 import Dinov2
 from gmtool.tokenizers.pixels import Pixels
 from gmtool.tokenizers.rae import load_decoder
 from gmtool.tokenizers.sd_vae import SdVae
+from gmtool.tokenizers.with_descriptor import WithDescriptor, describer_spec, undescribed
 
 
 def build_tokenizer(
@@ -32,7 +33,7 @@ def build_tokenizer(
     describer = describer_spec(spec)
     if describer is not None:
         alone = build_tokenizer(undescribed(spec), device, precision)
-        return Described(alone, Dinov2(describer, device, dtype))
+        return WithDescriptor(alone, Dinov2(describer, device, dtype))
     if spec.name == "pixels":
         mean, components = (torch.from_numpy(spec.arrays[name]).to(device) for name in ("mean", "components"))
         settings = spec.settings

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from gmtool.config.encode import EncodeConfig
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, spread
 from gmtool.data.images import ImageBatch, first_image_size, image_batches, no_image_error
 from gmtool.errors import UserError
+from gmtool.stages.encode.config import EncodeConfig
 from gmtool.tokenizers import dinov2, sd_vae
-from gmtool.tokenizers.base import TokenizerSpec
-from gmtool.tokenizers.described import described_spec, describer_spec, undescribed
 from gmtool.tokenizers.pixels import (
     component_count,
     default_image_size,
@@ -24,7 +23,8 @@ from gmtool.tokenizers.pixels import (
     pixels_shape,
     small_images,
 )
-from gmtool.tokenizers.weights import model_folder
+from gmtool.tokenizers.pretrained import model_folder
+from gmtool.tokenizers.with_descriptor import described_spec, describer_spec, undescribed
 
 FIT_IMAGES = 4096
 """Images, spread evenly, that the PCA of pixels is fitted to, at most."""

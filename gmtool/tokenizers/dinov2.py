@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Encoded, TokenizerSpec
+from gmtool.tokenizers.base import Encoded
+from gmtool.tokenizers.pretrained import model_folder, model_record, one_line, recorded_folder
 from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD, Decoder
-from gmtool.tokenizers.weights import model_folder, model_record, one_line, recorded_folder
 
 DEFAULT_MODEL = "facebook/dinov2-with-registers-base"
 TOKEN_PIXELS = 16

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Encoded, TokenizerSpec, to_uint8
+from gmtool.tokenizers.base import Encoded, to_uint8
 
 SMALL = 16
 """Side of the area-averaged image that the descriptor is made of."""

@@ -13,9 +13,9 @@ from torch.nn import functional
 from gmtool.errors import UserError
 from gmtool.foreign.rae_decoder import POSITIONS, decoder_grid, decoder_sizes, decoder_weights
 from gmtool.foreign.torch_files import read_checkpoint
-from gmtool.hub import local_or_hub_file
+from gmtool.huggingface import local_or_hub_file
 from gmtool.tokenizers.base import to_uint8
-from gmtool.tokenizers.weights import model_folder
+from gmtool.tokenizers.pretrained import model_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of pixels in [0, 1], which DINOv2 takes and RAE's decoders give normalised by them."""

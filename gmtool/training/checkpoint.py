@@ -16,10 +16,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gmtool.artifacts.files import flush_to_disk, part_of
-from gmtool.artifacts.tensors import read_tensors, write_tensors
+from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.distributed import sharded_like
 from gmtool.errors import UserError
-from gmtool.random import key_seed
+from gmtool.streams import key_seed
 from gmtool.training.optimizer import Optimizer
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"

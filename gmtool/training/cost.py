@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from gmtool.config.train import TrainConfig
 from gmtool.flow.source import Frame
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.loss import Batch, draw, training_loss
 
 FORWARD_AND_BACKWARD = 3

@@ -17,10 +17,10 @@ import numpy as np
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from gmtool.config.train import TrainConfig
 from gmtool.distributed import local
 from gmtool.errors import UserError
 from gmtool.nn.network import Network
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import EMA
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gmtool.config.train import TrainConfig
 from gmtool.progress import Progress
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import Position
 from gmtool.training.interrupt import finishing_the_step
 from gmtool.training.loss import Batch
 from gmtool.training.metrics import Logger, Record
-from gmtool.training.pace import Pace
-from gmtool.training.step import Stepper, Taken
+from gmtool.training.step import Stepper, StepResult
+from gmtool.training.throughput import ThroughputMeter
 
 READ_EVERY = 50
 """Steps on a GPU between two readings of the losses: reading one waits for the GPU."""
@@ -51,7 +51,7 @@ class Loop:
     save: Callable[[Position], None]
     loggers: Sequence[Logger] = ()
     events: Sequence[Event] = ()
-    pace: Pace = field(default_factory=Pace)
+    pace: ThroughputMeter = field(default_factory=ThroughputMeter)
 
     def run(self, batches: Iterable[Batch], start: Position, progress: Progress) -> None:
         """Take the steps ``start.step`` ... ``config.steps`` - 1, one a batch.
@@ -61,7 +61,7 @@ class Loop:
         """
         config, world = self.config, self.stepper.world
         seed, at = start.seed(config.seed), start
-        pending: list[Taken] = []
+        pending: list[StepResult] = []
         for logger in self.loggers:
             logger.begin(start.step)
         progress.begin("train", config.steps, "steps", start.step)
@@ -95,7 +95,7 @@ class Loop:
             self.pace.begin_lap()
         return found
 
-    def _report(self, pending: Sequence[Taken], at: Position) -> Position:
+    def _report(self, pending: Sequence[StepResult], at: Position) -> Position:
         """Hand the records of steps on; return where the run is after them. Waits for the device."""
         records = []
         for each in pending:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from gmtool.config.train import TrainConfig
 from gmtool.flow.coupling import batch_optimal_transport
 from gmtool.flow.objectives import flow_matching_loss, transition_loss
 from gmtool.flow.path import data_mixture, forward_transition, interpolate, per_sample, velocity
@@ -23,6 +22,7 @@ from gmtool.flow.times import draw_times
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.network import Network
+from gmtool.stages.train.config import TrainConfig
 
 Forward = Callable[[Tensor, Tensor, Conditions], Tensor | GaussianMixture]
 """How the network is called in training: x_t (B, C, H, W), t (B,), labels -> its prediction of the velocity."""

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import MachineError, UserError
 from gmtool.flow.source import Frame
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.loss import Batch
 from gmtool.training.step import Stepper, is_out_of_memory
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gmtool.config.train import TrainConfig
 from gmtool.distributed import sharded_like
 from gmtool.errors import UserError
+from gmtool.stages.train.config import TrainConfig
 
 MUON_MOMENTUM = 0.95
 """Of the orthogonalised momentum, as in Muon's own implementation."""

@@ -10,13 +10,13 @@ from gmtool.distributed import ALONE, World
 from gmtool.errors import UserError
 from gmtool.progress import Progress
 from gmtool.training.checkpoint import Position, list_checkpoints
-from gmtool.training.trainee import Trainee
+from gmtool.training.state import TrainState
 
 ROLLBACKS = 3
 """Times that a run goes back, all in all: what fails again on other data is no accident."""
 
 
-def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, world: World = ALONE) -> Position:
+def roll_back(folder: Path, at: Position, trainee: TrainState, progress: Progress, world: World = ALONE) -> Position:
     """Load the newest checkpoint that was not taken amid bad steps, and give the data a new order.
 
     Raises UserError with advice when there is none, or when the run has gone back often enough. Deterministic, so that

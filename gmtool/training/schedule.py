@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gmtool.config.train import TrainConfig
+from gmtool.stages.train.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gmtool.config.train import TrainConfig
 from gmtool.distributed import ALONE, World, whole
 from gmtool.errors import MachineError
 from gmtool.flow.times import time_quartiles
-from gmtool.random import generator
+from gmtool.stages.train.config import TrainConfig
+from gmtool.streams import generator
 from gmtool.training.loss import Batch, Draws, draw, each_tensor, pair, take_rows, training_loss
 from gmtool.training.metrics import Record
 from gmtool.training.schedule import learning_rate
-from gmtool.training.trainee import Trainee
+from gmtool.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """A step that was taken, on the device: its number from 1 and its learning rate; the mean loss () of the batch and
     the norm () of its gradient before clipping, over all processes; whether it was called off, () bool; and the sum of
     the losses and the number of data in each quarter of the times, (2, 4), the one next to the data first.
@@ -56,12 +56,12 @@ class Stepper:
     """
 
     config: TrainConfig
-    trainee: Trainee
+    trainee: TrainState
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     world: World = ALONE
     micro_batch: int | None = None
 
-    def take(self, batch: Batch, step: int, seed: int) -> Taken:
+    def take(self, batch: Batch, step: int, seed: int) -> StepResult:
         """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
         config, trainee, world = self.config, self.trainee, self.world
         draws = self._draw(len(batch.x), generator(seed, "train", step, device=batch.x.device))
@@ -87,7 +87,7 @@ class Stepper:
             trainee.focal.update(batch.modes, losses, world)
         for average in trainee.averages:
             average.update(trainee.network, step)
-        return Taken(step + 1, rate, loss, norm, skipped, quarters)
+        return StepResult(step + 1, rate, loss, norm, skipped, quarters)
 
     def rehearse(self, batch: Batch, count: int) -> None:
         """Compute a gradient as a step on ``batch`` does, of its first ``count`` data alone and within this process."""

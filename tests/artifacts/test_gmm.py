@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gmtool.artifacts.gmm import (
+    Assignments,
     DescriptorMixture,
     GmmFile,
-    Kept,
     expect_latents,
     gmm_bytes,
     open_gmm,
@@ -16,9 +16,9 @@ from gmtool.artifacts.gmm import (
 )
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.manifest import Input
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.mixture.patch_moments import PatchMode
-from gmtool.tokenizers.base import TokenizerSpec
 
 MODES, DATA, SIZE, SHAPE = 5, 9, 3, (2, 3, 4)
 
@@ -43,11 +43,11 @@ def patch_modes(seed: int = 0) -> list[PatchMode]:
     return [PatchMode(k, *rng.uniform(0.5, 2, (2, *SHAPE)).astype(np.float32)) for k in range(MODES)]
 
 
-def kept() -> Kept:
+def kept() -> Assignments:
     modes = np.array([[k % 4, (k + 1) % 4] for k in range(DATA)], np.int32)
     probabilities = np.tile(np.array([0.75, 0.25], np.float32), (DATA, 1))
     modes[0], probabilities[0] = [2, 0], [1, 0]
-    return Kept(modes, probabilities)
+    return Assignments(modes, probabilities)
 
 
 def written(path: Path, patches: list[PatchMode] | None = None, fingerprint: str = "ab") -> Path:

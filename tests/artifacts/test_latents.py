@@ -12,9 +12,9 @@ import pytest
 from gmtool.artifacts.files import part_of
 from gmtool.artifacts.latents import LatentsFile, LatentsWriter, Layout, Provenance, open_latents, write_latents
 from gmtool.artifacts.manifest import Input, Manifest
-from gmtool.data.moments import Moments
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import TokenizerSpec
+from gmtool.mixture.running_moments import RunningMoments
 
 COUNT, SHAPE = 37, (2, 3, 4)
 PATCHES = np.random.default_rng(0).standard_normal((COUNT, *SHAPE)).astype(np.float32)
@@ -220,7 +220,7 @@ def test_an_unfinished_file_is_refused_then_finished(tmp_path: Path) -> None:
     with LatentsWriter.reopen(part) as writer:
         stored = PATCHES[:30].astype(np.float16)
         writer.write(0, stored, DESCRIPTORS[:30], np.zeros(30, int), NAMES[:30], np.zeros(30, bool))
-        writer.finish(30, Moments.of(stored), {"skipped": 7})
+        writer.finish(30, RunningMoments.of(stored), {"skipped": 7})
     with open_latents(part) as latents:
         assert len(latents) == len(latents.names()) == 30
         assert latents.manifest.arrays["cls"].shape == (30, 5)

@@ -20,9 +20,9 @@ from user import start_gmtool
 
 from gmtool import __version__
 from gmtool.cli.app import app, main
-from gmtool.config.train import TrainConfig
 from gmtool.progress import Progress
-from gmtool.stages.train import train
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 from gmtool.training.checkpoint import list_checkpoints
 
 ROOT = typer.main.get_command(app)
@@ -280,7 +280,7 @@ def test_errors_that_no_stage_foresaw(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("gmtool.stages.inspect.describe", fail)
+    monkeypatch.setattr("gmtool.stages.inspect.run.describe", fail)
     assert main(["inspect", "x"]) == code
     shown = capsys.readouterr().err
     assert one_line(shown) and words in shown
@@ -332,7 +332,7 @@ def test_an_interrupted_quickstart_says_so_once(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gmtool.stages.encode.encode_images", interrupt)
+    monkeypatch.setattr("gmtool.stages.encode.run.encode_images", interrupt)
     assert main(["quickstart"]) == 130
     assert one_line(capsys.readouterr().err)
 
@@ -398,7 +398,7 @@ def test_a_disk_that_is_full_during_training(
     assert main(arguments) == 1
     shown = capsys.readouterr()
     assert one_line(shown.err) and "the checkpoints in" in shown.err and "are free there" in shown.err
-    monkeypatch.setattr("gmtool.stages.train.check_space", lambda *_: None)  # filled up after it was looked at
+    monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_: None)  # filled up after it was looked at
     filler.unlink()
     filler = fill(disk, 20 * 2**20)
     assert main(arguments) == 1
@@ -408,7 +408,7 @@ def test_a_disk_that_is_full_during_training(
     assert not list(disk.rglob("*.part"))
     filler.unlink()
     monkeypatch.undo()
-    monkeypatch.setattr("gmtool.stages.train.check_space", lambda *_: None)
+    monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_: None)
     shutil.copytree(disk / "run", disk.parent / "moved")
     shutil.rmtree(disk / "run")
     assert main(["train", latents, str(disk.parent / "moved"), *QUICK, "--save-every", "1", "--keep", "1"]) == 0
@@ -419,7 +419,7 @@ def test_a_disk_that_is_full_during_sampling(
     trained: dict[str, Path], disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["sample", str(trained["plain"]), str(disk / "samples"), "--num", "300", "--steps", "1"]
-    monkeypatch.setattr("gmtool.stages.sample.check_space", lambda *_: None)
+    monkeypatch.setattr("gmtool.stages.sample.run.check_space", lambda *_: None)
     filler = fill(disk, 300_000)
     assert main(arguments) == 1
     shown = capsys.readouterr()

@@ -6,8 +6,8 @@ import pytest
 
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, write_latents
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.cli.app import main
-from gmtool.tokenizers.base import TokenizerSpec
 
 
 @pytest.fixture

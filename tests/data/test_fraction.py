@@ -10,14 +10,14 @@ from small import Small
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import open_run
-from gmtool.config.train import TrainConfig
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.fraction import part_of_data
 from gmtool.data.latent_loader import latent_batches
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.stages.train import train
-from gmtool.tokenizers.base import TokenizerSpec
-from gmtool.training.feed import mode_weights
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
+from gmtool.training.batches import mode_weights
 
 
 def test_every_class_keeps_its_share_and_the_smallest_one_image(small: Small) -> None:

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data import latent_loader, memory
 from gmtool.data.latent_loader import LatentBatch, ShuffledRows, latent_batches
-from gmtool.tokenizers.base import TokenizerSpec
 
 COUNT = 23
 

@@ -5,7 +5,7 @@ import torch
 from gmtool.evaluation import comparison
 from gmtool.evaluation.comparison import Settings, figures_of, real_pair
 from gmtool.evaluation.features import Features
-from gmtool.evaluation.fidelity import Statistics, feature_statistics
+from gmtool.evaluation.fidelity import FeatureStatistics, feature_statistics
 from gmtool.progress import Progress
 
 SETTINGS = Settings(neighbours=3, seed=0, device=torch.device("cpu"))
@@ -65,7 +65,7 @@ def test_all_metrics_stand_beside_their_real_values():
 def test_statistics_alone_give_the_frechet_distance_alone():
     reference = normal(50, 2)
     found = feature_statistics(reference.vectors)
-    statistics = Statistics(found.mean, found.covariance)
+    statistics = FeatureStatistics(found.mean, found.covariance)
     (figure,) = figures_of(normal(30, 3), None, statistics, None, SETTINGS, Progress())
     expected = figures_of(normal(30, 3), reference, None, None, SETTINGS, Progress())[0]
     assert (figure.metric, figure.real, figure.generated.reference_images) == ("frechet_distance", None, None)
@@ -73,7 +73,7 @@ def test_statistics_alone_give_the_frechet_distance_alone():
 
 
 def test_statistics_of_a_larger_set_replace_those_of_its_sample():
-    reference, wide = normal(50, 2), Statistics(np.full(4, 10.0), np.eye(4))
+    reference, wide = normal(50, 2), FeatureStatistics(np.full(4, 10.0), np.eye(4))
     figures = figures_of(normal(30, 3), reference, wide, real_pair(reference, None, 10, 0), SETTINGS, Progress())
     assert figures[0].generated.value == pytest.approx(400, rel=0.1) and figures[0].real is None
     assert [each.metric for each in figures if each.real is not None] == ["kernel_distance", "precision", "recall"]

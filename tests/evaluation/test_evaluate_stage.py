@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from gmtool.artifacts.latents import open_latents
-from gmtool.config.evaluate import EvaluateConfig
 from gmtool.errors import UserError
 from gmtool.evaluation.report import Report
 from gmtool.progress import Progress
-from gmtool.stages.evaluate import evaluate
+from gmtool.stages.evaluate.config import EvaluateConfig
+from gmtool.stages.evaluate.run import evaluate
 
 TOKENIZER = EvaluateConfig(features="tokenizer", device="cpu")
 
@@ -77,7 +77,7 @@ def test_saturation_tells_washed_out_samples_from_glaring_ones(world, tmp_path, 
 @pytest.mark.parametrize("reference", ["latents.h5", "train"])
 def test_the_real_images_of_the_saturation_are_bounded_and_evenly_spaced(world, monkeypatch, reference, digits):
     every = run(world / "samples", world / reference).figure("magnitude").real
-    monkeypatch.setattr("gmtool.stages.evaluate.SATURATION_IMAGES", 180)
+    monkeypatch.setattr("gmtool.stages.evaluate.run.SATURATION_IMAGES", 180)
     found = run(world / "samples", world / reference).figure("magnitude").real
     chosen = np.abs(digits[:500:3] / 127.5 - 1).mean()
     assert (every.images, found.images) == (500, 167)

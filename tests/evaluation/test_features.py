@@ -10,7 +10,6 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as upstream
 
 from gmtool.artifacts.latents import open_latents
-from gmtool.config.evaluate import EvaluateConfig
 from gmtool.errors import MachineError
 from gmtool.evaluation.features import (
     Features,
@@ -22,6 +21,7 @@ from gmtool.evaluation.features import (
 from gmtool.evaluation.inception import weights_cache
 from gmtool.evaluation.references import array_batches
 from gmtool.progress import Progress
+from gmtool.stages.evaluate.config import EvaluateConfig
 
 CPU = torch.device("cpu")
 AUTO = EvaluateConfig()

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 
 from gmtool.evaluation import fidelity
 from gmtool.evaluation.fidelity import (
-    Statistics,
+    FeatureStatistics,
     feature_statistics,
     frechet_distance,
     inception_score,
@@ -45,8 +45,8 @@ def test_frechet_distance_of_commuting_gaussians(dim):
     rng = np.random.default_rng(1)
     turn, mean_1, mean_2 = rotation(dim), rng.normal(size=dim), rng.normal(size=dim)
     std_1, std_2 = rng.uniform(0.1, 2, dim), rng.uniform(0.1, 2, dim)
-    first = Statistics(mean_1, turn @ np.diag(std_1**2) @ turn.T)
-    second = Statistics(mean_2, turn @ np.diag(std_2**2) @ turn.T)
+    first = FeatureStatistics(mean_1, turn @ np.diag(std_1**2) @ turn.T)
+    second = FeatureStatistics(mean_2, turn @ np.diag(std_2**2) @ turn.T)
     expected = ((mean_1 - mean_2) ** 2).sum() + ((std_1 - std_2) ** 2).sum()
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-10)
 
@@ -84,9 +84,10 @@ def test_frechet_distance_is_zero_for_the_same_set_symmetric_and_blind_to_rigid_
 
 def test_a_shift_adds_its_squared_length_to_the_frechet_distance():
     first, second = feature_statistics(normal(60, 5, 9)), feature_statistics(normal(60, 5, 10))
-    centred = Statistics(first.mean, second.covariance)
+    centred = FeatureStatistics(first.mean, second.covariance)
     values = [
-        frechet_distance(first, Statistics(first.mean + shift, second.covariance)) for shift in (0.0, 0.5, 1.0, 2.0)
+        frechet_distance(first, FeatureStatistics(first.mean + shift, second.covariance))
+        for shift in (0.0, 0.5, 1.0, 2.0)
     ]
     np.testing.assert_allclose(values, frechet_distance(first, centred) + 5 * np.square([0, 0.5, 1, 2]), rtol=1e-9)
 

@@ -10,13 +10,13 @@ import torch
 
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.manifest import Input
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import find_images
 from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.evaluation.features import Features
 from gmtool.evaluation.references import open_reference, reference_features, same_tokenizer
 from gmtool.progress import Progress
-from gmtool.tokenizers.base import TokenizerSpec
 
 
 @dataclass(frozen=True)

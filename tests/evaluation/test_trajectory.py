@@ -15,7 +15,7 @@ from gmtool.evaluation.trajectory import (
 from gmtool.flow.path import per_sample
 from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.build import build_network
-from gmtool.random import generator
+from gmtool.streams import generator
 
 TURN = 1.5
 """Radians that the rotation turns by from t = 1 to t = 0."""

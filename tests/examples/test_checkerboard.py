@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from user import load_example
 
-from gmtool.random import generator
+from gmtool.streams import generator
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import gmtool
 from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
 from gmtool.nn.architecture import Conditions
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "load_run.py"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gmtool.flow.path import per_sample
-from gmtool.random import generator
+from gmtool.streams import generator
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from gmtool.flow.solvers.ancestral import ddim, ddpm_large, ddpm_small
 from gmtool.flow.solvers.table import VELOCITY_SOLVERS, SdeSolver
 from gmtool.flow.solvers.velocity import euler
 from gmtool.flow.times import time_grid
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 SDE = [name for name, each in VELOCITY_SOLVERS.items() if isinstance(each, SdeSolver)]
 

@@ -13,7 +13,7 @@ from gmtool.flow.prediction import sample_gaussian, sample_mean, unguided
 from gmtool.flow.solvers.mixture import gm_ode
 from gmtool.flow.solvers.table import integrate
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 G = golden.arrays("gmflow_math")
 

@@ -8,7 +8,6 @@ import torch
 from scipy.integrate import solve_ivp
 from toys import exact_posterior
 
-from gmtool.config.sample import VelocitySolver
 from gmtool.flow.guidance.probabilistic import probabilistic
 from gmtool.flow.path import mean_velocity
 from gmtool.flow.prediction import unguided
@@ -17,7 +16,8 @@ from gmtool.flow.solvers.substeps import axes_of, span_of
 from gmtool.flow.solvers.table import VELOCITY_SOLVERS, OdeSolver, integrate
 from gmtool.flow.solvers.velocity import euler
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.random import Noise
+from gmtool.stages.sample.config import VelocitySolver
+from gmtool.streams import Noise
 
 G = golden.arrays("gmflow_math")
 CENTERS = torch.tensor([[-1.0, 0.5], [1.0, 0.8], [0.3, -1.2]], dtype=torch.float64)

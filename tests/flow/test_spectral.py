@@ -8,7 +8,7 @@ from gmtool.flow.spectral import spectral_draw, spectral_loss, spectral_nll, tra
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.mixture.knothe_rosenblatt import principal_axes, to_gaussian
 from gmtool.nn.spectrum import SpectrumMLP
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 SIZE = 8
 

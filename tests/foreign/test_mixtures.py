@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from gmtool.artifacts.run import Statistics
+from gmtool.artifacts.run import LatentStatistics
 from gmtool.errors import UserError
 from gmtool.foreign.mixtures import patch_modes, read_mixture
 
@@ -41,7 +41,7 @@ def test_a_fitted_mixture(tmp_path: Path, kind: str, protocol: int) -> None:
 def test_modes_come_back_in_the_latents_own_coordinates(tmp_path: Path, kind: str) -> None:
     model = fitted(kind)
     draw = torch.Generator().manual_seed(0)
-    statistics = Statistics(torch.randn(SHAPE, generator=draw), torch.rand(SHAPE, generator=draw) + 0.5)
+    statistics = LatentStatistics(torch.randn(SHAPE, generator=draw), torch.rand(SHAPE, generator=draw) + 0.5)
     modes = list(patch_modes(read_mixture(save(tmp_path / "gmm.pkl", model)), statistics))
     assert [each.mode for each in modes] == [0, 1, 2]
     for each in modes:

@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from gmtool.mixture import compiled
-from gmtool.mixture.compiled import TILE, add_data
+from gmtool.mixture import patch_kernels as compiled
+from gmtool.mixture.patch_kernels import TILE, add_data
 from gmtool.mixture.patch_moments import (
     READ_BYTES,
     ROW_BYTES,
@@ -44,7 +44,7 @@ class Patches:
 
 
 def soft(n: int = 60, kept: int = 3, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Kept modes and probabilities; mode 5 is never kept, and some data keep fewer."""
+    """Assignments modes and probabilities; mode 5 is never kept, and some data keep fewer."""
     rng = np.random.default_rng(seed)
     modes = np.stack([rng.permutation([0, 1, 2, 3, 4, 6])[:kept] for _ in range(n)]).astype(np.int32)
     probabilities = rng.dirichlet(np.ones(kept), n).astype(np.float32)

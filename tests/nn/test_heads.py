@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.flow.objectives import flow_matching_loss, transition_loss
 from gmtool.flow.path import interpolate, velocity
 from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.heads import MixtureHead, output_layer
+from gmtool.stages.train.config import TrainConfig
 
 SHAPE = (3, 2, 2)
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from gmtool.cli.app import main
-from gmtool.config.preset import load_preset
-from gmtool.config.train import TrainConfig
 from gmtool.data.image_sets import find_images
 from gmtool.nn.architecture import SIZES
-from gmtool.speed import device_name, known_speed
-from gmtool.stages import bench
-from gmtool.stages.bench_inputs import SIDE, write_images
+from gmtool.stages.bench import run as bench
+from gmtool.stages.bench.inputs import SIDE, write_images
+from gmtool.stages.presets import load_preset
+from gmtool.stages.train.config import TrainConfig
+from gmtool.throughput import device_name, known_speed
 from gmtool.training.cost import StepCost
 
 CPU = torch.device("cpu")

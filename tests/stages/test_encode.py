@@ -20,13 +20,13 @@ from PIL import Image
 
 from gmtool.artifacts.files import part_of
 from gmtool.artifacts.latents import open_latents
-from gmtool.config.encode import EncodeConfig
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
-from gmtool.stages import encode
-from gmtool.stages.encode import encode_images
-from gmtool.stages.encode_plan import plan_encoding
-from gmtool.stages.encode_state import read_state, state_path
+from gmtool.stages.encode import run as encode
+from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.encode.plan import plan_encoding
+from gmtool.stages.encode.run import encode_images
+from gmtool.stages.encode.state import read_state, state_path
 from gmtool.tokenizers.build import build_tokenizer
 
 ENCODER = Path(__file__).parents[1] / "data/rae_encoder"
@@ -155,7 +155,7 @@ def _encode_in_child(folder: Path, output: Path, state_seconds: float, limit: in
 def processes() -> ForkServerContext:
     """Processes forked from a clean one that has the modules ready."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gmtool.stages.encode", "sklearn.decomposition"])
+    context.set_forkserver_preload(["gmtool.stages.encode.run", "sklearn.decomposition"])
     return context
 
 
@@ -415,13 +415,13 @@ def test_settings_that_do_not_go_together(
 def test_the_state_is_saved_now_and_then(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    class Watch(Progress):
+    class Monitoring(Progress):
         def advance(self, count: int = 1, figures: object = None) -> None:
             state = read_state(tmp_path / "latents.h5")
             assert state is not None
             seen.append(state.images)
 
     monkeypatch.setattr(encode, "STATE_SECONDS", 0.0)
-    encode_images(folder, tmp_path / "latents.h5", PIXELS, Watch())
+    encode_images(folder, tmp_path / "latents.h5", PIXELS, Monitoring())
     assert seen == list(range(0, 90, 7))
     assert [path.name for path in tmp_path.iterdir()] == ["latents.h5"]

@@ -19,12 +19,12 @@ import gmtool
 from gmtool.artifacts.gmm import expect_latents, open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import VARIANCE_EPS
-from gmtool.config.fit_gmm import FitGmmConfig
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import MachineError, UserError
 from gmtool.mixture.patch_moments import WORK_BYTES
 from gmtool.progress import Progress
-from gmtool.stages.fit_gmm import fit_gmm, plan_fit
-from gmtool.tokenizers.base import TokenizerSpec
+from gmtool.stages.fit_gmm.config import FitGmmConfig
+from gmtool.stages.fit_gmm.run import fit_gmm, plan_fit
 
 
 class Heard(Progress):
@@ -274,8 +274,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from gmtool.progress import Progress
-from gmtool.stages import fit_state
-from gmtool.stages.fit_gmm import FitGmmConfig, fit_gmm
+from gmtool.stages.fit_gmm import state as fit_state
+from gmtool.stages.fit_gmm.run import FitGmmConfig, fit_gmm
 
 class Dies(Progress):
     def begin(self, task, total, unit, done=0):

@@ -9,14 +9,14 @@ from small import Small
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
-from gmtool.speed import Speed, device_name, keep_speed
-from gmtool.stages.forecast import forecast
-from gmtool.stages.train import train
-from gmtool.stages.train_settings import architecture_for
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.forecast import forecast
+from gmtool.stages.train.plan import architecture_for
+from gmtool.stages.train.run import train
+from gmtool.throughput import Speed, device_name, keep_speed
 
 QUICK = TrainConfig(steps=30, batch_size=8, keep=1, preview_every=0, device="cpu")
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
+from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.samples import open_samples
-from gmtool.artifacts.tensors import read_tensors
 from gmtool.cli.app import main
-from gmtool.data.modes import ModeFrames
+from gmtool.data.mode_statistics import ModeFrames
 from gmtool.mixture.gaussian_mixture import GaussianMixture as Mixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network

@@ -8,15 +8,15 @@ import h5py
 import pytest
 from small import MIXTURE, PIXELS, Small
 
-from gmtool.config.sample import SampleConfig
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.stages.encode import encode_images
-from gmtool.stages.fit_gmm import fit_gmm
-from gmtool.stages.inspect import describe
-from gmtool.stages.sample import sample
-from gmtool.stages.train import train
+from gmtool.stages.encode.run import encode_images
+from gmtool.stages.fit_gmm.run import fit_gmm
+from gmtool.stages.inspect.run import describe
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 
 TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", objective="mm-fm", save_every=1)
 

@@ -10,19 +10,19 @@ from small import Small
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
-from gmtool.config.sample import SampleConfig
-from gmtool.config.train import TrainConfig
-from gmtool.data.modes import ModeFrames
+from gmtool.data.mode_statistics import ModeFrames
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
 from gmtool.progress import Progress
-from gmtool.stages.generate import Model, generate
-from gmtool.stages.plan import make_plan
-from gmtool.stages.sample import sample
-from gmtool.stages.train import train
-from gmtool.stages.train_settings import architecture_for, resolve
+from gmtool.sampling.plan import make_plan
+from gmtool.sampling.sampler import Model, generate
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.plan import architecture_for, resolve
+from gmtool.stages.train.run import train
 
 TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", mode_mean=True)
 SAMPLING = SampleConfig(num=6, steps=2, device="cpu")

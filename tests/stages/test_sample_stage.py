@@ -18,17 +18,17 @@ from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.artifacts.samples import open_samples
-from gmtool.config.sample import SampleConfig, Solver
-from gmtool.config.train import TrainConfig
-from gmtool.data.modes import ModeFrames
+from gmtool.data.mode_statistics import ModeFrames
 from gmtool.errors import MachineError, UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT
 from gmtool.progress import Progress
-from gmtool.stages.generate import Model, generate
-from gmtool.stages.plan import make_plan
-from gmtool.stages.sample import choose_labels, choose_modes, sample
-from gmtool.stages.train import train
+from gmtool.sampling.plan import make_plan
+from gmtool.sampling.sampler import Model, generate
+from gmtool.stages.sample.config import SampleConfig, Solver
+from gmtool.stages.sample.run import choose_labels, choose_modes, sample
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 from gmtool.tokenizers.build import build_tokenizer
 
 QUICK = SampleConfig(num=12, steps=2, device="cpu")
@@ -181,7 +181,7 @@ def test_stopped_while_putting_together(make_run: MakeRun, tmp_path: Path, monke
     sample(make_run(), tmp_path / "whole", QUICK, Progress())
     for place in ("_write_npz", "image_grid", "_replace"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(f"gmtool.stages.sample.{place}", stop)
+            patch.setattr(f"gmtool.stages.sample.run.{place}", stop)
             sample(make_run(), tmp_path / "cut", QUICK, Progress())
         assert not (tmp_path / "cut").exists()
     sample(make_run(), tmp_path / "cut", QUICK, Progress())

@@ -10,12 +10,12 @@ from small import Small
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
-from gmtool.config.sample import SampleConfig
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.stages.sample import sample
-from gmtool.stages.train import train
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 
 TRAINING = TrainConfig("gm-kl", spectral=2, steps=3, batch_size=8, preview_every=0, device="cpu", warmup=0, ema=(0.0,))
 SAMPLING = SampleConfig(num=6, steps=2, solver="gm-sde", device="cpu")

@@ -13,17 +13,17 @@ from small import Small
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
-from gmtool.config.option import options_of
-from gmtool.config.sample import SampleConfig
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.nn.architecture import SIZES, Architecture
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
-from gmtool.stages import train as train_stage
-from gmtool.stages.sample import sample
-from gmtool.stages.train import train
-from gmtool.stages.train_settings import architecture_for, resolve
+from gmtool.settings import options_of
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
+from gmtool.stages.train import run as train_stage
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.plan import architecture_for, resolve
+from gmtool.stages.train.run import train
 
 QUICK = TrainConfig(steps=3, batch_size=8, preview_every=0, device="cpu", warmup=0)
 

@@ -19,17 +19,17 @@ from user import Stop, start_gmtool
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import latent_statistics, open_run
-from gmtool.config.train import TrainConfig
 from gmtool.data.latent_loader import latent_batches
-from gmtool.data.modes import ModeFrames
+from gmtool.data.mode_statistics import ModeFrames
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
-from gmtool.stages.train import train
-from gmtool.stages.train_settings import architecture_for, resolve
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.plan import architecture_for, resolve
+from gmtool.stages.train.run import train
+from gmtool.training.batches import BatchBuilder, known_modes, mode_weights
 from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, Position, find_checkpoint, list_checkpoints
-from gmtool.training.feed import Feed, known_modes, mode_weights
 from gmtool.training.loss import Batch
-from gmtool.training.step import Stepper, Taken
+from gmtool.training.step import Stepper, StepResult
 
 CPU = torch.device("cpu")
 QUICK = TrainConfig(steps=5, batch_size=7, warmup=2, save_every=2, preview_every=0, tensorboard=False, device="cpu")
@@ -407,7 +407,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int, int], bool]) 
     real, taken = Stepper.take, []
     seeds = {Position(order=order).seed(QUICK.seed): order for order in range(9)}
 
-    def take(self: Stepper, batch: Batch, step: int, seed: int) -> Taken:
+    def take(self: Stepper, batch: Batch, step: int, seed: int) -> StepResult:
         order = seeds[seed]
         taken.append((order, step))
         return real(self, replace(batch, x=batch.x * torch.nan) if is_bad(order, step) else batch, step, seed)
@@ -635,7 +635,7 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
         statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class=True))
         config = resolve(config, latents, gmm, CPU)
         frames = ModeFrames(gmm, statistics, CPU, whitened=True)
-        feed = Feed(latents.labels, 3, known_modes(gmm, config), frames, statistics, config, CPU)
+        feed = BatchBuilder(latents.labels, 3, known_modes(gmm, config), frames, statistics, config, CPU)
         modes, own = [], []
         means = statistics.normalise(torch.from_numpy(gmm.patch_mean(np.arange(4))))
         for batch in feed.batches(latent_batches(latents, 60, 0, 0, 40, None), 0, 0):

@@ -12,18 +12,18 @@ from small import Small
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.run import open_run
 from gmtool.artifacts.samples import open_samples
-from gmtool.config.evaluate import EvaluateConfig
-from gmtool.config.sample import SampleConfig
-from gmtool.config.train import TrainConfig
-from gmtool.data.modes import ModeFrames
+from gmtool.data.mode_statistics import ModeFrames
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
-from gmtool.stages.evaluate import evaluate
-from gmtool.stages.generate import Model, flow_of, generate
-from gmtool.stages.plan import make_plan
-from gmtool.stages.sample import sample
-from gmtool.stages.train import train
+from gmtool.sampling.plan import make_plan
+from gmtool.sampling.sampler import Model, flow_of, generate
+from gmtool.stages.evaluate.config import EvaluateConfig
+from gmtool.stages.evaluate.run import evaluate
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 
 TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu")
 SAMPLING = SampleConfig(num=40, steps=50, solver="euler", device="cpu")

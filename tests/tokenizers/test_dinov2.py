@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gmtool.device import compute_dtype
 from gmtool.errors import MachineError, UserError
+from gmtool.runtime import compute_dtype
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.dinov2 import Dinov2, dinov2_spec
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.samples import open_samples
 from gmtool.cli.app import main
-from gmtool.config.encode import EncodeConfig
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.stages.encode import encode_images
+from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.encode.run import encode_images
 from gmtool.tokenizers import sd_vae
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.dinov2 import Dinov2, dinov2_spec

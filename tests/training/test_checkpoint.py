@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import (
     EMA,
     MODEL,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from gmtool.config.train import TrainConfig
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
-from gmtool.random import generator
+from gmtool.stages.train.config import TrainConfig
+from gmtool.streams import generator
 from gmtool.training.cost import StepCost, step_cost
 from gmtool.training.loss import Batch, draw, training_loss
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.ema import average_file, exponential, make_averages, power_exponent, power_law
 
 CONFIG = TrainConfig(ema=(0.9, 0.5), ema_power=(0.1, 0.25))

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from small import Small
 from user import Stop
 
-from gmtool.config.train import TrainConfig
 from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.stages.train import train
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 from gmtool.training.focal import KEPT, ModeLosses
 
 TRAINING = TrainConfig(

@@ -8,9 +8,9 @@ import pytest
 
 from gmtool.artifacts.manifest import Manifest
 from gmtool.artifacts.run import RunFolder
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training import loggers as loggers_module
 from gmtool.training.loggers import TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
 from gmtool.training.metrics import MetricsFile

@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gmtool.config.train import TrainConfig
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, Position, list_checkpoints, remove_old, save_checkpoint
 from gmtool.training.loop import DivergedError, Event, Loop
 from gmtool.training.loss import Batch
 from gmtool.training.metrics import MetricsFile
+from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
-from gmtool.training.trainee import Trainee, make_trainee
 
 CONFIG = TrainConfig(
     steps=6, lr=1e-2, warmup=0, time_shift=1.0, condition="none", source="gaussian", save_every=2, preview_every=0
@@ -28,8 +28,8 @@ CONFIG = TrainConfig(
 START = Position()
 
 
-def trainee(config: TrainConfig = CONFIG) -> Trainee:
-    return make_trainee(build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0), config)
+def trainee(config: TrainConfig = CONFIG) -> TrainState:
+    return make_state(build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0), config)
 
 
 def batches(count: int) -> list[Batch]:
@@ -41,7 +41,7 @@ def train(
     folder: Path,
     data: list[Batch],
     config: TrainConfig = CONFIG,
-    subject: Trainee | None = None,
+    subject: TrainState | None = None,
     start: Position = START,
     previews: list[int] | None = None,
     progress: Progress | None = None,
@@ -203,7 +203,7 @@ def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pyte
 def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
     config = replace(CONFIG, optimizer=optimizer, ema_power=(0.1,), weight_decay=0.1)
     network = build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0).cuda()
-    stepper = Stepper(config, make_trainee(network, config), micro_batch=4)
+    stepper = Stepper(config, make_state(network, config), micro_batch=4)
     data = [Batch(each.x.cuda()) for each in batches(4)]
     stepper.take(data[0], 0, 0)  # what is made on first use may wait
     torch.cuda.set_sync_debug_mode("error")

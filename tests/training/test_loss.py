@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.flow.source import Frame
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT
-from gmtool.random import generator
+from gmtool.stages.train.config import TrainConfig
+from gmtool.streams import generator
 from gmtool.training.loss import Batch, draw, pair, training_loss
 
 SHAPE = (2, 2, 2)

@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import MachineError, UserError
 from gmtool.flow.source import Frame
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
 from gmtool.training.loss import Batch
 from gmtool.training.micro_batch import choose_micro_batch, divisors, largest_that_fits
-from gmtool.training.step import Stepper, Taken
-from gmtool.training.trainee import Trainee, make_trainee
+from gmtool.training.state import TrainState, make_state
+from gmtool.training.step import Stepper, StepResult
 
 CPU = torch.device("cpu")
 PLAIN = TrainConfig(lr=1e-2, warmup=0, time_shift=1.0, source="gaussian", coupling="independent", condition="class")
@@ -23,7 +23,7 @@ MIXTURE = replace(PLAIN, objective="gm-kl", components=2, spectral=1)
 UNION = replace(PLAIN, objective="gm-kl", components=2, source="gmm", coupling="mode")
 
 
-def subject(config: TrainConfig) -> Trainee:
+def subject(config: TrainConfig) -> TrainState:
     architecture = Architecture(
         (2, 2, 2),
         depth=1,
@@ -34,7 +34,7 @@ def subject(config: TrainConfig) -> Trainee:
         components=config.components if config.mixture else 0,
         spectral=config.spectral,
     )
-    return make_trainee(build_network(architecture, 0), config)
+    return make_state(build_network(architecture, 0), config)
 
 
 def batch(count: int) -> Batch:
@@ -47,7 +47,7 @@ def batch(count: int) -> Batch:
     return Batch(normal(), labels % 3, labels % 2, Frame(normal(), normal().abs() + 0.5))
 
 
-def step(config: TrainConfig, size: int | None) -> tuple[Taken, Trainee]:
+def step(config: TrainConfig, size: int | None) -> tuple[StepResult, TrainState]:
     trainee = subject(config)
     return Stepper(config, trainee, micro_batch=size).take(batch(12), 0, 0), trainee
 
@@ -161,7 +161,7 @@ def test_auto_fits_on_the_gpu() -> None:
     device = torch.device("cuda")
     config = replace(PLAIN, condition="none")
     network = build_network(Architecture((4, 16, 16), depth=12, width=768, heads=12), 0).to(device)
-    stepper = Stepper(config, make_trainee(network, config))
+    stepper = Stepper(config, make_state(network, config))
     found = largest_that_fits(stepper, 2048, device)
     assert 1 <= found < 2048
     taken = replace(stepper, micro_batch=found).take(Batch(torch.randn(2048, 4, 16, 16, device=device)), 0, 0)

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.optimizer import Optimizer, make_optimizer
 
 ARCHITECTURE = Architecture((2, 2, 2), depth=2, width=16, heads=2)

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from gmtool.config.train import TrainConfig
 from gmtool.errors import UserError
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.schedule import learning_rate
 
 

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from gmtool.config.train import TrainConfig
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.stages.train.config import TrainConfig
 from gmtool.training.loss import Batch
-from gmtool.training.step import Stepper, Taken, by_quarter
-from gmtool.training.trainee import make_trainee
+from gmtool.training.state import make_state
+from gmtool.training.step import Stepper, StepResult, by_quarter
 
 CONFIG = TrainConfig(lr=1e-3, time_shift=3.0, condition="none", source="gaussian")
 
 
-def taken(quarters: list[list[float]]) -> Taken:
-    return Taken(3, 0.1, torch.tensor(2.0), torch.tensor(1.0), torch.tensor(False), torch.tensor(quarters))
+def taken(quarters: list[list[float]]) -> StepResult:
+    return StepResult(3, 0.1, torch.tensor(2.0), torch.tensor(1.0), torch.tensor(False), torch.tensor(quarters))
 
 
 def test_losses_are_told_apart_by_time() -> None:
@@ -35,7 +35,7 @@ def test_a_record_holds_the_mean_loss_of_each_quarter_with_data() -> None:
 
 
 def test_the_quarters_of_a_step_add_up_to_its_loss() -> None:
-    trainee = make_trainee(build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0), CONFIG)
+    trainee = make_state(build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0), CONFIG)
     found = Stepper(CONFIG, trainee).take(Batch(torch.randn(64, 2, 2, 2)), step=0, seed=0)
     sums, counts = found.quarters
     assert counts.sum() == 64 and (counts > 4).all()

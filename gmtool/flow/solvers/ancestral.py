@@ -14,7 +14,7 @@ from torch import Tensor
 from gmtool.flow.path import ReverseTransition, mean_data, per_sample, reverse_transition
 from gmtool.flow.prediction import VelocityModel
 from gmtool.flow.times import expand, time_grid
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 
 def denoise(model: VelocityModel, x_t: Tensor, t: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from gmtool.flow.path import reverse_transition
 from gmtool.flow.prediction import VelocityModel
 from gmtool.flow.solvers.ancestral import denoise, deterministic_step
 from gmtool.flow.times import expand, time_grid
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 
 @dataclass(frozen=True)

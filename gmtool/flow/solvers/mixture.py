@@ -18,7 +18,7 @@ from gmtool.flow.prediction import TINY, MixtureModel, Prediction, sample_mean
 from gmtool.flow.solvers.substeps import follow
 from gmtool.flow.times import expand, time_grid
 from gmtool.mixture.gaussian_mixture import CHANNEL, GaussianFactor, GaussianMixture, IsotropicGaussian, quotient
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 DAMPING_ADDED, DAMPING_GUIDED = 0.005, 1.0
 """ca and cb of the second order's damping sqrt(1 - V ((cb w)^2 + ca) / h'^2), as in GMFlow's implementation."""

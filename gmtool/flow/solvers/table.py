@@ -12,7 +12,7 @@ from gmtool.flow.solvers.ancestral import ddim, ddpm_large, ddpm_small
 from gmtool.flow.solvers.dpm import dpmpp_2m, dpmpp_2m_sde
 from gmtool.flow.solvers.unipc import unipc
 from gmtool.flow.solvers.velocity import euler, heun
-from gmtool.random import Noise
+from gmtool.streams import Noise
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""The small file beside an output that keeps how far its making has come: one class for every stage that resumes.
+
+It is written aside, brought to the disk and renamed, so that after a kill at any moment there is the last state or the
+one before, never a part of one. It is an ``.npz`` of arrays and one JSON record, and belongs to one ``key``: a digest
+of everything that the result depends on. A state of another key, or one that cannot be read, is as good as none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from gmtool.artifacts.files import part_of, written_aside
+
+KEY, RECORD = "key", "record"
+"""Names of the two texts beside the arrays."""
+
+
+@dataclass(frozen=True, eq=False)
+class ResumeState:
+    """What was done: a record of JSON values, and arrays by name."""
+
+    record: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResumeFile:
+    """The state of the making of ``output``, for one ``key``."""
+
+    output: Path
+    key: str
+
+    @property
+    def path(self) -> Path:
+        """Where the state is."""
+        part = part_of(self.output)
+        return part.with_name(part.name + ".state")
+
+    def load(self) -> ResumeState | None:
+        """The state on disk; None when there is none of this key that can be read."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                if str(file[KEY]) != self.key:
+                    return None
+                arrays = {name: file[name] for name in file.files if name not in (KEY, RECORD)}
+                return ResumeState(json.loads(str(file[RECORD])), arrays)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+            return None
+
+    def exists(self) -> bool:
+        """Whether there is a state, of whatever key."""
+        return self.path.exists()
+
+    def save(self, state: ResumeState) -> None:
+        """Replace the state on disk. Raises OSError when the disk is full; the state before is then still there."""
+        texts = {KEY: np.array(self.key), RECORD: np.array(json.dumps(state.record))}
+        with written_aside(self.path) as path, path.open("wb") as file:
+            np.savez(file, **texts, **state.arrays)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Forget the state, and one that was being written."""
+        for path in (self.path, part_of(self.path)):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""What the command line shows: progress and notes on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gmtool.forecast import Forecast
+from gmtool.progress import Progress
+
+PLAIN_INTERVAL = 15.0
+"""Seconds between two progress lines when standard error is not a terminal."""
+
+SHARES = frozenset({"of peak", "waiting"})
+"""Figures that are a part of a whole, for people in percent."""
+
+_bars: list[Any] = []
+"""The bar that is on the terminal, if any."""
+
+
+def close_bar() -> None:
+    """Take the bar off the terminal: until then the terminal's cursor is hidden."""
+    while _bars:
+        _bars.pop().stop()
+
+
+class ConsoleProgress(Progress):
+    """A bar with rate, figures and ETA on a terminal; a line now and then elsewhere (logs, pipes)."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._name, self._unit = "", ""
+        self._total = self._count = self._start_count = 0
+        self._started = self._printed = 0.0
+
+    def begin(self, task: str, total: int, unit: str, done: int = 0) -> None:
+        """See `Progress.begin`."""
+        self._name, self._unit, self._total, self._count, self._start_count = task, unit, total, done, done
+        self._started = self._printed = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            _bars.append(self._bar)
+            self._task = self._bar.add_task(task, total=total, completed=done, text="")
+
+    def advance(self, count: int = 1, figures: Mapping[str, float] | None = None) -> None:
+        """See `Progress.advance`."""
+        self._count += count
+        text = self._text(figures or {})
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._count, text=text)
+        elif time.monotonic() - self._printed > PLAIN_INTERVAL:
+            self._printed = time.monotonic()
+            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """See `Progress.end`."""
+        if self._bar is not None:
+            close_bar()
+            self._bar = None
+        elif self._count > self._start_count:
+            print(f"{self._name}: {self._text({})}", file=sys.stderr, flush=True)
+
+    def note(self, message: str) -> None:
+        """See `Progress.note`."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(message, file=sys.stderr, flush=True)
+
+    def _text(self, figures: Mapping[str, float]) -> str:
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = (self._count - self._start_count) / elapsed
+        left = (self._total - self._count) / rate if rate > 0 else float("inf")
+        shown = "".join(f", {name} {value:{'.1%' if name in SHARES else '.4g'}}" for name, value in figures.items())
+        ending = f"{duration(left)} left" if self._count < self._total else f"in {duration(elapsed)}"
+        return f"{self._count:,}/{self._total:,} {self._unit}, {rate:.3g} {self._unit}/s{shown}, {ending}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 75 -> '1:15', 3700 -> '1:01:40'."""
+    if seconds == float("inf"):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on standard output; the first column is left-aligned, the others right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def print_forecast(found: Forecast) -> None:
+    """Print what a stage would do, as a table on standard output."""
+    from gmtool.artifacts.files import human_bytes
+
+    rows = [(f"{choice.flag} (auto)", f"{choice.value}: {choice.why}") for choice in found.choices]
+    for verb, files in (("reads", found.reads), ("writes", found.writes)):
+        rows += [
+            (verb, f"{file.path}" if file.bytes is None else f"{file.path}, {human_bytes(file.bytes)}")
+            for file in files
+        ]
+    rows += found.work
+    if found.memory is not None:
+        rows.append(("memory", f"about {human_bytes(found.memory)}"))
+    if found.seconds is not None:
+        rows.append(("time", f"about {duration(found.seconds)}"))
+    print_table(found.title, ("would", ""), rows)

@@ -1,0 +1,1 @@
+"""``gmtool bench``: what this machine does in a second."""

@@ -1,0 +1,52 @@
+"""``gmtool bench``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gmtool.flags import with_options
+from gmtool.stages.bench.config import BenchConfig
+
+if TYPE_CHECKING:
+    from gmtool.stages.bench.run import BenchReport, Measurement
+
+
+@with_options(BenchConfig)
+def command(
+    *,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
+    ] = False,
+    config: BenchConfig,
+) -> None:
+    """Measure this machine with a recipe's networks, and say how long ImageNet would take, stage by stage.
+
+    What training reached is kept, so that gmtool train --dry-run tells the time of a run.
+
+    Example: gmtool bench --preset gmflow-imagenet256
+    """
+    from gmtool.console import ConsoleProgress
+    from gmtool.stages.bench.run import bench
+
+    report = bench(config, ConsoleProgress())
+    if json:
+        print(report.to_json())
+    else:
+        _print_report(report)
+
+
+def _print_report(report: BenchReport) -> None:
+    from gmtool.console import duration, print_table
+
+    limit = f"matrix products at {report.matmul / 1e12:.3g} TFLOP/s"
+    print_table(
+        f"{report.preset} on {report.device}, {report.precision}; {limit}",
+        ("stage", "a second", f"{report.images:,} images", "note"),
+        ((each.stage, _rate(each), duration(each.seconds), each.note) for each in report.measurements),
+    )
+
+
+def _rate(found: Measurement) -> str:
+    return f"{found.rate:,.0f} {found.unit}" if found.rate >= 100 else f"{found.rate:.3g} {found.unit}"

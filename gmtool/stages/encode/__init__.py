@@ -1,0 +1,1 @@
+"""``gmtool encode``: images to a latents file."""

@@ -1,0 +1,1 @@
+"""``gmtool eval``: scores of samples."""

@@ -1,0 +1,90 @@
+"""``gmtool eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gmtool.flags import PresetName, with_options
+from gmtool.stages.evaluate.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from gmtool.evaluation.report import Measurement, Report
+
+NAMES = {
+    "frechet_distance": ("FID", "Fréchet distance"),
+    "inception_score": ("Inception score", ""),
+    "kernel_distance": ("KID", "kernel distance"),
+    "precision": ("precision", "precision"),
+    "recall": ("recall", "recall"),
+    "magnitude": ("mean magnitude", "mean magnitude"),
+    "saturated_share": ("saturated share", "saturated share"),
+    "path_length": ("path length", "path length"),
+    "straightness": ("straightness", "straightness"),
+    "lipschitz": ("mean Lipschitz constant", "mean Lipschitz constant"),
+    "transport": ("W2^2 of latents", "W2^2 of latents"),
+    "sliced_transport": ("sliced W2^2 of latents", "sliced W2^2 of latents"),
+}
+"""What a metric is called on Inception's features, and on a tokenizer's."""
+
+
+@with_options(EvaluateConfig)
+def command(
+    samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="Folder that gmtool sample wrote.")] = Path(
+        "samples"
+    ),
+    *,
+    _preset: PresetName = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
+    ] = False,
+    config: EvaluateConfig,
+) -> None:
+    """Score samples against real images.
+
+    Writes metrics.json into SAMPLES. Each figure stands beside the same one of real images in the samples' place: what
+    a perfect generator would reach with as many images.
+
+    Example: gmtool eval samples/ --reference validation/
+    """
+    from gmtool.console import ConsoleProgress
+    from gmtool.stages.evaluate.run import evaluate
+
+    report = evaluate(samples, config, ConsoleProgress())
+    if json:
+        print(report.to_json())
+    else:
+        print_report(report)
+
+
+def print_report(report: Report) -> None:
+    """Print a report as a table on standard output."""
+    from gmtool.console import print_table
+
+    print_table(
+        f"{report.samples} against {report.reference_kind} {report.reference} ({report.reference_fingerprint[:8]}), by "
+        f"{report.extractor}",
+        ("metric", "samples", "images", "real against real", "images"),
+        (
+            (
+                NAMES[each.metric][report.features == "tokenizer"],
+                _value(each.generated),
+                _counts(each.generated),
+                "" if each.real is None else _value(each.real),
+                "" if each.real is None else _counts(each.real),
+            )
+            for each in report.figures
+        ),
+    )
+
+
+def _value(found: Measurement) -> str:
+    """A value, with its spread over parts of the data if it has one: '0.0123 ± 0.0004'."""
+    return f"{found.value:.4g}" + ("" if found.spread is None else f" ± {found.spread:.2g}")
+
+
+def _counts(found: Measurement) -> str:
+    """Images on either side: '5,000 / 10,000'; a side that is not there, or not known, is a dash."""
+    return f"{found.images:,} / {'–' if found.reference_images is None else f'{found.reference_images:,}'}"

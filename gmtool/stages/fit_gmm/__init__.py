@@ -1,0 +1,1 @@
+"""``gmtool fit-gmm``: a latents file to a fitted mixture."""

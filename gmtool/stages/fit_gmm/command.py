@@ -1,0 +1,88 @@
+"""``gmtool fit-gmm``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gmtool.flags import PresetName, with_options
+from gmtool.stages.fit_gmm.config import FitGmmConfig
+
+if TYPE_CHECKING:
+    from gmtool.stages.fit_gmm.plan import FitPlan
+    from gmtool.stages.fit_gmm.run import FitReport
+
+
+@with_options(FitGmmConfig)
+def command(
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="File that gmtool encode wrote.")] = Path(
+        "latents.h5"
+    ),
+    gmm: Annotated[Path, typer.Argument(metavar="GMM", help="File to write.")] = Path("gmm.h5"),
+    *,
+    _preset: PresetName = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
+    config: FitGmmConfig,
+) -> None:
+    """Fit a Gaussian mixture to latents: modes from the descriptors, then their means and variances in patch space.
+
+    Example: gmtool fit-gmm latents.h5 gmm.h5 --modes 8192
+    """
+    from gmtool.console import ConsoleProgress
+    from gmtool.stages.fit_gmm.run import fit_gmm, plan_fit
+
+    if dry_run:
+        _print_plan(plan_fit(latents, gmm, config), latents, gmm)
+        return
+    _print_report(fit_gmm(latents, gmm, config, ConsoleProgress()))
+
+
+def _print_plan(plan: FitPlan, latents: Path, gmm: Path) -> None:
+    from gmtool.console import print_table
+
+    print_table(f"Would fit {latents} -> {gmm}", ("plan", ""), plan.rows())
+
+
+def _print_report(report: FitReport) -> None:
+    from gmtool.console import duration, print_table
+
+    figures = report.figures
+    names = ("smallest", "5 %", "median", "95 %", "largest")
+    ending = "converged" if figures.converged else "not converged"
+    rows = [
+        ("populated modes", f"{figures.populated:,} of {figures.modes:,}"),
+        *((f"images in a mode, {name}", f"{value:.1f}") for name, value in zip(names, figures.population, strict=True)),
+        *_likelihood_rows(
+            f"{figures.data - figures.held_out:,} fitted", figures.log_likelihood, figures.descriptor_size
+        ),
+        *_likelihood_rows(f"{figures.held_out:,} held-out", figures.held_out_log_likelihood, figures.descriptor_size),
+        ("k-means iterations", f"{figures.kmeans_iterations}"),
+        ("EM iterations", f"{figures.em_iterations} ({ending})"),
+    ]
+    sources = ("one Gaussian", "spherical modes", "diagonal modes")
+    distances = [
+        (name, f"{each.nats:.4f}", f"{each.travel:.4f}") for name, each in zip(sources, figures.distances, strict=True)
+    ]
+    if report.reused:
+        print(f"{report.path} is already what these settings make of these latents; nothing to do")
+    print_table(f"{report.path}", ("mixture", ""), rows)
+    print_table(
+        "from source to data, an entry of the normalised latents, given the mode",
+        ("source", "-log p, nats", "squared distance of a pair"),
+        distances,
+    )
+    if not report.reused:
+        print(f"wrote {report.path} and {report.picture} in {duration(report.seconds)}")
+        print(f"next: gmtool train --gmm {report.path}")
+
+
+def _likelihood_rows(data: str, value: float | None, size: int) -> list[tuple[str, str]]:
+    """Rows on the mean log-likelihood, an image and a dimension of its descriptor; none without a value."""
+    if value is None:
+        return []
+    return [
+        (f"log-likelihood of {data} images, nats an image", f"{value:.3f}"),
+        (f"log-likelihood of {data} images, nats a dimension", f"{value / size:.4f}"),
+    ]

@@ -1,0 +1,94 @@
+"""Settings of ``gmtool fit-gmm``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from gmtool.errors import UserError
+from gmtool.settings import Decoder, Device, Option, Seed, check_ranges
+
+UNITS = {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30, "mb": 1e6 / 2**30}
+"""What a size may end with, in GiB."""
+
+
+def gibibytes(size: str | float) -> float:
+    """A size such as ``8GiB``, ``512 MiB`` or ``8`` in GiB, or such a number. Raises UserError when it is none."""
+    if isinstance(size, (int, float)):
+        return float(size)
+    parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", size.lower())
+    if parts is None or parts[2] not in UNITS:
+        raise UserError(f"--memory must be a size such as 512MiB or 8GiB, not {size!r}")
+    return float(parts[1]) * UNITS[parts[2]]
+
+
+@dataclass(frozen=True)
+class FitGmmConfig:
+    """How the mixture is fitted to the descriptors and carried to the patches."""
+
+    modes: Annotated[int, Option("Components of the mixture.", metavar="K", minimum=1)] = 64
+    assignment: Annotated[
+        Literal["soft", "hard"],
+        Option("How a datum belongs to modes: soft (its most probable modes, renormalised) or hard (the best one)."),
+    ] = "soft"
+    top_k: Annotated[int, Option("Modes kept for a datum under soft assignment.", metavar="N", minimum=1)] = 8
+    covariance: Annotated[
+        Literal["diagonal", "spherical"],
+        Option("Patch-space variance of a mode: one an entry, or one number times the variance of all data."),
+    ] = "diagonal"
+    mirror: Annotated[
+        bool, Option("Count every image a second time, its latents mirrored left to right, in the modes' patches.")
+    ] = False
+    kmeans_iterations: Annotated[
+        int, Option("Iterations of k-means at most; EM wants few, its absence more.", metavar="N", minimum=1)
+    ] = 2
+    em_iterations: Annotated[
+        int, Option("Iterations of EM at most; 0 keeps the k-means clusters.", metavar="N", minimum=0)
+    ] = 100
+    tolerance: Annotated[
+        float,
+        Option(
+            "EM stops when the mean log-likelihood of a datum gains less than this, in nats.",
+            metavar="NATS",
+            minimum=0.0,
+        ),
+    ] = 1e-3
+    variance_floor: Annotated[
+        float, Option("Added to each descriptor variance, in squared descriptor units.", metavar="VAR", minimum=0.0)
+    ] = 1e-6
+    shrinkage: Annotated[
+        float,
+        Option(
+            "Weight, in images, of the global patch variance in each mode's own: (n S_k + W S) / (n + W).",
+            metavar="W",
+            minimum=0.0,
+        ),
+    ] = 4.0
+    held_out: Annotated[
+        float,
+        Option(
+            "Share of the images kept out of k-means and EM, for the held-out log-likelihood; they are still "
+            "assigned to modes.",
+            metavar="SHARE",
+            minimum=0.0,
+            below=1.0,
+        ),
+    ] = 0.05
+    memory: Annotated[
+        float,
+        Option(
+            "Memory of a process for the modes' patch sums and the latents just read, as 512MiB or 8GiB (a number "
+            "alone is GiB); where not all modes fit (16 bytes a mode and latent entry), they go in blocks, and images "
+            "that belong to several are read again.",
+            metavar="SIZE",
+            minimum=0.0,
+            reader=gibibytes,
+        ),
+    ] = 4.0
+    decoder: Decoder = None
+    device: Device = "auto"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

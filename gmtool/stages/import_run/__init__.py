@@ -1,0 +1,1 @@
+"""``gmtool import``: a published network as a run."""

@@ -1,0 +1,38 @@
+"""``gmtool import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmtool.flags import with_options
+from gmtool.stages.import_run.config import ImportConfig
+
+
+@with_options(ImportConfig)
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A DiTDH checkpoint of RAE or MM-FM (.pt, .safetensors, or a folder that holds one), or GMFlow's "
+            "folder or hub id. Here and below a file may be one on the hub: owner/name/path/of/file.",
+        ),
+    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")] = Path("run"),
+    *,
+    config: ImportConfig,
+) -> None:
+    """Make a run of a published network, to sample and score like one of gmtool's own. Nothing in SOURCE is executed.
+
+    Example: gmtool import mode-gmm-100k.pt --statistics stat.pt --gmm spatial_gmm.pkl --condition mode
+    """
+    from gmtool.stages.import_run.run import import_run
+
+    report = import_run(source, run, config)
+    print(f"{run}: {report.words}, {report.parameters:,} parameters")
+    for note in report.notes:
+        print(note)
+    print(f"next: gmtool sample {run} {report.sampling}")

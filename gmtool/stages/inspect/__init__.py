@@ -1,0 +1,1 @@
+"""``gmtool inspect``: what a file is, and how it was made."""

@@ -1,0 +1,1 @@
+"""``gmtool sample``: a run to a folder of samples."""

@@ -1,0 +1,1 @@
+"""``gmtool train``: latents to a run."""

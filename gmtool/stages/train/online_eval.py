@@ -1,0 +1,86 @@
+"""Scores of samples during training: the Fréchet distance of a small set, by the moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmtool.artifacts.latents import LatentsFile
+from gmtool.data.image_sets import spread
+from gmtool.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
+from gmtool.sampling.plan import make_plan
+from gmtool.sampling.sampler import Model, generate
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.streams import generator
+from gmtool.tokenizers.base import Tokenizer
+from gmtool.training.metrics import Logger
+
+AT_ONCE = 64
+"""Samples drawn at once, and latents read."""
+REFERENCES = 10
+"""Real images in the reference at most, in units of the samples."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Compares ``count`` samples of the default sampler with training images, and ``count`` other such images likewise.
+
+    Features are the tokenizer's descriptors of images; without a tokenizer that decodes, the means of latents over
+    their positions. The second distance is what a perfect generator would reach with as many samples. With less than
+    twice as many training images as ``count`` half of them are taken.
+    """
+
+    model: Model
+    latents: LatentsFile
+    tokenizer: Tokenizer | None
+    count: int
+    loggers: Sequence[Logger]
+
+    def score(self, step: int) -> None:
+        """Hand the scores of ``step`` to the loggers."""
+        samples = feature_statistics(torch.cat([self._draw(each) for each in _batches(self._size)]))
+        found = {"frechet_distance": frechet_distance(samples, self._reference), "frechet_distance_of_real": self._real}
+        for logger in self.loggers:
+            logger.write([{"step": step, **found}], "samples")
+
+    @property
+    def _size(self) -> int:
+        return min(self.count, len(self.latents) // 2)
+
+    def _draw(self, indices: range) -> Tensor:
+        """Features of samples."""
+        classes = torch.tensor(indices) % max(1, len(self.latents.classes))
+        drawn = generate(self.model, make_plan(SampleConfig(), self.model.config), indices, classes)
+        if self.tokenizer is None:
+            return drawn.mean((2, 3)).cpu()
+        return self.tokenizer.describe(self.tokenizer.decode(drawn)).float().cpu()
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """The real images that take part, in a random order: first those that stand for samples."""
+        rows = spread(len(self.latents), min(len(self.latents), (1 + REFERENCES) * self._size))
+        return rows[torch.randperm(len(rows), generator=generator(self.model.config.seed, "score")).numpy()]
+
+    @cached_property
+    def _real(self) -> float:
+        return frechet_distance(feature_statistics(self._features(self._rows[: self._size])), self._reference)
+
+    @cached_property
+    def _reference(self) -> FeatureStatistics:
+        return feature_statistics(self._features(self._rows[self._size :]))
+
+    def _features(self, rows: np.ndarray) -> Tensor:
+        """Features of real images."""
+        if self.tokenizer is not None:
+            return torch.from_numpy(self.latents.descriptors(rows))
+        parts = (self.latents.patches(rows[each.start : each.stop]) for each in _batches(len(rows)))
+        return torch.cat([torch.from_numpy(each).float().mean((2, 3)) for each in parts])
+
+
+def _batches(count: int) -> list[range]:
+    return [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]

@@ -1,0 +1,107 @@
+"""From rows of the latents file to training batches: normalised, labelled, with the modes that noise comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmtool.artifacts.gmm import GmmFile
+from gmtool.artifacts.latents import LatentsFile
+from gmtool.artifacts.run import LatentStatistics
+from gmtool.data.latent_loader import LatentBatch
+from gmtool.data.mode_statistics import ModeFrames
+from gmtool.flow.coupling import draw_modes
+from gmtool.stages.train.config import TrainConfig
+from gmtool.streams import generator
+from gmtool.training.loss import Batch
+
+
+@dataclass(frozen=True)
+class ModeAssignments:
+    """What a mixture says of every datum, in memory: kept modes and probabilities (N, k), and the weights (K,)."""
+
+    modes: Tensor
+    probabilities: Tensor
+    weights: Tensor
+
+    def draw(self, rows: np.ndarray, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A mode a datum by its own probabilities, and one by the weights alone; both (B,) int64."""
+        uniform = torch.rand(len(rows), generator=draws)
+        own = draw_modes(self.modes[rows], self.probabilities[rows], uniform)
+        return own, torch.multinomial(self.weights, len(rows), replacement=True, generator=draws)
+
+
+def known_modes(gmm: GmmFile | None, config: TrainConfig, part: np.ndarray | None = None) -> ModeAssignments | None:
+    """What a mixture says of every datum; None where training does not ask.
+
+    part: the rows of the latents file that are trained on; default: all.
+    """
+    if gmm is None or not config.uses_modes:
+        return None
+    kept = gmm.kept(slice(None))
+    weights = gmm.weights if part is None else gmm.kept(part).population(len(gmm)) / len(part)
+    return ModeAssignments(
+        torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities), torch.from_numpy(weights).float()
+    )
+
+
+@dataclass(frozen=True)
+class BatchBuilder:
+    """Turns batches of latents into training batches: normalised, labelled, with the frames of their noise.
+
+    labels (N,): of all data, -1 for none. classes: their number.
+    """
+
+    labels: np.ndarray
+    classes: int
+    known: ModeAssignments | None
+    frames: ModeFrames | None
+    statistics: LatentStatistics
+    config: TrainConfig
+    device: torch.device
+
+    def batches(self, raw: Iterator[LatentBatch], start: int, seed: int) -> Iterator[Batch]:
+        """The training batches of steps ``start`` and on; (seed, step) gives their random numbers."""
+        for step, each in enumerate(raw, start):
+            yield self._batch(each, generator(seed, "modes", step))
+
+    def _batch(self, raw: LatentBatch, draws: torch.Generator) -> Batch:
+        x = self.statistics.normalise(raw.patches.to(self.device, non_blocking=True))
+        classes = None
+        if self.config.condition == "class":
+            labels = self.labels[raw.rows[raw.share]]
+            # an image that lies beside the class folders has no class: it gets the null label
+            classes = torch.from_numpy(np.where(labels < 0, self.classes, labels))
+        modes = noise_modes = None
+        if self.known is not None:
+            # drawn for the whole batch, so that they do not depend on its division among processes
+            modes, free = (each[raw.share] for each in self.known.draw(raw.rows, draws))
+            noise_modes = modes if self.config.coupling == "mode" else free
+        frame = context = None
+        if self.frames is not None and noise_modes is not None and self.config.source == "gmm":
+            frame = self.frames.frame(noise_modes)
+        if self.frames is not None and modes is not None and self.config.mode_mean:
+            context = frame.mean if frame is not None and noise_modes is modes else self.frames.frame(modes).mean
+        return Batch(x, self._to_device(classes), self._to_device(modes), frame, context)
+
+    def _to_device(self, labels: Tensor | None) -> Tensor | None:
+        return None if labels is None else labels.to(self.device)
+
+
+def mode_weights(latents: LatentsFile, gmm: GmmFile, by_class: bool, part: np.ndarray | None = None) -> Tensor:
+    """p(mode | class), a row a class, or p(mode) in one row: sums of the data's probabilities, normalised, float32.
+
+    A class without images gets the row of all; images without a class count for none. part: the rows of the file that
+    are trained on; default: all.
+    """
+    rows = latents.labels if by_class else np.zeros(len(latents), np.int64)
+    counts = np.zeros((len(latents.classes) if by_class else 1, len(gmm)))
+    labelled = np.flatnonzero(rows >= 0) if part is None else part[rows[part] >= 0]
+    kept = gmm.kept(labelled)
+    np.add.at(counts, (rows[labelled, None], kept.modes), kept.probabilities)
+    counts[counts.sum(1) == 0] = counts.sum(0)
+    return torch.from_numpy(counts / counts.sum(1, keepdims=True)).float()

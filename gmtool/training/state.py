@@ -1,0 +1,78 @@
+"""What a training run changes, and the files that it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from gmtool.distributed import ALONE, World, holding_shards, replicate, shard
+from gmtool.nn.network import Network
+from gmtool.stages.train.config import TrainConfig
+from gmtool.training.checkpoint import MODEL, OPTIMIZER, load_optimizer, load_weights
+from gmtool.training.ema import Average, average_file, make_averages
+from gmtool.training.focal import ModeLosses
+from gmtool.training.loss import Forward
+from gmtool.training.optimizer import Optimizer, make_optimizer
+
+FOCAL = "focal.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The network, its moving averages, the optimiser.
+
+    forward: how the network is called: itself, or wrapped for several processes, or compiled. hold: makes a context in
+    which a backward pass keeps its gradients to this process: that of a micro-batch which is not the last of a step.
+    focal: the losses of the modes, which weigh the data; None without re-weighting.
+    """
+
+    network: Network
+    averages: tuple[Average, ...]
+    optimizer: Optimizer
+    forward: Forward
+    hold: Callable[[], AbstractContextManager[object]] = nullcontext
+    focal: ModeLosses | None = None
+
+    def tensors(self, world: World = ALONE) -> dict[str, Mapping[str, Tensor]]:
+        """The files of a checkpoint: named tensors by file name. All processes call this, for the first one."""
+        averages = {average_file(each.name, self._names): each.network.state_dict() for each in self.averages}
+        focal = {} if self.focal is None else {FOCAL: self.focal.state_dict()}
+        files = {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state(), **focal}
+        return {name: world.assemble(tensors) for name, tensors in files.items()}
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
+        load_weights(self.network, folder / MODEL)
+        for each in self.averages:
+            load_weights(each.network, folder / average_file(each.name, self._names))
+        load_optimizer(self.optimizer, folder / OPTIMIZER)
+        if self.focal is not None:
+            load_weights(self.focal, folder / FOCAL)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.averages)
+
+
+def make_state(network: Network, config: TrainConfig, modes: int = 0, world: World = ALONE) -> TrainState:
+    """A network that is to be trained from its present weights, by the settings. modes: those of the fitted mixture.
+
+    Of several processes each holds all weights, or with ``config.shard`` its part of them.
+    """
+    averages = make_averages(network, config)
+    forward: Forward = network
+    hold: Callable[[], AbstractContextManager[object]] = nullcontext
+    if config.shard:
+        for each in (network, *(average.network for average in averages)):
+            shard(each, world)
+        hold = partial(holding_shards, network)
+    elif world.size > 1:
+        forward = replicated = replicate(network)
+        hold = replicated.no_sync
+    focal = ModeLosses(modes, config.focal).to(next(network.parameters()).device) if config.focal else None
+    return TrainState(network, averages, make_optimizer(network, config), forward, hold, focal)

@@ -1,0 +1,63 @@
+"""How fast steps are taken, against what the machine could do, and how much of the time went into waiting for data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from gmtool.training.metrics import Record
+
+_Item = TypeVar("_Item")
+
+
+@dataclass
+class ThroughputMeter:
+    """A clock for laps of steps.
+
+    steps: taken in this lap. flops: operations of a datum in a step; peak: operations a second of the machine's matrix
+    products; both 0 where they are not known. On a GPU, steps are only queued: the time waited for data is then an
+    upper bound of the time that the GPU stood still for it.
+    """
+
+    flops: int = 0
+    peak: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    _began: float = field(default=0.0, init=False)
+    _waited: float = field(default=0.0, init=False)
+    _images: int = field(default=0, init=False)
+    steps: int = field(default=0, init=False)
+
+    def waiting(self, batches: Iterable[_Item]) -> Iterator[_Item]:
+        """The batches, the time that each is waited for measured."""
+        self.begin_lap()
+        source = iter(batches)
+        while True:
+            started = self.clock()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self._waited += self.clock() - started
+            yield batch
+
+    def begin_lap(self) -> None:
+        """Forget what was measured up to now."""
+        self._began, self._waited, self._images, self.steps = self.clock(), 0.0, 0, 0
+
+    def count(self, images: int) -> None:
+        """Take in a step on so many images."""
+        self._images += images
+        self.steps += 1
+
+    def figures(self) -> Record:
+        """The lap's figures: images/s, TFLOP/s and its share of the peak where they are known, share of time waited."""
+        passed = max(self.clock() - self._began, 1e-9)
+        rate = self._images / passed
+        found = {"images/s": rate}
+        if self.flops:
+            found["TFLOP/s"] = rate * self.flops / 1e12
+        if self.flops and self.peak:
+            found["of peak"] = rate * self.flops / self.peak
+        return {**found, "waiting": self._waited / passed}

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from gmtool.artifacts.resume import ResumeFile, ResumeState
+
+STATE = ResumeState({"images": 3, "names": ["a", "b"]}, {"mean": np.arange(4.0), "count": np.array(7)})
+
+
+def test_a_state_comes_back_for_its_own_key_alone(tmp_path):
+    file = ResumeFile(tmp_path / "out.h5", "key")
+    assert file.load() is None
+    assert not file.exists()
+    file.save(STATE)
+    found = file.load()
+    assert found.record == STATE.record
+    assert found.arrays.keys() == STATE.arrays.keys()
+    np.testing.assert_array_equal(found.arrays["mean"], STATE.arrays["mean"])
+    assert ResumeFile(tmp_path / "out.h5", "other").load() is None
+    file.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_a_damaged_state_is_none(tmp_path, kept):
+    file = ResumeFile(tmp_path / "out.h5", "key")
+    file.save(STATE)
+    file.path.write_bytes(file.path.read_bytes()[:kept])
+    assert file.load() is None
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    file = ResumeFile(tmp_path / "out.h5", "key")
+    file.save(STATE)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        file.save(ResumeState({"images": 4}))
+    assert file.load().record["images"] == 3
+    assert [each.name for each in tmp_path.iterdir()] == [file.path.name]

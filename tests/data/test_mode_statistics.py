@@ -1,0 +1,71 @@
+"""The frames of a mixture's modes: normalised, never narrower than the floor, the same from memory and from disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import Small
+
+from gmtool.artifacts.gmm import Assignments, DescriptorMixture, open_gmm, write_gmm
+from gmtool.artifacts.latents import open_latents
+from gmtool.artifacts.manifest import Input
+from gmtool.artifacts.run import LatentStatistics, latent_statistics
+from gmtool.data import mode_statistics as modes_file
+from gmtool.data.mode_statistics import FLOOR, ModeFrames
+from gmtool.mixture.patch_moments import PatchMode
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_frames_are_the_modes_in_normalised_coordinates(
+    small: Small, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    monkeypatch.setattr(modes_file, "fits_in_memory", lambda size: in_memory)
+    picked = torch.tensor([2, 0, 2, 3])
+    with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
+        statistics = latent_statistics(latents)
+        found = ModeFrames(gmm, statistics, CPU, whitened=True).frame(picked)
+        mean, std = (torch.from_numpy(each(picked.numpy())) for each in (gmm.patch_mean, gmm.patch_std))
+    torch.testing.assert_close(statistics.restore(found.mean), mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.std, (std / statistics.std).clamp(min=FLOOR))
+
+
+def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
+    """In standard deviations of all data, so that whitening cannot blow such an entry up without bound."""
+    shape = (1, 1, 2)
+    write_gmm(
+        tmp_path / "gmm.h5",
+        descriptors=DescriptorMixture(np.ones(1), np.zeros((1, 1)), np.ones((1, 1))),
+        kept=Assignments(np.zeros((3, 1), np.int32), np.ones((3, 1), np.float32)),
+        patches=[PatchMode(0, np.zeros(shape, np.float32), np.array([[[1e-7, 3.0]]], np.float32))],
+        shape=shape,
+        latents=Input("latents", "latents.h5", "0"),
+        config={},
+        details={},
+    )
+    statistics = LatentStatistics(torch.zeros(shape), torch.full(shape, 2.0))
+    with open_gmm(tmp_path / "gmm.h5") as gmm:
+        frame = ModeFrames(gmm, statistics, CPU, whitened=True).frame(torch.tensor([0]))
+        drawn_from = ModeFrames(gmm, statistics, CPU, whitened=False).frame(torch.tensor([0]))
+    torch.testing.assert_close(drawn_from.std, torch.tensor([[[[5e-8, 1.5]]]]))
+    torch.testing.assert_close(frame.std, torch.tensor([[[[FLOOR, 1.5]]]]))
+    x = torch.tensor([[[[0.3, -2.0]]]])
+    torch.testing.assert_close(frame.restore(frame.whiten(x)), x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [1.0, 0.0], ids=["on the GPU", "in pinned memory"])
+def test_frames_are_the_same_on_a_gpu(small: Small, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    monkeypatch.setattr(modes_file, "SHARE", share)
+    picked = torch.tensor([2, 0, 2, 3])
+    with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
+        statistics = latent_statistics(latents)
+        expected = ModeFrames(gmm, statistics, CPU, whitened=True).frame(picked)
+        frames = ModeFrames(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"), whitened=True)
+        for modes in (picked, picked.cuda()):
+            found = frames.frame(modes)
+            assert found.mean.is_cuda and found.std.is_cuda
+            torch.testing.assert_close(found.mean.cpu(), expected.mean)
+            torch.testing.assert_close(found.std.cpu(), expected.std)

@@ -1,0 +1,159 @@
+"""Presets: those that come with gmtool, and what a user's own may get wrong."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from small import Small
+
+from gmtool.cli.app import main
+from gmtool.errors import UserError
+from gmtool.sampling.plan import make_plan
+from gmtool.settings import expect_type, options_of
+from gmtool.stages.presets import FOLDER, STAGES, load_preset, preset_names
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.train.config import TrainConfig
+from gmtool.training.schedule import learning_rate
+
+PUBLISHED = (
+    *("gmflow-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
+    *("quickstart", "rae-imagenet256", "union-imagenet256"),
+)
+
+
+def test_the_presets_that_come_with_gmtool() -> None:
+    assert preset_names() == tuple(sorted(PUBLISHED))
+    for name in PUBLISHED:
+        preset = load_preset(name)
+        assert preset.source and preset.expect
+        assert set(preset.settings) <= set(STAGES)
+
+
+def test_presets_are_installed_with_the_package() -> None:
+    text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+    assert '[tool.setuptools.package-data]\ngmtool = ["presets/*.toml"]' in text
+    assert FOLDER.name == "presets" and FOLDER.parent.name == "gmtool"
+
+
+def test_the_recipes_are_the_published_ones() -> None:
+    gmflow: TrainConfig = load_preset("gmflow-imagenet256").config("train")
+    assert (gmflow.objective, gmflow.components, gmflow.transition_ratio) == ("gm-kl", 8, 0.5)
+    assert (gmflow.model, gmflow.patch_size) == ("XL", 2)
+    assert (gmflow.batch_size, gmflow.steps, gmflow.lr, gmflow.warmup) == (4096, 200_000, 2e-4, 1000)
+    sampling: SampleConfig = load_preset("gmflow-imagenet256").config("sample")
+    assert (sampling.solver, sampling.order, sampling.steps, sampling.substeps) == ("gm-ode", 2, 8, 16)
+    mm_fm: TrainConfig = load_preset("mm-fm-imagenet256").config("train")
+    assert (mm_fm.model, mm_fm.objective, mm_fm.batch_size, mm_fm.steps) == ("DH-XL", "mm-fm", 1024, 100_000)
+    assert load_preset("mm-fm-imagenet256").config("fit-gmm").modes == 8192
+    assert load_preset("mm-fm-mode-imagenet256").config("train").condition == "mode"
+
+
+def test_the_learning_rates_are_the_published_ones() -> None:
+    rates = {0: 4e-4, 24_999: 4e-4, 25_000: 2e-4, 50_000: 2e-4, 525_000: 1.1e-4, 1_000_000: 2e-5}
+    for name in ("mm-fm-imagenet256", "mm-fm-mode-imagenet256"):
+        config = load_preset(name).config("train")
+        assert {step: learning_rate(config, step) for step in rates} == pytest.approx(rates)
+    config = load_preset("rae-imagenet256").config("train")
+    assert [learning_rate(config, step) for step in (0, 50_000, 525_000)] == pytest.approx([2e-4, 2e-4, 1.1e-4])
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "quickstart"])
+def test_a_presets_sampler_suits_its_run(name: str) -> None:
+    preset = load_preset(name)
+    train: TrainConfig = preset.config("train")
+    sources = {"mm-fm": "gmm"}
+    resolved = TrainConfig(
+        objective=train.objective,
+        source=train.source or sources.get(train.objective, "gaussian"),
+        condition=train.condition,
+        dropout=train.dropout,
+        time_shift=1.0,
+        spectral=train.spectral,
+    )
+    make_plan(preset.config("sample"), resolved)  # raises what a user would see
+
+
+def test_every_type_of_setting_can_be_checked() -> None:
+    """A default is a value of its own type."""
+    for config_class in STAGES.values():
+        for name, (kind, _) in options_of(config_class).items():
+            default = getattr(config_class(), name)
+            if default is not None:
+                expect_type(kind, default, name)
+            with pytest.raises(UserError, match="must be"):
+                expect_type(kind, {"a": 1}, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "words"),
+    [
+        (tuple[float, ...], [0.9, 1], [0.9, "x"], "must be a list of numbers, not"),
+        (tuple[float, ...], [], 0.9, "must be a list of numbers, not 0.9"),
+        (tuple[int, float] | None, [1, 0.5], [1.5, 0.5], "must be a list of 2 numbers, not"),
+        (tuple[int, float], [1, 2], [1, 2, 3], "must be a list of 2 numbers, not"),
+        (int | None, 3, "3", "must be a whole number, not '3'"),
+        (Literal["a", "b"] | None, "b", ["b"], "must be one of a, b, not"),
+    ],
+)
+def test_types_of_values_in_files(kind: object, good: object, bad: object, words: str) -> None:
+    expect_type(kind, good, "it")
+    with pytest.raises(UserError, match=re.escape(words)):
+        expect_type(kind, bad, "it")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[train]\nlearning-rate = 1", "[train] has no setting 'learning-rate'"),
+        ("[train]\nbatch_size = 8", "[train] has no setting 'batch_size': did you mean batch-size"),
+        ("[trian]\nlr = 1", "'trian' is not known: did you mean train?"),
+        ("lr = 1e-4", "'lr' is not known; there are encode, eval"),
+        ("train = 1", "train is the table of a command: write [train]"),
+        ("source = 3", "source must be a string, not 3"),
+        ('[train]\nsteps = "many"', "steps of [train] must be a whole number, not 'many'"),
+        ("[train]\nsteps = 2.5", "steps of [train] must be a whole number, not 2.5"),
+        ("[train]\nsteps = true", "steps of [train] must be a whole number, not True"),
+        ("[train]\nlr = true", "lr of [train] must be a number, not True"),
+        ("[encode]\nskip-bad = 1", "skip-bad of [encode] must be true or false, not 1"),
+        ('[train]\nobjective = "gan"', "objective of [train] must be one of fm, gm-kl, mm-fm, not 'gan'"),
+        ("[train]\ngmm = 7", "gmm of [train] must be a string, not 7"),
+        ("[train]\nsteps = 0", "[train]: --steps must be at least 1, not 0"),
+        ('[train]\nobjective = "mm-fm"\nsource = "gaussian"', "[train]: --objective mm-fm starts from"),
+        ("[train\n", "is not TOML"),
+    ],
+)
+def test_a_preset_that_is_wrong(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    assert main(["train", "--preset", str(file)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("gmtool: error: ") and shown.count("\n") == 1
+    assert str(file) in shown and words in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("quickstrat", "--preset quickstrat is neither a preset nor a .toml file: did you mean quickstart?"),
+        ("mm-fm", "did you mean mm-fm-imagenet256"),
+        ("xyz", "; there are gmflow-imagenet256, mm-fm-imagenet256"),
+        ("mine.toml", "--preset mine.toml is neither"),
+    ],
+)
+def test_a_preset_that_is_not_there(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--preset", name]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and words in shown
+
+
+def test_flags_go_over_the_preset(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[train]\nobjective = "gm-kl"\nsteps = 7\nbatch-size = 5\n[sample]\nsteps = 3')
+    arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--preset", str(file), "--dry-run"]
+    assert main([*arguments, "--steps", "9", "--components", "2"]) == 0
+    shown = {row[0]: row[-1] for line in capsys.readouterr().out.splitlines() if len(row := line.strip("│ ").split())}
+    chosen = {name: shown[f"--{name}"] for name in ("objective", "steps", "batch-size", "components")}
+    assert chosen == {"objective": "gm-kl", "steps": "9", "batch-size": "5", "components": "2"}
+    assert main(["sample", "--preset", str(file), "--help"]) == 0
+    assert "[default: 3]" in capsys.readouterr().out
