@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
+from typer.core import TyperCommand
 
-from gmtool.settings import flag, is_repeated, options_of
+from gmtool.settings import Setting, flag, is_repeated, make, settings_of
 
 
 def _settings_of_preset(context: typer.Context, name: str | None) -> str | None:
@@ -50,36 +50,22 @@ def spelling(name: str, kind: Any) -> str:
 
 
 def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command that takes ``config``: it then takes one flag a field of ``config_class`` instead.
+    """Decorate a command that takes ``config``: it then takes one flag a setting of ``config_class`` instead.
 
-    The wrapped function keeps its other parameters; ranges and choices are checked by the config itself.
+    The wrapped function keeps its other parameters; ranges and choices are checked by the settings themselves.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
         parameters = [each for name, each in own.items() if name != "config"]
-        defaults = {each.name: each.default for each in fields(config_class)}
-        for name, (kind, option) in options_of(config_class).items():
-            taken = list[get_args(kind)[0]] if is_repeated(kind) else kind  # type: ignore[misc]  # as below
-            typed = Annotated[
-                taken,  # type: ignore[valid-type]  # a field's type, known at run time alone
-                typer.Option(
-                    spelling(name, kind),
-                    help=option.help,
-                    metavar=option.metavar,
-                    show_default=defaults[name] is not None,
-                    parser=option.reader,
-                ),
-            ]
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=typed)
-            )
+        settings = settings_of(config_class)
+        parameters += [_parameter(setting) for setting in settings.values()]
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            settings = {name: given.pop(name) for name in defaults}
-            settings = {name: tuple(each) if isinstance(each, list) else each for name, each in settings.items()}
-            command(config=config_class(**settings), **given)
+            values = {name: given.pop(name) for name in settings}
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            command(config=make(config_class, values), **given)
 
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it, mypy does not know it
             [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
@@ -88,3 +74,45 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
         return run
 
     return decorate
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """The parameter from which typer makes a setting's flag."""
+    option, taken = setting.option, setting.kind
+    if is_repeated(taken):
+        taken = list[get_args(taken)[0]]  # type: ignore[misc]  # a type that is known at run time alone, as below
+    elif option.choices is not None:
+        taken = Literal[setting.choices]
+        taken = taken | None if type(None) in get_args(setting.kind) else taken
+    typed = Annotated[
+        taken,  # type: ignore[valid-type]
+        typer.Option(
+            spelling(setting.name, setting.kind),
+            help=option.help,
+            metavar=option.metavar,
+            show_default=setting.default is not None,
+            parser=option.reader,
+            rich_help_panel=setting.group or None,
+        ),
+    ]
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=setting.default, annotation=typed)
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help shows the flags of each component under a title of their own."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, the command's own flags, then those of its components."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        for title in sorted(groups, key=lambda title: ("Arguments", "Options").index(title) if title in FIRST else 2):
+            with formatter.section(title):
+                formatter.write_dl(groups[title])
+
+
+FIRST = ("Arguments", "Options")
+"""Titles of the help that stand before those of components."""

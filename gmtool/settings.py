@@ -1,15 +1,18 @@
-"""How one setting is declared: the type, default, range, unit and help stand in one place, a dataclass field.
+"""How one setting is declared: type, default, range, unit and help stand in one place, a field of a dataclass.
 
-The command line makes its flags from these fields (`gmtool.flags`), manifests store them, presets name them.
+A component (an optimiser, a network) declares its settings beside itself, as a frozen dataclass of fields
+``Annotated[type, Option(...)]``. A stage's configuration is a dataclass of such fields and of components' settings;
+all names in it are different, so that they can be written flat: as flags (`gmtool.flags`), in manifests and presets.
 """
 
 from __future__ import annotations
 
+import math
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gmtool.errors import UserError
 
@@ -24,6 +27,8 @@ class Option:
     below: exclusive upper end of a number's range.
     reader: makes the value of what a user typed, such as a size with its unit; a default, or a preset's value, also
     passes through it and must come out as it was.
+    choices: gives the names that a text may be, where they are the rows of a table.
+    name: what the setting is called outside, where that is not the field's name.
     """
 
     help: str
@@ -32,10 +37,124 @@ class Option:
     maximum: float | None = None
     below: float | None = None
     reader: Callable[[Any], Any] | None = None
+    choices: Callable[[], Sequence[str]] | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a configuration: its name, by which it is known outside, its type, its meaning, its default.
+
+    group: the title of the component that it belongs to, "" for the stage's own. path: the fields that lead to it.
+    """
+
+    name: str
+    kind: Any
+    option: Option
+    default: Any
+    group: str
+    path: tuple[str, ...]
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that it may have; empty where these are not counted."""
+        return _choices(self.kind) if self.option.choices is None else tuple(self.option.choices())
+
+    def of(self, config: Any) -> Any:
+        """Its value in a configuration."""
+        for name in self.path:
+            config = getattr(config, name)
+        return config
+
+
+class Settings:
+    """Base of components' settings and of configurations: checked when they are made.
+
+    TITLE: what a component's settings stand under in the help.
+    """
+
+    TITLE: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value outside its range, and for what `check` refuses."""
+        check_ranges(self)
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError, naming the flags, for settings that do not go together."""
+
+
+_Config = TypeVar("_Config")
+
+
+def settings_of(config_class: type) -> dict[str, Setting]:
+    """The settings of a configuration by name, in the order of declaration. Raises TypeError for a name given twice."""
+    found: dict[str, Setting] = {}
+    for setting in _walk(config_class, "", ()):
+        if setting.name in found:
+            raise TypeError(f"{config_class.__name__} has two settings {setting.name}")
+        found[setting.name] = setting
+    return found
+
+
+def _walk(config_class: type, group: str, path: tuple[str, ...]) -> Iterator[Setting]:
+    hints = get_type_hints(config_class, include_extras=True)
+    for field in fields(config_class):
+        kind, here = hints[field.name], (*path, field.name)
+        if is_dataclass(kind):
+            yield from _walk(kind, getattr(kind, "TITLE", ""), here)  # type: ignore[arg-type]  # a class, not a value
+        elif get_origin(kind) is Annotated:
+            plain, option = get_args(kind)
+            yield Setting(option.name or field.name, plain, option, field.default, group, here)
+        else:
+            raise TypeError(f"{config_class.__name__}.{field.name} has no Option")
+
+
+def as_flat(config: Any) -> dict[str, Any]:
+    """A configuration's values by the settings' names."""
+    return {name: setting.of(config) for name, setting in settings_of(type(config)).items()}
+
+
+def changed(config: _Config, changes: Mapping[str, Any]) -> _Config:
+    """The configuration with other values, by the settings' names. Raises KeyError for a name that it does not have."""
+    settings, values = settings_of(type(config)), dict(changes)
+    groups: dict[str, dict[str, Any]] = {}
+    direct: dict[str, Any] = {}
+    for name, value in values.items():
+        first, *rest = settings[name].path
+        if rest:
+            groups.setdefault(first, {})[name] = value
+        else:
+            direct[first] = value
+    nested = {first: changed(getattr(config, first), some) for first, some in groups.items()}
+    return replace(config, **direct, **nested)  # type: ignore[type-var]  # a dataclass
+
+
+def make(config_class: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """A configuration of the given values, by the settings' names, and defaults. Raises KeyError for an unknown name.
+
+    All values are set at once: no default need go with the values that others have.
+    """
+    settings = settings_of(config_class)
+    unknown = sorted(set(values) - set(settings))
+    if unknown:
+        raise KeyError(unknown[0])
+    return _built(config_class, {setting.path: values[name] for name, setting in settings.items() if name in values})
+
+
+def _built(config_class: type[_Config], values: Mapping[tuple[str, ...], Any]) -> _Config:
+    hints, given = get_type_hints(config_class), {}
+    for field in fields(config_class):  # type: ignore[arg-type]  # a dataclass
+        inner = {path[1:]: value for path, value in values.items() if path[0] == field.name}
+        if is_dataclass(hints[field.name]):
+            given[field.name] = _built(hints[field.name], inner)
+        elif inner:
+            given[field.name] = inner[()]
+    return config_class(**given)
 
 
 def flag(name: str) -> str:
-    """The flag of a field: ``batch_size`` -> ``--batch-size``."""
+    """The flag of a setting: ``batch_size`` -> ``--batch-size``."""
     return "--" + name.replace("_", "-")
 
 
@@ -46,22 +165,8 @@ def as_text(value: Any) -> str:
 
 def as_flags(config: Any) -> str:
     """The settings of a config as a user would type them, without those that are open or off."""
-    values = {each.name: getattr(config, each.name) for each in fields(config)}
-    given = {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
+    given = {k: v for k, v in as_flat(config).items() if v is not None and v is not False and v != ()}
     return " ".join(flag(name) if value is True else f"{flag(name)} {as_text(value)}" for name, value in given.items())
-
-
-def options_of(config_class: type) -> dict[str, tuple[Any, Option]]:
-    """Field name -> (type, Option) of a config dataclass, in the order of declaration."""
-    hints = get_type_hints(config_class, include_extras=True)
-    found: dict[str, tuple[Any, Option]] = {}
-    for field in fields(config_class):
-        annotation = hints[field.name]
-        if get_origin(annotation) is not Annotated:
-            raise TypeError(f"{config_class.__name__}.{field.name} has no Option")
-        kind, option = get_args(annotation)
-        found[field.name] = (kind, option)
-    return found
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
@@ -74,31 +179,44 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 def check_ranges(config: Any) -> None:
-    """Raise UserError for the first field of a config outside its declared range or choices."""
-    for name, (kind, option) in options_of(type(config)).items():
-        value = getattr(config, name)
-        choices = _choices(kind)
+    """Raise UserError for the first own field of a config outside its declared range or choices, or not finite."""
+    for name, setting in settings_of(type(config)).items():
+        if len(setting.path) > 1:
+            continue  # the component has looked at it
+        value, option, choices = setting.of(config), setting.option, setting.choices
         if value is not None and choices and value not in choices:
             raise UserError(f"{flag(name)} must be one of {', '.join(map(str, choices))}, not {value!r}")
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
-            if option.minimum is not None and not number >= option.minimum:
-                raise UserError(f"{flag(name)} must be at least {option.minimum:g}, not {number}")
-            if option.maximum is not None and not number <= option.maximum:
-                raise UserError(f"{flag(name)} must be at most {option.maximum:g}, not {number}")
-            if option.below is not None and not number < option.below:
-                raise UserError(f"{flag(name)} must be below {option.below:g}, not {number}")
+            _check_number(name, number, option)
 
 
-def config_from_json(config_class: type, values: Mapping[str, Any], whose: str) -> Any:
+LARGEST = 2**63 - 1
+"""Of a whole number: what files and libraries keep in 64 bits."""
+
+
+def _check_number(name: str, number: Any, option: Option) -> None:
+    if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"{flag(name)} must be a finite number, not {number}")
+    if isinstance(number, int) and abs(number) > LARGEST:
+        raise UserError(f"{flag(name)} must be below 2^63, not {number}")
+    if option.minimum is not None and not number >= option.minimum:
+        raise UserError(f"{flag(name)} must be at least {option.minimum:g}, not {number}")
+    if option.maximum is not None and not number <= option.maximum:
+        raise UserError(f"{flag(name)} must be at most {option.maximum:g}, not {number}")
+    if option.below is not None and not number < option.below:
+        raise UserError(f"{flag(name)} must be below {option.below:g}, not {number}")
+
+
+def config_from_json(config_class: type[_Config], values: Mapping[str, Any], whose: str) -> _Config:
     """A config from a manifest's JSON values; paths come back as Path, lists as tuples.
 
     Raises UserError, naming ``whose``, for a key that the config does not have, as a newer gmtool would write.
     """
-    options = options_of(config_class)
-    unknown = sorted(set(values) - set(options))
+    settings = settings_of(config_class)
+    unknown = sorted(set(values) - set(settings))
     if unknown:
         raise UserError(f"{whose} has the unknown setting {unknown[0]!r}: it was written by another gmtool version")
-    return config_class(**{name: _restored(value, options[name][0]) for name, value in values.items()})
+    return make(config_class, {name: _restored(value, settings[name].kind) for name, value in values.items()})
 
 
 def _restored(value: Any, kind: Any) -> Any:

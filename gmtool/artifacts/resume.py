@@ -61,9 +61,9 @@ class ResumeFile:
 
     def save(self, state: ResumeState) -> None:
         """Replace the state on disk. Raises OSError when the disk is full; the state before is then still there."""
-        texts = {KEY: np.array(self.key), RECORD: np.array(json.dumps(state.record))}
+        arrays: dict[str, Any] = {KEY: np.array(self.key), RECORD: np.array(json.dumps(state.record)), **state.arrays}
         with written_aside(self.path) as path, path.open("wb") as file:
-            np.savez(file, **texts, **state.arrays)
+            np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
 

@@ -34,7 +34,7 @@ from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
-from gmtool.settings import config_from_json
+from gmtool.settings import as_flat, config_from_json
 from gmtool.stages.train.config import TrainConfig
 
 CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOARD = (
@@ -179,7 +179,7 @@ def run_details(
 
 def update_config(run: RunFolder, config: TrainConfig) -> RunFolder:
     """The run with other settings in its record, such as more steps; the file is left alone where nothing changes."""
-    manifest = replace(run.manifest, config=asdict(config))
+    manifest = replace(run.manifest, config=as_flat(config))
     text = manifest.to_json()
     if text == (run.path / CONFIG).read_text():
         return run

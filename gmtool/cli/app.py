@@ -14,6 +14,7 @@ from gmtool import __version__
 from gmtool.cli import quickstart
 from gmtool.console import close_bar
 from gmtool.errors import GmtoolError
+from gmtool.flags import GroupedCommand
 from gmtool.stages.bench import command as bench
 from gmtool.stages.encode import command as encode
 from gmtool.stages.evaluate import command as evaluate
@@ -37,15 +38,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.command("encode")(encode.command)
-app.command("fit-gmm")(fit_gmm.command)
-app.command("train")(train.command)
-app.command("sample")(sample.command)
-app.command("eval")(evaluate.command)
-app.command("import")(import_run.command)
-app.command("inspect")(inspect.command)
-app.command("quickstart")(quickstart.command)
-app.command("bench")(bench.command)
+for _name, _command in {
+    "encode": encode.command,
+    "fit-gmm": fit_gmm.command,
+    "train": train.command,
+    "sample": sample.command,
+    "eval": evaluate.command,
+    "import": import_run.command,
+    "inspect": inspect.command,
+    "quickstart": quickstart.command,
+    "bench": bench.command,
+}.items():
+    # the first sentence, whole: click would cut it where the line ends
+    app.command(_name, cls=GroupedCommand, short_help=str(_command.__doc__).split("\n", 1)[0])(_command)
 
 
 def _print_version(wanted: bool) -> None:

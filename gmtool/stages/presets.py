@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gmtool.errors import UserError
-from gmtool.settings import config_from_json, expect_type, options_of
+from gmtool.settings import config_from_json, expect_type, settings_of
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
@@ -105,17 +105,18 @@ def load_preset(source: str) -> Preset:
 
 def _fields(path: Path, stage: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """A table's values by field name."""
-    options = options_of(STAGES[stage])
+    options = settings_of(STAGES[stage])
     keys = {name.replace("_", "-"): name for name in options}
     found = {}
     for key, value in table.items():
         if key not in keys:
             raise UserError(f"{path}: [{stage}] has no setting {key!r}{_nearest(key, keys)}")
-        kind, option = options[keys[key]]
+        setting = options[keys[key]]
+        option = setting.option
         with _of_table(path, stage):
             # such as a size with its unit, which may be written as on the command line
             read = option.reader(value) if option.reader is not None and isinstance(value, str) else value
-        expect_type(kind, read, f"{path}: {key} of [{stage}]")
+        expect_type(setting.kind, read, f"{path}: {key} of [{stage}]")
         found[keys[key]] = read
     return found
 

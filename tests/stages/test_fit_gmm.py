@@ -3,7 +3,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -23,6 +23,7 @@ from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import MachineError, UserError
 from gmtool.mixture.patch_moments import WORK_BYTES
 from gmtool.progress import Progress
+from gmtool.settings import as_flat
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.run import fit_gmm, plan_fit
 
@@ -297,7 +298,7 @@ def test_killed_it_goes_on(digits: Path, tmp_path: Path) -> None:
     whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).figures
     output = tmp_path / "gmm.h5"
     for task, units in (("k-means", "4"), ("EM", "6"), ("patch moments", "1200")):
-        arguments = [str(digits), str(output), task, units, repr(asdict(config))]
+        arguments = [str(digits), str(output), task, units, repr(as_flat(config))]
         environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1])}
         died = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment)
         assert died.returncode == -signal.SIGKILL

@@ -10,7 +10,7 @@ from small import Small
 from gmtool.cli.app import main
 from gmtool.errors import UserError
 from gmtool.sampling.plan import make_plan
-from gmtool.settings import expect_type, options_of
+from gmtool.settings import expect_type, settings_of
 from gmtool.stages.presets import FOLDER, STAGES, load_preset, preset_names
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.train.config import TrainConfig
@@ -77,12 +77,12 @@ def test_a_presets_sampler_suits_its_run(name: str) -> None:
 def test_every_type_of_setting_can_be_checked() -> None:
     """A default is a value of its own type."""
     for config_class in STAGES.values():
-        for name, (kind, _) in options_of(config_class).items():
-            default = getattr(config_class(), name)
+        for name, setting in settings_of(config_class).items():
+            default = setting.of(config_class())
             if default is not None:
-                expect_type(kind, default, name)
+                expect_type(setting.kind, default, name)
             with pytest.raises(UserError, match="must be"):
-                expect_type(kind, {"a": 1}, name)
+                expect_type(setting.kind, {"a": 1}, name)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ from gmtool.mixture.em import (
 from gmtool.mixture.kmeans import kmeans, seed_centroids
 from gmtool.mixture.patch_moments import Distances, FittedMode, ModeBlock, PatchMode, Rule, mode_block, patch_moments
 from gmtool.progress import Progress
+from gmtool.settings import as_flat
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.plan import FitPlan, prepare
 from gmtool.stages.fit_gmm.plots import draw_fit, picture_path
@@ -120,7 +121,7 @@ def _finished(output: Path, source: LatentsFile, config: FitGmmConfig) -> FitFig
             manifest = found.manifest
         used = manifest.input("latents")
         same_data = used is not None and used.fingerprint == source.manifest.fingerprint
-        if not same_data or _decisive(manifest.config) != _decisive(asdict(config)):
+        if not same_data or _decisive(manifest.config) != _decisive(as_flat(config)):
             return None
         return figures_from_json(manifest.details)
     except (UserError, KeyError, TypeError):
@@ -140,7 +141,7 @@ class _Fitting:
         self.source, self.plan, self.config, self.world, self.progress = source, plan, config, world, progress
         self.part = part_of(plan.output)
         self._keeper = StateKeeper(plan.output)
-        key = fingerprint([source.manifest.fingerprint, repr(sorted(_decisive(asdict(config)).items()))])
+        key = fingerprint([source.manifest.fingerprint, repr(sorted(_decisive(as_flat(config)).items()))])
         self.state = read_state(plan.output, key, world.device)
         if self.state.patches is not None and not _readable(self.part):
             self.state = FitState(key)
@@ -337,7 +338,7 @@ class _Fitting:
                 "and the mean and variance of all images"
             )
         latents = Input("latents", str(self.source.path), self.source.manifest.fingerprint)
-        writer.finish(state.digests, "fit-gmm", latents, asdict(self.config), asdict(figures))
+        writer.finish(state.digests, "fit-gmm", latents, as_flat(self.config), asdict(figures))
 
 
 class _Written(NamedTuple):

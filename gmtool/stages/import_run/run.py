@@ -24,6 +24,7 @@ from gmtool.errors import UserError
 from gmtool.foreign.gmflow import INDEX, is_gmflow
 from gmtool.foreign.mixtures import ReleasedMixture, patch_modes
 from gmtool.huggingface import hub_folder, local_or_hub_file
+from gmtool.settings import as_flat
 from gmtool.stages.import_run.config import ImportConfig
 from gmtool.stages.import_run.published import (
     STATISTICS,
@@ -160,7 +161,7 @@ def _write_mixture(path: Path, published: Published, mixture: ReleasedMixture, c
         patches=patch_modes(mixture, published.statistics),
         shape=published.architecture.shape,
         latents=Input("mixture", source.path, source.fingerprint),
-        config={name: str(value) for name, value in asdict(config).items()},
+        config={name: str(value) for name, value in as_flat(config).items()},
         details={"modes": count},
         weights=mixture.weights,
         stage="import",

@@ -36,6 +36,7 @@ from gmtool.sampling.guide import open_weaker, weights_file
 from gmtool.sampling.model import load_network
 from gmtool.sampling.plan import Plan, make_plan
 from gmtool.sampling.sampler import Model, generate
+from gmtool.settings import as_flat
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer
@@ -174,7 +175,7 @@ def load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torc
 
 def _settings(config: SampleConfig) -> dict[str, str]:
     """The settings that change the images or their division into batches, as text."""
-    return {name: str(value) for name, value in asdict(config).items() if name not in ("device", "checkpoint")}
+    return {name: str(value) for name, value in as_flat(config).items() if name not in ("device", "checkpoint")}
 
 
 def _batches(count: int, size: int) -> list[range]:
@@ -268,7 +269,7 @@ def _assemble(
         if tokenizer is not None
         else np.full((len(labels), size), np.nan, np.float32)
     )
-    settings = json.loads(json.dumps(asdict(config), default=str))
+    settings = json.loads(json.dumps(as_flat(config), default=str))
     latents = write_latents(
         part / LATENTS,
         patches=_arrays(part, batches, "latents"),

@@ -54,10 +54,9 @@ def command(
 
 
 def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str | None, price: float | None) -> None:
-    from dataclasses import asdict
 
     from gmtool.console import print_table
-    from gmtool.settings import as_text, flag
+    from gmtool.settings import as_flat, as_text, flag
     from gmtool.stages.presets import load_preset
     from gmtool.stages.train.forecast import forecast
 
@@ -65,7 +64,7 @@ def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str |
     if preset is not None:
         recipe = load_preset(preset)
         print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
-    settings = [(flag(name), as_text(value)) for name, value in asdict(found.config).items()]
+    settings = [(flag(name), as_text(value)) for name, value in as_flat(found.config).items()]
     print_table(f"{run} on {found.device}", ("setting", "value"), settings)
     print_table("what it takes", ("", ""), _forecast_rows(found, price))
 

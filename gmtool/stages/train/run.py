@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.sampler import Model
-from gmtool.settings import as_text, flag
+from gmtool.settings import as_flat, as_text, flag
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import open_data
 from gmtool.stages.train.monitoring import watch
@@ -211,7 +211,7 @@ def _create_or_open(
         return run
     if path.exists() and not (path.is_dir() and is_unfinished(path)):
         raise UserError(f"{path} exists and is not a run: choose another folder")
-    settings: dict[str, Any] = asdict(config)
+    settings: dict[str, Any] = as_flat(config)
     weights = None
     if gmm is not None and config.uses_modes:
         # under other couplings noise knows nothing of the class, so neither does the mode that it is drawn from

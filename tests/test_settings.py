@@ -1,0 +1,80 @@
+"""Settings of components, composed: flat outside, nested inside."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+
+from gmtool.errors import UserError
+from gmtool.settings import Option, Settings, as_flags, as_flat, changed, config_from_json, make, settings_of
+
+
+@dataclass(frozen=True)
+class Engine(Settings):
+    TITLE = "Engine"
+
+    rate: Annotated[float, Option("Rate.", minimum=0.0)] = 1.0
+    kind: Annotated[str, Option("Kind.", choices=lambda: ("a", "b"), name="engine")] = "a"
+    cold: Annotated[bool, Option("Cold.")] = False
+
+    def check(self) -> None:
+        if self.cold and self.kind == "b":
+            raise UserError("--cold is for --engine a")
+
+
+@dataclass(frozen=True)
+class Machine(Settings):
+    engine: Engine = Engine()
+    seed: Annotated[int, Option("Seed.", minimum=0)] = 0
+
+
+@dataclass(frozen=True)
+class Twice(Settings):
+    engine: Engine = Engine()
+    rate: Annotated[float, Option("Rate.")] = 1.0
+
+
+def test_settings_are_flat_outside() -> None:
+    assert {name: (each.group, each.path) for name, each in settings_of(Machine).items()} == {
+        "rate": ("Engine", ("engine", "rate")),
+        "engine": ("Engine", ("engine", "kind")),
+        "cold": ("Engine", ("engine", "cold")),
+        "seed": ("", ("seed",)),
+    }
+    config = make(Machine, {"rate": 2.0, "engine": "b", "seed": 3})
+    assert config == Machine(Engine(2.0, "b"), 3)
+    assert as_flat(config) == {"rate": 2.0, "engine": "b", "cold": False, "seed": 3}
+    assert as_flags(config) == "--rate 2.0 --engine b --seed 3"
+    assert changed(config, {"engine": "a", "seed": 1}) == Machine(Engine(2.0, "a"), 1)
+    assert config_from_json(Machine, as_flat(config), "it") == config
+
+
+def test_all_values_are_set_at_once() -> None:
+    """Neither --cold alone with the old kind nor the new kind alone would be refused on the way."""
+    assert changed(make(Machine, {"cold": True}), {"engine": "b", "cold": False}).engine.kind == "b"
+
+
+def test_a_name_that_is_not_there_is_an_error() -> None:
+    for build in (lambda: make(Machine, {"speed": 1}), lambda: changed(Machine(), {"speed": 1})):
+        with pytest.raises(KeyError, match="speed"):
+            build()
+    with pytest.raises(UserError, match="the unknown setting 'speed'"):
+        config_from_json(Machine, {"speed": 1}, "it")
+    with pytest.raises(TypeError, match="two settings rate"):
+        settings_of(Twice)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rate": -1.0}, "--rate must be at least 0, not -1"),
+        ({"rate": float("nan")}, "--rate must be a finite number"),
+        ({"rate": float("inf")}, "--rate must be a finite number"),
+        ({"seed": 2**63}, "--seed must be below 2\\^63"),
+        ({"engine": "c"}, "--engine must be one of a, b, not 'c'"),
+        ({"engine": "b", "cold": True}, "--cold is for --engine a"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_flag(values, words) -> None:
+    with pytest.raises(UserError, match=words):
+        make(Machine, values)
