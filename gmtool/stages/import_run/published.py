@@ -20,7 +20,7 @@ from gmtool.foreign.gmflow import read_gmflow
 from gmtool.foreign.mixtures import ReleasedMixture, read_mixture
 from gmtool.foreign.torch_files import read_checkpoint, read_statistics
 from gmtool.huggingface import local_or_hub_file
-from gmtool.nn.architecture import Architecture
+from gmtool.nn.architecture import Architecture, TransformerArchitecture
 from gmtool.nn.build import build_network
 from gmtool.settings import flag
 from gmtool.stages.import_run.config import ImportConfig
@@ -41,7 +41,7 @@ class Published:
     tokens, None where that is not at hand. inputs: the files it was read from.
     """
 
-    architecture: Architecture
+    architecture: TransformerArchitecture
     ema: Mapping[str, Tensor]
     model: Mapping[str, Tensor] | None
     step: int
