@@ -19,7 +19,7 @@ import errno
 import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import architecture_from_json, architecture_to_json
 from gmtool.settings import as_flat, config_from_json
 from gmtool.stages.train.config import TrainConfig
 
@@ -134,7 +135,7 @@ def open_run(path: Path) -> RunFolder:
             path,
             manifest,
             config_from_json(TrainConfig, manifest.config, str(record)),
-            Architecture(**{**architecture, "shape": tuple(architecture["shape"])}),
+            architecture_from_json(architecture, str(record)),
             tuple(manifest.details["classes"]),
         )
     except (KeyError, TypeError) as error:
@@ -169,7 +170,7 @@ def run_details(
 ) -> Mapping[str, Any]:
     """The manifest details of a run. classes: their names. tokenizer: of its latents, with descriptors of a size."""
     return {
-        "architecture": asdict(architecture),
+        "architecture": architecture_to_json(architecture),
         "parameters": parameters,
         "classes": list(classes),
         "descriptor_size": descriptor_size,

@@ -29,7 +29,7 @@ from gmtool.data.mode_statistics import ModeFrames
 from gmtool.distributed import World
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
 from gmtool.mixture.kmeans import kmeans
-from gmtool.nn.architecture import SIZES
+from gmtool.nn import NETWORKS, kind_of
 from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
@@ -222,7 +222,7 @@ def _affordable(
     if config.device != "cpu":
         return config, whole
     assert config.model is not None  # resolved
-    names = [name for name, size in SIZES.items() if (size.wide is None) == (SIZES[config.model].wide is None)]
+    names = list(NETWORKS[kind_of(config.model)].sizes)
     names = names[: names.index(config.model) + 1][::-1]
     for name, smaller in pairwise([*names, ""]):
         tried = replace(config, model=cast(Any, name))

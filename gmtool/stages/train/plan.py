@@ -12,7 +12,10 @@ from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.fraction import part_of_data
 from gmtool.errors import UserError
 from gmtool.flow.times import shift_for
-from gmtool.nn.architecture import SIZES, Architecture, named
+from gmtool.nn import default_lr
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import named
+from gmtool.nn.settings import NetworkSettings
 from gmtool.stages.train.config import TrainConfig
 
 
@@ -42,7 +45,7 @@ def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, devi
         mode_mean=union if config.mode_mean is None else config.mode_mean,
         model=model,
         batch_size=config.batch_size or (128 if on_gpu else 32),
-        lr=SIZES[model].lr if config.lr is None else config.lr,
+        lr=default_lr(model) if config.lr is None else config.lr,
         time_shift=shift_for(int(np.prod(latents.shape))) if config.time_shift is None else config.time_shift,
         gmm=gmm.path if gmm is not None else None,
     )
@@ -66,13 +69,9 @@ def architecture_for(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | N
         raise UserError(
             f"--patch-size {config.patch_size} does not divide the latents of {latents.path}, {height} x {width}"
         )
-    network = named(config.model, latents.shape)
-    if config.blocks != "auto":
-        network = network.with_blocks(modern=config.blocks == "modern")
+    settings = NetworkSettings(patch_size=config.patch_size, blocks=config.blocks, qk_norm=config.qk_norm)
     return replace(
-        network,
-        patch=config.patch_size,
-        qk_norm=config.qk_norm,
+        named(config.model, latents.shape).configured(settings),
         classes=len(latents.classes) if config.condition == "class" else 0,
         modes=len(gmm) if gmm is not None and config.sees_modes else 0,
         context=latents.shape[0] if config.mode_mean else 0,
