@@ -10,6 +10,7 @@ from gmtool.artifacts.gmm import GmmFile
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.data.memory import SHARE, fits_in_memory
 from gmtool.flow.source import ModeStatistics
+from gmtool.runtime import to_device
 
 FLOOR = 0.05
 """Least s_k of whitened coordinates, in standard deviations of all data: no entry is magnified more than twentyfold.
@@ -46,22 +47,16 @@ class ModeTable:
         """The statistics of modes (B,) int64, on the device."""
         if self._all is None:
             found = self._read(modes.cpu().numpy())
-            return ModeStatistics(self._move(found.mean), self._move(found.std))
+            return ModeStatistics(to_device(found.mean, self._device), to_device(found.std, self._device))
         return ModeStatistics(self._pick(self._all.mean, modes), self._pick(self._all.std, modes))
 
     def _pick(self, values: Tensor, modes: Tensor) -> Tensor:
         """Rows of values (K, ...), which lie on the device or beside it."""
         if values.is_cuda or self._device.type != "cuda":
-            return values[modes.to(values.device)]
+            return values[to_device(modes, values.device)]
         picked = torch.empty(len(modes), *values.shape[1:], pin_memory=True)
         torch.index_select(values, 0, modes.cpu(), out=picked)
-        return self._move(picked)
-
-    def _move(self, values: Tensor) -> Tensor:
-        # from pinned memory the copy runs beside the GPU's work
-        if self._device.type == "cuda" and not values.is_pinned():
-            values = values.pin_memory()
-        return values.to(self._device, non_blocking=True)
+        return to_device(picked, self._device)
 
     def _read(self, modes: np.ndarray) -> ModeStatistics:
         mean = torch.from_numpy(self._gmm.patch_mean(modes))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +17,11 @@ from gmtool.artifacts.run import LatentStatistics
 from gmtool.data.latent_loader import LatentBatch
 from gmtool.data.mode_statistics import ModeTable
 from gmtool.flow.coupling import draw_modes
+from gmtool.runtime import to_device
 from gmtool.streams import generator
 from gmtool.training.task import Batch
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,11 @@ class BatchBuilder:
 
     def batches(self, raw: Iterator[LatentBatch], start: int, seed: int) -> Iterator[Batch]:
         """The training batches of steps ``start`` and on; (seed, step) gives their random numbers."""
-        for step, latents in enumerate(raw, start):
-            yield self._batch(latents, generator(seed, "modes", step))
+        made = (self._batch(latents, generator(seed, "modes", step)) for step, latents in enumerate(raw, start))
+        return ahead(made) if self.device.type == "cuda" else made
 
     def _batch(self, raw: LatentBatch, draws: torch.Generator) -> Batch:
-        x = self.statistics.normalise(raw.patches.to(self.device, non_blocking=True))
+        x = self.statistics.normalise(to_device(raw.patches, self.device))
         classes = None
         if self.labels is not None:
             labels = self.labels[raw.rows[raw.share]]
@@ -89,7 +94,16 @@ class BatchBuilder:
         return Batch(x, self._to_device(classes), self._to_device(modes), source_modes, mean)
 
     def _to_device(self, labels: Tensor | None) -> Tensor | None:
-        return None if labels is None else labels.to(self.device)
+        return None if labels is None else to_device(labels, self.device)
+
+
+def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items, each made in a thread while the one before is used: a GPU's host is then never behind it."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def mode_weights(latents: LatentsFile, gmm: GmmFile, by_class: bool, part: np.ndarray | None = None) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from gmtool.errors import MachineError, UserError
-from gmtool.training.step import Stepper, is_out_of_memory
+from gmtool.errors import MachineError, UserError, is_out_of_memory
+from gmtool.training.step import Stepper
 
 MARGIN = 0.05
 """Share of the GPU's memory that a trial leaves free, for what is not tried: other kernels, fragments."""
@@ -18,8 +19,13 @@ def divisors(count: int) -> list[int]:
     return [size for size in range(count, 0, -1) if count % size == 0]
 
 
-def choose_micro_batch(stepper: Stepper, wanted: str, count: int, device: torch.device) -> int:
+def choose_micro_batch(
+    stepper: Stepper, wanted: str, count: int, device: torch.device, estimate: Callable[[int], int] | None = None
+) -> int:
     """The micro-batch of a process that has ``count`` samples a step; wanted: --micro-batch, a number or auto.
+
+    estimate: about the bytes that so many samples take, to choose by where nothing can be tried: a sharded network that
+    runs out of memory in a trial is left in the middle of its communication.
 
     Raises UserError when it does not divide them, MachineError when not even one sample fits.
     """
@@ -29,7 +35,12 @@ def choose_micro_batch(stepper: Stepper, wanted: str, count: int, device: torch.
             near = next(each for each in divisors(count) if each <= size)
             raise UserError(f"--micro-batch {size} does not divide the {count} images of a step: use {near}")
         return size
-    return largest_that_fits(stepper, count, device) if device.type == "cuda" else count
+    if device.type != "cuda":
+        return count
+    if estimate is not None:
+        room = torch.cuda.mem_get_info(device)[0] - _spare_bytes(device)
+        return next((size for size in divisors(count) if estimate(size) <= room), 1)
+    return largest_that_fits(stepper, count, device)
 
 
 def largest_that_fits(stepper: Stepper, count: int, device: torch.device) -> int:
@@ -40,7 +51,7 @@ def largest_that_fits(stepper: Stepper, count: int, device: torch.device) -> int
             # all processes take the same size
             if not stepper.world.any(not _fits(stepper, size, count, device)):
                 return size
-    raise MachineError("one image a time does not fit on the GPU: take a smaller --model")
+    raise MachineError("one image a time does not fit on the GPU: use a smaller --model")
 
 
 def _fits(stepper: Stepper, size: int, count: int, device: torch.device) -> bool:

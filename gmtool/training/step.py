@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.distributed import ALONE, World, whole
-from gmtool.errors import MachineError
+from gmtool.errors import MachineError, is_out_of_memory
 from gmtool.streams import generator
 from gmtool.training.logging import Record
 from gmtool.training.schedule import Schedule
@@ -138,14 +138,9 @@ def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
     return torch.stack([torch.where(within, losses[:, None], 0).sum(0), within.sum(0)])
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the GPU's memory, or the machine's, is not enough."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
 def _too_large(size: int) -> MachineError:
     """What to do when ``size`` data at once are too many."""
     if size == 1:
-        return MachineError("out of memory at --micro-batch 1: take a smaller --model")
+        return MachineError("out of memory at --micro-batch 1: use a smaller --model")
     smaller = next(each for each in range(size // 2, 0, -1) if size % each == 0)
     return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {smaller}")

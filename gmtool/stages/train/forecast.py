@@ -115,7 +115,7 @@ def _forecast(
         work.append(("speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"))
     if seconds is not None and price is not None:
         work.append(("cost", f"{seconds / 3600 * price:,.2f}"))
-    work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value is not None]
+    work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value not in (None, False, ())]
     return Forecast(
         title=f"{run_path} on {device_name(device)}",
         reads=reads,

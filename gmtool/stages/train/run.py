@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
 from gmtool.stages.train.monitoring import monitoring_of
 from gmtool.stages.train.plan import TrainPlan, facts_of, open_mixture, plan_training, recorded_settings
 from gmtool.training.checkpoint import Position, cut_short, list_checkpoints, remove_old, save_checkpoint
+from gmtool.training.cost import step_cost
 from gmtool.training.focal import ModeLosses
 from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
@@ -166,7 +168,12 @@ def make_stepper(inputs: TrainInputs, state: TrainState) -> tuple[TrainedModel, 
     )
     task = task_of(plan.method, state.network)
     stepper = Stepper(task, state, plan.schedule, config.optimizer.clip, model.autocast, world)
-    size = choose_micro_batch(stepper, config.loop.micro_batch, plan.batch_size // world.size, world.device)
+    count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
+    if config.compute.shard:
+        checkpointing, averages = config.compute.checkpoint_activations, len(state.averages)
+        cost = step_cost(plan.architecture, plan.method, model.precision, checkpointing)
+        estimate = partial(cost.memory, averages=averages, shards=world.size)
+    size = choose_micro_batch(stepper, wanted, count, world.device, estimate)
     return model, replace(stepper, micro_batch=size)
 
 
