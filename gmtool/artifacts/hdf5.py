@@ -15,7 +15,7 @@ from gmtool.artifacts.hdf5_rows import RowPlaces, row_places, runs
 from gmtool.errors import UserError
 
 if TYPE_CHECKING:
-    from typing import Self  # not there in Python 3.10
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 Rows = slice | Sequence[int] | np.ndarray
 """Rows of a dataset: a slice with a positive step, or indices in any order, also repeated."""

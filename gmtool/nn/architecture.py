@@ -13,7 +13,7 @@ from gmtool.nn.settings import NetworkSettings
 from gmtool.settings import flag
 
 if TYPE_CHECKING:
-    from typing import Self  # not there in Python 3.10
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 
 @dataclass(frozen=True)
