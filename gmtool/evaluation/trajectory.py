@@ -57,6 +57,14 @@ class Trajectory:
         return (values * (self.times[:-1] - self.times[1:]).unsqueeze(1)).sum(0)
 
 
+@dataclass(frozen=True, eq=False)
+class FollowedPath:
+    """Some points on their way, and the velocity field that moved them."""
+
+    field: VelocityModel
+    path: Trajectory
+
+
 @torch.no_grad()
 def trace(model: VelocityModel, x: Tensor, grid: Tensor) -> Trajectory:
     """Follow the flow from x (B, C, *S) along the times of ``grid`` (n + 1,) by Euler's method, and keep all of it."""

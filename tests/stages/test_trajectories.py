@@ -18,6 +18,7 @@ from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import Model, flow_of, generate
+from gmtool.settings import make
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.run import evaluate
 from gmtool.stages.sample.config import SampleConfig
@@ -27,7 +28,7 @@ from gmtool.stages.train.run import train
 
 TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu")
 SAMPLING = SampleConfig(num=40, steps=50, solver="euler", device="cpu")
-JUDGE = EvaluateConfig(features="tokenizer", trajectories=30, batch_size=16, device="cpu")
+JUDGE = make(EvaluateConfig, {"features": "tokenizer", "trajectories": 30, "batch_size": 16, "device": "cpu"})
 METRICS = ("path_length", "straightness", "lipschitz", "transport", "sliced_transport")
 
 
@@ -69,6 +70,7 @@ def test_the_flow_is_the_one_that_samples_follow(small: Small, tmp_path: Path, s
     torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_samples(samples: Path) -> None:
     report = evaluate(samples, JUDGE, Progress())
     found = {each: report.figure(each) for each in METRICS}

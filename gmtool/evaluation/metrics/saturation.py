@@ -8,30 +8,29 @@ Neither is good or bad by itself: what counts is the same of real images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from gmtool.evaluation.metric import Context
+from gmtool.evaluation.report import Measurement
+
 LOWEST, HIGHEST = 0, 255
 
 
-@dataclass(frozen=True)
-class Saturation:
-    """The two figures over all values of ``images`` images; see the module."""
-
-    magnitude: float
-    share: float
-    images: int
+def measure(known: Callable[[], Iterator[Tensor]], _: Context) -> tuple[Measurement, Measurement]:
+    """See `gmtool.evaluation.metric.Measure`."""
+    return saturation(known())
 
 
-def saturation(batches: Iterable[Tensor]) -> Saturation:
-    """The saturation of images uint8 (B, 3, S, S), of which there is at least one."""
+def saturation(batches: Iterable[Tensor]) -> tuple[Measurement, Measurement]:
+    """Magnitude and saturated share over all values of images uint8 (B, 3, S, S), of which there is at least one."""
     counts, images = torch.zeros(HIGHEST + 1, dtype=torch.int64), 0
     for batch in batches:
         counts += torch.bincount(batch.flatten(), minlength=HIGHEST + 1)
         images += len(batch)
     shares = counts.double() / counts.sum()
     values = torch.linspace(-1, 1, HIGHEST + 1, dtype=torch.float64)
-    return Saturation(float((shares * values.abs()).sum()), float(shares[LOWEST] + shares[HIGHEST]), images)
+    magnitude, ends = float((shares * values.abs()).sum()), float(shares[LOWEST] + shares[HIGHEST])
+    return Measurement(magnitude, None, images, None), Measurement(ends, None, images, None)
