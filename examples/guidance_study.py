@@ -2,8 +2,8 @@
 
 For each scale: precision and recall of the samples, the mean magnitude of their values and the share of saturated ones
 (`gmtool.evaluation.metrics.saturation`), mean and standard deviation over sampling seeds. Scales of the two schemes
-mean different things, so a second table compares them where they reach the same precision, by linear interpolation between
-the scales of each seed. The picture shows recall and saturated share against precision.
+mean different things, so a second table compares them where they reach the same precision, by linear interpolation
+between the scales of each seed. The picture shows recall and saturated share against precision.
 
     python examples/guidance_study.py                     # trains on the embedded digits first
     python examples/guidance_study.py --run RUN           # any class- or mode-conditional gm-kl run, with its latents

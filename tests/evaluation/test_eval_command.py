@@ -219,7 +219,7 @@ def without(packages: dict[str, str], folder: Path, arguments: list[object]) -> 
     )  # fmt: skip
 
 
-MISSING = "raise ModuleNotFoundError('No module named {0!r}', name={0!r})"
+MISSING = "raise ModuleNotFoundError(name={0!r})"
 WORSE = "raise RuntimeError('operator torchvision::nms does not exist')"
 
 
