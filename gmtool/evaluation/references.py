@@ -35,7 +35,6 @@ from gmtool.evaluation.features import (
     extract_features,
     gather_features,
 )
-from gmtool.evaluation.metrics.frechet_distance import covariance_root
 from gmtool.progress import Progress
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.pixels import grey
@@ -313,14 +312,9 @@ def _open_npz(path: Path) -> ArrayReference:
 
 
 def _statistics(mean: np.ndarray, covariance: np.ndarray, whose: str) -> FeatureStatistics:
-    """Statistics of a file. Raises UserError, naming ``whose``, for what is no mean or no covariance."""
+    """Statistics of a file. Raises UserError, naming ``whose``, for other shapes and what is not finite."""
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{whose}: mu {mean.shape} and sigma {covariance.shape} must be (D,) and (D, D)")
     if not all(each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, covariance)):
         raise UserError(f"{whose}: mu and sigma must be finite numbers")
-    found = FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
-    try:
-        covariance_root(found.covariance)
-    except ValueError as error:
-        raise UserError(f"{whose}: sigma is no covariance: {error}") from error
-    return found
+    return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))

@@ -44,10 +44,11 @@ def test_real_images_score_like_real_images(world):
     assert abs(report.figure("kernel_distance").generated.value) < 0.05
     for metric in ("precision", "recall"):
         assert report.figure(metric).generated.value > 0.75
-    compared, alone = report.figures[:4], report.figures[4:]
-    assert [each.metric for each in compared] == ["frechet_distance", "kernel_distance", "precision", "recall"]
-    assert [each.metric for each in alone] == ["magnitude", "saturated_share"]
-    for each in alone:
+    assert [each.metric for each in report.figures] == [
+        "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage", "mind",
+        "magnitude", "saturated_share", "colour_saturation",
+    ]  # fmt: skip
+    for each in report.figures[-3:]:
         assert each.generated.value == pytest.approx(each.real.value, abs=0.03)
 
 
@@ -112,7 +113,8 @@ def test_statistics_as_reference_give_the_frechet_distance(world, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     report = run(world / "samples", tmp_path / "ref.npz")
     figure, *alone = report.figures
-    assert [each.metric for each in alone] == ["magnitude", "saturated_share"] and alone[0].real is None
+    assert [each.metric for each in alone] == ["magnitude", "saturated_share", "colour_saturation"]
+    assert alone[0].real is None
     assert (figure.metric, figure.real, figure.generated.reference_images) == ("frechet_distance", None, None)
     assert figure.generated.value == pytest.approx(values(run(world / "samples"))["frechet_distance"], rel=1e-5)
 
@@ -134,6 +136,16 @@ def test_the_report_is_written_whole(world):
     assert written["reference_fingerprint"] == report.reference_fingerprint != ""
     assert "pixels" in written["extractor"]
     assert not list((world / "samples").glob("*.part"))
+
+
+@pytest.mark.slow
+def test_copies_of_training_images_are_told(world, tmp_path, digits, make_samples):
+    """Where the reference holds the training images; of others nothing can be said."""
+    copies = make_samples(tmp_path / "copies", digits[:100], world / "latents.h5")
+    assert run(copies).figure("memorisation").generated.value == 1
+    fresh = run(world / "samples", world / "train").figure("memorisation")
+    assert fresh.generated.value == pytest.approx(fresh.real.value, abs=0.15) and fresh.generated.value < 0.8
+    assert run(copies, world / "held_out").figure("memorisation") is None
 
 
 def test_small_sets_are_noted(world, tmp_path, digits, make_samples):

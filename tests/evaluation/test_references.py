@@ -122,6 +122,7 @@ def test_tokenizers_are_the_same_when_all_of_them_is(world):
     assert not same_tokenizer(spec, replace(spec, name="dinov2"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["latents.h5", "train"])
 def test_few_evenly_spaced_images_stand_for_a_large_reference(world, name, digits):
     reference = open_reference(world / name)

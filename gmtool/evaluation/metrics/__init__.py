@@ -15,7 +15,7 @@ from gmtool.settings import Option, Settings
 if TYPE_CHECKING:
     from gmtool.evaluation.metric import Measure
 
-Need = Literal["statistics", "features", "logits", "images", "latents", "paths"]
+Need = Literal["statistics", "features", "training", "logits", "images", "latents", "paths"]
 """A field of `gmtool.evaluation.metric.Known`."""
 
 Better = Literal["lower", "higher", ""]
@@ -98,9 +98,20 @@ METRICS: tuple[Row, ...] = (
         library=True,
     ),
     Row(
+        f"{HERE}.density_coverage:measure",
+        "features",
+        (Metric("density", "density", "higher"), Metric("coverage", "coverage", "higher")),
+    ),
+    Row(f"{HERE}.mind:measure", "features", (Metric("mind", "MIND", "lower"),)),
+    Row(f"{HERE}.memorisation:measure", "training", (Metric("memorisation", "memorised share", ""),)),
+    Row(
         f"{HERE}.saturation:measure",
         "images",
-        (Metric("magnitude", "mean magnitude", ""), Metric("saturated_share", "saturated share", "")),
+        (
+            Metric("magnitude", "mean magnitude", ""),
+            Metric("saturated_share", "saturated share", ""),
+            Metric("colour_saturation", "colour saturation (HSV)", ""),
+        ),
     ),
     Row(
         f"{HERE}.flow_paths:measure",

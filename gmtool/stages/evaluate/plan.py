@@ -15,6 +15,7 @@ from gmtool.evaluation.extractors import AUTO, choose_extractor, extractor_row
 from gmtool.evaluation.features import FeatureStatistics
 from gmtool.evaluation.library import torch_fidelity_fault
 from gmtool.evaluation.metrics import METRICS, Row, label
+from gmtool.evaluation.metrics.frechet_distance import covariance_root
 from gmtool.evaluation.references import ArrayReference, Reference, open_reference, open_training_latents
 from gmtool.forecast import Choice, FileSize, Forecast
 from gmtool.progress import Progress
@@ -30,9 +31,10 @@ class EvaluatePlan:
     """An evaluation with nothing left open.
 
     samples: the folder; count, side: its images, and their side in pixels. tokenizer: of the run that drew them.
-    reference: what they are compared with; statistics: those in it that are of the features used. features: the
-    extractor and why it is this one; feature_size: D of its vectors. rows: the metrics, of which those are computed
-    that the reference allows; left_out: a line on those that are not among them, or "".
+    reference: what they are compared with; on_training_images: whether that is what the run was trained on;
+    statistics: those in it that are of the features used. features: the extractor and why it is this one;
+    feature_size: D of its vectors. rows: the metrics, of which those are computed that the reference allows; left_out:
+    a line on those that are not among them, or "".
     """
 
     config: EvaluateConfig
@@ -41,6 +43,7 @@ class EvaluatePlan:
     side: int
     tokenizer: TokenizerSpec
     reference: Reference
+    on_training_images: bool
     statistics: FeatureStatistics | None
     features: Choice
     feature_size: int
@@ -90,6 +93,8 @@ class EvaluatePlan:
         needs = {"statistics", *on_images, *(("paths", "latents") if self.config.trajectories else ())}
         if self.features.value != "inception":
             needs.discard("logits")
+        if self.on_training_images:
+            needs.add("training")
         return [label(metric, self.features.value) for row in self.rows if row.needs in needs for metric in row.metrics]
 
 
@@ -125,6 +130,7 @@ def plan_evaluation(samples: Path, config: EvaluateConfig, progress: Progress, f
         side=side,
         tokenizer=tokenizer,
         reference=reference,
+        on_training_images=_holds_training_images(reference, folder),
         statistics=_fitting_statistics(reference, features.value, size),
         features=features,
         feature_size=size,
@@ -132,6 +138,16 @@ def plan_evaluation(samples: Path, config: EvaluateConfig, progress: Progress, f
         left_out="" if fault is None else f"{_names(rows, features.value)} are left out: {fault}",
         world=world,
     )
+
+
+def _holds_training_images(reference: Reference, samples: SamplesFolder) -> bool:
+    """Whether the reference is the latents that the samples' run was trained on, or the images that they are of."""
+    try:
+        training = open_training_latents(samples)
+    except UserError:
+        return False
+    images = training.file.manifest.input("images")
+    return reference.fingerprint in (training.fingerprint, None if images is None else images.fingerprint)
 
 
 def _names(rows: tuple[Row, ...], features: str) -> str:
@@ -143,10 +159,17 @@ def _names(rows: tuple[Row, ...], features: str) -> str:
 def _fitting_statistics(reference: Reference, features: str, size: int) -> FeatureStatistics | None:
     """The statistics in the reference that are of features of ``size`` numbers; None when there are others or none.
 
-    Raises UserError when the reference is then left with nothing to compare with.
+    Raises UserError when they are no mean and covariance of anything, and when the reference is left with nothing to
+    compare with.
     """
     statistics = reference.statistics if isinstance(reference, ArrayReference) else None
-    if statistics is None or len(statistics.mean) == size:
+    if statistics is None:
+        return None
+    if len(statistics.mean) == size:
+        try:
+            covariance_root(statistics.covariance)
+        except ValueError as error:
+            raise UserError(f"--reference {reference.path}: sigma is no covariance: {error}") from error
         return statistics
     if len(reference):
         return None

@@ -78,6 +78,8 @@ def _report(
     known = known_from_features(generated, reference, plan.statistics)
     pair = None if reference is None else _real_pair(plan, extractor, reference)
     real = Known() if pair is None else known_from_features(pair.images, pair.reference)
+    if plan.on_training_images:
+        known, real = replace(known, training=known.features), replace(real, training=real.features)
     if plan.statistics is not None:  # a file says nothing about parts of the set that its statistics are of
         real = replace(real, statistics=None)
     known = replace(known, images=lambda: array_batches(images, config.batch_size))
@@ -114,13 +116,13 @@ def _real_pair(plan: EvaluatePlan, extractor: Extractor, reference: Features) ->
 
 def _training_descriptors(plan: EvaluatePlan, extractor: TokenizerExtractor) -> Features | None:
     """Descriptors of as many random training images as there are samples; None when they are gone or the reference."""
+    if plan.on_training_images:
+        return None
     try:
         training = open_training_latents(plan.samples)
     except UserError:
         return None
-    images = training.file.manifest.input("images")
-    known = {training.fingerprint} | ({images.fingerprint} if images is not None else set())
-    if plan.reference.fingerprint in known or not same_tokenizer(training.file.tokenizer, extractor.spec):
+    if not same_tokenizer(training.file.tokenizer, extractor.spec):
         return None
     rows = torch.randperm(len(training), generator=generator(plan.config.seed, "real pair"))[: plan.count]
     return Features(torch.from_numpy(training.file.descriptors(rows.numpy())))
