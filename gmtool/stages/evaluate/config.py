@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +23,8 @@ class EvaluateConfig(Settings):
             metavar="PATH",
         ),
     ] = None
-    extractor: ExtractorSettings = field(default_factory=ExtractorSettings)
-    metrics: MetricSettings = field(default_factory=MetricSettings)
+    extractor: ExtractorSettings = ExtractorSettings()
+    metrics: MetricSettings = MetricSettings()
     trajectories: Annotated[
         int,
         Option(
