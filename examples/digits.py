@@ -28,7 +28,8 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.samples import open_samples
 from gmtool.console import ConsoleProgress
 from gmtool.data.digits import write_digits
-from gmtool.evaluation.fidelity import feature_statistics, frechet_distance
+from gmtool.evaluation.features import feature_statistics
+from gmtool.evaluation.metrics.frechet_distance import frechet_distance
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.config import FitGmmConfig

@@ -1,9 +1,9 @@
 """Guidance and saturation: classifier-free and probabilistic guidance of one run, over their scales.
 
 For each scale: precision and recall of the samples, the mean magnitude of their values and the share of saturated ones
-(`gmtool.evaluation.saturation`), mean and standard deviation over sampling seeds. Scales of the two schemes mean
-different things, so a second table compares them where they reach the same precision, by linear interpolation between
-the scales of each seed. The picture shows recall and saturated share against precision.
+(`gmtool.evaluation.metrics.saturation`), mean and standard deviation over sampling seeds. Scales of the two schemes
+mean different things, so a second table compares them where they reach the same precision, by linear interpolation
+between the scales of each seed. The picture shows recall and saturated share against precision.
 
     python examples/guidance_study.py                     # trains on the embedded digits first
     python examples/guidance_study.py --run RUN           # any class- or mode-conditional gm-kl run, with its latents
@@ -21,7 +21,7 @@ import numpy as np
 from digits import budget, prepare, trained
 
 from gmtool.console import ConsoleProgress, print_table
-from gmtool.evaluation.report import Metric
+from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.run import evaluate
 from gmtool.stages.sample.config import Guidance, SampleConfig, Solver
@@ -59,7 +59,7 @@ def measure(run: Path, folder: Path, sampling: SampleConfig, scoring: EvaluateCo
     sample(run, folder, sampling, ConsoleProgress())
     report = evaluate(folder, scoring, ConsoleProgress())
 
-    def value(metric: Metric) -> float:
+    def value(metric: str) -> float:
         found = report.figure(metric)
         assert found is not None  # a reference of real images gives every figure
         return found.generated.value
@@ -185,7 +185,7 @@ def main() -> None:
         config = replace(budget(options.training_steps, 0), objective="gm-kl", source="gaussian")
         run = trained(prepare(options.folder, "test"), config)
     sampling = SampleConfig(steps=options.steps, num=options.num, decoder=options.decoder, device=options.device)
-    scoring = EvaluateConfig(reference=options.reference, features=options.features, device=options.device)
+    scoring = EvaluateConfig(options.reference, ExtractorSettings(options.features), device=options.device)
     schemes = (Scheme("cfg", options.cfg_solver, options.cfg), Scheme("prob", options.prob_solver, options.prob))
     curves = {
         scheme: [

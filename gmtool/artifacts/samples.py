@@ -8,17 +8,19 @@ samples/images/         the same images, 000000.png and on; samples/grid.png, a 
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
+from gmtool.artifacts.npz import npz_header, read_npz
 from gmtool.errors import UserError
 
 MANIFEST, IMAGES, PICTURES, LATENTS, GRID = "sampling.json", "samples.npz", "images", "latents.h5", "grid.png"
+
+REPAIR = "run gmtool sample again"
+"""What mends samples."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,20 @@ class SamplesFolder:
 
     def images(self) -> np.ndarray:
         """All images, uint8 (N, S, S, 3). Raises UserError when they were never decoded, or the file is damaged."""
+        self.image_shape()
+        return read_npz(self.path / IMAGES, "arr_0", REPAIR)
+
+    def image_shape(self) -> tuple[int, int]:
+        """Number N and side S of the images, in pixels, without reading them. Raises what `images` does."""
         file = self.path / IMAGES
         if not file.is_file():
             raise UserError(
-                f"{self.path} holds latents but no images: sample again with --decoder (pip install 'gmtool[rae]')"
+                f"{self.path} holds latents but no images: sample again with --decoder (pip install '.[rae]')"
             )
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return arrays["arr_0"]
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{file} is damaged ({error}): run gmtool sample again") from error
+        header = npz_header(file, "arr_0", REPAIR)
+        if header is None or header.dtype != np.uint8 or header.shape[1:] != (*header.shape[1:2] * 2, 3):
+            raise UserError(f"{file} is damaged (it holds no square images of 8 bits): {REPAIR}")
+        return header.shape[0], header.shape[1]
 
 
 def open_samples(path: Path) -> SamplesFolder:

@@ -1,113 +1,83 @@
-"""All metrics between two sets of features, and the two disjoint sets of real images that give the floor of each."""
+"""The metrics of generated images beside those of real images in their place: the floor of a perfect generator."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
 import torch
 
-from gmtool.evaluation.features import Features
-from gmtool.evaluation.fidelity import (
-    FeatureStatistics,
-    feature_statistics,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
-from gmtool.evaluation.report import Figure, Measurement, Metric
+from gmtool.evaluation.features import Features, FeatureStatistics, feature_statistics
+from gmtool.evaluation.metric import Context, Known, Pair
+from gmtool.evaluation.metrics import Row
+from gmtool.evaluation.report import Figure
 from gmtool.progress import Progress
 from gmtool.streams import generator
 
-NEIGHBOUR_IMAGES, NEIGHBOUR_REFERENCES = 50_000, 10_000
-"""Images that the metrics of pairs (kernel distance, precision, recall) look at: the sizes of ADM's evaluation."""
 
-
-@dataclass(frozen=True, eq=False)
-class RealPair:
-    """Real images in the place of the generated ones, and the real images that they are compared with; disjoint."""
-
-    images: Features
-    reference: Features
-
-
-@dataclass(frozen=True)
-class Settings:
-    """neighbours: of precision and recall. seed: of subsets. device: where distances are computed."""
-
-    neighbours: int
-    seed: int
-    device: torch.device
-
-
-def real_pair(reference: Features, other: Features | None, count: int, seed: int) -> RealPair | None:
+def real_pair(reference: Features, other: Features | None, count: int, seed: int) -> Pair[Features] | None:
     """Two disjoint sets of real images, sized as ``count`` generated images and their reference as nearly as can be.
 
     other: at most ``count`` real images that are not in the reference, when there are any; the pair is then these and
     the whole reference. Without them the reference is split at random: ``count`` and the rest when
     it holds at least twice ``count``, else halves. None when a side would have fewer than 2 images.
     """
-    pair = None if other is None else RealPair(other, reference)
+    pair = None if other is None else Pair(other, reference)
     if pair is None:
         order = torch.randperm(len(reference), generator=generator(seed, "real pair"))
         size = count if len(reference) >= 2 * count else len(reference) // 2
-        pair = RealPair(reference.rows(order[:size]), reference.rows(order[size:]))
+        pair = Pair(reference.rows(order[:size]), reference.rows(order[size:]))
     return pair if min(len(pair.images), len(pair.reference)) >= 2 else None
 
 
-def figures_of(
-    generated: Features,
-    reference: Features | None,
-    statistics: FeatureStatistics | None,
-    real: RealPair | None,
-    settings: Settings,
-    progress: Progress,
-) -> tuple[Figure, ...]:
-    """All metrics that the data allow.
+def known_from_features(
+    images: Features, reference: Features | None, statistics: FeatureStatistics | None = None
+) -> Known:
+    """What the features of some images and of their reference tell.
 
-    reference: the real images. statistics: of a larger set that the reference was drawn from, for the Frechet distance
-    alone; its real counterpart is then left out, because the file says nothing about parts of that set.
+    statistics: of a larger set that the reference was drawn from, for the metrics of statistics.
     """
-    progress.begin("metrics", 1 if real is None else 2, "comparisons")
-    try:
-        found = _measure(generated, reference, statistics, settings)
-        progress.advance()
-        floor = {} if real is None else _measure(real.images, real.reference, None, settings)
-        progress.advance(0 if real is None else 1)
-    finally:
-        progress.end()
-    if statistics is not None:
-        floor.pop("frechet_distance", None)
-    return tuple(Figure(metric, measurement, floor.get(metric)) for metric, measurement in found.items())
-
-
-def _measure(
-    images: Features, reference: Features | None, statistics: FeatureStatistics | None, settings: Settings
-) -> dict[Metric, Measurement]:
-    found: dict[Metric, Measurement] = {}
     if statistics is None and reference is not None:
         statistics = feature_statistics(reference.vectors)
-    if statistics is not None:
-        distance = frechet_distance(feature_statistics(images.vectors), statistics)
-        found["frechet_distance"] = Measurement(distance, None, len(images), statistics.count)
-    if images.logits is not None:
-        score = inception_score(images.logits, settings.seed)
-        found["inception_score"] = Measurement(score.value, score.spread, len(images), None)
-    if reference is not None:
-        near, far = (
-            _subset(each, count, settings.seed).vectors
-            for each, count in ((images, NEIGHBOUR_IMAGES), (reference, NEIGHBOUR_REFERENCES))
-        )
-        kernel = kernel_distance(near, far, settings.seed)
-        found["kernel_distance"] = Measurement(kernel.value, kernel.spread, len(near), len(far))
-        shares = precision_recall(near, far, settings.neighbours, settings.device)
-        found["precision"] = Measurement(shares.precision, None, len(near), len(far))
-        found["recall"] = Measurement(shares.recall, None, len(near), len(far))
-    return found
+    return Known(
+        statistics=None if statistics is None else Pair(feature_statistics(images.vectors), statistics),
+        features=None if reference is None else Pair(images.vectors, reference.vectors),
+        logits=images.logits,
+    )
 
 
-def _subset(features: Features, count: int, seed: int) -> Features:
-    """``features``, or a random ``count`` of them when there are more."""
-    if len(features) <= count:
-        return features
-    return features.rows(torch.randperm(len(features), generator=generator(seed, "metric subset"))[:count])
+def figures_of(
+    rows: Sequence[Row], generated: Known, real: Known, context: Context, progress: Progress
+) -> tuple[Figure, ...]:
+    """The metrics of ``rows`` for which all is at hand, in their order.
+
+    real: what is known of real images in the place of the generated ones; where that does not suffice for a metric, it
+    has no such value. A metric that comes out infinite or as no number is left out, with a note.
+    """
+    usable = [row for row in rows if getattr(generated, row.needs) is not None]
+    counted = [row for row in usable if row.needs != "paths"]  # which tell their own progress
+    found = {}
+    progress.begin("metrics", len(counted), "metrics")
+    try:
+        for row in counted:
+            found[row] = _figures(row, generated, real, context)
+            progress.advance()
+    finally:
+        progress.end()
+    found |= {row: _figures(row, generated, real, context) for row in usable if row not in found}
+    return tuple(each for row in usable for each in found[row] if _finite(each, progress))
+
+
+def _figures(row: Row, generated: Known, real: Known, context: Context) -> list[Figure]:
+    measure, floor = row.load(), getattr(real, row.needs)
+    here = measure(getattr(generated, row.needs), context)
+    there = (None,) * len(here) if floor is None else measure(floor, context)
+    return [Figure(metric.name, found, real) for metric, found, real in zip(row.metrics, here, there, strict=True)]
+
+
+def _finite(figure: Figure, progress: Progress) -> bool:
+    values = [each.value for each in (figure.generated, figure.real) if each is not None]
+    good = all(map(math.isfinite, values))
+    if not good:
+        progress.note(f"{figure.metric} is left out: it came out as {', '.join(map(str, values))}")
+    return good

@@ -1,29 +1,18 @@
-"""What images are compared by: a vector an image, from Inception or from the run's own tokenizer."""
+"""What images are compared by: a vector of features an image, and the mean and covariance of such vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.distributed import World
-from gmtool.errors import MachineError
-from gmtool.evaluation.inception import (
-    FETCH_SECONDS,
-    build_inception,
-    fetch_weights,
-    read_weights,
-    weights_cache,
-)
+from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.stages.evaluate.config import EvaluateConfig
-from gmtool.tokenizers.base import Tokenizer
-from gmtool.tokenizers.build import build_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +30,15 @@ class Features:
         return Features(self.vectors[index], None if self.logits is None else self.logits[index])
 
 
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Mean (D,) and covariance (D, D) of ``count`` features, float64; ``count`` is None when a file does not say."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None = None
+
+
 class Extractor(Protocol):
     """Features of images."""
 
@@ -56,70 +54,20 @@ class Extractor(Protocol):
         """Features of images uint8 (B, 3, S, S)."""
 
 
-@dataclass(frozen=True)
-class InceptionExtractor:
-    """The 2048 pooled features and the class logits of the Inception network that FID is defined by."""
+def feature_statistics(features: Tensor, rows_at_once: int = 1024) -> FeatureStatistics:
+    """Mean and unbiased covariance of features (N, D), N >= 2, in two passes of float64.
 
-    network: nn.Module
-    device: torch.device
-    name: str
-
-    size = 2048
-
-    def __call__(self, images: Tensor) -> Features:
-        """See `Extractor`."""
-        with torch.inference_mode():
-            vectors, logits = self.network(images.to(self.device))
-        return Features(vectors.float().cpu(), logits.float().cpu())
-
-
-@dataclass(frozen=True)
-class TokenizerExtractor:
-    """The descriptors of the tokenizer that the run was trained with."""
-
-    tokenizer: Tokenizer
-    spec: TokenizerSpec
-
-    @property
-    def name(self) -> str:
-        """See `Extractor`."""
-        return f"{self.spec.name} descriptor ({self.size} numbers)"
-
-    @property
-    def size(self) -> int:
-        """See `Extractor`."""
-        return self.tokenizer.descriptor_size
-
-    def __call__(self, images: Tensor) -> Features:
-        """See `Extractor`."""
-        with torch.inference_mode():
-            return Features(self.tokenizer.describe(images).float().cpu())
-
-
-def choose_extractor(
-    config: EvaluateConfig, spec: TokenizerSpec, device: torch.device, progress: Progress
-) -> InceptionExtractor | TokenizerExtractor:
-    """The extractor that ``config.features`` asks for; with auto, say in a note which one it is and why.
-
-    Raises UserError for a wrong weights file, MachineError when Inception is asked for and cannot be had.
+    rows_at_once: rows of the float64 copies, which bounds the memory beyond the features themselves.
     """
-    if config.features == "tokenizer":
-        return _tokenizer_extractor(spec, device)
-    asked = config.features == "inception"
-    if config.inception_weights is not None:
-        return _inception_extractor(config.inception_weights, device, progress)
-    try:
-        weights = weights_cache()
-        if not weights.is_file():
-            weights = fetch_weights(progress, None if asked else FETCH_SECONDS)
-    except MachineError as error:
-        if asked:
-            raise
-        progress.note(f"features: the run's own tokenizer, because {error}")
-        return _tokenizer_extractor(spec, device)
-    if not asked:
-        progress.note(f"features: Inception, whose weights are in {weights}")
-    return _inception_extractor(weights, device, progress)
+    count, dim = features.shape
+    mean = torch.zeros(dim, dtype=torch.float64)
+    for part in features.split(rows_at_once):
+        mean += part.double().sum(0) / count
+    scatter = torch.zeros(dim, dim, dtype=torch.float64)
+    for part in features.split(rows_at_once):
+        centred = part.double() - mean
+        scatter += centred.T @ centred
+    return FeatureStatistics(mean.numpy(), (scatter / (count - 1)).numpy(), count)
 
 
 def extract_features(
@@ -148,21 +96,17 @@ def gather_features(features: Features, world: World) -> Features:
     return _joined(found) if found else features
 
 
+def expect_finite(features: Features, whose: str) -> None:
+    """Raise UserError, naming ``whose``, where a feature is infinite or no number: every metric would be neither."""
+    good = features.vectors.isfinite().all(1)
+    if not good.all():
+        raise UserError(
+            f"{whose}: the features of {int((~good).sum())} of {len(features)} images are infinite or not a number: "
+            "make them again"
+        )
+
+
 def _joined(parts: Sequence[Features]) -> Features:
     """Parts of a set of images, one after another."""
     logits = [each.logits for each in parts if each.logits is not None]
     return Features(torch.cat([each.vectors for each in parts]), torch.cat(logits) if logits else None)
-
-
-def _tokenizer_extractor(spec: TokenizerSpec, device: torch.device) -> TokenizerExtractor:
-    return TokenizerExtractor(build_tokenizer(spec, device, "float32"), spec)
-
-
-def _inception_extractor(path: Path, device: torch.device, progress: Progress) -> InceptionExtractor:
-    weights = read_weights(path)
-    if not weights.published:
-        progress.note(f"{path} differs from the published Inception weights: compare with no published figure")
-    import torch_fidelity
-
-    name = f"Inception v3 (2048 numbers, weights {weights.digest}, torch-fidelity {torch_fidelity.__version__})"
-    return InceptionExtractor(build_inception(weights, path, device), device, name)

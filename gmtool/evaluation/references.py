@@ -6,9 +6,7 @@ but) the mean ``mu`` and covariance ``sigma`` of features of a larger set, as AD
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import fingerprint
+from gmtool.artifacts.npz import npz_header, read_npz
 from gmtool.artifacts.run import CONFIG
 from gmtool.artifacts.samples import MANIFEST, SamplesFolder, open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
@@ -27,14 +26,15 @@ from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import image_batches
 from gmtool.distributed import World
 from gmtool.errors import UserError
+from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
 from gmtool.evaluation.features import (
     Extractor,
     Features,
-    TokenizerExtractor,
+    FeatureStatistics,
+    expect_finite,
     extract_features,
     gather_features,
 )
-from gmtool.evaluation.fidelity import FeatureStatistics
 from gmtool.progress import Progress
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.pixels import grey
@@ -85,8 +85,13 @@ class ImagesReference:
 
     def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
         """See `Reference`."""
-        taken = self.rows[rows.start : rows.stop]
-        return (torch.from_numpy(each.images) for each in image_batches(self.images, side, batch_size, rows=taken))
+        chosen = self.rows[rows.start : rows.stop]
+        for batch in image_batches(self.images, side, batch_size, rows=chosen, skip_bad=True):
+            for bad in batch.bad:
+                raise UserError(
+                    f"{self.path}: {bad.name} cannot be read as an image ({bad.reason}): repair or remove it"
+                )
+            yield torch.from_numpy(batch.images)
 
     def thinned(self, step: int) -> ImagesReference:
         """See `Reference`."""
@@ -177,7 +182,7 @@ def open_reference(path: Path) -> ImagesReference | ArrayReference | LatentsRefe
         raise UserError(
             f"--reference {path} does not exist: give a folder or archive of images, a latents file or .npz"
         )
-    if path.suffix.lower() == ".npz":
+    if path.is_file() and path.suffix.lower() == ".npz":
         return _open_npz(path)
     if path.is_file() and (path.suffix.lower() in (".h5", ".hdf5") or h5py.is_hdf5(path)):
         return LatentsReference(path, open_latents(path))
@@ -232,12 +237,33 @@ def reference_features(
                 "arrays differ): give its images as --reference"
             )
         else:
-            return Features(reference.descriptors())
+            stored = Features(reference.descriptors())
+            expect_finite(stored, str(reference.path))
+            return stored
     share = world.share(len(pictures))
     batches = pictures.batches(side, batch_size, share)
     if isinstance(extractor, TokenizerExtractor) and extractor.spec.settings.get("channels") == 1:
         batches = _grey_batches(batches, reference.path)
     return gather_features(extract_features(extractor, batches, len(share), "the reference", progress), world)
+
+
+def some_images(
+    reference: Reference, side: int, batch_size: int, most: int = 2000
+) -> Callable[[], Iterator[Tensor]] | None:
+    """Gives batches of evenly spaced images of the reference, more than half of ``most`` where it has so many.
+
+    None where it has no images: it is nothing but statistics, or latents whose images are gone.
+    """
+    pictures = reference
+    if isinstance(reference, LatentsReference):
+        try:
+            pictures = reference.pictures()
+        except UserError:
+            return None
+    if not len(pictures):
+        return None
+    thinned = pictures.thinned(-(-len(pictures) // most))
+    return lambda: thinned.batches(side, batch_size, range(len(thinned)))
 
 
 def array_batches(images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
@@ -261,26 +287,34 @@ def _wrong_size(path: Path, found: tuple[int, ...], side: int) -> UserError:
     )
 
 
+NPZ = "give an .npz with arr_0 (images, uint8 NHWC), or with mu and sigma of features"
+"""What mends an .npz."""
+
+
 def _open_npz(path: Path) -> ArrayReference:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("arr_0", "mu", "sigma") if name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"--reference {path} is not a readable .npz ({error})") from error
+    whose = f"--reference {path}"
+    names = [name for name in ("arr_0", "mu", "sigma") if npz_header(path, name, NPZ) is not None]
+    arrays = {name: read_npz(path, name, NPZ) for name in names}
     images, mean, covariance = (arrays.get(name) for name in ("arr_0", "mu", "sigma"))
-    statistics = None
-    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3):
-        raise UserError(f"--reference {path}: arr_0 must be uint8 (N, S, S, 3), not {images.dtype} {images.shape}")
-    if mean is not None and covariance is not None:
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise UserError(f"--reference {path}: mu {mean.shape} and sigma {covariance.shape} must be (D,) and (D, D)")
-        if not all(each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, covariance)):
-            raise UserError(f"--reference {path}: mu and sigma must be finite numbers")
-        statistics = FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
+    if images is not None:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(f"{whose}: arr_0 must be uint8 (N, S, S, 3), not {images.dtype} {images.shape}")
+        if not images.size:
+            raise UserError(f"{whose}: arr_0 {images.shape} holds no image: {NPZ}")
+    statistics = None if mean is None or covariance is None else _statistics(mean, covariance, whose)
     if images is None and statistics is None:
-        raise UserError(f"--reference {path} holds neither arr_0 (uint8 images) nor mu and sigma")
+        raise UserError(f"{whose} holds neither arr_0 (uint8 images) nor mu and sigma: {NPZ}")
     content = fingerprint(arrays[name] for name in sorted(arrays))
     if images is None:
         return ArrayReference(path, np.zeros((0, 0, 0, 3), np.uint8), statistics, content, "npz of mu and sigma")
     kind = "npz of images" + ("" if statistics is None else ", mu and sigma")
     return ArrayReference(path, images, statistics, content, kind)
+
+
+def _statistics(mean: np.ndarray, covariance: np.ndarray, whose: str) -> FeatureStatistics:
+    """Statistics of a file. Raises UserError, naming ``whose``, for other shapes and what is not finite."""
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"{whose}: mu {mean.shape} and sigma {covariance.shape} must be (D,) and (D, D)")
+    if not all(each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, covariance)):
+        raise UserError(f"{whose}: mu and sigma must be finite numbers")
+    return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))

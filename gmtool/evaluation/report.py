@@ -4,24 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from gmtool import __version__
-
-Metric = Literal[
-    "frechet_distance",
-    "kernel_distance",
-    "inception_score",
-    "precision",
-    "recall",
-    "magnitude",
-    "saturated_share",
-    "path_length",
-    "straightness",
-    "lipschitz",
-    "transport",
-    "sliced_transport",
-]
 
 
 @dataclass(frozen=True)
@@ -29,20 +13,23 @@ class Measurement:
     """One metric between a set of images and a reference set.
 
     value: the metric. spread: its standard deviation over parts of the data, where it is a mean over parts. images,
-    reference_images: images on either side; None when there is no other side or its file does not say.
+    reference_images: images on either side; None when there is no such side or its file does not say.
     """
 
     value: float
     spread: float | None
-    images: int
+    images: int | None
     reference_images: int | None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric of generated images, and the same one of real images in their place, where the data allow it."""
+    """One metric of generated images, and the same one of real images in their place, where the data allow it.
 
-    metric: Metric
+    metric: its name in `gmtool.evaluation.metrics`.
+    """
+
+    metric: str
     generated: Measurement
     real: Measurement | None
 
@@ -51,13 +38,14 @@ class Figure:
 class Report:
     """All figures of an evaluation.
 
-    samples: the folder. samples_fingerprint: from its manifest. features: the kind of extractor; extractor: its exact
-    name. reference, reference_kind, reference_fingerprint: what the samples were compared with.
+    samples: the folder. samples_fingerprint: from its manifest. features: the extractor's name in
+    `gmtool.evaluation.extractors`; extractor: exactly which. reference, reference_kind,
+    reference_fingerprint: what the samples were compared with.
     """
 
     samples: str
     samples_fingerprint: str
-    features: Literal["inception", "tokenizer"]
+    features: str
     extractor: str
     reference: str
     reference_kind: str
@@ -66,7 +54,7 @@ class Report:
     figures: tuple[Figure, ...]
     gmtool: str = __version__
 
-    def figure(self, metric: Metric) -> Figure | None:
+    def figure(self, metric: str) -> Figure | None:
         """The figure of one metric, or None when it was not computed."""
         return next((each for each in self.figures if each.metric == metric), None)
 

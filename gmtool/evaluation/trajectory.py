@@ -57,6 +57,14 @@ class Trajectory:
         return (values * (self.times[:-1] - self.times[1:]).unsqueeze(1)).sum(0)
 
 
+@dataclass(frozen=True, eq=False)
+class FollowedPath:
+    """Some points on their way, and the velocity field that moved them."""
+
+    field: VelocityModel
+    path: Trajectory
+
+
 @torch.no_grad()
 def trace(model: VelocityModel, x: Tensor, grid: Tensor) -> Trajectory:
     """Follow the flow from x (B, C, *S) along the times of ``grid`` (n + 1,) by Euler's method, and keep all of it."""
@@ -118,13 +126,13 @@ def transport_distance(x: Tensor, y: Tensor) -> float:
     return float((x - matched).double().flatten(1).square().sum(1).mean())
 
 
-def sliced_distance(x: Tensor, y: Tensor, stream: torch.Generator) -> float:
-    """The mean of W2^2 over `DIRECTIONS` random directions, for x and y both (N, ...)."""
+def sliced_distance(x: Tensor, y: Tensor, stream: torch.Generator, directions: int = DIRECTIONS) -> float:
+    """The mean of W2^2 over random directions, for x and y both (N, ...)."""
     _expect_pairs(x, y)
     first, second = x.flatten(1).double(), y.flatten(1).double()
-    directions = torch.randn(first.shape[1], DIRECTIONS, generator=stream, device=stream.device).to(first)
-    directions = directions / directions.norm(dim=0)
-    gaps = (first @ directions).sort(dim=0).values - (second @ directions).sort(dim=0).values
+    drawn = torch.randn(first.shape[1], directions, generator=stream, device=stream.device).to(first)
+    units = drawn / drawn.norm(dim=0)
+    gaps = (first @ units).sort(dim=0).values - (second @ units).sort(dim=0).values
     return float(gaps.square().mean())
 
 

@@ -1,14 +1,18 @@
+from dataclasses import fields
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 
-from gmtool.evaluation import comparison
-from gmtool.evaluation.comparison import Settings, figures_of, real_pair
-from gmtool.evaluation.features import Features
-from gmtool.evaluation.fidelity import FeatureStatistics, feature_statistics
+from gmtool.evaluation.comparison import figures_of, known_from_features, real_pair
+from gmtool.evaluation.features import Features, FeatureStatistics, feature_statistics
+from gmtool.evaluation.metric import Context, Known, Pair, bounded
+from gmtool.evaluation.metrics import METRICS, Metric, MetricSettings, Row
+from gmtool.evaluation.report import Figure, Measurement
 from gmtool.progress import Progress
 
-SETTINGS = Settings(neighbours=3, seed=0, device=torch.device("cpu"))
+CONTEXT = Context(MetricSettings(), 0, torch.device("cpu"))
 
 
 def numbered(count: int, first: int = 0) -> Features:
@@ -47,16 +51,22 @@ def test_too_few_real_images_give_no_pair():
     assert real_pair(numbered(3), None, 10, seed=0) is None
 
 
+def figures(generated: Known, real: Known | None = None, rows: tuple[Row, ...] = METRICS) -> tuple[Figure, ...]:
+    return figures_of(rows, generated, real or Known(), CONTEXT, Progress())
+
+
+def both(pair: Pair[Features]) -> Known:
+    return known_from_features(pair.images, pair.reference)
+
+
 def test_all_metrics_stand_beside_their_real_values():
     reference = normal(80, 0, logits=True)
-    figures = figures_of(
-        normal(30, 1, logits=True), reference, None, real_pair(reference, None, 30, 0), SETTINGS, Progress()
-    )
-    assert [each.metric for each in figures] == [
-        "frechet_distance", "inception_score", "kernel_distance", "precision", "recall",
+    found = figures(known_from_features(normal(30, 1, logits=True), reference), both(real_pair(reference, None, 30, 0)))
+    assert [each.metric for each in found] == [
+        "frechet_distance", "inception_score", "kernel_distance", "precision", "recall", "density", "coverage", "mind",
     ]  # fmt: skip
-    for each in figures:
-        sizes = (None, None) if each.metric == "inception_score" else (80, 50)
+    for each in found:
+        sizes = {"inception_score": (None, None), "mind": (30, 30)}.get(each.metric, (80, 50))
         assert (each.generated.images, each.generated.reference_images) == (30, sizes[0])
         assert (each.real.images, each.real.reference_images) == (30, sizes[1])
         assert np.isfinite(each.generated.value) and np.isfinite(each.real.value)
@@ -66,21 +76,56 @@ def test_statistics_alone_give_the_frechet_distance_alone():
     reference = normal(50, 2)
     found = feature_statistics(reference.vectors)
     statistics = FeatureStatistics(found.mean, found.covariance)
-    (figure,) = figures_of(normal(30, 3), None, statistics, None, SETTINGS, Progress())
-    expected = figures_of(normal(30, 3), reference, None, None, SETTINGS, Progress())[0]
+    (figure,) = figures(known_from_features(normal(30, 3), None, statistics))
+    expected = figures(known_from_features(normal(30, 3), reference))[0]
     assert (figure.metric, figure.real, figure.generated.reference_images) == ("frechet_distance", None, None)
     assert figure.generated.value == pytest.approx(expected.generated.value)
 
 
 def test_statistics_of_a_larger_set_replace_those_of_its_sample():
     reference, wide = normal(50, 2), FeatureStatistics(np.full(4, 10.0), np.eye(4))
-    figures = figures_of(normal(30, 3), reference, wide, real_pair(reference, None, 10, 0), SETTINGS, Progress())
-    assert figures[0].generated.value == pytest.approx(400, rel=0.1) and figures[0].real is None
-    assert [each.metric for each in figures if each.real is not None] == ["kernel_distance", "precision", "recall"]
+    found = figures(known_from_features(normal(30, 3), reference, wide))
+    assert found[0].generated.value == pytest.approx(400, rel=0.1)
+    assert found[0].metric == "frechet_distance" and len(found) > 4
 
 
-def test_metrics_of_pairs_look_at_a_bounded_number_of_images(monkeypatch):
-    monkeypatch.setattr(comparison, "NEIGHBOUR_IMAGES", 20)
-    monkeypatch.setattr(comparison, "NEIGHBOUR_REFERENCES", 25)
-    figures = figures_of(normal(30, 1), normal(80, 0), None, None, SETTINGS, Progress())
-    assert [(each.generated.images, each.generated.reference_images) for each in figures] == [(30, 80)] + [(20, 25)] * 3
+@pytest.mark.parametrize("module", ["kernel_distance", "precision_recall", "density_coverage"])
+def test_metrics_of_pairs_look_at_a_bounded_number_of_images(module):
+    measure = import_module(f"gmtool.evaluation.metrics.{module}").measure
+    known = Pair(normal(30, 1).vectors, normal(80, 0).vectors)
+    for each in measure(known, CONTEXT, images=20, references=25):
+        assert (each.images, each.reference_images) == (20, 25)
+    few = bounded(known, 0, 20, 25)
+    assert len({tuple(row) for row in few.images.tolist()} & {tuple(row) for row in known.images.tolist()}) == 20
+    assert torch.equal(bounded(known, 0, 30, 80).images, known.images)
+
+
+def test_a_metric_is_a_file_and_a_row():
+    """The whole of what a new one takes: nothing else knows its name."""
+    row = Row(f"{__name__}:mean_gap", "features", (Metric("mean_gap", "gap of means", "lower"),))
+    (found,) = figures(
+        known_from_features(numbered(4, first=10), numbered(4)), both(Pair(numbered(4), numbered(4))), (row,)
+    )
+    assert (found.metric, found.generated.value, found.real.value) == ("mean_gap", 10, 0)
+
+
+def mean_gap(known: Pair[torch.Tensor], _: Context) -> tuple[Measurement]:
+    gap = float((known.images.mean(0) - known.reference.mean(0)).norm())
+    return (Measurement(gap, None, len(known.images), len(known.reference)),)
+
+
+def test_a_figure_that_is_no_number_is_left_out_and_said():
+    notes: list[str] = []
+    progress = Progress()
+    progress.note = notes.append
+    row = Row(f"{__name__}:mean_gap", "features", (Metric("mean_gap", "gap of means", "lower"),))
+    lost = Features(torch.full((3, 1), float("inf")))
+    assert figures_of((row,), known_from_features(numbered(3), lost), Known(), CONTEXT, progress) == ()
+    assert notes == ["mean_gap is left out: it came out as inf"]
+
+
+def test_every_row_of_the_table_can_be_loaded_and_no_name_is_used_twice():
+    names = [metric.name for row in METRICS for metric in row.metrics]
+    assert len(set(names)) == len(names)
+    for row in METRICS:
+        assert callable(row.load()) and row.needs in {field.name for field in fields(Known)}

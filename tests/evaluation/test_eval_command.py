@@ -12,7 +12,14 @@ import pytest
 import torch
 import torch_fidelity
 
+from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
+from gmtool.evaluation.metrics import metrics_by_name
+from gmtool.progress import Progress
+from gmtool.settings import make
+from gmtool.stages.evaluate.config import EvaluateConfig
+from gmtool.stages.evaluate.plan import plan_evaluation
+from gmtool.stages.evaluate.run import evaluate
 
 
 def fails(capsys, arguments: list[object], code: int = 2) -> str:
@@ -64,6 +71,11 @@ def test_no_argument_means_samples_here_against_the_training_images(samples, cap
         (lambda path: (path / "latents.h5").write_bytes(b"no latents"), "latents.h5"),
         (lambda path: np.savez(path / "samples.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8)), "--num"),
         (lambda path: (path / "sampling.json").write_text("{}"), "sampling.json"),
+        (lambda path: np.savez(path / "samples.npz", arr_0=np.zeros((9, 8, 8, 3))), "damaged"),
+        (lambda path: np.savez(path / "samples.npz", arr_0=np.zeros((9, 8, 7, 3), np.uint8)), "damaged"),
+        (lambda path: np.savez(path / "samples.npz", arr_0=np.uint8(3)), "damaged"),
+        (lambda path: np.savez(path / "samples.npz", images=np.zeros((9, 8, 8, 3), np.uint8)), "damaged"),
+        (lambda path: np.savez(path / "samples.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8)), "--num"),
     ],
 )
 def test_broken_samples(break_it, message, samples, capsys):
@@ -96,13 +108,22 @@ def folder(path: Path) -> Path:
         (lambda path: folder(path / "empty"), "no images"),
         (lambda path: write(path / "r.npz", wrong=np.zeros(3)), "neither arr_0"),
         (lambda path: write(path / "r.npz", arr_0=np.zeros((9, 8, 8, 3))), "must be uint8"),
-        (lambda path: write(path / "r.npz", arr_0=np.array([{"a": 1}], dtype=object)), "not a readable .npz"),
+        (lambda path: write(path / "r.npz", arr_0=np.array([{"a": 1}], dtype=object)), "no .npz of numbers"),
         (lambda path: write(path / "r.npz", arr_0=np.zeros((9, 16, 16, 3), np.uint8)), "16 x 16"),
         (lambda path: write(path / "r.npz", mu=np.zeros(5), sigma=np.zeros((4, 4))), "must be (D,)"),
         (lambda path: write(path / "r.npz", mu=np.zeros(2048), sigma=np.eye(2048)), "--features inception"),
         (lambda path: write(path / "r.npz", mu=np.full(64, np.nan), sigma=np.eye(64)), "finite"),
-        (lambda path: write(path / "r.npz", mu=np.array(["a"]), sigma=np.eye(1)), "finite"),
+        (lambda path: write(path / "r.npz", mu=np.array(["a"]), sigma=np.eye(1)), "no .npz of numbers"),
         (lambda path: write(path / "r.npz", mu=np.zeros(3), sigma=np.eye(3)), "statistics of 3 numbers"),
+        (lambda path: write(path / "r.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8)), "holds no image"),
+        (lambda path: write(path / "r.npz", arr_0=np.zeros((9, 0, 0, 3), np.uint8)), "holds no image"),
+        (lambda path: write(path / "r.npz", arr_0=np.zeros((9, 8, 4, 3), np.uint8)), "8 x 4"),
+        (lambda path: write(path / "r.npz", mu=np.zeros(0), sigma=np.zeros((0, 0))), "must be (D,)"),
+        (lambda path: write(path / "r.npz", mu=np.zeros(64), sigma=-np.eye(64)), "no covariance: it has a negative"),
+        (lambda path: write(path / "r.npz", mu=np.zeros(64), sigma=np.tri(64)), "no covariance: it is not symmetric"),
+        (lambda path: write(path / "r.npz", mu=np.zeros(64), sigma=np.full((64, 64), np.inf)), "finite"),
+        (lambda path: write(path / "r.npz", mu=np.zeros(64, complex), sigma=np.eye(64)), "finite"),
+        (lambda path: write(path / "r.npz", mu=np.zeros(64)), "neither arr_0"),
     ],
 )
 def test_wrong_references(make, message, samples, tmp_path, capsys):
@@ -191,18 +212,91 @@ def test_wrong_values_of_options(samples, capsys):
     assert "--featurs" in fails(capsys, [samples, "--featurs", "tokenizer"])
 
 
-def test_a_torchvision_that_does_not_match(samples, tmp_path):
-    broken = tmp_path / "broken" / "torchvision"
-    broken.mkdir(parents=True)
-    (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    environment = os.environ | {"PYTHONPATH": f"{broken.parent}{os.pathsep}{Path.cwd()}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "gmtool", "eval", str(samples), "--features", "tokenizer"],
+def without(packages: dict[str, str], folder: Path, arguments: list[object]) -> subprocess.CompletedProcess:
+    """`gmtool eval` where importing some packages fails: what each of them does when it is imported."""
+    for name, source in packages.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(source)
+    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{Path.cwd()}"}
+    return subprocess.run(
+        [sys.executable, "-m", "gmtool", "eval", *map(str, arguments)],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+MISSING = "raise ModuleNotFoundError(name={0!r})"
+WORSE = "raise RuntimeError('operator torchvision::nms does not exist')"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("packages", "message"),
+    [
+        ({"torch_fidelity": MISSING.format("torch_fidelity")}, "torch-fidelity is not installed"),
+        ({"torchvision": MISSING.format("torchvision")}, "torchvision is not installed"),
+        ({"torchvision": WORSE}, "does not match torch"),
+    ],
+    ids=["no torch-fidelity", "no torchvision", "another torchvision"],
+)
+def test_without_torch_fidelity_its_metrics_alone_are_missing(packages, message, samples, tmp_path):
+    assert main(["eval", str(samples), "--features", "tokenizer"]) == 0
+    whole = json.loads((samples / "metrics.json").read_text())["figures"]
+    done = without(packages, tmp_path / "blocked", [samples, "--features", "tokenizer", "--json"])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["figures"]
+    lost = {"kernel_distance", "precision", "recall"}
+    assert [each["metric"] for each in found] == [each["metric"] for each in whole if each["metric"] not in lost]
+    for each in found:
+        assert each == next(other for other in whole if other["metric"] == each["metric"])
+    (note,) = (line for line in done.stderr.splitlines() if "left out" in line)
+    assert message in note and "pip install --upgrade torch torchvision torch-fidelity" in note
+    assert note.startswith("kernel distance, precision, recall are left out: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "source", "message"),
+    [
+        ("torch_fidelity", MISSING.format("torch_fidelity"), "torch-fidelity is not installed"),
+        ("torchvision", WORSE, "nms does not exist"),
+    ],
+)
+def test_inception_without_torch_fidelity(package, source, message, samples, tmp_path):
+    done = without({package: source}, tmp_path / "blocked", [samples, "--features", "inception"])
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
-    assert "pip install --upgrade torch torchvision torch-fidelity" in line and "nms does not exist" in line
+    assert line.startswith("gmtool: error: ") and message in line and "pip install --upgrade torch" in line
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(world, samples, capsys):
+    arguments = [samples, "--reference", world / "held_out", "--dry-run", "--trajectories", "0"]
+    assert main(["eval", *map(str, arguments)]) == 0
+    captured = capsys.readouterr()
+    for text in (
+        f"Would score {samples} against images {world / 'held_out'}",
+        "200 images of 8 x 8 px", "300 images", "metrics.json", "--features (auto)", "would be downloaded", "FID",
+    ):  # fmt: skip
+        assert text in " ".join(captured.out.split())
+    assert not (samples / "metrics.json").exists() and captured.err == ""
+
+
+def test_a_dry_run_lists_the_metrics_that_are_then_computed(world, samples, tmp_path):
+    with open_latents(world / "latents.h5") as latents:
+        features = latents.descriptors(slice(None)).astype(np.float64)
+    reference = write(tmp_path / "r.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    for given in (None, reference):
+        config = make(EvaluateConfig, {"features": "tokenizer", "reference": given})
+        work = dict(plan_evaluation(samples, config, Progress(), fetch=False).forecast().work)
+        figures = evaluate(samples, config, Progress()).figures
+        assert work["metrics"] == ", ".join(metrics_by_name()[each.metric].label for each in figures)
+
+
+def test_a_dry_run_refuses_what_the_run_would(samples, tmp_path, capsys):
+    reference = write(tmp_path / "r.npz", mu=np.zeros(3), sigma=np.eye(3))
+    assert "statistics of 3 numbers" in fails(
+        capsys, [samples, "--features", "tokenizer", "--reference", reference, "--dry-run"]
+    )
+    assert "--json" in fails(capsys, [samples, "--features", "tokenizer", "--dry-run", "--json"])
 
 
 class Images(torch.utils.data.Dataset):
@@ -218,6 +312,7 @@ class Images(torch.utils.data.Dataset):
         return self.images[index]
 
 
+@pytest.mark.slow
 def test_inception_figures_are_torch_fidelitys(world, tmp_path, capsys, digits, make_samples, inception_weights):
     """The whole path through torch-fidelity's own network, with random weights, against its own evaluation."""
     few = make_samples(tmp_path / "few", digits[800:808], world / "latents.h5")

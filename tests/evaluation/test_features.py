@@ -2,29 +2,23 @@
 
 import hashlib
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from points import normal
 from torch_fidelity import feature_extractor_inceptionv3 as upstream
 
 from gmtool.artifacts.latents import open_latents
-from gmtool.errors import MachineError
-from gmtool.evaluation.features import (
-    Features,
-    InceptionExtractor,
-    TokenizerExtractor,
-    choose_extractor,
-    extract_features,
-)
-from gmtool.evaluation.inception import weights_cache
+from gmtool.errors import MachineError, UserError
+from gmtool.evaluation.extractors import EXTRACTORS, ExtractorSettings, choose_extractor, extractor_row
+from gmtool.evaluation.extractors.inception import weights_cache
+from gmtool.evaluation.features import Features, expect_finite, extract_features, feature_statistics
 from gmtool.evaluation.references import array_batches
 from gmtool.progress import Progress
-from gmtool.stages.evaluate.config import EvaluateConfig
 
 CPU = torch.device("cpu")
-AUTO = EvaluateConfig()
+AUTO = ExtractorSettings()
 
 
 @pytest.fixture
@@ -33,41 +27,56 @@ def spec(world):
         return latents.tokenizer
 
 
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
-
-
 def test_auto_takes_cached_inception_weights(spec, inception_weights, monkeypatch):
     digest = hashlib.sha256(inception_weights.read_bytes()).hexdigest()[:8]
     monkeypatch.setattr(upstream, "URL_INCEPTION_V3", f"http://127.0.0.1:9/weights-{digest}.pth")
     weights_cache().parent.mkdir(parents=True)
     shutil.copy(inception_weights, weights_cache())
-    progress = Notes()
-    extractor = choose_extractor(AUTO, spec, CPU, progress)
-    assert isinstance(extractor, InceptionExtractor) and digest in extractor.name
-    assert len(progress.lines) == 1 and str(weights_cache()) in progress.lines[0]
+    choice = choose_extractor(AUTO, Progress())
+    assert choice.value == "inception" and str(weights_cache()) in choice.why
+    extractor = extractor_row(choice.value).load().open_extractor(AUTO, spec, CPU, Progress())
+    assert digest in extractor.name and extractor.size == 2048
 
 
-def test_auto_takes_the_tokenizer_when_weights_cannot_be_fetched(spec):
-    progress = Notes()
-    assert isinstance(choose_extractor(AUTO, spec, CPU, progress), TokenizerExtractor)
-    assert len(progress.lines) == 1 and "could not be fetched" in progress.lines[0]
+def test_auto_takes_the_tokenizer_when_weights_cannot_be_fetched():
+    choice = choose_extractor(AUTO, Progress())
+    assert choice.value == "tokenizer" and "could not be fetched" in choice.why
 
 
-def test_inception_that_was_asked_for_is_not_replaced(spec):
+def test_a_file_of_weights_asks_for_inception(inception_weights):
+    choice = choose_extractor(ExtractorSettings(inception_weights=inception_weights), Progress())
+    assert choice.value == "inception" and str(inception_weights) in choice.why
+
+
+def test_inception_that_was_asked_for_is_not_replaced():
     with pytest.raises(MachineError):
-        choose_extractor(replace(AUTO, features="inception"), spec, CPU, Progress())
+        choose_extractor(ExtractorSettings("inception"), Progress())
 
 
-def test_tokenizer_features_need_no_note_and_equal_the_stored_descriptors(spec, world, digits):
-    progress = Notes()
-    extractor = choose_extractor(replace(AUTO, features="tokenizer"), spec, CPU, progress)
-    found = extract_features(extractor, array_batches(digits[:500], 64), 500, "digits", progress)
-    assert progress.lines == [] and found.logits is None
+def test_nothing_is_fetched_before_the_work_begins():
+    for settings in (AUTO, ExtractorSettings("inception")):
+        choice = choose_extractor(settings, Progress(), fetch=False)
+        assert choice.value == "inception" and "would be downloaded from http" in choice.why
+
+
+@pytest.mark.parametrize("row", EXTRACTORS, ids=lambda row: row.name)
+def test_every_extractor_holds_what_its_row_promises(row, world):
+    family = row.load()
+    assert callable(family.prepare) and callable(family.open_extractor)
+    with open_latents(world / "samples" / "latents.h5") as latents:
+        assert family.feature_size(latents) > 0
+    assert ExtractorSettings(row.name).features == row.name
+
+
+def test_a_name_that_is_in_no_row_is_refused():
+    with pytest.raises(UserError, match="--features must be one of auto, inception, tokenizer, not 'dino'"):
+        ExtractorSettings("dino")
+
+
+def test_tokenizer_features_equal_the_stored_descriptors(spec, world, digits):
+    extractor = extractor_row("tokenizer").load().open_extractor(ExtractorSettings("tokenizer"), spec, CPU, Progress())
+    found = extract_features(extractor, array_batches(digits[:500], 64), 500, "digits", Progress())
+    assert found.logits is None
     with open_latents(world / "latents.h5") as latents:
         np.testing.assert_allclose(found.vectors, latents.descriptors(slice(None)), rtol=1e-4, atol=1e-4)
     assert found.vectors.shape[1] == extractor.size
@@ -84,3 +93,19 @@ def test_arrays_come_in_batches_with_channels_first():
     batches = list(array_batches(images, 2))
     assert [len(each) for each in batches] == [2, 2, 1]
     assert np.array_equal(torch.cat(batches).permute(0, 2, 3, 1).numpy(), images)
+
+
+def test_statistics_equal_numpys_over_several_chunks():
+    features = normal(50, 6, 0, shift=1000.0)
+    found = feature_statistics(features, rows_at_once=7)
+    np.testing.assert_allclose(found.mean, features.double().numpy().mean(0), rtol=1e-13)
+    np.testing.assert_allclose(found.covariance, np.cov(features.double().numpy(), rowvar=False), rtol=1e-10)
+    assert found.count == 50
+
+
+def test_features_that_are_no_numbers_are_refused():
+    features = torch.zeros(4, 3)
+    expect_finite(Features(features), "real/")
+    features[1, 2], features[3, 0] = float("nan"), float("inf")
+    with pytest.raises(UserError, match="real/: the features of 2 of 4 images are infinite or not a number"):
+        expect_finite(Features(features), "real/")

@@ -15,7 +15,7 @@ from gmtool.data.image_sets import find_images
 from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.evaluation.features import Features
-from gmtool.evaluation.references import open_reference, reference_features, same_tokenizer
+from gmtool.evaluation.references import open_reference, reference_features, same_tokenizer, some_images
 from gmtool.progress import Progress
 
 
@@ -120,3 +120,27 @@ def test_tokenizers_are_the_same_when_all_of_them_is(world):
     assert not same_tokenizer(spec, replace(spec, arrays={}))
     assert not same_tokenizer(spec, replace(spec, settings={**spec.settings, "image_size": 9}))
     assert not same_tokenizer(spec, replace(spec, name="dinov2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["latents.h5", "train"])
+def test_few_evenly_spaced_images_stand_for_a_large_reference(world, name, digits):
+    reference = open_reference(world / name)
+    for most, step in ((500, 1), (180, 3), (1, 500)):
+        batches = some_images(reference, 8, 64, most=most)
+        for _ in range(2):  # it can be read again
+            found = torch.cat(list(batches())).permute(0, 2, 3, 1).numpy()
+            np.testing.assert_array_equal(found, digits[:500:step])
+
+
+def test_statistics_alone_have_no_images(tmp_path):
+    np.savez(tmp_path / "r.npz", mu=np.ones(3), sigma=np.eye(3))
+    assert some_images(open_reference(tmp_path / "r.npz"), 8, 64) is None
+
+
+def test_latents_whose_images_are_gone_have_none(world, tmp_path):
+    source = shutil.copytree(world / "held_out", tmp_path / "source")
+    latents = opaque_latents(tmp_path / "opaque.h5", source, ["0000.png", "0001.png"])
+    assert some_images(open_reference(latents), 8, 64) is not None
+    shutil.rmtree(source)
+    assert some_images(open_reference(latents), 8, 64) is None

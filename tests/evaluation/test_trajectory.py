@@ -13,6 +13,7 @@ from gmtool.evaluation.trajectory import (
     transport_distance,
 )
 from gmtool.flow.path import per_sample
+from gmtool.flow.times import full_grid
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
@@ -32,7 +33,7 @@ def rotation(x, t):
 
 def test_a_constant_field_is_straight():
     speed = normal(3, 2, 2)
-    found = trace(lambda x, t: speed.expand_as(x), normal(4, 3, 2, 2), 5, 2.0)
+    found = trace(lambda x, t: speed.expand_as(x), normal(4, 3, 2, 2), full_grid(5, 2.0))
     torch.testing.assert_close(found.length(), speed.norm().expand(4))
     torch.testing.assert_close(found.straightness(), torch.zeros(4, dtype=torch.float64), atol=1e-20, rtol=0)
     torch.testing.assert_close(found.points[-1], found.points[0] - speed)
@@ -41,7 +42,7 @@ def test_a_constant_field_is_straight():
 def test_a_rotation_goes_along_circles():
     """Length is the arc; int |(x_1 - x_0) - u|^2 = int |u|^2 - |x_1 - x_0|^2, with the chord 2 r sin(angle / 2)."""
     start = normal(6, 2, 1, 1)
-    found = trace(rotation, start, 4000, 1.0)
+    found = trace(rotation, start, full_grid(4000, 1.0))
     radius = start.flatten(1).norm(dim=1)
     torch.testing.assert_close(found.length(), TURN * radius, rtol=1e-3, atol=0)
     expected = radius.square() * (TURN**2 - (2 * math.sin(TURN / 2)) ** 2)
@@ -50,7 +51,7 @@ def test_a_rotation_goes_along_circles():
 
 def test_a_shifted_grid_measures_the_same_path():
     start = normal(3, 2, 1, 1)
-    even, shifted = (trace(rotation, start, 4000, shift) for shift in (1.0, 4.0))
+    even, shifted = (trace(rotation, start, full_grid(4000, shift)) for shift in (1.0, 4.0))
     torch.testing.assert_close(even.length(), shifted.length(), rtol=2e-3, atol=0)
     torch.testing.assert_close(even.straightness(), shifted.straightness(), rtol=5e-3, atol=0)
 
@@ -70,7 +71,7 @@ def test_lipschitz_of_a_linear_field_is_its_largest_singular_value():
 def test_the_mean_lipschitz_constant_weighs_times_evenly_whatever_the_grid():
     """u = t x has constant t at time t: 1/2 on average, up to the grid, whose steps are short where it is dense."""
     for shift in (1.0, 5.0):
-        path = trace(lambda x, t: per_sample(t, x) * x, normal(20_000, 1, 1, 1), 400, shift)
+        path = trace(lambda x, t: per_sample(t, x) * x, normal(20_000, 1, 1, 1), full_grid(400, shift))
         found = mean_lipschitz(lambda x, t: per_sample(t, x) * x, path, generator("times"))
         assert float(found.mean()) == pytest.approx(0.5, abs=0.012)
 

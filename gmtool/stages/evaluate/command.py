@@ -7,27 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gmtool.errors import UserError
+from gmtool.evaluation.metrics import label, metrics_by_name
 from gmtool.flags import PresetName, with_options
 from gmtool.stages.evaluate.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from gmtool.evaluation.report import Measurement, Report
-
-NAMES = {
-    "frechet_distance": ("FID", "Fréchet distance"),
-    "inception_score": ("Inception score", ""),
-    "kernel_distance": ("KID", "kernel distance"),
-    "precision": ("precision", "precision"),
-    "recall": ("recall", "recall"),
-    "magnitude": ("mean magnitude", "mean magnitude"),
-    "saturated_share": ("saturated share", "saturated share"),
-    "path_length": ("path length", "path length"),
-    "straightness": ("straightness", "straightness"),
-    "lipschitz": ("mean Lipschitz constant", "mean Lipschitz constant"),
-    "transport": ("W2^2 of latents", "W2^2 of latents"),
-    "sliced_transport": ("sliced W2^2 of latents", "sliced W2^2 of latents"),
-}
-"""What a metric is called on Inception's features, and on a tokenizer's."""
 
 
 @with_options(EvaluateConfig)
@@ -40,6 +26,9 @@ def command(
     json: Annotated[
         bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be compared, and how; compute and download nothing.")
+    ] = False,
     config: EvaluateConfig,
 ) -> None:
     """Score samples against real images.
@@ -49,9 +38,15 @@ def command(
 
     Example: gmtool eval samples/ --reference validation/
     """
-    from gmtool.console import ConsoleProgress
+    from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.evaluate.plan import plan_evaluation
     from gmtool.stages.evaluate.run import evaluate
 
+    if dry_run and json:
+        raise UserError("--json prints figures, of which --dry-run computes none: leave one of the two out")
+    if dry_run:
+        print_forecast(plan_evaluation(samples, config, ConsoleProgress(), fetch=False).forecast())
+        return
     report = evaluate(samples, config, ConsoleProgress())
     if json:
         print(report.to_json())
@@ -63,13 +58,15 @@ def print_report(report: Report) -> None:
     """Print a report as a table on standard output."""
     from gmtool.console import print_table
 
+    known = metrics_by_name()
     print_table(
         f"{report.samples} against {report.reference_kind} {report.reference} ({report.reference_fingerprint[:8]}), by "
         f"{report.extractor}",
-        ("metric", "samples", "images", "real against real", "images"),
+        ("metric", "better", "samples", "images", "real against real", "images"),
         (
             (
-                NAMES[each.metric][report.features == "tokenizer"],
+                label(known[each.metric], report.features),
+                known[each.metric].better,
                 _value(each.generated),
                 _counts(each.generated),
                 "" if each.real is None else _value(each.real),
@@ -87,4 +84,4 @@ def _value(found: Measurement) -> str:
 
 def _counts(found: Measurement) -> str:
     """Images on either side: '5,000 / 10,000'; a side that is not there, or not known, is a dash."""
-    return f"{found.images:,} / {'–' if found.reference_images is None else f'{found.reference_images:,}'}"
+    return " / ".join("–" if count is None else f"{count:,}" for count in (found.images, found.reference_images))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from gmtool.errors import UserError
-from gmtool.settings import Device, Option, Seed, check_ranges
+from gmtool.evaluation.extractors import ExtractorSettings
+from gmtool.evaluation.metrics import MetricSettings
+from gmtool.settings import Device, Option, Seed, Settings
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """What samples are compared with, and by which features."""
+class EvaluateConfig(Settings):
+    """What samples are compared with, by which features and metrics."""
 
     reference: Annotated[
         Path | None,
@@ -22,18 +23,8 @@ class EvaluateConfig:
             metavar="PATH",
         ),
     ] = None
-    features: Annotated[
-        Literal["auto", "inception", "tokenizer"],
-        Option(
-            "Feature extractor: inception (FID, IS, KID, precision, recall as published), tokenizer (the run's own "
-            "descriptors, no download), auto (inception when its weights are at hand or come within seconds)."
-        ),
-    ] = "auto"
-    inception_weights: Annotated[
-        Path | None,
-        Option("File of the Inception weights that torch-fidelity uses. Default: its own download.", metavar="FILE"),
-    ] = None
-    neighbours: Annotated[int, Option("Neighbours of the precision / recall manifolds.", metavar="K", minimum=1)] = 3
+    extractor: ExtractorSettings = ExtractorSettings()
+    metrics: MetricSettings = MetricSettings()
     trajectories: Annotated[
         int,
         Option(
@@ -46,8 +37,3 @@ class EvaluateConfig:
     batch_size: Annotated[int, Option("Images a network call.", metavar="N", minimum=1)] = 64
     device: Device = "auto"
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if self.inception_weights is not None and self.features == "tokenizer":
-            raise UserError("--inception-weights has no effect with --features tokenizer: leave one of the two out")

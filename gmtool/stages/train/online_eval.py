@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.image_sets import spread
-from gmtool.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
+from gmtool.evaluation.features import FeatureStatistics, feature_statistics
+from gmtool.evaluation.metrics.frechet_distance import frechet_distance
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan
 from gmtool.sampling.sampler import generate

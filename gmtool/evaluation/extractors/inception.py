@@ -1,4 +1,4 @@
-"""The Inception network of FID, by torch-fidelity: where its weights are, how they come, and how they are loaded.
+"""The Inception network that FID is defined by, of torch-fidelity: its weights, how they come, and its features.
 
 The weights are TensorFlow's of 2015-12-05, converted by torch-fidelity: one file of 91 MB in torch's hub cache.
 torch-fidelity would unpickle any weights file without restriction; here a file is read as plain tensors only, and
@@ -23,7 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.latents import LatentsFile
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import MachineError, UserError
+from gmtool.evaluation.extractors import ExtractorSettings
+from gmtool.evaluation.features import Features
+from gmtool.evaluation.library import require_torch_fidelity
 from gmtool.progress import Progress
 
 FEATURES, LOGITS = "2048", "logits_unbiased"
@@ -34,8 +39,58 @@ MIB = 2**20
 CONNECT_SECONDS = 5.0
 """Longest silence of the server."""
 
-FETCH_SECONDS = 15.0
-"""Longest download that nobody asked for in so many words."""
+SIZE = 2048
+"""D of the pooled features."""
+
+
+@dataclass(frozen=True)
+class InceptionExtractor:
+    """The 2048 pooled features and the class logits of the Inception network."""
+
+    network: nn.Module
+    device: torch.device
+    name: str
+
+    size = SIZE
+
+    def __call__(self, images: Tensor) -> Features:
+        """See `Extractor`."""
+        with torch.inference_mode():
+            vectors, logits = self.network(images.to(self.device))
+        return Features(vectors.float().cpu(), logits.float().cpu())
+
+
+def prepare(settings: ExtractorSettings, patience: float | None, progress: Progress) -> str:
+    """See `gmtool.evaluation.extractors.Family`."""
+    require_torch_fidelity()
+    weights = weights_path(settings)
+    if settings.inception_weights is not None:
+        if not weights.is_file():
+            raise UserError(f"--inception-weights {weights} is not a file: leave the flag out to download the weights")
+    elif not weights.is_file():
+        if patience == 0:
+            return f"its weights would be downloaded from {weights_url()}; not for long, if nobody asks for them"
+        fetch_weights(progress, patience)
+    return f"its weights are in {weights}"
+
+
+def feature_size(_: LatentsFile) -> int:
+    """See `gmtool.evaluation.extractors.Family`."""
+    return SIZE
+
+
+def open_extractor(
+    settings: ExtractorSettings, _: TokenizerSpec, device: torch.device, progress: Progress
+) -> InceptionExtractor:
+    """See `gmtool.evaluation.extractors.Family`. Raises UserError for a wrong weights file."""
+    import torch_fidelity
+
+    path = weights_path(settings)
+    weights = read_weights(path)
+    if not weights.published:
+        progress.note(f"{path} differs from the published Inception weights: compare with no published figure")
+    name = f"Inception v3 ({SIZE} numbers, weights {weights.digest}, torch-fidelity {torch_fidelity.__version__})"
+    return InceptionExtractor(build_inception(weights, path, device), device, name)
 
 
 @dataclass(frozen=True)
@@ -63,6 +118,11 @@ def weights_url() -> str:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     return URL_INCEPTION_V3
+
+
+def weights_path(settings: ExtractorSettings) -> Path:
+    """The file that the user named, or the hub's."""
+    return settings.inception_weights or weights_cache()
 
 
 def weights_cache() -> Path:
@@ -113,8 +173,6 @@ def _download(answer: HTTPResponse, target: Path, progress: Progress, seconds: f
 
 def read_weights(path: Path) -> Weights:
     """Read a file of Inception weights as plain tensors. Raises UserError when it is something else."""
-    if not path.is_file():
-        raise UserError(f"--inception-weights {path} is not a file: leave the flag out to download the weights")
     content = path.read_bytes()
     try:
         with warnings.catch_warnings():

@@ -13,8 +13,14 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as upstream
 
 from gmtool.errors import MachineError, UserError
-from gmtool.evaluation import inception
-from gmtool.evaluation.inception import build_inception, fetch_weights, read_weights, weights_cache
+from gmtool.evaluation.extractors import ExtractorSettings, inception
+from gmtool.evaluation.extractors.inception import (
+    build_inception,
+    fetch_weights,
+    prepare,
+    read_weights,
+    weights_cache,
+)
 from gmtool.progress import Progress
 
 PUBLISHED = upstream.URL_INCEPTION_V3
@@ -89,7 +95,7 @@ def test_without_network_the_message_names_the_ways_out(cache, monkeypatch):
 
 def test_a_missing_weights_file(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.pth is not a file"):
-        read_weights(tmp_path / "nowhere.pth")
+        prepare(ExtractorSettings(inception_weights=tmp_path / "nowhere.pth"), None, Progress())
 
 
 class Bomb:

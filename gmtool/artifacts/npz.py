@@ -1,0 +1,96 @@
+"""Arrays of numbers in an .npz, read without trust: nothing is unpickled, no size believed before it is checked."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from gmtool.artifacts.files import human_bytes
+from gmtool.errors import UserError
+
+PIECE = 2**24
+"""Bytes read at once."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """An array that an .npz holds: its shape, its type, whether its first index runs fastest."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of the numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def npz_header(path: Path, name: str, repair: str) -> Header | None:
+    """What an array in an .npz is, without reading it; None where there is no such array.
+
+    Raises UserError, ending in ``repair``, where the file is no .npz, is damaged, or the array is not of numbers.
+    """
+    with _opened(path, repair) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        with archive.open(f"{name}.npy") as file:
+            return _header(file, archive.getinfo(f"{name}.npy").file_size)
+
+
+def read_npz(path: Path, name: str, repair: str) -> np.ndarray:
+    """An array of an .npz, writable. Raises UserError as `npz_header` does, also where there is no such array."""
+    header = npz_header(path, name, repair)
+    if header is None:
+        raise UserError(f"{path} holds no {name}: {repair}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if header.bytes > memory:
+        raise UserError(
+            f"{path}: {name} takes {human_bytes(header.bytes)}, more than the {human_bytes(memory)} of memory here: "
+            "give a smaller file"
+        )
+    content, read = np.empty(header.bytes, np.uint8), 0
+    with _opened(path, repair) as archive, archive.open(f"{name}.npy") as file:
+        _header(file, archive.getinfo(f"{name}.npy").file_size)
+        while piece := file.read(PIECE):  # to the very end, where zipfile checks the sum of all
+            content[read : read + len(piece)] = np.frombuffer(piece, np.uint8)
+            read += len(piece)
+        if read != header.bytes:
+            raise EOFError("the array is cut short")
+    return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
+
+
+@contextmanager
+def _opened(path: Path, repair: str) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever is wrong with what is read from it within the context becomes one UserError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except PermissionError:
+        raise
+    except Exception as error:  # broken data raise anything: zipfile, zlib, lzma, struct, the parser of the header
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is damaged, or no .npz of numbers ({reason}): {repair}") from error
+
+
+def _header(file: IO[bytes], size: int) -> Header:
+    """The header of an .npy of ``size`` bytes. Raises some Exception where it is none, or tells another size."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"unknown version {version} of .npy")
+    shape, fortran, dtype = read(file)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"arrays of {dtype} are no numbers")
+    found = Header(shape, dtype, fortran)
+    if min(shape, default=0) < 0 or found.bytes != size - file.tell():
+        raise ValueError(f"an array {shape} of {dtype} has another size")
+    return found

@@ -1,0 +1,143 @@
+"""The metrics of ``gmtool eval``, a file and a row each: the report, its order and its table follow from `METRICS`.
+
+To add one, write a file with a function `gmtool.evaluation.metric.Measure`, and a row that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from gmtool.settings import Option, Settings
+
+if TYPE_CHECKING:
+    from gmtool.evaluation.metric import Measure
+
+Need = Literal["statistics", "features", "training", "logits", "images", "latents", "paths"]
+"""A field of `gmtool.evaluation.metric.Known`."""
+
+Better = Literal["lower", "higher", ""]
+
+
+@dataclass(frozen=True)
+class MetricSettings(Settings):
+    """Settings of the metrics."""
+
+    TITLE: ClassVar[str] = "Metrics"
+
+    neighbours: Annotated[
+        int,
+        Option(
+            "Neighbours of the precision / recall manifolds; published figures on ImageNet (ADM, GMFlow) use 3.",
+            metavar="K",
+            minimum=1,
+        ),
+    ] = 3
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number.
+
+    name: in metrics.json. label: for people; on_inception: where it has another name on Inception's features.
+    better: the direction of better images; "" where neither is, but nearness to the value of real images.
+    """
+
+    name: str
+    label: str
+    better: Better
+    on_inception: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The metrics that one function finds together.
+
+    function: "module:function", a `gmtool.evaluation.metric.Measure`, imported when it is used. needs: what it is
+    given. library: whether it is torch-fidelity's, without which it is left out.
+    """
+
+    function: str
+    needs: Need
+    metrics: tuple[Metric, ...]
+    library: bool = False
+
+    def load(self) -> Measure:
+        """The function."""
+        module, _, name = self.function.partition(":")
+        found: Measure = getattr(import_module(module), name)
+        return found
+
+
+HERE = "gmtool.evaluation.metrics"
+
+METRICS: tuple[Row, ...] = (
+    Row(
+        f"{HERE}.frechet_distance:measure",
+        "statistics",
+        (Metric("frechet_distance", "Fréchet distance", "lower", "FID"),),
+    ),
+    Row(
+        f"{HERE}.inception_score:measure",
+        "logits",
+        (Metric("inception_score", "Inception score", "higher"),),
+        library=True,
+    ),
+    Row(
+        f"{HERE}.kernel_distance:measure",
+        "features",
+        (Metric("kernel_distance", "kernel distance", "lower", "KID"),),
+        library=True,
+    ),
+    Row(
+        f"{HERE}.precision_recall:measure",
+        "features",
+        (Metric("precision", "precision", "higher"), Metric("recall", "recall", "higher")),
+        library=True,
+    ),
+    Row(
+        f"{HERE}.density_coverage:measure",
+        "features",
+        (Metric("density", "density", "higher"), Metric("coverage", "coverage", "higher")),
+    ),
+    Row(f"{HERE}.mind:measure", "features", (Metric("mind", "MIND", "lower"),)),
+    Row(f"{HERE}.memorisation:measure", "training", (Metric("memorisation", "memorised share", ""),)),
+    Row(
+        f"{HERE}.saturation:measure",
+        "images",
+        (
+            Metric("magnitude", "mean magnitude", ""),
+            Metric("saturated_share", "saturated share", ""),
+            Metric("colour_saturation", "colour saturation (HSV)", ""),
+        ),
+    ),
+    Row(
+        f"{HERE}.flow_paths:measure",
+        "paths",
+        (
+            Metric("path_length", "path length", "lower"),
+            Metric("straightness", "straightness", "lower"),
+            Metric("lipschitz", "mean Lipschitz constant", "lower"),
+        ),
+    ),
+    Row(
+        f"{HERE}.transport:measure",
+        "latents",
+        (
+            Metric("transport", "W2^2 of latents", "lower"),
+            Metric("sliced_transport", "sliced W2^2 of latents", "lower"),
+        ),
+    ),
+)
+
+
+def metrics_by_name() -> Mapping[str, Metric]:
+    """Every metric, by its name in metrics.json."""
+    return {metric.name: metric for row in METRICS for metric in row.metrics}
+
+
+def label(metric: Metric, features: str) -> str:
+    """What a metric is called for people, on the features of an extractor."""
+    return metric.on_inception if features == "inception" and metric.on_inception is not None else metric.label

@@ -1,0 +1,33 @@
+"""How the run's flow moves its samples: length, straightness, Lipschitz constant (`gmtool.evaluation.trajectory`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from gmtool.evaluation.metric import Context
+from gmtool.evaluation.report import Measurement
+from gmtool.evaluation.trajectory import FollowedPath, mean_lipschitz
+from gmtool.streams import generator
+
+
+def measure(
+    known: Callable[[], Iterator[FollowedPath]], context: Context
+) -> tuple[Measurement, Measurement, Measurement]:
+    """See `gmtool.evaluation.metric.Measure`: means over all samples that are followed."""
+    lengths: list[Tensor] = []
+    bends: list[Tensor] = []
+    constants: list[Tensor] = []
+    stream = generator(context.seed, "trajectories")
+    for each in known():
+        lengths.append(each.path.length())
+        bends.append(each.path.straightness())
+        constants.append(mean_lipschitz(each.field, each.path, stream))
+    return _mean(lengths), _mean(bends), _mean(constants)
+
+
+def _mean(parts: list[Tensor]) -> Measurement:
+    values = torch.cat(parts)
+    return Measurement(float(values.mean()), None, len(values), None)

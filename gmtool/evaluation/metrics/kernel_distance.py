@@ -1,0 +1,41 @@
+"""Kernel distance: unbiased squared MMD with the kernel (x.y / D + 1)^3, the mean over subsets (Binkowski et al. 2018).
+
+KID when the features are Inception's. Unbiased, so that equal distributions give values around 0, also below.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gmtool.evaluation.metric import IMAGES, REFERENCES, Context, Pair, bounded
+from gmtool.evaluation.report import Measurement
+
+
+def measure(
+    known: Pair[Tensor], context: Context, images: int = IMAGES, references: int = REFERENCES
+) -> tuple[Measurement]:
+    """See `gmtool.evaluation.metric.Measure`."""
+    chosen = bounded(known, context.seed, images, references)
+    return (kernel_distance(chosen.images, chosen.reference, context.seed),)
+
+
+def kernel_distance(
+    generated: Tensor, reference: Tensor, seed: int, subsets: int = 100, subset_size: int = 1000
+) -> Measurement:
+    """Kernel distance of features (N, D) and (M, D), by torch-fidelity in float64.
+
+    Over ``subsets`` random subsets of min(``subset_size``, N, M) features of either set.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    size = min(subset_size, len(generated), len(reference))
+    found = kid_features_to_metric(
+        generated.double(),
+        reference.double(),
+        # subsets as large as both sets are all the same
+        kid_subsets=1 if size == len(generated) == len(reference) else subsets,
+        kid_subset_size=size,
+        rng_seed=seed % 2**32,
+        verbose=False,
+    )
+    return Measurement(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], len(generated), len(reference))

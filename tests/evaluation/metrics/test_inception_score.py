@@ -1,0 +1,15 @@
+"""The Inception score of classifiers that are sure, and of one that is not."""
+
+import pytest
+import torch
+
+from gmtool.evaluation.metrics.inception_score import inception_score
+
+
+def test_inception_score_lies_between_one_and_the_number_of_classes():
+    classes = 8
+    certain = torch.full((8000, classes), -40.0)
+    certain[torch.arange(8000), torch.arange(8000) % classes] = 40.0
+    assert inception_score(certain, 0).value == pytest.approx(classes, rel=1e-2)
+    assert inception_score(torch.zeros(100, classes), 0).value == pytest.approx(1)
+    assert inception_score(certain[:8], 0).value == pytest.approx(classes)  # too few to be split
