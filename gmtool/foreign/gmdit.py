@@ -54,25 +54,25 @@ def gmdit_architecture(config: Mapping[str, Any]) -> DiTArchitecture:
     )
 
 
-def gmdit_weights(state: Mapping[str, Tensor], architecture: DiTArchitecture) -> dict[str, Tensor]:
-    """The weights of a GM-DiT under our names, for strict loading. Raises KeyError for a weight that is missing.
+def gmdit_weights(weights: Mapping[str, Tensor], architecture: DiTArchitecture) -> dict[str, Tensor]:
+    """The weights of a GM-DiT under our names. Raises KeyError for a weight that is missing.
 
     Queries, keys and values become one matrix, as do the means and logits of the second version's head.
     """
-    weights: dict[str, Tensor] = {}
-    rest = dict(state)
+    named: dict[str, Tensor] = {}
+    rest = dict(weights)
     for kind in ("weight", "bias"):
         for index in range(architecture.depth):
             attention = f"transformer_blocks.{index}.attn1.to_"
             parts = [rest.pop(f"{attention}{name}.{kind}") for name in "qkv"]
-            weights[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
+            named[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
         if f"proj_out_means.{kind}" in rest:
             means, logits = rest.pop(f"proj_out_means.{kind}"), rest.pop(f"proj_out_logweights.{kind}")
-            by_position = [each.unflatten(0, (architecture.patch**2, -1)) for each in (means, logits)]
-            weights[f"head.linear.{kind}"] = torch.cat(by_position, dim=1).flatten(0, 1)
-    weights |= {_our_name(name): each for name, each in rest.items()}
-    weights["x_embedder.weight"] = weights["x_embedder.weight"].flatten(1)
-    return weights
+            by_position = [part.unflatten(0, (architecture.patch**2, -1)) for part in (means, logits)]
+            named[f"head.linear.{kind}"] = torch.cat(by_position, dim=1).flatten(0, 1)
+    named |= {_our_name(name): tensor for name, tensor in rest.items()}
+    named["x_embedder.weight"] = named["x_embedder.weight"].flatten(1)
+    return named
 
 
 def _our_name(name: str) -> str:

@@ -228,9 +228,9 @@ def test_labels_that_a_network_does_not_use(place: Path, dino: Path, capsys: pyt
     command = ["import", "uncond.pt", "--tokenizer", str(dino)]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "has 11 labels and comes with a mixture: say what it is conditioned on by --condition" in error
+    assert "has 11 labels and comes with a mixture: specify the conditioning with --condition" in error
     assert main([*command, "--condition", "none"]) == 0
-    assert "spatial_gmm_n10.pkl, found beside the checkpoint" in capsys.readouterr().out
+    assert "spatial_gmm_n10.pkl: found beside the checkpoint" in capsys.readouterr().out
     assert open_run(place / "run").config.source == "gmm"
     unused = velocity(imported(place / "run"), values, Conditions())
     # what the network gives without labels is what it gives with labels of zero
@@ -357,14 +357,20 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         (["missing.pt"], "missing.pt does not exist"),
         (["nothing-here"], "neither transformer/ nor a checkpoint"),
         (["."], "checkpoints (empty.pt, ...): name the .pt file"),
-        (["few.pt", *tokenizer], "few.pt lacks the weight blocks.2.attn.proj.bias"),
-        (["many.pt", *tokenizer], "many.pt has the weight teacher.weight, which"),
+        (
+            ["few.pt", *tokenizer],
+            "few.pt is damaged, or is not a checkpoint of a DiTDH: it lacks the weight blocks.2.",
+        ),
+        (["many.pt", *tokenizer], "it has the weight teacher.weight, which"),
         (["unfit.pt", *tokenizer], "the weight final_layer.linear.bias is of 3, and not of 16"),
-        (["other.pt", *tokenizer], "other.pt is no checkpoint of a DiTDH: it lacks 'x_embedder.proj.weight'"),
-        (["empty.pt"], "empty.pt holds no weights"),
-        (["list.pt"], "list.pt holds no weights"),
-        (["harm.pt"], "harm.pt holds more than tensors and plain data"),
-        (["text.pt"], "text.pt holds more than tensors and plain data, or is damaged"),
+        (
+            ["other.pt", *tokenizer],
+            "is not a checkpoint of a DiTDH: it lacks 'x_embedder.proj.weight'",
+        ),
+        (["empty.pt"], "empty.pt is damaged, or is not a checkpoint of PyTorch: it holds no weights"),
+        (["list.pt"], "list.pt is damaged, or is not a checkpoint of PyTorch: it holds no weights"),
+        (["harm.pt"], "harm.pt asks for posix.system, which is not data: it is not read"),
+        (["text.pt"], "text.pt is damaged, or is not a checkpoint of PyTorch: it is no archive"),
         (["model.pt", "--statistics", "gone.pt"], "gone.pt does not exist: give the stat.pt"),
         (
             ["model.pt", "--statistics", "small.pt"],
@@ -377,7 +383,7 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         (["model.pt", "--cls-gmm", "patches.pkl"], "of 4 modes, and there is none in patch space: give it by --gmm"),
         (["model.pt", "--gmm", "patches.pkl", "--cls-gmm", "three.pkl"], "of 3 modes, and there is one of 4 modes"),
         (["model.pt", "--gmm", "narrow.pkl", "--condition", "class"], "a mixture over 200 numbers"),
-        (["model.pt", "--gmm", "text.pkl"], "text.pkl is no pickle of arrays, or is damaged"),
+        (["model.pt", "--gmm", "text.pkl"], "text.pkl is damaged, or is not a pickle of arrays"),
         (["model.pt", "--gmm", "bad.pkl"], "bad.pkl asks for posix.system, which is not data"),
         (["model.pt", "taken"], "taken exists: choose another folder"),
         (["model.pt", "--tokenizer", str(vae)], "cannot be loaded"),

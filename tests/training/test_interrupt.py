@@ -3,7 +3,6 @@ import signal
 import threading
 
 import pytest
-
 from gmtool.training.interrupt import finishing_the_step
 
 
