@@ -6,7 +6,6 @@ those of Stable Diffusion's autoencoder times the scale, with no other normalisa
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,8 @@ from gmtool.nn.dit import DiTArchitecture
 
 TRANSFORMER, SPECTRUM, SCHEDULER, VAE, INDEX = "transformer", "spectrum_net", "scheduler", "vae", "model_index.json"
 CONFIG, TIMES = "config.json", "scheduler_config.json"
+LARGEST_SHIFT = 10**6
+"""Of times; the published ones are below 10."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +91,8 @@ def _shift(path: Path) -> float:
     if not path.is_file():
         return 1.0
     shift = read_settings(path).get("shift", 1.0)
-    if type(shift) not in (int, float) or not 1e-3 <= shift < math.inf:
-        raise UserError(f"{path}: shift must be a number of at least 0.001, not {shift!r:.80}")
+    if type(shift) not in (int, float) or not 1e-3 <= shift <= LARGEST_SHIFT:
+        raise UserError(f"{path}: shift must be a number from 0.001 to {LARGEST_SHIFT}")
     return float(shift)
 
 

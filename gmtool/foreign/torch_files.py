@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import pickle
+import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
@@ -94,9 +97,13 @@ def _load(path: Path) -> dict[str, Any]:
     Raises some exception, without having run anything, when the file holds something else or is damaged.
     """
     _check_archive(path)
-    # a tensor is then read when it is used: a checkpoint holds several times what is needed of it
-    with torch.serialization.safe_globals([Namespace]):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own words on a file that it then refuses
+        try:
+            # mmap: a tensor is read when it is used, since a checkpoint holds several times what is needed of it
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError("it holds more than tensors and plain data") from error
     if not isinstance(content, Mapping):
         raise TypeError("it holds no weights")
     return dict(content)
@@ -149,5 +156,6 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     A view that repeats its numbers, or a sparse tensor, may be of any size.
     """
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
-    if not plain or tensor.is_nested or tensor.nbytes > tensor.untyped_storage().nbytes():
+    size = math.prod(tensor.shape) * tensor.element_size()  # in Python, whose products do not overflow
+    if not plain or tensor.is_nested or size > tensor.untyped_storage().nbytes():
         raise ValueError(f"{name} is no plain tensor of floating-point numbers")

@@ -28,6 +28,8 @@ from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
 from gmtool.nn.spectrum import SpectrumMLP
+from gmtool.stages.import_run.config import ImportConfig
+from gmtool.stages.import_run.plan import prepare
 from gmtool.training.checkpoint import EMA, MODEL, find_checkpoint, load_weights
 
 SHAPE = (16, 4, 4)
@@ -395,3 +397,30 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, (arguments, error)
         assert sorted(place.iterdir()) == before, arguments
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(
+    place: Path, dino: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(golden.DATA / "ditdh.safetensors")
+    save_checkpoint(place / "mode.pt", weights | {LABELS: weights[LABELS][:10]})
+    save_mixture(place / "spatial_gmm.pkl", 10)
+    before = sorted(place.iterdir())
+    command = ["import", "mode.pt", "--condition", "mode", "--tokenizer", str(dino)]
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert sorted(place.iterdir()) == before
+    assert "import DiTDH on latents of 16 x 4 x 4, 10 modes, a source of 10 modes" in shown
+    assert "--gmm (auto)" in shown and "--tokenizer (auto)" not in shown
+    for name in ("mode.pt", "stat.pt", "spatial_gmm.pkl", "run/checkpoints", "run/gmm.h5"):
+        assert name in shown, name
+    assert main(command) == 0
+    run = place / "run"
+    plan = prepare("mode.pt", place / "again", ImportConfig(condition="mode", tokenizer=str(dino)))
+    assert f"{plan.network.parameters:,}" in shown
+    written = {each.path.name: each.bytes for each in plan.forecast().writes}
+    weights_of = (run / "checkpoints").rglob("*.safetensors")
+    sizes = {"checkpoints": sum(file.stat().st_size for file in weights_of), "gmm.h5": (run / "gmm.h5").stat().st_size}
+    for name, size in sizes.items():
+        # headers and rounding are small beside the files of real networks alone
+        assert size == pytest.approx(written[name], rel=0.05, abs=2**16), name
