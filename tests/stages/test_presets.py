@@ -17,7 +17,7 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.training.schedule import learning_rate
 
 PUBLISHED = (
-    *("gmflow-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
+    *("gmflow-imagenet256", "mm-fm-gaussian-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
     *("quickstart", "rae-imagenet256", "union-imagenet256"),
 )
 
@@ -47,6 +47,28 @@ def test_the_recipes_are_the_published_ones() -> None:
     assert (mm_fm.model, mm_fm.objective, mm_fm.batch_size, mm_fm.steps) == ("DH-XL", "mm-fm", 1024, 100_000)
     assert load_preset("mm-fm-imagenet256").config("fit-gmm").modes == 8192
     assert load_preset("mm-fm-mode-imagenet256").config("train").condition == "mode"
+    rae: TrainConfig = load_preset("rae-imagenet256").config("train")
+    assert (rae.objective, rae.condition, rae.time_distribution) == ("fm", "class", "logit-normal")
+
+
+def test_mm_fm_s_baseline_differs_in_the_source_alone() -> None:
+    ours, baseline = (load_preset(name).of("train") for name in ("mm-fm-imagenet256", "mm-fm-gaussian-imagenet256"))
+    assert {name for name, value in ours.items() if baseline.get(name) != value} == {"objective", "focal"}
+    assert (baseline["objective"], baseline["source"]) == ("fm", "gaussian")
+    assert load_preset("mm-fm-gaussian-imagenet256").of("sample") == load_preset("mm-fm-imagenet256").of("sample")
+
+
+def test_gmflow_in_our_units() -> None:
+    """Its loss is 8 times ours: a sum over 4 channels, times 2. Its average has a half-life of 30 million images."""
+    gmflow: TrainConfig = load_preset("gmflow-imagenet256").config("train")
+    assert gmflow.clip == 10 / 8 and gmflow.batch_size is not None
+    assert gmflow.ema[0] ** (30e6 / gmflow.batch_size) == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("imagenet256")])
+def test_large_networks_are_compiled(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.config("train").compile and preset.config("sample").compile
 
 
 def test_the_learning_rates_are_the_published_ones() -> None:
@@ -121,6 +143,19 @@ def test_types_of_values_in_files(kind: object, good: object, bad: object, words
         ("[train]\nsteps = 0", "[train]: --steps must be at least 1, not 0"),
         ('[train]\nobjective = "mm-fm"\nsource = "gaussian"', "[train]: --objective mm-fm starts from"),
         ("[train\n", "is not TOML"),
+        ("[train]\nsteps = " + "9" * 5000, "is not TOML"),
+        ("[train]\nema = " + "[" * 5000 + "]" * 5000, "is not TOML"),
+        ("[train]\nsteps = 1" + "0" * 30, "[train]: --steps must be below 2^63"),
+        ("[train]\nlr = nan", "[train]: --lr must be a finite number, not nan"),
+        ("[train]\nlr = 1e999", "[train]: --lr must be a finite number, not inf"),
+        ("[train]\nema = [0.9, inf]", "[train]: --ema must be a finite number, not inf"),
+        ("[train]\nema = [[0.9]]", "ema of [train] must be a list of numbers, not [[0.9]]"),
+        ("[train]\nlr = 2026-01-01", "lr of [train] must be a number, not datetime.date(2026, 1, 1)"),
+        ("[train]\nlr = {rate = 1}", "lr of [train] must be a number, not {'rate': 1}"),
+        ("[[train]]\nlr = 1", "train is the table of a command: write [train]"),
+        ("[train.adamw]\nlr = 1", "[train] has no setting 'adamw'"),
+        ("source = 07:32:00", "source must be a string, not datetime.time(7, 32)"),
+        ("[train]\nlr = 1\x00", "is not TOML"),
     ],
 )
 def test_a_preset_that_is_wrong(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,14 +172,24 @@ def test_a_preset_that_is_wrong(tmp_path: Path, text: str, words: str, capsys: p
     [
         ("quickstrat", "--preset quickstrat is neither a preset nor a .toml file: did you mean quickstart?"),
         ("mm-fm", "did you mean mm-fm-imagenet256"),
-        ("xyz", "; there are gmflow-imagenet256, mm-fm-imagenet256"),
+        ("xyz", "; there are gmflow-imagenet256, mm-fm-gaussian-imagenet256"),
         ("mine.toml", "--preset mine.toml is neither"),
+        ("../presets/quickstart", "--preset ../presets/quickstart is neither"),
+        ("x" * 5000, "is neither a preset nor a .toml file"),
+        ("x" * 5000 + ".toml", "is neither a preset nor a .toml file"),
+        ("x\x00.toml", "is neither a preset nor a .toml file"),
+        ("/dev/zero", "--preset /dev/zero is neither"),
     ],
 )
 def test_a_preset_that_is_not_there(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--preset", name]) == 2
     shown = capsys.readouterr().err
-    assert shown.count("\n") == 1 and words in shown
+    assert shown.count("\n") == 1 and words in shown and len(shown) < 500
+
+
+def test_a_preset_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf[train]\nsteps = 7\n")
+    assert load_preset(str(tmp_path / "mine.toml")).config("train").steps == 7
 
 
 def test_flags_go_over_the_preset(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
