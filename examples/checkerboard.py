@@ -22,16 +22,16 @@ from typing import cast
 
 import numpy as np
 import torch
-from gmtool.flow.objectives import flow_matching_loss, transition_loss
-from gmtool.flow.prediction import MixtureModel, VelocityModel, unguided
-from gmtool.flow.solvers.mixture import gm_ode, gm_sde
-from gmtool.flow.solvers.table import VELOCITY_SOLVERS, integrate
 from PIL import Image
 from torch import Tensor
 
 from gmtool.console import print_table
 from gmtool.evaluation.plots import image_grid
+from gmtool.flow.objectives import flow_matching_loss, transition_loss
 from gmtool.flow.path import data_mixture, forward_transition, interpolate, velocity
+from gmtool.flow.prediction import MixtureModel, VelocityModel, unguided
+from gmtool.flow.solvers.mixture import gm_ode, gm_sde
+from gmtool.flow.solvers.table import VELOCITY_SOLVERS, integrate
 from gmtool.flow.times import draw_times
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.mlp import PointNetwork

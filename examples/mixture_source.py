@@ -26,10 +26,6 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
-from gmtool.flow.objectives import flow_matching_loss, transition_loss
-from gmtool.flow.prediction import MixtureModel, VelocityModel, unguided
-from gmtool.flow.solvers.mixture import gm_ode
-from gmtool.flow.solvers.velocity import euler
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture as FittedMixture
 from torch import Tensor
@@ -37,7 +33,11 @@ from torch import Tensor
 from gmtool.console import print_table
 from gmtool.evaluation.trajectory import Trajectory, mean_lipschitz, sliced_distance, trace, transport_distance
 from gmtool.flow.coupling import batch_optimal_transport, draw_modes
+from gmtool.flow.objectives import flow_matching_loss, transition_loss
 from gmtool.flow.path import data_mixture, forward_transition, interpolate, velocity
+from gmtool.flow.prediction import MixtureModel, VelocityModel, unguided
+from gmtool.flow.solvers.mixture import gm_ode
+from gmtool.flow.solvers.velocity import euler
 from gmtool.flow.source import Frame
 from gmtool.flow.times import draw_times
 from gmtool.mixture.gaussian_mixture import GaussianMixture

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gmtool.training.loss import Batch
 from safetensors.torch import load_file
 from small import Small
 
@@ -20,6 +19,7 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.streams import generator
 from gmtool.training.checkpoint import MODEL, list_checkpoints
+from gmtool.training.loss import Batch
 from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
 

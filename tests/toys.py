@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from gmtool.flow.prediction import MixtureModel, Prediction, unguided
 from torch import Tensor
 
 from gmtool.flow.path import per_sample
+from gmtool.flow.prediction import MixtureModel, Prediction, unguided
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 
 

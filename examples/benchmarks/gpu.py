@@ -26,8 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gmtool.training.loss import Batch
-from gmtool.training.metrics import Group, Record
 from torch import Tensor
 
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
@@ -52,6 +50,8 @@ from gmtool.throughput import device_name, matmul_rate, seconds_of
 from gmtool.training.checkpoint import Position
 from gmtool.training.cost import StepCost, step_cost
 from gmtool.training.loop import Loop
+from gmtool.training.loss import Batch
+from gmtool.training.metrics import Group, Record
 from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
 from gmtool.training.throughput import ThroughputMeter

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from gmtool.training.loss import Batch
 
 from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
@@ -38,6 +37,7 @@ from gmtool.stages.train.inputs import open_data
 from gmtool.stages.train.plan import architecture_for, resolve
 from gmtool.throughput import synchronise
 from gmtool.training.checkpoint import Position
+from gmtool.training.loss import Batch
 from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
 

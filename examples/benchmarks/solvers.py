@@ -27,17 +27,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from gmtool.flow.objectives import transition_loss
-from gmtool.flow.prediction import Prediction, unguided
-from gmtool.flow.solvers.mixture import gm_ode
-from gmtool.flow.solvers.velocity import euler
-from gmtool.training.loss import Batch, draw, training_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmtool.console import print_table
+from gmtool.flow.objectives import transition_loss
 from gmtool.flow.path import data_mixture
+from gmtool.flow.prediction import Prediction, unguided
+from gmtool.flow.solvers.mixture import gm_ode
+from gmtool.flow.solvers.velocity import euler
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network, named
@@ -46,6 +45,7 @@ from gmtool.nn.network import Network
 from gmtool.runtime import resolve_device
 from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
+from gmtool.training.loss import Batch, draw, training_loss
 from gmtool.training.optimizer import make_optimizer
 
 Shape = tuple[int, int, int]

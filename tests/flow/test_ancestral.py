@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from gmtool.flow.solvers.ancestral import ddim, ddpm_large, ddpm_small
-from gmtool.flow.solvers.table import VELOCITY_SOLVERS, SdeSolver
-from gmtool.flow.solvers.velocity import euler
 from toys import exact_posterior
 
 from gmtool.flow.path import mean_velocity, per_sample
+from gmtool.flow.solvers.ancestral import ddim, ddpm_large, ddpm_small
+from gmtool.flow.solvers.table import VELOCITY_SOLVERS, SdeSolver
+from gmtool.flow.solvers.velocity import euler
 from gmtool.flow.times import time_grid
 from gmtool.streams import Noise
 

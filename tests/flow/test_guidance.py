@@ -1,17 +1,17 @@
 import golden
 import pytest
 import torch
-from gmtool.flow.guidance.auto import auto_mixture, auto_velocity
-from gmtool.flow.prediction import sample_gaussian, sample_mean, unguided
-from gmtool.flow.solvers.mixture import gm_ode
-from gmtool.flow.solvers.table import integrate
 from toys import exact_posterior, random_mixture, random_point
 
+from gmtool.flow.guidance.auto import auto_mixture, auto_velocity
 from gmtool.flow.guidance.cfg import classifier_free
 from gmtool.flow.guidance.interval import within
 from gmtool.flow.guidance.probabilistic import guidance_bias, guide, probabilistic
 from gmtool.flow.guidance.weights import component_weights, reweight
 from gmtool.flow.path import mean_velocity
+from gmtool.flow.prediction import sample_gaussian, sample_mean, unguided
+from gmtool.flow.solvers.mixture import gm_ode
+from gmtool.flow.solvers.table import integrate
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.streams import Noise
 

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from gmtool.flow.solvers.ancestral import denoise, deterministic_step
-from gmtool.flow.solvers.dpm import Memory, dpmpp_2m, extrapolated, step_length
 
 from gmtool.flow.path import per_sample
+from gmtool.flow.solvers.ancestral import denoise, deterministic_step
+from gmtool.flow.solvers.dpm import Memory, dpmpp_2m, extrapolated, step_length
 from gmtool.flow.solvers.unipc import corrected, unipc
 from gmtool.flow.times import time_grid
 

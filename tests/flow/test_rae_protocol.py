@@ -3,13 +3,13 @@
 import golden
 import pytest
 import torch
-from gmtool.flow.prediction import VelocityModel
-from gmtool.flow.solvers.velocity import euler
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gmtool.flow.guidance.cfg import classifier_free
 from gmtool.flow.guidance.interval import within
+from gmtool.flow.prediction import VelocityModel
+from gmtool.flow.solvers.velocity import euler
 from gmtool.flow.times import RAE_LAST, time_grid
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.ditdh import DiTDH, DiTDHArchitecture

@@ -5,16 +5,16 @@ from typing import get_args
 import golden
 import pytest
 import torch
-from gmtool.flow.prediction import unguided
-from gmtool.flow.solvers.mixture import gm_ode, gm_sde, mean_at
-from gmtool.flow.solvers.substeps import axes_of, span_of
-from gmtool.flow.solvers.table import VELOCITY_SOLVERS, OdeSolver, integrate
-from gmtool.flow.solvers.velocity import euler
 from scipy.integrate import solve_ivp
 from toys import exact_posterior
 
 from gmtool.flow.guidance.probabilistic import probabilistic
 from gmtool.flow.path import mean_velocity
+from gmtool.flow.prediction import unguided
+from gmtool.flow.solvers.mixture import gm_ode, gm_sde, mean_at
+from gmtool.flow.solvers.substeps import axes_of, span_of
+from gmtool.flow.solvers.table import VELOCITY_SOLVERS, OdeSolver, integrate
+from gmtool.flow.solvers.velocity import euler
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.stages.sample.config import VelocitySolver
 from gmtool.streams import Noise

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from gmtool.flow.solvers.mixture import independent_draw
 from scipy import stats
 from toys import random_mixture, random_point
 
+from gmtool.flow.solvers.mixture import independent_draw
 from gmtool.flow.spectral import spectral_draw, spectral_loss, spectral_nll, transform
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.mixture.knothe_rosenblatt import principal_axes, to_gaussian

@@ -2,11 +2,11 @@ import itertools
 
 import pytest
 import torch
-from gmtool.flow.solvers.mixture import mean_at
-from gmtool.flow.solvers.substeps import Axes, Span, coordinates_of, follow
 from toys import random_mixture, random_point
 
 from gmtool.flow.path import mean_velocity
+from gmtool.flow.solvers.mixture import mean_at
+from gmtool.flow.solvers.substeps import Axes, Span, coordinates_of, follow
 from gmtool.flow.times import expand, time_grid
 from gmtool.mixture.gaussian_mixture import GaussianFactor, GaussianMixture, rows
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 import golden
 import pytest
 import torch
-from gmtool.flow.prediction import VelocityModel
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gmtool.flow.guidance.cfg import classifier_free
+from gmtool.flow.prediction import VelocityModel
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network, named

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gmtool.training.loss import Batch
 from safetensors.torch import load_file
 from small import Small
 from user import Stop, start_gmtool
@@ -29,6 +28,7 @@ from gmtool.stages.train.plan import architecture_for, resolve
 from gmtool.stages.train.run import train
 from gmtool.training.batches import BatchBuilder, known_modes, mode_weights
 from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, Position, find_checkpoint, list_checkpoints
+from gmtool.training.loss import Batch
 from gmtool.training.step import Stepper, StepResult
 
 CPU = torch.device("cpu")

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gmtool.training.loss import Batch, draw, training_loss
 from torch.autograd.graph import saved_tensors_hooks
 
 from gmtool.nn.build import build_network
@@ -12,6 +11,7 @@ from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
 from gmtool.training.cost import StepCost, step_cost
+from gmtool.training.loss import Batch, draw, training_loss
 
 FM = TrainConfig(objective="fm", source="gaussian", coupling="independent", condition="class", time_shift=1.0, lr=1e-3)
 GM_KL = replace(FM, objective="gm-kl")

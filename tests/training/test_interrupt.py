@@ -3,6 +3,7 @@ import signal
 import threading
 
 import pytest
+
 from gmtool.training.interrupt import finishing_the_step
 
 

@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-from gmtool.training.loggers import TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
-from gmtool.training.metrics import MetricsFile
 
 from gmtool.artifacts.manifest import Manifest
 from gmtool.artifacts.run import RunFolder
@@ -14,6 +12,8 @@ from gmtool.errors import UserError
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import loggers as loggers_module
+from gmtool.training.loggers import TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
+from gmtool.training.metrics import MetricsFile
 
 
 def run_in(folder: Path) -> RunFolder:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from gmtool.training.loss import Batch
-from gmtool.training.metrics import MetricsFile
 from safetensors.torch import load_file
 
 from gmtool.nn.build import build_network
@@ -17,6 +15,8 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, Position, list_checkpoints, remove_old, save_checkpoint
 from gmtool.training.loop import DivergedError, Event, Loop
+from gmtool.training.loss import Batch
+from gmtool.training.metrics import MetricsFile
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
 

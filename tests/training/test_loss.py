@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from gmtool.training.loss import Batch, draw, pair, training_loss
 from torch import Tensor
 
 from gmtool.errors import UserError
@@ -15,6 +14,7 @@ from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
+from gmtool.training.loss import Batch, draw, pair, training_loss
 
 SHAPE = (2, 2, 2)
 CLASSES, MODES = 3, 5

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gmtool.training.loss import Batch
 from torch import Tensor
 
 from gmtool.errors import MachineError, UserError
@@ -12,6 +11,7 @@ from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
+from gmtool.training.loss import Batch
 from gmtool.training.micro_batch import choose_micro_batch, divisors, largest_that_fits
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper, StepResult

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from gmtool.training.loss import Batch
 
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
+from gmtool.training.loss import Batch
 from gmtool.training.state import make_state
 from gmtool.training.step import Stepper, StepResult, by_quarter
 
