@@ -22,7 +22,7 @@ from gmtool.artifacts.run import open_run
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.samples import open_samples
 from gmtool.cli.app import main
-from gmtool.data.mode_statistics import ModeFrames
+from gmtool.data.mode_statistics import ModeTable
 from gmtool.mixture.gaussian_mixture import GaussianMixture as Mixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
@@ -136,7 +136,7 @@ def test_a_ditdh_gives_the_reference_s_velocity(place: Path, dino: Path, name: s
     network = imported(place / "run")
     torch.testing.assert_close(velocity(network, values, Conditions(values["y"])), values["out"], **golden.TOLERANCE)
     run = open_run(place / "run")
-    assert (run.config.condition, run.config.source, len(run.classes)) == ("class", "gaussian", 10)
+    assert (run.method.condition, run.method.source, len(run.classes)) == ("class", "gaussian", 10)
     checkpoint = find_checkpoint(run.checkpoints, None)
     assert checkpoint.step == (7 if form == "rae" else 0)
     if form == "rae":
@@ -199,7 +199,7 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     flags = ["--gmm", "patches.pkl", "--cls-gmm", "cls.pkl", "--condition", "mode", "--tokenizer", str(dino)]
     assert main(["import", "mode.pt", *flags]) == 0
     run = open_run(place / "run")
-    assert (run.config.condition, run.config.source, run.config.coupling) == ("mode", "gmm", "mode")
+    assert (run.method.condition, run.method.source, run.method.coupling) == ("mode", "gmm", "mode")
     known = values["y"] < 10
     found = velocity(imported(place / "run"), values, Conditions(modes=values["y"].clamp(max=9)))
     torch.testing.assert_close(found[known], values["out"][known], **golden.TOLERANCE)
@@ -208,7 +208,7 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     with open_gmm(place / "run/gmm.h5") as gmm:
         np.testing.assert_allclose(gmm.cls_mean, cls.means_)
         np.testing.assert_allclose(gmm.weights, model.weights_)
-        frame = ModeFrames(gmm, statistics, torch.device("cpu"), whitened=False).frame(torch.arange(10))
+        frame = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).at(torch.arange(10))
     np.testing.assert_allclose(frame.mean.flatten(1), model.means_, atol=1e-5, rtol=1e-5)
     std = np.broadcast_to(np.sqrt(model.covariances_).reshape(10, -1), (10, 256))
     np.testing.assert_allclose(frame.std.flatten(1), std, rtol=1e-5)
@@ -233,7 +233,7 @@ def test_labels_that_a_network_does_not_use(place: Path, dino: Path, capsys: pyt
     assert "has 11 labels and comes with a mixture: specify the conditioning with --condition" in error
     assert main([*command, "--condition", "none"]) == 0
     assert "spatial_gmm_n10.pkl: found beside the checkpoint" in capsys.readouterr().out
-    assert open_run(place / "run").config.source == "gmm"
+    assert open_run(place / "run").method.source == "gmm"
     unused = velocity(imported(place / "run"), values, Conditions())
     # what the network gives without labels is what it gives with labels of zero
     assert main([*command, "silent", "--condition", "class"]) == 0
@@ -286,7 +286,7 @@ def test_gmflow_s_folder(place: Path, vae: Path, name: str, capsys: pytest.Captu
         assert torch.equal(each, spectrum[key])
     run = open_run(place / "run")
     assert run.classes[:3] == ("thing 0", "thing 1", "kind2")
-    assert (run.config.components, run.config.spectral, run.time_shift) == (4, 4, 2.0)
+    assert (run.architecture.components, run.architecture.spectral, run.method.time_shift) == (4, 4, 2.0)
     assert run.tokenizer().settings["image_size"] == 16
 
 
@@ -311,8 +311,8 @@ def test_a_fixed_deviation_and_no_spectrum(place: Path, vae: Path, tmp_path: Pat
     save_gmflow(place / "gmflow", "gmdit_p1")
     assert main(["import", "gmflow", "--tokenizer", "wide"]) == 0
     run, values = open_run(place / "run"), golden.arrays("gmdit_p1")
-    assert run.config.constant_std == pytest.approx(np.exp(-0.5))
-    assert run.config.spectral == 0 and run.classes == tuple(map(str, range(10)))
+    assert run.architecture.constant_std == pytest.approx(np.exp(-0.5))
+    assert run.architecture.spectral == 0 and run.classes == tuple(map(str, range(10)))
     with torch.no_grad():
         found = imported(place / "run")(
             values["hidden_states"], values["timestep"] / 1000, Conditions(values["class_labels"])
