@@ -15,6 +15,9 @@ from torch import Tensor
 
 from gmtool.nn.dit import DiTArchitecture
 
+LARGEST_COUNT, LARGEST_LOG_STD = 2**16, 20.0
+"""Beyond any network of this kind: what exceeds them is damage."""
+
 PREFIXES = {
     "pos_embed.proj.": "x_embedder.",
     "emb.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
@@ -37,42 +40,58 @@ IN_BLOCK = {
 
 
 def gmdit_architecture(config: Mapping[str, Any]) -> DiTArchitecture:
-    """The architecture that the ``config.json`` of a GM-DiT describes. Raises KeyError for a missing setting."""
-    size, constant = config["sample_size"], config.get("constant_logstd")
+    """The architecture that the ``config.json`` of a GM-DiT describes.
+
+    Raises KeyError for a missing setting, ValueError for one out of range.
+    """
+    size, patch, heads = (_count(config, name) for name in ("sample_size", "patch_size", "num_attention_heads"))
+    constant = config.get("constant_logstd")
+    if size % patch:
+        raise ValueError(f"sample_size {size} is no multiple of patch_size {patch}")
+    if constant is not None and not abs(constant) < LARGEST_LOG_STD:
+        raise ValueError(f"constant_logstd is {constant}")
     return DiTArchitecture(
-        shape=(config["in_channels"], size, size),
-        patch=config["patch_size"],
-        depth=config["num_layers"],
-        width=config["num_attention_heads"] * config["attention_head_dim"],
-        heads=config["num_attention_heads"],
-        classes=config["num_embeds_ada_norm"],
-        components=config["num_gaussians"],
+        shape=(_count(config, "in_channels"), size, size),
+        patch=patch,
+        depth=_count(config, "num_layers"),
+        width=heads * _count(config, "attention_head_dim"),
+        heads=heads,
+        classes=_count(config, "num_embeds_ada_norm"),
+        components=_count(config, "num_gaussians"),
         constant_std=None if constant is None else math.exp(constant),
-        log_std_width=config["logstd_inner_dim"] if constant is None else 0,
+        log_std_width=_count(config, "logstd_inner_dim") if constant is None else 0,
         norm2_eps=1e-5,
         columns_first=True,
     )
 
 
-def gmdit_weights(state: Mapping[str, Tensor], architecture: DiTArchitecture) -> dict[str, Tensor]:
-    """The weights of a GM-DiT under our names, for strict loading. Raises KeyError for a weight that is missing.
+def _count(config: Mapping[str, Any], name: str) -> int:
+    """A setting that counts something. Raises ValueError where it is no number of use."""
+    value = config[name]
+    if type(value) is not int or not 0 < value < LARGEST_COUNT:
+        raise ValueError(f"{name} must be a whole number from 1 to {LARGEST_COUNT - 1}")
+    return value
+
+
+def gmdit_weights(weights: Mapping[str, Tensor], architecture: DiTArchitecture) -> dict[str, Tensor]:
+    """The weights of a GM-DiT under our names. Raises KeyError for a weight that is missing.
 
     Queries, keys and values become one matrix, as do the means and logits of the second version's head.
     """
-    weights: dict[str, Tensor] = {}
-    rest = dict(state)
+    named: dict[str, Tensor] = {}
+    rest = dict(weights)
     for kind in ("weight", "bias"):
         for index in range(architecture.depth):
             attention = f"transformer_blocks.{index}.attn1.to_"
             parts = [rest.pop(f"{attention}{name}.{kind}") for name in "qkv"]
-            weights[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
+            named[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
         if f"proj_out_means.{kind}" in rest:
             means, logits = rest.pop(f"proj_out_means.{kind}"), rest.pop(f"proj_out_logweights.{kind}")
-            by_position = [each.unflatten(0, (architecture.patch**2, -1)) for each in (means, logits)]
-            weights[f"head.linear.{kind}"] = torch.cat(by_position, dim=1).flatten(0, 1)
-    weights |= {_our_name(name): each for name, each in rest.items()}
-    weights["x_embedder.weight"] = weights["x_embedder.weight"].flatten(1)
-    return weights
+            by_position = [part.unflatten(0, (architecture.patch**2, -1)) for part in (means, logits)]
+            named[f"head.linear.{kind}"] = torch.cat(by_position, dim=1).flatten(0, 1)
+    named |= {_our_name(name): tensor for name, tensor in rest.items()}
+    named["x_embedder.weight"] = named["x_embedder.weight"].flatten(1)
+    return named
 
 
 def _our_name(name: str) -> str:

@@ -6,32 +6,36 @@ those of Stable Diffusion's autoencoder times the scale, with no other normalisa
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.errors import UserError
 from gmtool.foreign.gmdit import gmdit_architecture, gmdit_weights
+from gmtool.foreign.reading import read_settings, reading
+from gmtool.foreign.torch_files import read_weights
+from gmtool.foreign.weights import check_weights
 from gmtool.nn.dit import DiTArchitecture
 
 TRANSFORMER, SPECTRUM, SCHEDULER, VAE, INDEX = "transformer", "spectrum_net", "scheduler", "vae", "model_index.json"
+CONFIG, TIMES = "config.json", "scheduler_config.json"
+LARGEST_SHIFT = 10**6
+"""Of times; the published ones are below 10."""
 
 
 @dataclass(frozen=True, eq=False)
 class GmflowFolder:
-    """architecture, weights: under our names, float32. classes: names. shift: of times. files: that the weights are in.
+    """architecture, weights: under our names. classes: names. shift: of times. files: all that were read.
 
-    vae: the folder of the autoencoder, None where it is not beside the network.
+    parameters: of the network. vae: the folder of the autoencoder, None where it is not beside the network.
     """
 
     architecture: DiTArchitecture
     weights: Mapping[str, Tensor]
+    parameters: int
     classes: tuple[str, ...]
     shift: float
     files: tuple[Path, ...]
@@ -40,34 +44,31 @@ class GmflowFolder:
 
 def is_gmflow(folder: Path) -> bool:
     """Whether a folder is laid out as GMFlow's."""
-    return (folder / TRANSFORMER / "config.json").is_file()
+    return (folder / TRANSFORMER / CONFIG).is_file()
 
 
 def read_gmflow(folder: Path) -> GmflowFolder:
     """Read GMFlow's folder. Raises UserError when it is damaged, or holds another network."""
-    config = _json(folder / TRANSFORMER / "config.json")
-    files = weights_files(folder / TRANSFORMER)
-    state = _read(files)
-    try:
-        architecture = gmdit_architecture(config)
-        weights = gmdit_weights(state, architecture)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        missing = " ".join(str(error).split())
-        raise UserError(f"{folder / TRANSFORMER} holds no GM-DiT of GMFlow: {missing} is missing or unfit") from error
-    if (folder / SPECTRUM).is_dir():
-        spectrum = weights_files(folder / SPECTRUM)
-        weights |= {f"spectrum.{name}": each for name, each in _read(spectrum).items()}
-        architecture = replace(architecture, spectral=architecture.shape[0])
-        files = (*files, *spectrum)
-    index, scheduler = (_json(path) if path.is_file() else {} for path in _optional(folder))
-    vae = folder / VAE
+    config = folder / TRANSFORMER / CONFIG
+    settings, files = read_settings(config), weights_files(folder / TRANSFORMER)
+    spectrum = weights_files(folder / SPECTRUM) if (folder / SPECTRUM).is_dir() else ()
+    with reading(folder / TRANSFORMER, "a GM-DiT of GMFlow"):
+        architecture = gmdit_architecture(settings)
+        weights = gmdit_weights(read_weights(files), architecture)
+        if spectrum:
+            weights |= {f"spectrum.{name}": tensor for name, tensor in read_weights(spectrum).items()}
+            architecture = replace(architecture, spectral=architecture.shape[0])
+        parameters = check_weights(weights, architecture)
+    index, times = folder / INDEX, folder / SCHEDULER / TIMES
+    optional = tuple(path for path in (index, times) if path.is_file())
     return GmflowFolder(
         architecture=architecture,
         weights=weights,
-        classes=_class_names(index.get("id2label"), architecture.classes),
-        shift=float(scheduler.get("shift", 1.0)),
-        files=files,
-        vae=vae if (vae / "config.json").is_file() else None,
+        parameters=parameters,
+        classes=_class_names(index, architecture.classes),
+        shift=_shift(times),
+        files=(*files, *spectrum, config, *optional),
+        vae=folder / VAE if (folder / VAE / CONFIG).is_file() else None,
     )
 
 
@@ -85,26 +86,19 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
     return tuple(variants[min(variants)])
 
 
-def _optional(folder: Path) -> tuple[Path, Path]:
-    return folder / INDEX, folder / SCHEDULER / "scheduler_config.json"
+def _shift(path: Path) -> float:
+    """s of the shift of times in the scheduler's settings; 1, which is none, without."""
+    if not path.is_file():
+        return 1.0
+    shift = read_settings(path).get("shift", 1.0)
+    if type(shift) not in (int, float) or not 1e-3 <= shift <= LARGEST_SHIFT:
+        raise UserError(f"{path}: shift must be a number from 0.001 to {LARGEST_SHIFT}")
+    return float(shift)
 
 
-def _read(files: tuple[Path, ...]) -> dict[str, Tensor]:
-    return {name: each for file in files for name, each in read_tensors(file).items()}
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error})") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds no settings")
-    return content
-
-
-def _class_names(named: Mapping[str, str] | None, count: int) -> tuple[str, ...]:
+def _class_names(path: Path, count: int) -> tuple[str, ...]:
     """The first of each class's names, with its number where two classes share it; numbers where there are none."""
+    named = read_settings(path).get("id2label") if path.is_file() else None
     if not isinstance(named, Mapping) or any(str(index) not in named for index in range(count)):
         return tuple(map(str, range(count)))
     first = [str(named[str(index)]).partition(",")[0].strip() for index in range(count)]

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from gmtool.errors import UserError
+from gmtool.foreign.reading import reading
+from gmtool.foreign.torch_files import read_checkpoint
 
 HEADS: Mapping[int, int] = {768: 12, 1024: 16, 1152: 16}
 """Attention heads by width: ViT-B, ViT-L and ViT-XL."""
@@ -24,8 +28,28 @@ _ATTENTION = {
 }
 
 
-def decoder_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """The sizes that ``AutoencoderRAE`` is built of. Raises KeyError for a weight that is missing, or UserError."""
+@dataclass(frozen=True, eq=False)
+class RaeDecoder:
+    """sizes: that ``AutoencoderRAE`` is built of. grid: tokens on each axis. weights: under diffusers' names.
+
+    positions: the position embedding (1, N + 1, D), which diffusers computes anew and so is not among the weights.
+    """
+
+    sizes: Mapping[str, int]
+    grid: int
+    weights: Mapping[str, Tensor]
+    positions: Tensor
+
+
+def read_decoder(path: Path) -> RaeDecoder:
+    """The decoder in a checkpoint. Raises UserError when the file is damaged, or holds something else."""
+    weights = read_checkpoint(path).ema
+    with reading(path, "a decoder of RAE or MM-FM"):
+        positions = weights[POSITIONS]
+        return RaeDecoder(_sizes(weights), math.isqrt(positions.shape[1] - 1), _renamed(weights), positions)
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     width, channels = weights["decoder_embed.weight"].shape
     if width not in HEADS:
         raise UserError(
@@ -42,17 +66,11 @@ def decoder_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
-def decoder_grid(weights: Mapping[str, Tensor]) -> int:
-    """Tokens on each axis of the decoder's own grid."""
-    return math.isqrt(weights[POSITIONS].shape[1] - 1)
-
-
-def decoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under diffusers' names; the position embedding, which diffusers computes anew, is left out."""
+def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {}
-    for name, each in weights.items():
+    for name, tensor in weights.items():
         if name != POSITIONS:
             for theirs, ours in _ATTENTION.items():
                 name = name.replace(theirs, ours)
-            named[name] = each
+            named[name] = tensor
     return named

@@ -9,7 +9,7 @@
     [sample]
     [eval]
 
-Those of gmtool lie in ``gmtool/presets/``, and are known by name. A flag on the command line goes over its preset.
+Those of gmtool lie in ``gmtool/presets/``, and are known by name. Flags on the command line override the preset.
 """
 
 from __future__ import annotations
@@ -79,19 +79,17 @@ def load_preset(source: str) -> Preset:
     Raises UserError for a name, table or key that does not exist, naming the nearest one, and for values that a
     command would refuse.
     """
-    path = Path(source) if source.endswith(".toml") else FOLDER / f"{source}.toml"
-    if not path.is_file():
-        raise UserError(f"--preset {source} is neither a preset nor a .toml file{_nearest(source, preset_names())}")
+    path = _path_of(source)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also of bytes that are no text, numbers and lists without end
         raise UserError(f"{path} is not TOML: {error}") from error
     words = {name: values.pop(name, "") for name in ("source", "expect")}
     for name, text in words.items():
         expect_type(str, text, f"{path}: {name}")
     for name, table in values.items():
         if name not in STAGES:
-            raise UserError(f"{path}: {name!r} is not known{_nearest(name, [*STAGES, *words])}")
+            raise UserError(f"{path}: {name!r:.80} is not known{_nearest(name, [*STAGES, *words])}")
         if not isinstance(table, dict):
             raise UserError(f"{path}: {name} is the table of a command: write [{name}]")
     preset = Preset(
@@ -103,6 +101,20 @@ def load_preset(source: str) -> Preset:
     return preset
 
 
+def _path_of(source: str) -> Path:
+    """The file of a preset's name, or of a file's. Raises UserError where there is none."""
+    if source in preset_names():
+        return FOLDER / f"{source}.toml"
+    path = Path(source)
+    try:
+        found = path.suffix == ".toml" and path.is_file()
+    except (OSError, ValueError):  # a name too long for any file, or with a NUL
+        found = False
+    if not found:
+        raise UserError(f"--preset {source:.80} is neither a preset nor a .toml file{_nearest(source, preset_names())}")
+    return path
+
+
 def _fields(path: Path, stage: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """A table's values by field name."""
     options = settings_of(STAGES[stage])
@@ -110,7 +122,7 @@ def _fields(path: Path, stage: str, table: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for key, value in table.items():
         if key not in keys:
-            raise UserError(f"{path}: [{stage}] has no setting {key!r}{_nearest(key, keys)}")
+            raise UserError(f"{path}: [{stage}] has no setting {key!r:.80}{_nearest(key, keys)}")
         setting = options[keys[key]]
         option = setting.option
         with _of_table(path, stage):
@@ -133,5 +145,5 @@ def _of_table(path: Path, stage: str) -> Iterator[None]:
 def _nearest(name: str, known: Iterable[str]) -> str:
     """A part of a sentence that names what was perhaps meant, or else all there is."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name[:80], names, n=3, cutoff=0.4)
     return f": did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(names)}"

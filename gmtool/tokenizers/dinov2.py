@@ -147,12 +147,12 @@ def _load_network(folder: Path) -> nn.Module:
     config = load_config(folder)
     with one_line(folder, _ROLE):
         network, report = transformers.AutoModel.from_pretrained(
-            folder, config=config, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, config=config, use_safetensors=True, output_loading_info=True
         )
     if report["missing_keys"]:
         raise UserError(f"{_ROLE} {folder} lacks weights ({sorted(report['missing_keys'])[0]}, ...): save it again")
     network.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
-    return network.eval().requires_grad_(False)
+    return network.float().eval().requires_grad_(False)  # whatever type the file has, and a version's default is
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

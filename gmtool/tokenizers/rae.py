@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.errors import UserError
-from gmtool.foreign.rae_decoder import POSITIONS, decoder_grid, decoder_sizes, decoder_weights
-from gmtool.foreign.torch_files import read_checkpoint
+from gmtool.foreign.rae_decoder import POSITIONS, read_decoder
 from gmtool.huggingface import local_or_hub_file
 from gmtool.tokenizers.base import to_uint8
 from gmtool.tokenizers.pretrained import model_folder
@@ -59,7 +58,7 @@ def load_decoder(source: str, device: torch.device) -> Decoder:
         from diffusers import AutoencoderRAE
         from diffusers.utils import logging
     except ImportError as error:
-        raise UserError(f"{_ROLE} needs diffusers: pip install 'gmtool[rae]'") from error
+        raise UserError(f"{_ROLE} needs diffusers: pip install '.[rae]'") from error
     logging.set_verbosity_error()
     file = local_or_hub_file(source, _ROLE)
     try:
@@ -79,17 +78,17 @@ def load_decoder(source: str, device: torch.device) -> Decoder:
 
 def _from_checkpoint(file: Path, autoencoder: Any) -> Any:
     """An ``autoencoder`` without encoder, whose decoder has the weights of a checkpoint of RAE or MM-FM."""
-    weights = read_checkpoint(file).ema
+    decoder = read_decoder(file)
     network = autoencoder(
-        **decoder_sizes(weights),
+        **decoder.sizes,
         encoder_num_hidden_layers=0,
         encoder_patch_size=ENCODER_PATCH,
-        encoder_input_size=ENCODER_PATCH * decoder_grid(weights),
+        encoder_input_size=ENCODER_PATCH * decoder.grid,
         encoder_norm_mean=list(IMAGENET_MEAN),
         encoder_norm_std=list(IMAGENET_STD),
     )
-    network.decoder.load_state_dict(decoder_weights(weights))
-    network.decoder.decoder_pos_embed.copy_(weights[POSITIONS])
+    network.decoder.load_state_dict(decoder.weights)
+    network.decoder.decoder_pos_embed.copy_(decoder.positions)
     return network
 
 

@@ -22,12 +22,14 @@ from gmtool.artifacts.run import open_run
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.samples import open_samples
 from gmtool.cli.app import main
-from gmtool.data.mode_statistics import ModeFrames
+from gmtool.data.mode_statistics import ModeTable
 from gmtool.mixture.gaussian_mixture import GaussianMixture as Mixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
 from gmtool.nn.spectrum import SpectrumMLP
+from gmtool.stages.import_run.config import ImportConfig
+from gmtool.stages.import_run.plan import prepare
 from gmtool.training.checkpoint import EMA, MODEL, find_checkpoint, load_weights
 
 SHAPE = (16, 4, 4)
@@ -134,7 +136,7 @@ def test_a_ditdh_gives_the_reference_s_velocity(place: Path, dino: Path, name: s
     network = imported(place / "run")
     torch.testing.assert_close(velocity(network, values, Conditions(values["y"])), values["out"], **golden.TOLERANCE)
     run = open_run(place / "run")
-    assert (run.config.condition, run.config.source, len(run.classes)) == ("class", "gaussian", 10)
+    assert (run.method.condition, run.method.source, len(run.classes)) == ("class", "gaussian", 10)
     checkpoint = find_checkpoint(run.checkpoints, None)
     assert checkpoint.step == (7 if form == "rae" else 0)
     if form == "rae":
@@ -197,7 +199,7 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     flags = ["--gmm", "patches.pkl", "--cls-gmm", "cls.pkl", "--condition", "mode", "--tokenizer", str(dino)]
     assert main(["import", "mode.pt", *flags]) == 0
     run = open_run(place / "run")
-    assert (run.config.condition, run.config.source, run.config.coupling) == ("mode", "gmm", "mode")
+    assert (run.method.condition, run.method.source, run.method.coupling) == ("mode", "gmm", "mode")
     known = values["y"] < 10
     found = velocity(imported(place / "run"), values, Conditions(modes=values["y"].clamp(max=9)))
     torch.testing.assert_close(found[known], values["out"][known], **golden.TOLERANCE)
@@ -206,7 +208,7 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     with open_gmm(place / "run/gmm.h5") as gmm:
         np.testing.assert_allclose(gmm.cls_mean, cls.means_)
         np.testing.assert_allclose(gmm.weights, model.weights_)
-        frame = ModeFrames(gmm, statistics, torch.device("cpu"), whitened=False).frame(torch.arange(10))
+        frame = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).at(torch.arange(10))
     np.testing.assert_allclose(frame.mean.flatten(1), model.means_, atol=1e-5, rtol=1e-5)
     std = np.broadcast_to(np.sqrt(model.covariances_).reshape(10, -1), (10, 256))
     np.testing.assert_allclose(frame.std.flatten(1), std, rtol=1e-5)
@@ -228,10 +230,10 @@ def test_labels_that_a_network_does_not_use(place: Path, dino: Path, capsys: pyt
     command = ["import", "uncond.pt", "--tokenizer", str(dino)]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "has 11 labels and comes with a mixture: say what it is conditioned on by --condition" in error
+    assert "has 11 labels and comes with a mixture: specify the conditioning with --condition" in error
     assert main([*command, "--condition", "none"]) == 0
-    assert "spatial_gmm_n10.pkl, found beside the checkpoint" in capsys.readouterr().out
-    assert open_run(place / "run").config.source == "gmm"
+    assert "spatial_gmm_n10.pkl: found beside the checkpoint" in capsys.readouterr().out
+    assert open_run(place / "run").method.source == "gmm"
     unused = velocity(imported(place / "run"), values, Conditions())
     # what the network gives without labels is what it gives with labels of zero
     assert main([*command, "silent", "--condition", "class"]) == 0
@@ -284,7 +286,7 @@ def test_gmflow_s_folder(place: Path, vae: Path, name: str, capsys: pytest.Captu
         assert torch.equal(each, spectrum[key])
     run = open_run(place / "run")
     assert run.classes[:3] == ("thing 0", "thing 1", "kind2")
-    assert (run.config.components, run.config.spectral, run.time_shift) == (4, 4, 2.0)
+    assert (run.architecture.components, run.architecture.spectral, run.method.time_shift) == (4, 4, 2.0)
     assert run.tokenizer().settings["image_size"] == 16
 
 
@@ -309,8 +311,8 @@ def test_a_fixed_deviation_and_no_spectrum(place: Path, vae: Path, tmp_path: Pat
     save_gmflow(place / "gmflow", "gmdit_p1")
     assert main(["import", "gmflow", "--tokenizer", "wide"]) == 0
     run, values = open_run(place / "run"), golden.arrays("gmdit_p1")
-    assert run.config.constant_std == pytest.approx(np.exp(-0.5))
-    assert run.config.spectral == 0 and run.classes == tuple(map(str, range(10)))
+    assert run.architecture.constant_std == pytest.approx(np.exp(-0.5))
+    assert run.architecture.spectral == 0 and run.classes == tuple(map(str, range(10)))
     with torch.no_grad():
         found = imported(place / "run")(
             values["hidden_states"], values["timestep"] / 1000, Conditions(values["class_labels"])
@@ -357,14 +359,20 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         (["missing.pt"], "missing.pt does not exist"),
         (["nothing-here"], "neither transformer/ nor a checkpoint"),
         (["."], "checkpoints (empty.pt, ...): name the .pt file"),
-        (["few.pt", *tokenizer], "few.pt lacks the weight blocks.2.attn.proj.bias"),
-        (["many.pt", *tokenizer], "many.pt has the weight teacher.weight, which"),
+        (
+            ["few.pt", *tokenizer],
+            "few.pt is damaged, or is not a checkpoint of a DiTDH: it lacks the weight blocks.2.",
+        ),
+        (["many.pt", *tokenizer], "it has the weight teacher.weight, which"),
         (["unfit.pt", *tokenizer], "the weight final_layer.linear.bias is of 3, and not of 16"),
-        (["other.pt", *tokenizer], "other.pt is no checkpoint of a DiTDH: it lacks 'x_embedder.proj.weight'"),
-        (["empty.pt"], "empty.pt holds no weights"),
-        (["list.pt"], "list.pt holds no weights"),
-        (["harm.pt"], "harm.pt holds more than tensors and plain data"),
-        (["text.pt"], "text.pt holds more than tensors and plain data, or is damaged"),
+        (
+            ["other.pt", *tokenizer],
+            "is not a checkpoint of a DiTDH: it lacks 'x_embedder.proj.weight'",
+        ),
+        (["empty.pt"], "empty.pt is damaged, or is not a checkpoint of PyTorch: it holds no weights"),
+        (["list.pt"], "list.pt is damaged, or is not a checkpoint of PyTorch: it holds no weights"),
+        (["harm.pt"], "harm.pt asks for posix.system, which is not data: it is not read"),
+        (["text.pt"], "text.pt is damaged, or is not a checkpoint of PyTorch: it is no archive"),
         (["model.pt", "--statistics", "gone.pt"], "gone.pt does not exist: give the stat.pt"),
         (
             ["model.pt", "--statistics", "small.pt"],
@@ -377,7 +385,7 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         (["model.pt", "--cls-gmm", "patches.pkl"], "of 4 modes, and there is none in patch space: give it by --gmm"),
         (["model.pt", "--gmm", "patches.pkl", "--cls-gmm", "three.pkl"], "of 3 modes, and there is one of 4 modes"),
         (["model.pt", "--gmm", "narrow.pkl", "--condition", "class"], "a mixture over 200 numbers"),
-        (["model.pt", "--gmm", "text.pkl"], "text.pkl is no pickle of arrays, or is damaged"),
+        (["model.pt", "--gmm", "text.pkl"], "text.pkl is damaged, or is not a pickle of arrays"),
         (["model.pt", "--gmm", "bad.pkl"], "bad.pkl asks for posix.system, which is not data"),
         (["model.pt", "taken"], "taken exists: choose another folder"),
         (["model.pt", "--tokenizer", str(vae)], "cannot be loaded"),
@@ -389,3 +397,30 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, (arguments, error)
         assert sorted(place.iterdir()) == before, arguments
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(
+    place: Path, dino: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(golden.DATA / "ditdh.safetensors")
+    save_checkpoint(place / "mode.pt", weights | {LABELS: weights[LABELS][:10]})
+    save_mixture(place / "spatial_gmm.pkl", 10)
+    before = sorted(place.iterdir())
+    command = ["import", "mode.pt", "--condition", "mode", "--tokenizer", str(dino)]
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert sorted(place.iterdir()) == before
+    assert "import DiTDH on latents of 16 x 4 x 4, 10 modes, a source of 10 modes" in shown
+    assert "--gmm (auto)" in shown and "--tokenizer (auto)" not in shown
+    for name in ("mode.pt", "stat.pt", "spatial_gmm.pkl", "run/checkpoints", "run/gmm.h5"):
+        assert name in shown, name
+    assert main(command) == 0
+    run = place / "run"
+    plan = prepare("mode.pt", place / "again", ImportConfig(condition="mode", tokenizer=str(dino)))
+    assert f"{plan.network.parameters:,}" in shown
+    written = {each.path.name: each.bytes for each in plan.forecast().writes}
+    weights_of = (run / "checkpoints").rglob("*.safetensors")
+    sizes = {"checkpoints": sum(file.stat().st_size for file in weights_of), "gmm.h5": (run / "gmm.h5").stat().st_size}
+    for name, size in sizes.items():
+        # headers and rounding are small beside the files of real networks alone
+        assert size == pytest.approx(written[name], rel=0.05, abs=2**16), name

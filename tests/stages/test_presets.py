@@ -7,17 +7,16 @@ from typing import Literal
 import pytest
 from small import Small
 
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.cli.app import main
 from gmtool.errors import UserError
 from gmtool.sampling.plan import make_plan
 from gmtool.settings import expect_type, settings_of
 from gmtool.stages.presets import FOLDER, STAGES, load_preset, preset_names
-from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.train.config import TrainConfig
-from gmtool.training.schedule import learning_rate
 
 PUBLISHED = (
-    *("gmflow-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
+    *("gmflow-imagenet256", "mm-fm-gaussian-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
     *("quickstart", "rae-imagenet256", "union-imagenet256"),
 )
 
@@ -38,40 +37,70 @@ def test_presets_are_installed_with_the_package() -> None:
 
 def test_the_recipes_are_the_published_ones() -> None:
     gmflow: TrainConfig = load_preset("gmflow-imagenet256").config("train")
-    assert (gmflow.objective, gmflow.components, gmflow.transition_ratio) == ("gm-kl", 8, 0.5)
-    assert (gmflow.model, gmflow.patch_size) == ("XL", 2)
-    assert (gmflow.batch_size, gmflow.steps, gmflow.lr, gmflow.warmup) == (4096, 200_000, 2e-4, 1000)
-    sampling: SampleConfig = load_preset("gmflow-imagenet256").config("sample")
-    assert (sampling.solver, sampling.order, sampling.steps, sampling.substeps) == ("gm-ode", 2, 8, 16)
+    assert (gmflow.method.objective, gmflow.method.transition_ratio) == ("gm-kl", 0.5)
+    assert (gmflow.network.model, gmflow.network.patch_size, gmflow.network.components) == ("XL", 2, 8)
+    assert (gmflow.loop.batch_size, gmflow.loop.steps) == (4096, 200_000)
+    assert (gmflow.schedule.lr, gmflow.schedule.warmup) == (2e-4, 1000)
+    sampling = load_preset("gmflow-imagenet256").of("sample")
+    assert [sampling[name] for name in ("solver", "order", "steps", "substeps")] == ["gm-ode", 2, 8, 16]
     mm_fm: TrainConfig = load_preset("mm-fm-imagenet256").config("train")
-    assert (mm_fm.model, mm_fm.objective, mm_fm.batch_size, mm_fm.steps) == ("DH-XL", "mm-fm", 1024, 100_000)
+    assert (mm_fm.network.model, mm_fm.method.objective, mm_fm.method.focal) == ("DH-XL", "mm-fm", 2.0)
+    assert (mm_fm.loop.batch_size, mm_fm.loop.steps) == (1024, 100_000)
     assert load_preset("mm-fm-imagenet256").config("fit-gmm").modes == 8192
-    assert load_preset("mm-fm-mode-imagenet256").config("train").condition == "mode"
+    assert load_preset("mm-fm-mode-imagenet256").config("train").method.condition == "mode"
+    rae: TrainConfig = load_preset("rae-imagenet256").config("train")
+    assert (rae.method.objective, rae.method.condition) == ("fm", "class")
+    assert rae.method.time_distribution == "logit-normal"
+
+
+def test_mm_fm_s_baseline_differs_in_the_source_alone() -> None:
+    ours, baseline = (load_preset(name).of("train") for name in ("mm-fm-imagenet256", "mm-fm-gaussian-imagenet256"))
+    assert {name for name, value in ours.items() if baseline.get(name) != value} == {"objective", "focal"}
+    assert (baseline["objective"], baseline["source"]) == ("fm", "gaussian")
+    assert load_preset("mm-fm-gaussian-imagenet256").of("sample") == load_preset("mm-fm-imagenet256").of("sample")
+
+
+def test_gmflow_in_our_units() -> None:
+    """Its loss is 8 times ours: a sum over 4 channels, times 2. Its average has a half-life of 30 million images."""
+    gmflow = load_preset("gmflow-imagenet256").of("train")
+    assert gmflow["clip"] == 10 / 8
+    assert gmflow["ema"][0] ** (30e6 / gmflow["batch_size"]) == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("imagenet256")])
+def test_large_networks_are_compiled(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.config("train").compute.compile and preset.config("sample").compile
 
 
 def test_the_learning_rates_are_the_published_ones() -> None:
     rates = {0: 4e-4, 24_999: 4e-4, 25_000: 2e-4, 50_000: 2e-4, 525_000: 1.1e-4, 1_000_000: 2e-5}
-    for name in ("mm-fm-imagenet256", "mm-fm-mode-imagenet256"):
-        config = load_preset(name).config("train")
-        assert {step: learning_rate(config, step) for step in rates} == pytest.approx(rates)
+    for name in ("mm-fm-imagenet256", "mm-fm-mode-imagenet256", "mm-fm-gaussian-imagenet256"):
+        config: TrainConfig = load_preset(name).config("train")
+        schedule = config.schedule.resolve(1.0, config.loop.steps)
+        assert {step: schedule.at(step) for step in rates} == pytest.approx(rates)
     config = load_preset("rae-imagenet256").config("train")
-    assert [learning_rate(config, step) for step in (0, 50_000, 525_000)] == pytest.approx([2e-4, 2e-4, 1.1e-4])
+    schedule = config.schedule.resolve(1.0, config.loop.steps)
+    assert [schedule.at(step) for step in (0, 50_000, 525_000)] == pytest.approx([2e-4, 2e-4, 1.1e-4])
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "quickstart"])
 def test_a_presets_sampler_suits_its_run(name: str) -> None:
     preset = load_preset(name)
-    train: TrainConfig = preset.config("train")
-    sources = {"mm-fm": "gmm"}
-    resolved = TrainConfig(
-        objective=train.objective,
-        source=train.source or sources.get(train.objective, "gaussian"),
-        condition=train.condition,
-        dropout=train.dropout,
+    train, sample = preset.config("train"), preset.config("sample")
+    source = "gmm" if train.method.wants_mixture else "gaussian"
+    method = MethodRecord(
+        objective="fm" if train.method.objective == "mm-fm" else train.method.objective,
+        source=source,
+        coupling="mode" if source == "gmm" else "independent",
+        condition=train.method.condition,
+        mode_mean=False,
+        transition_ratio=0.5,
+        time_distribution="logit-normal",
         time_shift=1.0,
-        spectral=train.spectral,
+        dropout=0.1,
     )
-    make_plan(preset.config("sample"), resolved)  # raises what a user would see
+    make_plan(sample.sampling, method, train.network.spectral, seed=0)  # raises what a user would see
 
 
 def test_every_type_of_setting_can_be_checked() -> None:
@@ -121,6 +150,19 @@ def test_types_of_values_in_files(kind: object, good: object, bad: object, words
         ("[train]\nsteps = 0", "[train]: --steps must be at least 1, not 0"),
         ('[train]\nobjective = "mm-fm"\nsource = "gaussian"', "[train]: --objective mm-fm starts from"),
         ("[train\n", "is not TOML"),
+        ("[train]\nsteps = " + "9" * 5000, "is not TOML"),
+        ("[train]\nema = " + "[" * 5000 + "]" * 5000, "is not TOML"),
+        ("[train]\nsteps = 1" + "0" * 30, "[train]: --steps must be below 2^63"),
+        ("[train]\nlr = nan", "[train]: --lr must be a finite number, not nan"),
+        ("[train]\nlr = 1e999", "[train]: --lr must be a finite number, not inf"),
+        ("[train]\nema = [0.9, inf]", "[train]: --ema must be a finite number, not inf"),
+        ("[train]\nema = [[0.9]]", "ema of [train] must be a list of numbers, not [[0.9]]"),
+        ("[train]\nlr = 2026-01-01", "lr of [train] must be a number, not datetime.date(2026, 1, 1)"),
+        ("[train]\nlr = {rate = 1}", "lr of [train] must be a number, not {'rate': 1}"),
+        ("[[train]]\nlr = 1", "train is the table of a command: write [train]"),
+        ("[train.adamw]\nlr = 1", "[train] has no setting 'adamw'"),
+        ("source = 07:32:00", "source must be a string, not datetime.time(7, 32)"),
+        ("[train]\nlr = 1\x00", "is not TOML"),
     ],
 )
 def test_a_preset_that_is_wrong(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,14 +179,24 @@ def test_a_preset_that_is_wrong(tmp_path: Path, text: str, words: str, capsys: p
     [
         ("quickstrat", "--preset quickstrat is neither a preset nor a .toml file: did you mean quickstart?"),
         ("mm-fm", "did you mean mm-fm-imagenet256"),
-        ("xyz", "; there are gmflow-imagenet256, mm-fm-imagenet256"),
+        ("xyz", "; there are gmflow-imagenet256, mm-fm-gaussian-imagenet256"),
         ("mine.toml", "--preset mine.toml is neither"),
+        ("../presets/quickstart", "--preset ../presets/quickstart is neither"),
+        ("x" * 5000, "is neither a preset nor a .toml file"),
+        ("x" * 5000 + ".toml", "is neither a preset nor a .toml file"),
+        ("x\x00.toml", "is neither a preset nor a .toml file"),
+        ("/dev/zero", "--preset /dev/zero is neither"),
     ],
 )
 def test_a_preset_that_is_not_there(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--preset", name]) == 2
     shown = capsys.readouterr().err
-    assert shown.count("\n") == 1 and words in shown
+    assert shown.count("\n") == 1 and words in shown and len(shown) < 500
+
+
+def test_a_preset_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf[train]\nsteps = 7\n")
+    assert load_preset(str(tmp_path / "mine.toml")).of("train") == {"steps": 7}
 
 
 def test_flags_go_over_the_preset(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,15 +24,25 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")] = Path("run"),
     *,
     config: ImportConfig,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be read and written; write nothing.")
+    ] = False,
 ) -> None:
     """Make a run of a published network, to sample and score like one of gmtool's own. Nothing in SOURCE is executed.
 
     Example: gmtool import mode-gmm-100k.pt --statistics stat.pt --gmm spatial_gmm.pkl --condition mode
     """
+    from gmtool.stages.import_run.plan import prepare
     from gmtool.stages.import_run.run import import_run
 
-    report = import_run(source, run, config)
-    print(f"{run}: {report.words}, {report.parameters:,} parameters")
-    for note in report.notes:
-        print(note)
-    print(f"next: gmtool sample {run} {report.sampling}")
+    plan = prepare(source, run, config)
+    if dry_run:
+        from gmtool.console import print_forecast
+
+        print_forecast(plan.forecast())
+        return
+    import_run(plan)
+    print(f"{run}: {plan.words}, {plan.network.parameters:,} parameters")
+    for choice in plan.network.choices:
+        print(f"{choice.flag} {choice.value}: {choice.why}")
+    print(f"next: gmtool sample {run} {plan.network.sampling}")

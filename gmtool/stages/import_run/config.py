@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 from gmtool.flow.names import Condition
-from gmtool.settings import Option, check_ranges
+from gmtool.settings import Option, Settings
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportConfig(Settings):
     """What a published network's own files do not tell. None stands for what lies beside them, or is published.
 
     A file may also be one of a hub repository: owner/name/path/of/file.
@@ -57,6 +57,3 @@ class ImportConfig:
             minimum=1e-3,
         ),
     ] = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.flow.names import Condition
 from gmtool.flow.times import shift_for
-from gmtool.foreign.ditdh import ditdh_architecture, ditdh_weights, labels_of
+from gmtool.forecast import Choice
+from gmtool.foreign.ditdh import ditdh_architecture, ditdh_weights
 from gmtool.foreign.gmflow import read_gmflow
+from gmtool.foreign.labels import labels_of
 from gmtool.foreign.mixtures import ReleasedMixture, read_mixture
+from gmtool.foreign.reading import reading
 from gmtool.foreign.torch_files import read_checkpoint, read_statistics
+from gmtool.foreign.weights import check_weights
 from gmtool.huggingface import local_or_hub_file
-from gmtool.nn.architecture import Architecture, TransformerArchitecture
-from gmtool.nn.build import build_network
+from gmtool.nn.architecture import TransformerArchitecture
 from gmtool.settings import flag
 from gmtool.stages.import_run.config import ImportConfig
 from gmtool.tokenizers import dinov2, sd_vae
@@ -30,69 +32,80 @@ from gmtool.tokenizers.choose import latent_sizes
 
 STATISTICS, PATCH_MIXTURE = "stat.pt", "spatial_gmm*.pkl"
 """What is looked for beside a checkpoint."""
+MIXTURE_FILE = "mixture"
+"""The role of the file that the mixture in patch space was read from."""
 
 
 @dataclass(frozen=True, eq=False)
 class Published:
     """A published network in our terms.
 
-    ema, model: weights under our names; model is None where there is one set alone. step: optimiser steps, 0 if
-    unknown. mixture: the source over normalised latents, None for a Gaussian; described: the same modes over [CLS]
-    tokens, None where that is not at hand. inputs: the files it was read from.
+    family: its name. ema, model: weights under our names, checked; model is None where there is one set alone.
+    step: optimiser steps, 0 if unknown. mixture: the source over normalised latents, None for a Gaussian; descriptors:
+    the same modes over [CLS] tokens, None where that is not at hand. files: what it was read from, by role. choices:
+    what was settled by what is there. sampling: flags that sample it as published.
     """
 
+    family: str
     architecture: TransformerArchitecture
     ema: Mapping[str, Tensor]
     model: Mapping[str, Tensor] | None
+    parameters: int
     step: int
     condition: Condition
     classes: tuple[str, ...]
     statistics: LatentStatistics
     tokenizer: TokenizerSpec
     time_shift: float
-    inputs: tuple[Input, ...]
+    files: Mapping[str, Path]
+    sampling: str
+    choices: tuple[Choice, ...]
     mixture: ReleasedMixture | None = None
-    described: ReleasedMixture | None = None
-    notes: tuple[str, ...] = ()
+    descriptors: ReleasedMixture | None = None
 
 
 def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
     """A DiTDH of RAE or MM-FM. Raises UserError for what cannot be read or does not fit together."""
+    named = _named(config, ("statistics", "gmm", "cls_gmm"))
+    beside = _beside(file, named)
+    files = {"weights": file, **named, **beside}
     checkpoint = read_checkpoint(file)
-    notes = []
-    statistics_file, mixture_file, described_file = (_named(config, each) for each in ("statistics", "gmm", "cls_gmm"))
-    statistics_file = statistics_file or file.with_name(STATISTICS)
-    if mixture_file is None and (beside := sorted(file.parent.glob(PATCH_MIXTURE))):
-        if len(beside) > 1:
-            raise UserError(f"{file.parent} holds {len(beside)} files {PATCH_MIXTURE}: choose one by --gmm")
-        mixture_file = beside[0]
-        notes.append(f"the source of the flow is {mixture_file}, found beside the checkpoint")
-    mixture = None if mixture_file is None else read_mixture(mixture_file)
-    described = None if described_file is None else _read_described(described_file, mixture)
-    labels = labels_of(checkpoint.ema, config.condition, 0 if mixture is None else len(mixture.weights))
-    try:
+    mixture = read_mixture(files["gmm"]) if "gmm" in files else None
+    descriptors = _read_descriptors(files["cls_gmm"], mixture) if "cls_gmm" in files else None
+    with reading(file, "a checkpoint of a DiTDH"):
+        labels = labels_of(checkpoint.ema, config.condition, 0 if mixture is None else len(mixture.weights))
         architecture = ditdh_architecture(checkpoint.ema, labels)
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{file} is no checkpoint of a DiTDH: it lacks {error}, or it is of another shape") from error
-    statistics = read_statistics(statistics_file, architecture.shape)
+        ema = ditdh_weights(checkpoint.ema, architecture)
+        model = None if checkpoint.model is None else ditdh_weights(checkpoint.model, architecture)
+        parameters = check_weights(ema, architecture)
+        if model is not None:
+            check_weights(model, architecture)
+    statistics = read_statistics(files["statistics"], architecture.shape)
     if mixture is not None:
-        _check_size(mixture, architecture, str(mixture_file))
-    files = {"weights": file, "statistics": statistics_file, "mixture": mixture_file, "[CLS] mixture": described_file}
-    model, image_size = config.tokenizer or dinov2.DEFAULT_MODEL, architecture.shape[1] * dinov2.TOKEN_PIXELS
+        _check_size(mixture, architecture, files["gmm"])
+    default, shift = dinov2.DEFAULT_MODEL, shift_for(int(np.prod(architecture.shape)))
+    spec = dinov2.dinov2_spec(config.tokenizer or default, architecture.shape[1] * dinov2.TOKEN_PIXELS)
+    choices = [Choice(flag(name), str(path), "found beside the checkpoint") for name, path in beside.items()]
+    if config.condition is None:
+        choices.append(Choice("--condition", labels.condition, "the only one that the weights allow"))
+    roles = {"gmm": MIXTURE_FILE, "cls_gmm": "[CLS] mixture"}
     return Published(
+        family="DiTDH",
         architecture=architecture,
-        ema=ditdh_weights(checkpoint.ema, labels),
-        model=None if checkpoint.model is None else ditdh_weights(checkpoint.model, labels),
+        ema=ema,
+        model=model,
+        parameters=parameters,
         step=checkpoint.step,
         condition=labels.condition,
         classes=tuple(map(str, range(labels.classes))),
         statistics=statistics,
-        tokenizer=_checked_tokenizer(dinov2.dinov2_spec(model, image_size), architecture.shape),
-        time_shift=config.time_shift or shift_for(int(np.prod(architecture.shape))),
-        inputs=_inputs(files),
+        tokenizer=_checked_tokenizer(spec, architecture.shape),
+        time_shift=config.time_shift or shift,
+        files={roles.get(name, name): path for name, path in files.items()},
+        sampling="--protocol rae --steps 50",
+        choices=(*choices, *_published_values(config, default, shift, "of the latents' dimension")),
         mixture=mixture,
-        described=described,
-        notes=tuple(notes),
+        descriptors=descriptors,
     )
 
 
@@ -100,38 +113,55 @@ def read_published_gmflow(folder: Path, config: ImportConfig) -> Published:
     """A GM-DiT of GMFlow. Raises UserError for what cannot be read or does not fit together."""
     for name in ("statistics", "gmm", "cls_gmm", "condition"):
         if getattr(config, name) is not None:
-            raise UserError(f"{flag(name)} is for a DiTDH, and {folder} is GMFlow's: leave it out")
+            raise UserError(f"{flag(name)} is for a DiTDH, and {folder} is GMFlow's: remove the flag")
     found = read_gmflow(folder)
     shape = found.architecture.shape
-    vae = config.tokenizer or (sd_vae.DEFAULT_MODEL if found.vae is None else str(found.vae))
-    image_size = shape[1] * sd_vae.pixels_a_position(vae)
+    default = sd_vae.DEFAULT_MODEL if found.vae is None else str(found.vae)
+    vae = config.tokenizer or default
     return Published(
+        family="GM-DiT",
         architecture=found.architecture,
         ema=found.weights,
         model=None,
+        parameters=found.parameters,
         step=0,
         condition="class",
         classes=found.classes,
         statistics=LatentStatistics(torch.zeros(shape), torch.ones(shape)),
-        tokenizer=_checked_tokenizer(sd_vae.sd_vae_spec(vae, image_size), shape),
+        tokenizer=_checked_tokenizer(sd_vae.sd_vae_spec(vae, shape[1] * sd_vae.pixels_a_position(vae)), shape),
         time_shift=config.time_shift or found.shift,
-        inputs=_inputs({f"weights {index}": file for index, file in enumerate(found.files)}),
+        files={f"weights {index}": file for index, file in enumerate(found.files)},
+        sampling="--steps 8 --guidance prob",
+        choices=_published_values(config, default, found.shift, "of its scheduler"),
     )
 
 
-def _named(config: ImportConfig, name: str) -> Path | None:
-    """The file that a flag names, fetched where it is on the hub; None where it names none."""
-    file: Path | None = getattr(config, name)
-    return None if file is None else local_or_hub_file(str(file), flag(name))
+def _named(config: ImportConfig, names: Sequence[str]) -> Mapping[str, Path]:
+    """The files that flags name, fetched where they are on the hub."""
+    given = {name: getattr(config, name) for name in names}
+    return {name: local_or_hub_file(str(file), flag(name)) for name, file in given.items() if file is not None}
 
 
-def _inputs(files: Mapping[str, Path | None]) -> tuple[Input, ...]:
+def _beside(file: Path, named: Mapping[str, Path]) -> Mapping[str, Path]:
+    """The files beside a checkpoint that no flag names. Raises UserError where there is more than one mixture."""
+    found = {} if "statistics" in named else {"statistics": file.with_name(STATISTICS)}
+    if "gmm" not in named and (mixtures := sorted(file.parent.glob(PATCH_MIXTURE))):
+        if len(mixtures) > 1:
+            raise UserError(f"{file.parent} holds {len(mixtures)} files {PATCH_MIXTURE}: choose one by --gmm")
+        found["gmm"] = mixtures[0]
+    return found
+
+
+def _published_values(config: ImportConfig, model: str, shift: float, whose: str) -> tuple[Choice, ...]:
+    """The tokenizer and the shift of times, where no flag gives them."""
+    tokenizer = Choice("--tokenizer", model, "as published")
+    time_shift = Choice("--time-shift", f"{shift:.4g}", f"the shift {whose}")
     return tuple(
-        Input(role, str(file.absolute()), file_fingerprint(file)) for role, file in files.items() if file is not None
+        choice for choice, given in ((tokenizer, config.tokenizer), (time_shift, config.time_shift)) if given is None
     )
 
 
-def _read_described(file: Path, patches: ReleasedMixture | None) -> ReleasedMixture:
+def _read_descriptors(file: Path, patches: ReleasedMixture | None) -> ReleasedMixture:
     """The mixture over [CLS] tokens that belongs to the one in patch space."""
     found = read_mixture(file)
     if patches is None or len(found.weights) != len(patches.weights):
@@ -140,7 +170,7 @@ def _read_described(file: Path, patches: ReleasedMixture | None) -> ReleasedMixt
     return found
 
 
-def _check_size(mixture: ReleasedMixture, architecture: Architecture, whose: str) -> None:
+def _check_size(mixture: ReleasedMixture, architecture: TransformerArchitecture, whose: Path) -> None:
     size = int(np.prod(architecture.shape))
     if mixture.means.shape[1] != size:
         raise UserError(
@@ -149,28 +179,11 @@ def _check_size(mixture: ReleasedMixture, architecture: Architecture, whose: str
         )
 
 
-def check_weights(source: Path, published: Published) -> int:
-    """The number of parameters. Raises UserError unless names and shapes are those of the architecture."""
-    with torch.device("meta"):
-        network = build_network(published.architecture, seed=0)
-    expected = {name: each.shape for name, each in network.state_dict().items()}
-    for weights in (published.ema, published.model or published.ema):
-        found = {name: each.shape for name, each in weights.items()}
-        if missing := sorted(set(expected) - set(found)):
-            raise UserError(f"{source} lacks the weight {missing[0]} of its network")
-        if unknown := sorted(set(found) - set(expected)):
-            raise UserError(f"{source} has the weight {unknown[0]}, which this network of gmtool does not know")
-        if unfit := sorted(name for name in expected if expected[name] != found[name]):
-            shapes = [" x ".join(map(str, each[unfit[0]])) for each in (found, expected)]
-            raise UserError(f"{source}: the weight {unfit[0]} is of {shapes[0]}, and not of {shapes[1]}")
-    return sum(each.numel() for each in network.parameters())
-
-
 def _checked_tokenizer(spec: TokenizerSpec, shape: tuple[int, int, int]) -> TokenizerSpec:
     """The record of a tokenizer whose latents are of the network's shape. Raises UserError for another."""
     made, _ = latent_sizes(spec, 1)
     if made != shape:
-        sizes = [" x ".join(map(str, each)) for each in (made, shape)]
+        sizes = [" x ".join(map(str, size)) for size in (made, shape)]
         raise UserError(
             f"the tokenizer {spec.settings['model']} makes latents of {sizes[0]}, and the network takes {sizes[1]}: "
             "give its own by --tokenizer"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import check_space, check_writable, part_of
-from gmtool.artifacts.gmm import Assignments, DescriptorMixture, gmm_bytes, write_gmm
-from gmtool.artifacts.manifest import Input, Manifest, fingerprint
+from gmtool.artifacts.files import part_of
+from gmtool.artifacts.gmm import Assignments, DescriptorMixture, write_gmm
+from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, fingerprint
 from gmtool.artifacts.method_record import MethodRecord
-from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, RunFolder, create_run, run_details
-from gmtool.errors import UserError
-from gmtool.foreign.gmflow import INDEX, is_gmflow
+from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, create_run, run_details
 from gmtool.foreign.mixtures import ReleasedMixture, patch_modes
-from gmtool.huggingface import hub_folder, local_or_hub_file
 from gmtool.settings import as_flat
 from gmtool.stages.import_run.config import ImportConfig
-from gmtool.stages.import_run.published import (
-    STATISTICS,
-    Published,
-    check_weights,
-    read_published_ditdh,
-    read_published_gmflow,
-)
+from gmtool.stages.import_run.plan import ImportPlan
+from gmtool.stages.import_run.published import MIXTURE_FILE, Published
 from gmtool.tokenizers.choose import latent_sizes
 from gmtool.training.checkpoint import EMA, MODEL, Position, save_checkpoint
 
@@ -41,36 +33,13 @@ AVERAGES = ("published",)
 """The name of the published weights, which are a moving average."""
 
 
-@dataclass(frozen=True)
-class ImportReport:
-    """The network in words, its parameters, what was found beside it, and flags for sampling it as published."""
-
-    words: str
-    parameters: int
-    notes: tuple[str, ...]
-    sampling: str
-
-
-def import_run(source: str, path: Path, config: ImportConfig) -> ImportReport:
-    """Write the run ``path`` of the network in ``source``.
-
-    Raises UserError, naming the file or flag, for what cannot be read or does not fit together; MachineError when the
-    tokenizer cannot be fetched or the run does not fit on the disk.
-    """
-    check_writable(path, "the run")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists: choose another folder for the run")
-    place = _place(source)
-    if is_gmflow(place):
-        published = read_published_gmflow(place, config)
-    else:
-        published = read_published_ditdh(_checkpoint_in(place), config)
-    parameters = check_weights(place, published)
-    check_space(path, _bytes_needed(published, parameters), "the run")
+def import_run(plan: ImportPlan) -> None:
+    """Write the run of a plan. Raises OSError when the disk is full; nothing is left of it then."""
+    path = plan.path
     part = part_of(path)
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _write(part, path.absolute(), published, config, parameters)
+        _write(part, plan)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             path.rmdir()
@@ -78,92 +47,66 @@ def import_run(source: str, path: Path, config: ImportConfig) -> ImportReport:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    return _report(published, parameters)
 
 
-def _place(source: str) -> Path:
-    """The file or folder of SOURCE, fetched where it is on the hub."""
-    place = local_or_hub_file(source, "SOURCE")
-    if place.exists():
-        return place
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UserError(f"{source} does not exist, and is no hub id (owner/name, owner/name/file) either")
-    files = (INDEX, "transformer/*", "spectrum_net/*", "scheduler/*", "vae/*")
-    folder = hub_folder(source, "SOURCE", files)
-    if not is_gmflow(folder):
-        raise UserError(f"{source} is not laid out as GMFlow's on the hub: name a file in it, {source}/FILE")
-    return folder
-
-
-def _checkpoint_in(place: Path) -> Path:
-    """The checkpoint that SOURCE names, or the one in the folder that it names."""
-    if place.is_file():
-        return place
-    found = sorted(
-        each for suffix in ("pt", "pth", "safetensors") for each in place.glob(f"*.{suffix}") if each.name != STATISTICS
-    )
-    if len(found) != 1:
-        what = f"{len(found)} checkpoints ({found[0].name}, ...)" if found else "neither transformer/ nor a checkpoint"
-        raise UserError(f"{place} holds {what}: name the .pt file, or give GMFlow's folder")
-    return found[0]
-
-
-def _bytes_needed(published: Published, parameters: int) -> int:
-    weights = 4 * parameters * (1 if published.model is None else 2)
-    if published.mixture is None:
-        return weights
-    count, _ = published.mixture.means.shape
-    size = 0 if published.described is None else published.described.means.shape[1]
-    return weights + gmm_bytes(count, size, 0, 1, published.architecture.shape)
-
-
-def _write(part: Path, path: Path, published: Published, config: ImportConfig, parameters: int) -> RunFolder:
-    """Write the run to the folder ``part``, which will be renamed to ``path``."""
+def _write(part: Path, plan: ImportPlan) -> None:
+    """Write the run to the folder ``part``, which will be renamed to that of the plan."""
     part.mkdir(parents=True)
-    inputs, statistics = published.inputs, published.statistics
+    published, statistics = plan.network, plan.network.statistics
+    inputs = [Input(role, str(file.absolute()), file_fingerprint(file)) for role, file in published.files.items()]
     if published.mixture is not None:
-        manifest = _write_mixture(part / MIXTURE, published, published.mixture, config)
-        inputs = (*inputs, Input("gmm", str(path / MIXTURE), manifest.fingerprint))
+        source = next(each for each in inputs if each.role == MIXTURE_FILE)
+        manifest = _write_mixture(part / MIXTURE, published, published.mixture, source, plan.config)
+        inputs.append(Input("gmm", str(plan.path / MIXTURE), manifest.fingerprint))
         weights = torch.from_numpy(published.mixture.weights).float().unsqueeze(0)
         statistics = LatentStatistics(statistics.mean, statistics.std, weights)
     files = {EMA: _float32(published.ema)}
     if published.model is not None:
         files[MODEL] = _float32(published.model)
     save_checkpoint(part / CHECKPOINTS, Position(published.step), files)
-    settings = _settings(published, path)
+    settings = _settings(published, plan.path)
     _, descriptor_size = latent_sizes(published.tokenizer, 1)
     manifest = Manifest(
         kind="run",
         stage="import",
         fingerprint=fingerprint([repr(sorted(settings.items())), *(each.fingerprint for each in inputs)]),
         config=settings,
-        inputs=inputs,
+        inputs=tuple(inputs),
         details=run_details(
-            published.architecture, AVERAGES, parameters, published.classes, published.tokenizer, descriptor_size
+            published.architecture,
+            AVERAGES,
+            published.parameters,
+            published.classes,
+            published.tokenizer,
+            descriptor_size,
         ),
     )
-    return create_run(part, manifest, statistics, published.tokenizer)
+    create_run(part, manifest, statistics, published.tokenizer)
 
 
 def _float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each.float() for name, each in weights.items()}
+    return {name: tensor.float() for name, tensor in weights.items()}
 
 
-def _write_mixture(path: Path, published: Published, mixture: ReleasedMixture, config: ImportConfig) -> Manifest:
+def _write_mixture(
+    path: Path, published: Published, mixture: ReleasedMixture, source: Input, config: ImportConfig
+) -> Manifest:
+    """The mixture's file, whose source is ``source``, a file."""
     count = len(mixture.weights)
-    described = published.described
-    if described is None:  # descriptors of no numbers
-        described = ReleasedMixture(mixture.weights, np.zeros((count, 0)), np.zeros((count, 1)))
-    source = next(each for each in published.inputs if each.role == "mixture")
+    descriptors = published.descriptors
+    if descriptors is None:  # descriptors of no numbers
+        descriptors = ReleasedMixture(mixture.weights, np.zeros((count, 0)), np.zeros((count, 1)))
     return write_gmm(
         path,
         descriptors=DescriptorMixture(
-            described.weights, described.means, np.broadcast_to(described.variances, described.means.shape)
+            descriptors.weights,
+            descriptors.means,
+            np.broadcast_to(descriptors.variances, descriptors.means.shape),
         ),
         kept=Assignments(np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)),
         patches=patch_modes(mixture, published.statistics),
         shape=published.architecture.shape,
-        latents=Input("mixture", source.path, source.fingerprint),
+        latents=source,
         config={name: str(value) for name, value in as_flat(config).items()},
         details={"modes": count},
         weights=mixture.weights,
@@ -186,14 +129,3 @@ def _settings(published: Published, path: Path) -> dict[str, Any]:
         dropout=0.1 if published.condition == "class" else 0.0,
     )
     return {**asdict(method), "gmm": str(path / MIXTURE) if mixture else None, "steps": published.step}
-
-
-def _report(published: Published, parameters: int) -> ImportReport:
-    architecture = published.architecture
-    kind = "DiTDH" if architecture.kind == "ditdh" else "GM-DiT"
-    known = {"class": f"{architecture.classes} classes", "mode": f"{architecture.modes} modes", "none": "no condition"}
-    source = "a Gaussian source" if published.mixture is None else f"a source of {len(published.mixture.weights)} modes"
-    shape = " x ".join(map(str, architecture.shape))
-    words = f"{kind} on latents of {shape}, {known[published.condition]}, {source}"
-    sampling = "--steps 8 --guidance prob" if architecture.components else "--protocol rae --steps 50"
-    return ImportReport(words, parameters, published.notes, sampling)
