@@ -307,9 +307,11 @@ def test_large_descriptors_are_fitted_or_refused_in_words(tmp_path: Path, value:
 
 
 def test_descriptors_without_entries(tmp_path: Path) -> None:
-    path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), np.zeros((30, 0)))
-    with pytest.raises(UserError, match=r"latents.h5 holds descriptors without entries.*encode again"):
-        fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=2), Progress())
+    path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), np.zeros((30, 1)))
+    with open_latents(path) as source:
+        source.descriptor_size = 0  # no file of ours has that
+        with pytest.raises(UserError, match=r"latents.h5 holds descriptors without entries.*encode again"):
+            plan_fit(source, tmp_path / "gmm.h5", fit_config(modes=2), 1)
 
 
 @pytest.mark.parametrize("em_iterations", [0, 5])
