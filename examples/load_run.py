@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gmtool.nn.architecture import Architecture, Conditions
-from gmtool.nn.build import build_network
+from gmtool.nn.architecture import Conditions
+from gmtool.nn.build import architecture_from_json, build_network
 from gmtool.nn.network import Network
 
 
@@ -33,7 +33,7 @@ def load_record(run: Path) -> dict[str, Any]:
 def load_network(run: Path, weights: str = "ema.safetensors") -> Network:
     """The network of a run's newest checkpoint; weights: ema.safetensors, or model.safetensors of the last step."""
     settings = load_record(run)["details"]["architecture"]
-    network = build_network(Architecture(**{**settings, "shape": tuple(settings["shape"])}), seed=0)
+    network = build_network(architecture_from_json(settings), seed=0)
     newest = max(each for each in (run / "checkpoints").glob("step-*") if not each.suffix)
     network.load_state_dict(load_file(newest / weights))
     return network.eval()

@@ -165,11 +165,14 @@ def join(device: str) -> World:
     Raises UserError for a device that is not there, or that several processes would share.
     """
     if not dist.is_initialized():
-        return World(device=resolve_device(device))
+        alone = resolve_device(device)
+        if alone.type == "cuda":
+            torch.cuda.set_device(alone)  # pinned memory and compiled kernels are made for the current device
+        return World(device=alone)
     rank, size = dist.get_rank(), dist.get_world_size()
     here = neighbours()
     if here > 1 and device.startswith("cuda:"):
-        raise UserError(f"--device {device}: {here} processes would share it; take --device cuda")
+        raise UserError(f"--device {device}: {here} processes would share it; use --device cuda")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         found = torch.cuda.device_count()
         if 0 < found < here:
@@ -222,8 +225,11 @@ def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
 
 
 def replicate(network: nn.Module) -> DistributedDataParallel:
-    """A network that every process holds whole: called through this, its gradients are means over all processes."""
-    return DistributedDataParallel(network, gradient_as_bucket_view=True)
+    """A network that every process holds whole: called through this, its gradients are means over all processes.
+
+    Its buffers are constants, equal everywhere.
+    """
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def shard(network: nn.Module, world: World) -> None:

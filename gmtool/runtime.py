@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gmtool.errors import UserError
 from gmtool.settings import Precision
@@ -34,6 +35,14 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device; onto a GPU they go through pinned memory, so that nothing waits for it."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    pinned = values if values.is_pinned() else values.pin_memory()
+    return pinned.to(device, non_blocking=True)
 
 
 def allow_tf32(allowed: bool) -> None:

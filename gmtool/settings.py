@@ -27,7 +27,8 @@ class Option:
     below: exclusive upper end of a number's range.
     reader: makes the value of what a user typed, such as a size with its unit; a default, or a preset's value, also
     passes through it and must come out as it was.
-    choices: gives the names that a text may be, where they are the rows of a table.
+    choices: gives the names that a text may be, where they are the rows of a table; a function of a module, since in
+    annotations that are strings a lambda does not see the module's names.
     name: what the setting is called outside, where that is not the field's name.
     """
 
@@ -217,6 +218,11 @@ def config_from_json(config_class: type[_Config], values: Mapping[str, Any], who
     if unknown:
         raise UserError(f"{whose} has the unknown setting {unknown[0]!r}: it was written by another gmtool version")
     return make(config_class, {name: _restored(value, settings[name].kind) for name, value in values.items()})
+
+
+def some_from_json(config_class: type[_Config], values: Mapping[str, Any], whose: str) -> _Config:
+    """The settings of a component from the JSON values of a whole configuration; see `config_from_json`."""
+    return config_from_json(config_class, {k: v for k, v in values.items() if k in settings_of(config_class)}, whose)
 
 
 def _restored(value: Any, kind: Any) -> Any:

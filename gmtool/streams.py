@@ -39,3 +39,21 @@ class Noise:
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1), (B, *shape), float32."""
         return torch.stack([torch.rand(tuple(shape), generator=each) for each in self._streams])
+
+
+class SharedNoise(Noise):
+    """Numbers for a batch of ``count`` samples from one stream, on its device: fast for many samples of few numbers.
+
+    A sample's numbers then depend on its place in the batch.
+    """
+
+    def __init__(self, count: int, stream: torch.Generator) -> None:
+        self._count, self._stream = count, stream
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """See `Noise.normal`."""
+        return torch.randn(self._count, *shape, generator=self._stream, device=self._stream.device)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """See `Noise.uniform`."""
+        return torch.rand(self._count, *shape, generator=self._stream, device=self._stream.device)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from small import Small
 
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
 from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.stages.train.config import TrainConfig
@@ -53,7 +53,7 @@ def test_a_generator_of_the_gpu_repeats_itself() -> None:
 def test_a_fused_step_in_float32_is_that_of_the_cpu() -> None:
     """From the same numbers: those of the GPU's generator differ, so both take the CPU's."""
     found = {}
-    architecture = Architecture((4, 4, 4), depth=2, width=32, heads=2)
+    architecture = DiTArchitecture((4, 4, 4), depth=2, width=32, heads=2)
     for device in ("cpu", "cuda"):
         trainee = make_state(build_network(architecture, 0).to(device), STEP)
         stepper = Stepper(STEP, trainee)

@@ -34,10 +34,11 @@ from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.distributed import World
 from gmtool.flow.times import shift_for
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
-from gmtool.nn.architecture import Architecture, named
-from gmtool.nn.build import build_network
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import architecture_for, build_network
 from gmtool.nn.compile import compile_network
 from gmtool.nn.network import Network
+from gmtool.nn.settings import NetworkSettings
 from gmtool.progress import Progress
 from gmtool.runtime import compute_dtype
 from gmtool.sampling.plan import make_plan
@@ -69,8 +70,9 @@ class Case:
     patch: int = 1
 
     def architecture(self, objective: str) -> Architecture:
-        components = COMPONENTS if objective == "gm-kl" else 0
-        return replace(named(self.model, self.shape), patch=self.patch, classes=CLASSES, components=components)
+        mixture = objective == "gm-kl"
+        settings = NetworkSettings(self.model, self.patch, components=COMPONENTS if mixture else None)
+        return architecture_for(settings, self.shape, classes=CLASSES, mixture=mixture, gpu=True)
 
     def config(self, objective: str, batch: int) -> TrainConfig:
         """Resolved settings."""

@@ -22,6 +22,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,9 +38,9 @@ from gmtool.flow.prediction import Prediction, unguided
 from gmtool.flow.solvers.mixture import gm_ode
 from gmtool.flow.solvers.velocity import euler
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.architecture import SIZES, Architecture, Conditions
-from gmtool.nn.build import build_network
-from gmtool.nn.heads import MixtureHead, output_layer
+from gmtool.nn.architecture import Conditions
+from gmtool.nn.build import build_network, named
+from gmtool.nn.heads import make_head, output_layer
 from gmtool.nn.network import Network
 from gmtool.runtime import resolve_device
 from gmtool.stages.train.config import TrainConfig
@@ -65,9 +66,7 @@ def medians(actions: list[Callable[[], object]], repeats: int, device: torch.dev
 
 
 def network_of(shape: Shape, components: int, device: torch.device) -> Network:
-    size = SIZES["B"]
-    network = build_network(Architecture(shape, size.depth, size.width, size.heads, components=components), seed=0)
-    return network.to(device)
+    return build_network(replace(named("B", shape), components=components), seed=0).to(device)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -175,8 +174,7 @@ def loss_memory(shape: Shape, batch: int, name: str) -> float:
             return torch.cuda.max_memory_allocated(device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    architecture = Architecture(shape, depth=0, width=16, heads=1, components=COMPONENTS)
-    head = MixtureHead(architecture, output_layer(architecture, 16)).to(device)
+    head = make_head(output_layer(16, shape[0], COMPONENTS), shape, COMPONENTS, 16).to(device)
 
     def loss_of(count: int) -> torch.Tensor:
         tokens = torch.randn(count, shape[1] * shape[2], 16, device=device)

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from torch import Tensor
 from gmtool.artifacts.files import part_of, written_aside
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
+from gmtool.artifacts.method_record import MethodRecord, read_method
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
-from gmtool.settings import as_flat, config_from_json
-from gmtool.stages.train.config import TrainConfig
+from gmtool.nn.build import architecture_from_json, architecture_to_json
 
 CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOARD = (
     "config.json",
@@ -85,13 +85,17 @@ def latent_statistics(latents: LatentsFile, mode_weights: Tensor | None = None) 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run, opened: its place, its record, and what the record says."""
+    """A run, opened: its place, its record, and what the record says.
+
+    method: what was learnt. averages: names of the moving averages of the weights, the one to sample by default first.
+    """
 
     path: Path
     manifest: Manifest
-    config: TrainConfig
+    method: MethodRecord
     architecture: Architecture
     classes: tuple[str, ...]
+    averages: tuple[str, ...]
 
     @property
     def checkpoints(self) -> Path:
@@ -99,10 +103,10 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     @property
-    def time_shift(self) -> float:
-        """s of the time shift in training and sampling."""
-        assert self.config.time_shift is not None  # a run's config is resolved
-        return self.config.time_shift
+    def sampled_classes(self) -> tuple[int, ...]:
+        """The classes that had images in training; all, where the record does not say."""
+        counts = self.manifest.details.get("class_counts")
+        return tuple(index for index in range(len(self.classes)) if counts is None or counts[index])
 
     def statistics(self) -> LatentStatistics:
         """The latents' statistics. Raises UserError when the file is damaged."""
@@ -129,16 +133,24 @@ def open_run(path: Path) -> RunFolder:
     manifest = parse_manifest(record.read_bytes(), record)
     expect_kind(manifest, "run", path)
     try:
-        architecture = manifest.details["architecture"]
         return RunFolder(
             path,
             manifest,
-            config_from_json(TrainConfig, manifest.config, str(record)),
-            Architecture(**{**architecture, "shape": tuple(architecture["shape"])}),
+            read_method(manifest.config, str(record)),
+            architecture_from_json(manifest.details["architecture"], str(record)),
             tuple(manifest.details["classes"]),
+            _averages(manifest),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{record} was written by another gmtool version ({error}): train again") from error
+
+
+def _averages(manifest: Manifest) -> tuple[str, ...]:
+    """The names of a run's averages; earlier versions tell them by the settings alone."""
+    if "averages" in manifest.details:
+        return tuple(manifest.details["averages"])
+    config = manifest.config
+    return (*map(str, config["ema"]), *(f"power-{width}" for width in config["ema_power"]))
 
 
 def is_unfinished(path: Path) -> bool:
@@ -162,30 +174,39 @@ def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tok
 
 def run_details(
     architecture: Architecture,
+    averages: Sequence[str],
     parameters: int,
     classes: tuple[str, ...],
     tokenizer: TokenizerSpec,
     descriptor_size: int,
+    class_counts: Sequence[int] | None = None,
 ) -> Mapping[str, Any]:
-    """The manifest details of a run. classes: their names. tokenizer: of its latents, with descriptors of a size."""
+    """The manifest details of a run.
+
+    averages, classes: their names. tokenizer: of its latents. descriptor_size: of theirs. class_counts: images of each
+    class that were trained on; None where they are not known.
+    """
+    counts = {} if class_counts is None else {"class_counts": list(class_counts)}
     return {
-        "architecture": asdict(architecture),
+        "architecture": architecture_to_json(architecture),
+        "averages": list(averages),
         "parameters": parameters,
         "classes": list(classes),
         "descriptor_size": descriptor_size,
         "tokenizer": {"name": tokenizer.name, "settings": dict(tokenizer.settings)},
+        **counts,
     }
 
 
-def update_config(run: RunFolder, config: TrainConfig) -> RunFolder:
+def update_settings(run: RunFolder, settings: Mapping[str, Any]) -> RunFolder:
     """The run with other settings in its record, such as more steps; the file is left alone where nothing changes."""
-    manifest = replace(run.manifest, config=as_flat(config))
+    manifest = replace(run.manifest, config=settings)
     text = manifest.to_json()
     if text == (run.path / CONFIG).read_text():
         return run
     with written_aside(run.path / CONFIG) as part:
         part.write_text(text)
-    return replace(run, manifest=manifest, config=config)
+    return replace(run, manifest=manifest)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import typer
 from gmtool import __version__
 from gmtool.cli import quickstart
 from gmtool.console import close_bar
-from gmtool.errors import GmtoolError
+from gmtool.errors import GmtoolError, is_out_of_memory
 from gmtool.flags import GroupedCommand
 from gmtool.stages.bench import command as bench
 from gmtool.stages.encode import command as encode
@@ -136,11 +136,9 @@ def _explain(error: Exception) -> tuple[int, str]:
             return 2, f"{error.filename or text}: no permission to read or write it"
         if isinstance(error, FileNotFoundError) and error.filename:
             return 2, f"{error.filename} does not exist"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return 1, "out of memory: take a smaller --batch-size, or fewer --workers"
-    if type(error).__name__ == "OutOfMemoryError":
-        return 1, "out of GPU memory: take a smaller --batch-size"
-    if "closed by peer" in text or "reset by peer" in text:
+    if is_out_of_memory(error):
+        return 1, "out of memory: use a smaller --batch-size, or fewer --workers"
+    if any(words in text for words in ("closed by peer", "reset by peer", "ncclRemoteError")):
         return 1, "another of the processes has died, perhaps for want of memory: run the same command again"
     return 1, f"internal error: {type(error).__name__}: {text} (set GMTOOL_TRACEBACK=1 for the traceback)"
 

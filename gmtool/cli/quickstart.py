@@ -32,6 +32,7 @@ class QuickstartConfig:
 
 @with_options(QuickstartConfig)
 def command(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")] = Path("quickstart"),
     *,
     config: QuickstartConfig,
@@ -47,9 +48,9 @@ def command(
 
     check_writable(folder, "the folder")
     training, held_out = write_digits(folder / "digits")
-    print(f"wrote {training} and {held_out}: real digits, by hand", flush=True)
+    print(f"wrote {training} and {held_out}: handwritten digits", flush=True)
     for arguments in _commands(folder, training, held_out, config):
-        _run(arguments)
+        _run(context, arguments)
     print(f"\nlook at {folder / 'samples' / 'grid.png'}, and at the previews in {folder / 'run' / 'previews'}")
     print("the score: the Fréchet distance of the samples, beside that of as many real digits (1x is perfect)")
     print(
@@ -73,11 +74,10 @@ def _commands(folder: Path, training: Path, held_out: Path, config: QuickstartCo
     ]
 
 
-def _run(arguments: list[str]) -> None:
+def _run(context: typer.Context, arguments: list[str]) -> None:
     """Print one command and run it; its errors are those of the quickstart."""
-    from gmtool.cli.app import execute
-
-    print(f"\n$ gmtool {shlex.join(arguments)}", flush=True)
-    code = execute(arguments)
+    app = context.find_root()
+    print(f"\n$ {app.info_name} {shlex.join(arguments)}", flush=True)
+    code = app.command.main(args=arguments, prog_name=app.info_name, standalone_mode=False)
     if code:
         raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""The frames of a fitted mixture's modes in the network's coordinates: on the GPU, in memory or on disk, by size."""
+"""Means and deviations of a fitted mixture's modes in normalised latents: on the GPU, in memory or on disk, by size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 from gmtool.artifacts.gmm import GmmFile
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.data.memory import SHARE, fits_in_memory
-from gmtool.flow.source import Frame
+from gmtool.flow.source import ModeStatistics
+from gmtool.runtime import to_device
 
 FLOOR = 0.05
-"""Least s_k of a union, in standard deviations of all data: whitening then magnifies no entry more than twentyfold.
+"""Least s_k of whitened coordinates, in standard deviations of all data: no entry is magnified more than twentyfold.
 
 It is a guard, seldom reached: the shrinkage of fit-gmm, 4 images by default, keeps s_k above sqrt(4 / (n + 4)) in a
 mode of n images, which is 0.23 in the digits' 32 modes and 0.16 in ImageNet's 8192. Without shrinkage 13 % of the
@@ -22,7 +23,7 @@ small enough to change no fit, and there for entries that are all but constant i
 """
 
 
-class ModeFrames:
+class ModeTable:
     """mu_k and s_k of modes, normalised as the latents are: ((mean - m) / s, std / s).
 
     whitened: whether data will be divided by s_k, which then is at least FLOOR; a source that is only drawn from is
@@ -35,35 +36,29 @@ class ModeFrames:
     def __init__(self, gmm: GmmFile, statistics: LatentStatistics, device: torch.device, whitened: bool) -> None:
         self._gmm, self._device, self._floor = gmm, device, FLOOR if whitened else 0.0
         self._statistics = statistics.to(torch.device("cpu"))
-        self._all: Frame | None = None
+        self._all: ModeStatistics | None = None
         size = 8 * len(gmm) * int(np.prod(gmm.shape))
         if fits_in_memory(size):
             self._all = self._read(np.arange(len(gmm)))
             if device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]:
-                self._all = Frame(self._all.mean.to(device), self._all.std.to(device))
+                self._all = ModeStatistics(self._all.mean.to(device), self._all.std.to(device))
 
-    def frame(self, modes: Tensor) -> Frame:
-        """The frames of modes (B,) int64, on the device."""
+    def at(self, modes: Tensor) -> ModeStatistics:
+        """The statistics of modes (B,) int64, on the device."""
         if self._all is None:
             found = self._read(modes.cpu().numpy())
-            return Frame(self._move(found.mean), self._move(found.std))
-        return Frame(self._pick(self._all.mean, modes), self._pick(self._all.std, modes))
+            return ModeStatistics(to_device(found.mean, self._device), to_device(found.std, self._device))
+        return ModeStatistics(self._pick(self._all.mean, modes), self._pick(self._all.std, modes))
 
     def _pick(self, values: Tensor, modes: Tensor) -> Tensor:
         """Rows of values (K, ...), which lie on the device or beside it."""
-        if values.device == self._device or self._device.type != "cuda":
-            return values[modes.to(values.device)]
+        if values.is_cuda or self._device.type != "cuda":
+            return values[to_device(modes, values.device)]
         picked = torch.empty(len(modes), *values.shape[1:], pin_memory=True)
         torch.index_select(values, 0, modes.cpu(), out=picked)
-        return self._move(picked)
+        return to_device(picked, self._device)
 
-    def _move(self, values: Tensor) -> Tensor:
-        # from pinned memory the copy runs beside the GPU's work
-        if self._device.type == "cuda" and not values.is_pinned():
-            values = values.pin_memory()
-        return values.to(self._device, non_blocking=True)
-
-    def _read(self, modes: np.ndarray) -> Frame:
+    def _read(self, modes: np.ndarray) -> ModeStatistics:
         mean = torch.from_numpy(self._gmm.patch_mean(modes))
         std = torch.from_numpy(self._gmm.patch_std(modes))
-        return Frame(self._statistics.normalise(mean), (std / self._statistics.std).clamp(min=self._floor))
+        return ModeStatistics(self._statistics.normalise(mean), (std / self._statistics.std).clamp(min=self._floor))

@@ -14,7 +14,6 @@ All are in the units of the points; where flows are compared, they are normalise
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gmtool.flow.coupling import batch_optimal_transport
+from gmtool.flow.model import VelocityModel
 from gmtool.flow.path import per_sample
-from gmtool.flow.prediction import VelocityModel
-from gmtool.flow.times import expand, time_grid
+from gmtool.flow.solvers.base import integrate
+from gmtool.flow.solvers.euler import Euler
 
 POWER_ITERATIONS = 20
 """Of the largest singular value; more raise it by a percent or so."""
@@ -58,14 +58,17 @@ class Trajectory:
 
 
 @torch.no_grad()
-def trace(model: VelocityModel, x: Tensor, steps: int, shift: float) -> Trajectory:
-    """Follow the flow from x (B, C, *S) at t = 1 by Euler's method, and keep all of it."""
-    grid = time_grid(steps, shift).to(x)
-    points, velocities = [x], []
-    for start, stop in itertools.pairwise(grid):
-        velocities.append(model(points[-1], expand(start, x)))
-        points.append(points[-1] + (stop - start) * velocities[-1])
-    return Trajectory(torch.stack(points), torch.stack(velocities), grid)
+def trace(model: VelocityModel, x: Tensor, grid: Tensor) -> Trajectory:
+    """Follow the flow from x (B, C, *S) along the times of ``grid`` (n + 1,) by Euler's method, and keep all of it."""
+    points: list[Tensor] = []
+    velocities: list[Tensor] = []
+
+    def recorded(x_t: Tensor, t: Tensor) -> Tensor:
+        velocities.append(model(x_t, t))
+        return velocities[-1]
+
+    integrate(Euler(), recorded, x, grid, observe=lambda _, point: points.append(point))
+    return Trajectory(torch.stack(points), torch.stack(velocities), grid.to(x))
 
 
 def lipschitz(model: VelocityModel, x_t: Tensor, t: Tensor, start: Tensor) -> Tensor:

@@ -1,16 +1,81 @@
-"""Which noise goes with which datum. No loss in here."""
+"""Which noise goes with which sample of the data.
+
+independent  noise and data know nothing of each other                     (Lipman et al., arXiv 2210.02747)
+mode         noise comes from the data sample's own mode                   (MM-FM, section 3.2)
+batch-ot     the noise of a mini-batch is permuted so that sum |x_i - z_p(i)|^2 is least
+             (Tong et al., arXiv 2302.00482; Pooladian et al., arXiv 2304.14772)
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-def draw_modes(modes: Tensor, probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Mode coupling: k ~ p(k | datum), one a datum. (B,) int64.
+class Coupling(Protocol):
+    """How noise and data are paired in training.
 
-    modes, probabilities (B, n): a datum's kept modes and their probabilities, which sum to 1 (hard assignment: n = 1).
-    uniform (B,) in [0, 1). Source: MM-FM, section 3.2.
+    own_mode: whether the noise of a mixture source comes from the data sample's own mode; else its mode is drawn from
+    the weights, apart from the data. whole_batch: whether `pair` depends on all samples of a batch, so that several
+    processes must do it together.
+    """
+
+    @property
+    def own_mode(self) -> bool:
+        """See the class."""
+
+    @property
+    def whole_batch(self) -> bool:
+        """See the class."""
+
+    def pair(self, x: Tensor, z: Tensor) -> Tensor:
+        """z (B, C, *S) in the order in which it goes with the data x (B, C, *S)."""
+
+
+@dataclass(frozen=True)
+class Independent:
+    """z as it was drawn, from modes that are drawn apart from the data."""
+
+    own_mode = False
+    whole_batch = False
+
+    def pair(self, _x: Tensor, z: Tensor) -> Tensor:
+        """z itself."""
+        return z
+
+
+@dataclass(frozen=True)
+class ModeCoupling:
+    """z as it was drawn, from each data sample's own mode, k ~ p(k | x)."""
+
+    own_mode = True
+    whole_batch = False
+
+    def pair(self, _x: Tensor, z: Tensor) -> Tensor:
+        """z itself."""
+        return z
+
+
+@dataclass(frozen=True)
+class BatchOT:
+    """The optimal assignment between the data and the noise of a mini-batch."""
+
+    own_mode = False
+    whole_batch = True
+
+    def pair(self, x: Tensor, z: Tensor) -> Tensor:
+        """z permuted by `batch_optimal_transport`."""
+        return z[batch_optimal_transport(x, z)]
+
+
+def draw_modes(modes: Tensor, probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """k ~ p(k | x), one a sample: (B,) int64.
+
+    modes, probabilities (B, n): a sample's modes and their probabilities, which sum to 1 (hard assignment: n = 1).
+    uniform (B,) in [0, 1).
     """
     cumulated = probabilities.cumsum(1)
     # against the sum as rounded, so that a uniform number near 1 cannot fall on the padding, whose probability is 0
@@ -21,7 +86,7 @@ def draw_modes(modes: Tensor, probabilities: Tensor, uniform: Tensor) -> Tensor:
 def batch_optimal_transport(x: Tensor, z: Tensor) -> Tensor:
     """The permutation p (B,) for which sum_i |x_i - z_p(i)|^2 is least: exact assignment in the mini-batch.
 
-    x, z (B, ...). Source: Tong et al., arXiv 2302.00482; Pooladian et al., arXiv 2304.14772.
+    x, z (B, ...).
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -1,27 +1,71 @@
-"""Where a flow starts: a standard Gaussian, or a Gaussian mixture fitted to the data (MM-FM, CVPR 2026, section 3).
+"""Where a flow starts: z ~ N(0, I), or z ~ sum_k w_k N(mu_k, diag s_k^2), a mixture fitted to the data.
 
-A mode k of the mixture source is a diagonal Gaussian N(mu_k, diag s_k^2) over the whole latent; (mu_k, s_k) is its
-frame. Everything here is in the coordinates of normalised latents.
+A mixture source is used given the mode: which mode k a sample's noise comes from is the coupling's decision in training
+and a draw from the weights in sampling, so (mu_k, s_k) travel with the samples, as `ModeStatistics`. Everything is in
+the coordinates of normalised latents.
+
+Source: MM-FM (Luo et al., CVPR 2026), section 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The frames of a batch of modes: mean and std (B, C, H, W), std > 0."""
+class ModeStatistics:
+    """Mean mu_k and standard deviation s_k > 0 of the mode of each sample, both (B, C, *S)."""
 
     mean: Tensor
     std: Tensor
 
-    def whiten(self, x: Tensor) -> Tensor:
-        """y = (x - mu_k) / s_k: mode k's source becomes N(0, I)."""
-        return (x - self.mean) / self.std
 
-    def restore(self, y: Tensor) -> Tensor:
-        """x = mu_k + s_k y, the inverse of `whiten`; maps standard noise to a draw from mode k."""
-        return self.mean + self.std * y
+class Source(Protocol):
+    """p(z | k), as a map from standard normal noise."""
+
+    def draw(self, noise: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """z (B, C, *S) for noise ~ N(0, I) of that shape, given the samples' modes."""
+
+
+@dataclass(frozen=True)
+class GaussianSource:
+    """z ~ N(0, I), whatever the modes."""
+
+    def draw(self, noise: Tensor, _modes: ModeStatistics | None) -> Tensor:
+        """z = noise."""
+        return noise
+
+
+@dataclass(frozen=True)
+class MixtureSource:
+    """z ~ N(mu_k, diag s_k^2) given the mode k."""
+
+    def draw(self, noise: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """z = mu_k + s_k noise. Raises ValueError without modes."""
+        if modes is None:
+            raise ValueError("a mixture source draws from the modes of the samples: give their statistics")
+        return modes.mean + modes.std * noise
+
+
+@dataclass(frozen=True)
+class ModeMixture:
+    """A fitted mixture in memory: weights (K,), means and stds (K, C, *S)."""
+
+    weights: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def at(self, modes: Tensor) -> ModeStatistics:
+        """The statistics of modes (B,) int64."""
+        return ModeStatistics(self.means[modes], self.stds[modes])
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Modes k ~ weights, (count,) int64."""
+        return torch.multinomial(self.weights, count, replacement=True, generator=generator)

@@ -12,17 +12,33 @@ Source: GMFlow, arXiv 2504.05304, section 3.5 and appendix A.5.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gmtool.flow.solvers.mixture import Draw
 from gmtool.mixture.gaussian_mixture import GaussianMixture, IsotropicGaussian
 from gmtool.mixture.knothe_rosenblatt import from_gaussian, principal_axes, to_gaussian
 from gmtool.streams import Noise
 
 SpectrumModel = Callable[[IsotropicGaussian], Tensor]
 """A mixture's moment-matched Gaussian -> the log power s of its noise, (B, C, H, W), of mean power 1 a channel."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A model of the noise's power, and the number of leading axes of the mixture that are transported."""
+
+    model: SpectrumModel
+    axes: int
+
+    def draw(self, mixture: GaussianMixture, noise: Noise) -> Tensor:
+        """A draw from a mixture (B, C, H, W) with noise of the predicted spectrum, for GM-SDE."""
+        shape = mixture.means.shape[2:]
+        uniform = noise.uniform((1, *shape[1:])).to(mixture.means)
+        white = noise.normal(shape).to(mixture.means)
+        coloured = transform((0.5 * self.model(mixture.moment_matched())).exp() * white)
+        return from_gaussian(mixture, coloured, principal_axes(mixture, self.axes), self.axes, uniform)
 
 
 def transform(noise: Tensor) -> Tensor:
@@ -41,29 +57,15 @@ def spectral_nll(noise: Tensor, log_power: Tensor) -> Tensor:
     return 0.5 * noise.shape[1] * excess.flatten(1).mean(1)
 
 
-def spectral_loss(
-    spectrum: SpectrumModel, mixture: GaussianMixture, x: Tensor, leading: int, uniform: Tensor
-) -> Tensor:
+def spectral_loss(spectrum: Spectrum, mixture: GaussianMixture, x: Tensor, uniform: Tensor) -> Tensor:
     """The NLL (B,) of the noise that x (B, C, H, W) has in the mixture. It trains the spectrum alone, in float32.
 
-    leading: the transported axes; uniform (B, 1, H, W) in [0, 1) draws the others' components.
+    uniform (B, 1, H, W) in [0, 1) draws the components of the axes that are not transported.
     """
+    axes = spectrum.axes
     with torch.autocast(x.device.type, enabled=False):
         fixed = GaussianMixture(
             mixture.means.detach().float(), mixture.log_weights.detach().float(), mixture.variance.detach().float()
         )
-        noise = to_gaussian(fixed, x.float(), principal_axes(fixed, leading), leading, uniform)
-        return spectral_nll(noise, spectrum(fixed.moment_matched()))
-
-
-def spectral_draw(spectrum: SpectrumModel, leading: int) -> Draw:
-    """How `gmtool.flow.solvers.mixture.gm_sde` draws x from a mixture with noise of the predicted spectrum."""
-
-    def draw(mixture: GaussianMixture, noise: Noise) -> Tensor:
-        shape = mixture.means.shape[2:]
-        uniform = noise.uniform((1, *shape[1:])).to(mixture.means)
-        white = noise.normal(shape).to(mixture.means)
-        coloured = transform((0.5 * spectrum(mixture.moment_matched())).exp() * white)
-        return from_gaussian(mixture, coloured, principal_axes(mixture, leading), leading, uniform)
-
-    return draw
+        noise = to_gaussian(fixed, x.float(), principal_axes(fixed, axes), axes, uniform)
+        return spectral_nll(noise, spectrum.model(fixed.moment_matched()))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture
-from gmtool.stages.train.config import Condition
+from gmtool.flow.names import Condition
+from gmtool.nn.ditdh import DiTDHArchitecture
 
 LABELS = "y_embedder.embedding_table.weight"
 WIDE_DEPTH = 2
@@ -60,7 +60,7 @@ def labels_of(weights: Mapping[str, Tensor], asked: Condition | None, modes: int
     return Labels("mode", modes=modes)
 
 
-def ditdh_architecture(weights: Mapping[str, Tensor], labels: Labels) -> Architecture:
+def ditdh_architecture(weights: Mapping[str, Tensor], labels: Labels) -> DiTDHArchitecture:
     """The architecture that the shapes of a DiTDH's weights tell.
 
     Raises KeyError for a weight that is missing, UserError where they cannot tell it.
@@ -72,14 +72,13 @@ def ditdh_architecture(weights: Mapping[str, Tensor], labels: Labels) -> Archite
     count = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     narrow = [index for index in range(count) if len(weights[f"blocks.{index}.attn.proj.weight"]) == width]
     depth = len(narrow) if width != wide else count - WIDE_DEPTH
-    return Architecture(
+    return DiTDHArchitecture(
         shape=(channels, grid * patch, grid * patch),
         depth=depth,
         width=width,
         heads=_heads(weights, "enc_feat_rope", first, width),
         classes=labels.classes,
         modes=labels.modes,
-        kind="ditdh",
         patch=patch,
         wide_depth=count - depth,
         wide_width=wide,

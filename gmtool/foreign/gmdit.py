@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmtool.nn.architecture import Architecture
+from gmtool.nn.dit import DiTArchitecture
 
 PREFIXES = {
     "pos_embed.proj.": "x_embedder.",
@@ -36,10 +36,10 @@ IN_BLOCK = {
 """Names inside ``transformer_blocks.i.``, and ours inside ``blocks.i.``."""
 
 
-def gmdit_architecture(config: Mapping[str, Any]) -> Architecture:
+def gmdit_architecture(config: Mapping[str, Any]) -> DiTArchitecture:
     """The architecture that the ``config.json`` of a GM-DiT describes. Raises KeyError for a missing setting."""
     size, constant = config["sample_size"], config.get("constant_logstd")
-    return Architecture(
+    return DiTArchitecture(
         shape=(config["in_channels"], size, size),
         patch=config["patch_size"],
         depth=config["num_layers"],
@@ -54,7 +54,7 @@ def gmdit_architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def gmdit_weights(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+def gmdit_weights(state: Mapping[str, Tensor], architecture: DiTArchitecture) -> dict[str, Tensor]:
     """The weights of a GM-DiT under our names, for strict loading. Raises KeyError for a weight that is missing.
 
     Queries, keys and values become one matrix, as do the means and logits of the second version's head.

@@ -18,7 +18,7 @@ from torch import Tensor
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.errors import UserError
 from gmtool.foreign.gmdit import gmdit_architecture, gmdit_weights
-from gmtool.nn.architecture import Architecture
+from gmtool.nn.dit import DiTArchitecture
 
 TRANSFORMER, SPECTRUM, SCHEDULER, VAE, INDEX = "transformer", "spectrum_net", "scheduler", "vae", "model_index.json"
 
@@ -30,7 +30,7 @@ class GmflowFolder:
     vae: the folder of the autoencoder, None where it is not beside the network.
     """
 
-    architecture: Architecture
+    architecture: DiTArchitecture
     weights: Mapping[str, Tensor]
     classes: tuple[str, ...]
     shift: float
@@ -51,7 +51,7 @@ def read_gmflow(folder: Path) -> GmflowFolder:
     try:
         architecture = gmdit_architecture(config)
         weights = gmdit_weights(state, architecture)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         missing = " ".join(str(error).split())
         raise UserError(f"{folder / TRANSFORMER} holds no GM-DiT of GMFlow: {missing} is missing or unfit") from error
     if (folder / SPECTRUM).is_dir():

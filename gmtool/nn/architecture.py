@@ -1,126 +1,144 @@
-"""What defines a network: the frozen record that a run stores, the named sizes, and the labels of a batch."""
+"""What defines a network, the frozen record that a run stores, and the labels of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from gmtool.errors import UserError
+from gmtool.nn.settings import NetworkSettings
+from gmtool.settings import flag
 
-@dataclass(frozen=True)
-class Size:
-    """Depth, width and attention heads of a named network, and the learning rate that suits it.
-
-    wide: depth, width and heads of the wide head of a DiTDH, None for a DiT.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    lr: float
-    wide: tuple[int, int, int] | None = None
-
-
-SIZES: Mapping[str, Size] = {
-    "tiny": Size(4, 128, 4, 2e-3),
-    "small": Size(6, 256, 4, 1e-3),
-    "S": Size(12, 384, 6, 4e-4),
-    "B": Size(12, 768, 12, 2e-4),
-    "L": Size(24, 1024, 16, 2e-4),
-    "XL": Size(28, 1152, 16, 2e-4),
-    "DH-tiny": Size(4, 128, 4, 2e-3, wide=(1, 256, 4)),
-    "DH-S": Size(12, 384, 6, 4e-4, wide=(2, 2048, 16)),
-    "DH-B": Size(12, 768, 12, 2e-4, wide=(2, 2048, 16)),
-    "DH-L": Size(24, 1024, 16, 2e-4, wide=(2, 2048, 16)),
-    "DH-XL": Size(28, 1152, 16, 2e-4, wide=(2, 2048, 16)),
-}
-"""Named sizes: S, B, L and XL as published for DiT (arXiv 2212.09748) and DiTDH (RAE, arXiv 2510.11690: the same
-backbones with a head of 2 blocks of width 2048); tiny ones and small for small images and a CPU."""
+if TYPE_CHECKING:
+    from typing import Self  # not there in Python 3.10
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that defines a network's shape; stored in a run so that its weights load anywhere.
+    """All that defines a network's weights and what it computes; stored in a run so that its weights load anywhere.
 
-    kind: dit (`gmtool.nn.dit`) or ditdh (`gmtool.nn.ditdh`).
-    shape: (C, H, W) of the latents. patch: side of the square of positions that make a token; it divides H and W.
-    depth, width, heads: of the transformer; wide_*: of the wide head of a ditdh, whose blocks follow.
-    classes, modes: labels it is conditioned on, 0 for none. constant_label: it has neither, and adds one learnt vector
-    in their place, as published unconditional networks do.
-    components: K of the mixture head, 0 for a velocity head. constant_std: of its components over the velocity, None
-    where it is learnt. log_std_width: of the layer that reads it, 0 for ``width``.
+    Each kind of network has a subclass beside it, with its own fields; these are what the rest of gmtool relies on.
+    Raises ValueError for numbers that make no network.
+
+    kind: its row in `gmtool.nn.NETWORKS`.
+    shape: (C, H, W) of the latents.
+    classes, modes: number of labels of each sort that it is conditioned on, 0 for none.
     context: channels beside x_t that the network sees at every position, 0 for none; see `Conditions`.
-    spectral: axes that are transported to learn the spectrum of the noise, 0 for none.
-    rms_norm (else LayerNorm without parameters), swiglu (else GELU), rope, qk_norm: what the blocks are made of.
-    norm2_eps: of the LayerNorm before a block's MLP. columns_first: the first half of the position table tells columns.
+    components: K of the mixture over the velocity, 0 for a velocity alone.
+    constant_std: standard deviation of the components, None where it is learnt.
+    spectral: leading axes that are transported to learn the spectrum of the noise, 0 for none.
     """
 
+    kind: ClassVar[str]
+
     shape: tuple[int, int, int]
-    depth: int
-    width: int
-    heads: int
+    _: KW_ONLY
     classes: int = 0
     modes: int = 0
+    context: int = 0
     components: int = 0
     constant_std: float | None = None
     spectral: int = 0
-    kind: Literal["dit", "ditdh"] = "dit"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers that make no network."""
+        expect(min(self.shape) >= 1, f"latents of shape {self.shape}")
+        for name in ("classes", "modes", "context", "components", "spectral"):
+            expect(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}")
+        expect(self.spectral <= self.channels, f"spectral = {self.spectral} for {self.channels} channels")
+        std = self.constant_std
+        expect(std is None or (math.isfinite(std) and std > 0), f"constant_std = {std}")
+
+    @property
+    def channels(self) -> int:
+        """C of the latents."""
+        return self.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Channels at each position of what the network sees: x_t, and the context."""
+        return self.channels + self.context
+
+    def configured(self, settings: NetworkSettings) -> Self:
+        """The same with what --patch-size, --blocks and --qk-norm ask for.
+
+        Raises UserError, naming the flag, for what a network of this kind cannot do: here, any of them.
+        """
+        for name in ("patch_size", "blocks", "qk_norm"):
+            if getattr(settings, name) != getattr(NetworkSettings, name):
+                raise UserError(f"{flag(name)} has no effect on a network of the kind {self.kind}: remove the flag")
+        return self
+
+
+def expect(valid: bool, what: str) -> None:
+    """Raise ValueError unless a condition on an architecture holds."""
+    if not valid:
+        raise ValueError(f"no network has {what}")
+
+
+@dataclass(frozen=True)
+class TransformerArchitecture(Architecture):
+    """A transformer over the squares of ``patch`` x ``patch`` positions that make a token; ``patch`` divides H and W.
+
+    depth, width, heads: blocks, numbers of a token, attention heads.
+    rms_norm (else LayerNorm without parameters), swiglu (else GELU), rope (rotated queries and keys beside the table of
+    positions), qk_norm: what the blocks are made of.
+    columns_first: the first half of the table of positions tells columns.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    _: KW_ONLY
     patch: int = 1
-    wide_depth: int = 0
-    wide_width: int = 0
-    wide_heads: int = 0
     rms_norm: bool = False
     swiglu: bool = False
     rope: bool = False
     qk_norm: bool = False
-    constant_label: bool = False
-    log_std_width: int = 0
-    norm2_eps: float = 1e-6
     columns_first: bool = False
-    context: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers that make no network."""
+        super().__post_init__()
+        expect(self.patch >= 1, f"patches of {self.patch} positions")
+        expect(not any(side % self.patch for side in self.shape[1:]), f"patches of {self.patch} on {self.shape}")
+        self.expect_blocks(self.depth, self.width, self.heads)
+
+    def expect_blocks(self, depth: int, width: int, heads: int) -> None:
+        """Raise ValueError where there are no such blocks."""
+        expect(depth >= 0, f"{depth} blocks")
+        expect(heads >= 1 and width >= 1 and width % heads == 0, f"{heads} heads of {width} numbers")
+        # sin and cos, by row and by column
+        expect(
+            width % 4 == 0 and not (self.rope and width // heads % 4), f"positions in {heads} heads of {width} numbers"
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
         return self.shape[1] // self.patch, self.shape[2] // self.patch
 
-    @property
-    def inputs(self) -> int:
-        """Channels at a position of what the network sees."""
-        return self.shape[0] + self.context
+    def configured(self, settings: NetworkSettings) -> Self:
+        """See `Architecture.configured`."""
+        side, (_, height, width) = settings.patch_size, self.shape
+        if height % side or width % side:
+            raise UserError(
+                f"--patch-size {side} does not divide the latents' {height} x {width} positions: use another"
+            )
+        changed = replace(self, patch=side, qk_norm=settings.qk_norm)
+        return changed if settings.blocks == "auto" else changed.with_blocks(modern=settings.blocks == "modern")
 
-    @property
-    def outputs(self) -> int:
-        """Numbers that the head reads a token: C a position, or K means of C and K logits."""
-        return self.patch**2 * (self.components * (self.shape[0] + 1) or self.shape[0])
-
-    def with_blocks(self, modern: bool) -> Architecture:
+    def with_blocks(self, modern: bool) -> Self:
         """The same with blocks of RMSNorm, SwiGLU and RoPE, or of LayerNorm and GELU."""
         return replace(self, rms_norm=modern, swiglu=modern, rope=modern)
 
 
-def named(name: str, shape: tuple[int, int, int]) -> Architecture:
-    """The network of a name in `SIZES`, made of what was published, without conditions and with a velocity head."""
-    size = SIZES[name]
-    plain = Architecture(shape, size.depth, size.width, size.heads)
-    if size.wide is None:
-        return plain
-    depth, width, heads = size.wide
-    return replace(
-        plain.with_blocks(modern=True),
-        kind="ditdh",
-        wide_depth=depth,
-        wide_width=width,
-        wide_heads=heads,
-        columns_first=True,
-    )
-
-
 @dataclass(frozen=True)
 class Conditions:
-    """What the network is told of a batch, None for what it does not take.
+    """What the network is told of a batch, None for what it was not built for.
 
     classes, modes: labels (B,) int64; the null label is their count. context (B, context, H, W): further channels of
     the input, such as the mean of the mode; zeros stand for none.

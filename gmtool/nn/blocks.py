@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmtool.nn.architecture import Architecture
-
 
 def linear(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
     """A linear layer with zero bias: Xavier-uniform weights, or normal ones of the given ``std`` (0: zero weights)."""
@@ -51,7 +49,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(linear(frequencies, width, std=0.02), nn.SiLU(), linear(width, width, std=0.02))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed times (B,)."""
+        """t (B,) -> (B, width)."""
         half = self.frequencies // 2
         rates = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
         angles = 1000 * t.float()[:, None] * rates[None]
@@ -72,7 +70,7 @@ class FourierTimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(linear(2 * frequencies, width, std=0.02), nn.SiLU(), linear(width, width, std=0.02))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed times (B,)."""
+        """t (B,) -> (B, width)."""
         angles = t.to(self.W.dtype)[:, None] * self.W * 2 * math.pi
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
 
@@ -136,7 +134,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("freqs_sin", angles.sin())
 
     def forward(self) -> Rotation:
-        """The rotation of every position."""
+        """The rotation of all positions, row by row."""
         return Rotation(self.freqs_cos, self.freqs_sin)
 
 
@@ -147,19 +145,17 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """x (..., width) -> the same shape, of the scale's dtype."""
         return super().forward(x.to(self.weight.dtype))
 
 
-def norm(architecture: Architecture, width: int, eps: float = 1e-6) -> nn.Module:
-    """The norm before a layer. eps: of the LayerNorm without parameters."""
-    if architecture.rms_norm:
-        return RMSNorm(width)
-    return nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+def norm(width: int, rms: bool, eps: float = 1e-6) -> nn.Module:
+    """The norm of a token (..., width) before a layer: RMSNorm, or LayerNorm without parameters and with ``eps``."""
+    return RMSNorm(width) if rms else nn.LayerNorm(width, eps=eps, elementwise_affine=False)
 
 
 def modulation(width: int, numbers: int) -> nn.Sequential:
-    """A condition (..., width) -> ``numbers`` shifts, scales and gates of it, zero at the start (adaLN-zero)."""
+    """A condition (..., width) -> ``numbers`` vectors alike: shifts, scales, gates; zero at first (adaLN-zero)."""
     return nn.Sequential(nn.SiLU(), linear(width, numbers * width, std=0))
 
 
@@ -169,25 +165,21 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, N, D), by PyTorch's fused kernel.
+    """Multi-head self-attention among the tokens of (B, N, width), by PyTorch's fused kernel.
 
-    With qk_norm queries and keys are normalised, head by head, before they are turned.
+    With qk_norm each head's queries and keys are normalised, by RMSNorm or LayerNorm, before they are rotated.
     """
 
-    def __init__(self, architecture: Architecture, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False, rms_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = linear(width, 3 * width)
-        self.q_norm, self.k_norm = (self._norm(architecture, width // heads) for _ in range(2))
+        normalise = (RMSNorm if rms_norm else nn.LayerNorm) if qk_norm else nn.Identity
+        self.q_norm, self.k_norm = normalise(width // heads), normalise(width // heads)
         self.proj = linear(width, width)
 
-    def _norm(self, architecture: Architecture, width: int) -> nn.Module:
-        if not architecture.qk_norm:
-            return nn.Identity()
-        return RMSNorm(width) if architecture.rms_norm else nn.LayerNorm(width)
-
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """Attend among the N tokens."""
+        """x (B, N, width) -> (B, N, width). rotation: of each head's queries and keys, none where it is None."""
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
@@ -198,7 +190,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """silu(a) b, with a and b linear in x, then a linear layer (arXiv 2002.05202)."""
+    """W3 (silu(W1 x) * (W2 x)) of each token x (arXiv 2002.05202). w12: W1 above W2, each of ``hidden`` rows."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -206,29 +198,45 @@ class SwiGLU(nn.Module):
         self.w3 = linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each token by itself."""
+        """x (..., width) -> (..., width)."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)
 
 
 class Block(nn.Module):
-    """A DiT block: attention and MLP, each modulated by the condition (adaLN-zero, arXiv 2212.09748, section 3.2)."""
+    """A DiT block: attention and MLP, each modulated by the condition (adaLN-zero, arXiv 2212.09748, section 3.2).
 
-    def __init__(self, architecture: Architecture, width: int, heads: int) -> None:
+    rms_norm (else LayerNorm without parameters), swiglu (else GELU), qk_norm: what it is made of.
+    norm2_eps: of the LayerNorm before the MLP.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        rms_norm: bool = False,
+        swiglu: bool = False,
+        qk_norm: bool = False,
+        norm2_eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         hidden = 4 * width
-        self.norm1 = norm(architecture, width)
-        self.attn = Attention(architecture, width, heads)
-        self.norm2 = norm(architecture, width, architecture.norm2_eps)
+        self.norm1 = norm(width, rms_norm)
+        self.attn = Attention(width, heads, qk_norm, rms_norm)
+        self.norm2 = norm(width, rms_norm, norm2_eps)
         self.mlp: nn.Module = (
-            SwiGLU(width, 2 * hidden // 3)  # of as many weights as the MLP that it replaces
-            if architecture.swiglu
+            SwiGLU(width, 2 * hidden // 3)  # as many weights as the MLP that it replaces
+            if swiglu
             else nn.Sequential(linear(width, hidden), nn.GELU(approximate="tanh"), linear(hidden, width))
         )
         self.adaLN_modulation = modulation(width, 6)
 
     def forward(self, x: Tensor, condition: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """x (B, N, D) tokens; condition (B, N, D), or (B, 1, D) for all tokens alike."""
+        """Tokens x (B, N, width) -> (B, N, width). condition: (B, N, width), or (B, 1, width) for all tokens alike.
+
+        rotation: of queries and keys, none where it is None.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rotation)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))

@@ -18,6 +18,6 @@ def compile_network(network: Network, backend: str | Callable = "inductor") -> N
     Raises MachineError where there is no C++ compiler, which PyTorch needs for it on a CPU and on a GPU.
     """
     if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
-        raise MachineError("--compile needs a C++ compiler: install g++, or leave --compile out")
+        raise MachineError("--compile needs a C++ compiler: install g++, or remove the flag")
     for block in network.blocks:
         block.compile(fullgraph=True, backend=backend)

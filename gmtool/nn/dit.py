@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.architecture import Conditions, TransformerArchitecture
 from gmtool.nn.blocks import (
     Block,
     RotaryEmbedding,
@@ -18,29 +21,62 @@ from gmtool.nn.blocks import (
     patches,
     position_table,
 )
-from gmtool.nn.heads import head_of, output_layer
+from gmtool.nn.heads import make_head, output_layer
 from gmtool.nn.network import Network
 from gmtool.nn.spectrum import SpectrumMLP
 
 
-class DiT(Network):
-    """Patches plus their positions, blocks modulated by time and labels, a modulated norm, a head."""
+@dataclass(frozen=True)
+class DiTArchitecture(TransformerArchitecture):
+    """A DiT; see `TransformerArchitecture`. Released GM-DiTs have other values of the following.
 
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__(architecture)
-        width, grid = architecture.width, architecture.grid
+    log_std_width: of the hidden layer of the mixture head's log-std, 0 for ``width``.
+    norm2_eps: of the LayerNorm before each block's MLP.
+    """
+
+    kind: ClassVar[str] = "dit"
+
+    _: KW_ONLY
+    log_std_width: int = 0
+    norm2_eps: float = 1e-6
+
+
+class DiT(Network):
+    """Tokens of patches and their positions, blocks modulated by time and labels, a modulated norm, a head."""
+
+    architecture: DiTArchitecture
+
+    def __init__(self, architecture: DiTArchitecture, checkpoint_activations: bool = False) -> None:
+        super().__init__(architecture, checkpoint_activations)
+        width, grid, rms_norm = architecture.width, architecture.grid, architecture.rms_norm
         self.x_embedder = linear(architecture.inputs * architecture.patch**2, width)
-        table = position_table(*grid, width, architecture.columns_first)
-        self.register_buffer("pos_embed", table, persistent=False)
+        self.register_buffer("pos_embed", position_table(*grid, width, architecture.columns_first), persistent=False)
         self.t_embedder = TimeEmbedding(width)
-        labels = architecture.classes or architecture.constant_label
-        self.y_embedder = label_embedding(architecture.classes, width) if labels else None
+        self.y_embedder = label_embedding(architecture.classes, width) if architecture.classes else None
         self.k_embedder = label_embedding(architecture.modes, width) if architecture.modes else None
         self.rope = RotaryEmbedding(grid, width // architecture.heads) if architecture.rope else None
-        self.blocks = nn.ModuleList([Block(architecture, width, architecture.heads) for _ in range(architecture.depth)])
-        self.norm_out = norm(architecture, width)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                architecture.heads,
+                rms_norm=rms_norm,
+                swiglu=architecture.swiglu,
+                qk_norm=architecture.qk_norm,
+                norm2_eps=architecture.norm2_eps,
+            )
+            for _ in range(architecture.depth)
+        )
+        self.norm_out = norm(width, rms_norm)
         self.adaLN_out = modulation(width, 2)
-        self.head = head_of(architecture, output_layer(architecture, width))
+        self.head = make_head(
+            output_layer(width, architecture.channels, architecture.components, architecture.patch),
+            architecture.shape,
+            architecture.components,
+            width,
+            patch=architecture.patch,
+            constant_std=architecture.constant_std,
+            log_std_width=architecture.log_std_width,
+        )
         self.spectrum = SpectrumMLP(architecture.shape) if architecture.spectral else None
 
     def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor | GaussianMixture:

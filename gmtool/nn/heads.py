@@ -1,4 +1,8 @@
-"""What a network predicts from its tokens: one velocity, or a Gaussian mixture over the velocity."""
+"""What a network predicts from its tokens: one velocity, or a Gaussian mixture over the velocity.
+
+A token stands for a square of ``patch`` x ``patch`` positions of a latent of ``shape`` (C, H, W). At each position a
+head needs C numbers for a velocity, and K (C + 1) for a mixture of K ``components``: their means and their logits.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,52 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.mixture.gaussian_mixture import GaussianMixture, from_rows
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.blocks import linear, positions
+
+Shape = tuple[int, int, int]
+"""(C, H, W) of a latent."""
+
+
+def output_layer(width: int, channels: int, components: int, patch: int = 1) -> nn.Linear:
+    """The last linear layer: tokens (..., width) -> the numbers that a head needs, patch^2 K (C + 1) or patch^2 C."""
+    numbers = components * (channels + 1) or channels
+    # equal components would stay equal for ever: their weights must differ from the start
+    return linear(width, patch**2 * numbers, std=0.02 if components else 0)
+
+
+def make_head(
+    linear: nn.Module,
+    shape: Shape,
+    components: int,
+    width: int,
+    *,
+    patch: int = 1,
+    constant_std: float | None = None,
+    log_std_width: int = 0,
+) -> nn.Module:
+    """The head for a mixture of ``components``, or for a velocity where these are 0.
+
+    Called with tokens (B, N, D) and an embedding (B, width) of time and condition.
+
+    linear: tokens (B, N, D) -> the numbers that the head needs, as `output_layer` does; the identity where the tokens
+    are these already. constant_std: of the components; None learns it, by a layer of ``log_std_width``, 0 for width.
+    """
+    if not components:
+        return VelocityHead(linear, shape, patch)
+    log_std = LogStd(width, log_std_width or width) if constant_std is None else Constant(math.log(constant_std))
+    return MixtureHead(linear, log_std, shape, components, patch)
 
 
 class VelocityHead(nn.Module):
-    """Tokens (B, N, D) -> velocity (B, C, H, W). linear: D -> patch^2 C numbers a token."""
+    """Tokens (B, N, D) -> velocity (B, C, H, W). linear: see `make_head`."""
 
-    def __init__(self, architecture: Architecture, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Module, shape: Shape, patch: int = 1) -> None:
         super().__init__()
-        self.architecture = architecture
-        self.linear = linear
+        self.linear, self.shape, self.patch = linear, shape, patch
 
     def forward(self, tokens: Tensor, _embedding: Tensor) -> Tensor:
-        """The velocity, float32."""
-        numbers = positions(self.linear(tokens).float(), self.architecture.patch, self.architecture.grid)
-        return numbers.transpose(1, 2).reshape(-1, *self.architecture.shape)
+        """The velocity (B, C, H, W), float32."""
+        return _by_position(self.linear(tokens), self.shape, self.patch).transpose(1, 2).reshape(-1, *self.shape)
 
 
 class Constant(nn.Module):
@@ -34,52 +68,46 @@ class Constant(nn.Module):
         self.value = value
 
     def forward(self, rows: Tensor) -> Tensor:
-        """The number, a row."""
+        """(B, D) -> (B, 1)."""
         return torch.full((len(rows), 1), self.value, device=rows.device)
+
+
+class LogStd(nn.Sequential):
+    """An embedding (B, width) -> log-std (B, 1): SiLU, Linear, SiLU, Linear, the last zero at first, for a std of 1.
+
+    Source: GMFlow, arXiv 2504.05304, section 3.1.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(nn.SiLU(), linear(width, hidden), nn.SiLU(), linear(hidden, 1, std=0))
 
 
 class MixtureHead(nn.Module):
     """Tokens (B, N, D) -> a mixture over the velocity: K means and K logits a position, one log-std a sample.
 
-    linear: D -> patch^2 K (C + 1) numbers a token; of each position component-major means first, then logits. The
-    log-std is read from the detached embedding of time and condition by SiLU, Linear, SiLU, Linear, the last one zero
-    at the start (std 1); with ``constant_std`` it is the log of that number. Source: GMFlow, section 3.1.
+    linear: see `make_head`; at each position component-major means come first, then logits.
+    log_std: an embedding (B, width) of time and condition, detached -> (B, 1).
+    Source: GMFlow, arXiv 2504.05304, section 3.1.
     """
 
-    def __init__(self, architecture: Architecture, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Module, log_std: nn.Module, shape: Shape, components: int, patch: int = 1) -> None:
         super().__init__()
-        self.architecture = architecture
-        self.linear = linear
-        self.log_std = _log_std(architecture)
+        self.linear, self.log_std = linear, log_std
+        self.shape, self.components, self.patch = shape, components, patch
 
     def forward(self, tokens: Tensor, embedding: Tensor) -> GaussianMixture:
-        """The mixture over the velocity, float32: means (B, K, C, H, W), log-weights (B, K, 1, H, W)."""
-        channels, *size = self.architecture.shape
-        components = self.architecture.components
-        numbers = positions(self.linear(tokens).float(), self.architecture.patch, self.architecture.grid)
-        means, logits = numbers.split([components * channels, components], dim=2)
+        """The mixture, float32: means (B, K, C, H, W), log-weights (B, K, 1, H, W), variance (B, 1, 1, 1, 1)."""
+        channels, *size = self.shape
+        numbers = _by_position(self.linear(tokens), self.shape, self.patch)
+        means, logits = numbers.split([self.components * channels, self.components], dim=2)
         log_std = self.log_std(embedding.detach()).float()
         return GaussianMixture(
-            means=from_rows(means.unflatten(2, (components, channels)), torch.Size(size)),
+            means=from_rows(means.unflatten(2, (self.components, channels)), torch.Size(size)),
             log_weights=from_rows(torch.log_softmax(logits, dim=2).unsqueeze(3), torch.Size(size)),
             variance=(2 * log_std).exp().reshape(-1, 1, 1, 1, 1),
         )
 
 
-def _log_std(architecture: Architecture) -> nn.Module:
-    """An embedding (B, width) -> log-std (B, 1)."""
-    if architecture.constant_std is not None:
-        return Constant(math.log(architecture.constant_std))
-    hidden = architecture.log_std_width or architecture.width
-    return nn.Sequential(nn.SiLU(), linear(architecture.width, hidden), nn.SiLU(), linear(hidden, 1, std=0))
-
-
-def output_layer(architecture: Architecture, width: int) -> nn.Linear:
-    """The last linear layer of a network whose tokens have ``width`` numbers."""
-    # equal components would stay equal for ever: their weights must differ from the start
-    return linear(width, architecture.outputs, std=0.02 if architecture.components else 0)
-
-
-def head_of(architecture: Architecture, linear: nn.Module) -> nn.Module:
-    """The head that reads the numbers which ``linear`` makes of a token."""
-    return (MixtureHead if architecture.components else VelocityHead)(architecture, linear)
+def _by_position(numbers: Tensor, shape: Shape, patch: int) -> Tensor:
+    """Numbers of tokens (B, N, patch^2 D) as float32 numbers of positions (B, H W, D), row by row."""
+    return positions(numbers.float(), patch, (shape[1] // patch, shape[2] // patch))

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.blocks import label_embedding, linear
-from gmtool.nn.heads import head_of, output_layer
+from gmtool.nn.heads import make_head, output_layer
 
 FREQUENCIES = 8
 """Octaves of the features."""
@@ -26,11 +25,15 @@ def octaves(values: Tensor, count: int = FREQUENCIES) -> Tensor:
 
 
 class PointNetwork(nn.Module):
-    """Points x_t (B, C, 1, 1), times t (B,), modes (B,) -> a prediction of the velocity, as a latent of one position.
+    """Points x_t (B, C, 1, 1), times t (B,), modes (B,) -> the velocity, or a mixture over it, for examples and tests.
 
-    depth layers of ``width`` with SiLU; the head is a mixture of ``components``, or a velocity for 0 of them.
-    frequencies: octaves of x, 0 for x alone, which suits smooth data of more dimensions. modes: how many the network is
-    told apart, 0 for none.
+    A point is a latent of one position, so that all of `gmtool.flow` works on it.
+
+    channels: C, the numbers of a point.
+    width, depth: hidden layers, with SiLU.
+    components: of the mixture, 0 for a velocity.
+    frequencies: octaves of x, 0 for x alone, which suits smooth data of more dimensions.
+    modes: number of labels that it is conditioned on, 0 for none.
     """
 
     def __init__(
@@ -44,13 +47,14 @@ class PointNetwork(nn.Module):
         self.body = nn.Sequential(
             nn.SiLU(), *(layer for _ in range(depth - 1) for layer in (linear(width, width), nn.SiLU()))
         )
-        architecture = Architecture((channels, 1, 1), depth, width, heads=0, components=components)
-        self.head = head_of(architecture, output_layer(architecture, width))
+        self.head = make_head(output_layer(width, channels, components), (channels, 1, 1), components, width)
 
     def forward(self, x_t: Tensor, t: Tensor, modes: Tensor | None = None) -> Tensor | GaussianMixture:
-        """The velocity (B, C, 1, 1), or a mixture over it."""
+        """The velocity (B, C, 1, 1), or a mixture over it, float32. Raises ValueError when the modes are missing."""
         embedding = self.from_t(octaves(t.unsqueeze(1)))
-        if self.from_mode is not None and modes is not None:
+        if self.from_mode is not None:
+            if modes is None:
+                raise ValueError("this network is conditioned on modes: give their labels")
             embedding = embedding + self.from_mode(modes)
         hidden = self.body(self.from_x(octaves(x_t.flatten(1), self.frequencies)) + embedding)
         return self.head(hidden.unsqueeze(1), embedding)

@@ -1,4 +1,4 @@
-"""What every network over latents has in common: its architecture, labels, blocks and call."""
+"""What every network over latents has in common: its architecture, its labels, its blocks, and how it is called."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from gmtool.nn.spectrum import SpectrumMLP
 
 
 class Network(nn.Module):
-    """Latents x_t (B, C, H, W), times t (B,) in [0, 1] with 0 = data, and labels -> a prediction of the velocity.
+    """Latents x_t (B, C, H, W), times t (B,) in [0, 1] with 0 = data, and conditions -> a prediction of the velocity.
 
-    y_embedder, k_embedder: labels of classes and modes (B,) -> (B, width), None where the network takes none.
-    checkpoint_activations: keep the input of each block alone for the gradient, and compute its inside again.
+    blocks: where the work is; they are compiled, sharded and checkpointed one by one.
+    y_embedder, k_embedder: labels of classes and of modes (B,) -> (B, width), None where it is built for none.
+    spectrum: predicts the spectrum of the noise, None where the architecture learns none.
+    checkpoint_activations: store the inputs of blocks only, and recompute their activations in the backward pass.
     """
 
+    architecture: Architecture
     blocks: nn.ModuleList
     y_embedder: nn.Module | None
     k_embedder: nn.Module | None
     spectrum: SpectrumMLP | None
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, checkpoint_activations: bool = False) -> None:
         super().__init__()
         self.architecture = architecture
-        self.checkpoint_activations = False
+        self.checkpoint_activations = checkpoint_activations
 
     def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor | GaussianMixture:
         """The velocity (B, C, H, W), or a mixture over it, in float32.
 
         Raises ValueError when a label, or the context, that the network was built for is missing.
         """
-        raise NotImplementedError  # each network has its own
+        raise NotImplementedError
 
     def _with_labels(self, embedding: Tensor, conditions: Conditions) -> Tensor:
-        """An embedding (B, width) plus those of the labels."""
-        classes = conditions.classes
-        if self.architecture.constant_label:
-            classes = torch.zeros(len(embedding), dtype=torch.long, device=embedding.device)
+        """An embedding (B, width) plus those of the labels. Raises ValueError when one is missing."""
         for name, table, labels in (
-            ("classes", self.y_embedder, classes),
+            ("classes", self.y_embedder, conditions.classes),
             ("modes", self.k_embedder, conditions.modes),
         ):
             if table is not None:
@@ -54,7 +54,10 @@ class Network(nn.Module):
         return embedding
 
     def _with_context(self, x_t: Tensor, conditions: Conditions) -> Tensor:
-        """x_t (B, C, H, W) beside its context, (B, C + context, H, W)."""
+        """x_t (B, C, H, W) with its context as further channels, (B, C + context, H, W).
+
+        Raises ValueError when the context is missing.
+        """
         if not self.architecture.context:
             return x_t
         if conditions.context is None:
@@ -64,10 +67,13 @@ class Network(nn.Module):
     def _through(
         self, blocks: Iterable[nn.Module], tokens: Tensor, condition: Tensor, rotation: Rotation | None
     ) -> Tensor:
-        """Tokens (B, N, D) through blocks."""
-        again = self.checkpoint_activations and torch.is_grad_enabled()
+        """The tokens (B, N, D) that the last of ``blocks`` puts out, for ``tokens`` (B, N, D) into the first.
+
+        condition: (B, N, D) or (B, 1, D), which modulates each block. rotation: of queries and keys, or None.
+        """
+        recomputed = self.checkpoint_activations and torch.is_grad_enabled()
         for block in blocks:
-            if again:
+            if recomputed:
                 tokens = checkpoint(block, tokens, condition, rotation, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(tokens, condition, rotation)

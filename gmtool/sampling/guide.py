@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,12 +10,8 @@ import torch
 from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.errors import UserError
-from gmtool.runtime import compute_dtype
-from gmtool.sampling.model import load_network
-from gmtool.sampling.sampler import Model
-from gmtool.stages.sample.config import SampleConfig
-from gmtool.stages.train.config import TrainConfig
-from gmtool.training.checkpoint import MODEL, find_checkpoint
+from gmtool.sampling.model import TrainedModel, load_network
+from gmtool.training.checkpoint import find_checkpoint
 from gmtool.training.ema import average_file
 
 
@@ -27,42 +23,43 @@ class WeakerRun:
     weights: Path
     input: Input
 
-    def load(self, config: SampleConfig, device: torch.device) -> Model:
-        """The network, ready to be asked; its frames are those of the run that it guides."""
-        network = load_network(self.run.architecture, self.weights, config, device)
-        precision = compute_dtype(config.precision, device)
-        return Model(network, self.run.config, self.run.statistics(), None, device, precision)
+    def load(self, device: torch.device, precision: torch.dtype, compiled: bool = False) -> TrainedModel:
+        """The network, ready to be asked; the statistics of the modes are those of the run that it guides."""
+        network = load_network(self.run.architecture, self.weights, device, compiled)
+        record = self.run.method
+        return TrainedModel(
+            network,
+            record.method,
+            record.conditioning(self.run.architecture),
+            self.run.statistics(),
+            None,
+            device,
+            precision,
+        )
 
 
-def weights_file(config: SampleConfig, trained: TrainConfig) -> str:
-    """The file of a checkpoint that holds the weights to sample. Raises UserError for an average that is not there."""
-    return average_file(config.ema, trained.averages) if config.weights == "ema" else MODEL
-
-
-def open_weaker(run: RunFolder, config: SampleConfig) -> WeakerRun | None:
-    """The run of ``--guide``, None without one. Raises UserError when it cannot guide ``run``."""
-    if config.guide is None:
-        return None
-    weaker = open_run(config.guide)
+def open_weaker(run: RunFolder, guide: Path) -> WeakerRun:
+    """The run of ``--guide``, and its default average. Raises UserError when it cannot guide ``run``."""
+    weaker = open_run(guide)
     _expect_comparable(run, weaker)
-    weights = find_checkpoint(weaker.checkpoints, None).path / weights_file(replace(config, ema=None), weaker.config)
+    weights = find_checkpoint(weaker.checkpoints, None).path / average_file(None, weaker.averages)
     return WeakerRun(weaker, weights, Input("guide", str(weaker.path.absolute()), file_fingerprint(weights)))
 
 
 def _expect_comparable(run: RunFolder, weaker: RunFolder) -> None:
     """Raise UserError unless both networks answer the same question: same data, same noise, labels that are known."""
-    problem = None
+    problem, mine, other = None, run.method, weaker.method
     if _fingerprint(run, "latents") != _fingerprint(weaker, "latents"):
         problem = "was trained on other latents"
-    elif run.config.source != weaker.config.source or run.config.union != weaker.config.union:
+    elif mine.source != other.source or mine.method.coordinates != other.method.coordinates:
         problem = "starts from another source: train it with the same --source, and gm-kl if this run is gm-kl on gmm"
-    elif run.config.coupling != weaker.config.coupling:
-        problem = f"pairs noise and data otherwise: train it with --coupling {run.config.coupling}"
+    elif mine.coupling != other.coupling:
+        problem = f"pairs noise and data otherwise: train it with --coupling {mine.coupling}"
     elif weaker.architecture.classes not in (0, run.architecture.classes):
         problem = "is conditioned on classes, which this run does not know"
     elif weaker.architecture.modes not in (0, run.architecture.modes):
         problem = "is conditioned on modes, which this run does not know"
-    elif weaker.config.mode_mean and not run.config.uses_frames:
+    elif other.mode_mean and not mine.uses_mode_statistics:
         problem = "is shown the means of modes (--mode-mean), whose mixture this run does not open"
     elif _fingerprint(weaker, "gmm") not in (None, _fingerprint(run, "gmm")):
         problem = "was trained with another mixture (--gmm)"

@@ -1,23 +1,110 @@
-"""A trained network, taken from its file and made ready to be asked."""
+"""A trained network, ready to draw from: weights, method, conditions, and the statistics of latents and modes."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from gmtool.nn.architecture import Architecture
+from gmtool.artifacts.gmm import open_gmm
+from gmtool.artifacts.run import MIXTURE, LatentStatistics, RunFolder
+from gmtool.data.mode_statistics import ModeTable
+from gmtool.errors import UserError
+from gmtool.flow.method import Method
+from gmtool.flow.model import Predict
+from gmtool.flow.spectral import Spectrum
+from gmtool.mixture.gaussian_mixture import GaussianMixture
+from gmtool.nn.architecture import Architecture, Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
+from gmtool.nn.conditioning import Conditioning
 from gmtool.nn.network import Network
-from gmtool.stages.sample.config import SampleConfig
-from gmtool.training.checkpoint import load_weights
+from gmtool.sampling.settings import WeightSettings
+from gmtool.training.checkpoint import MODEL, Checkpoint, find_checkpoint, load_weights
+from gmtool.training.ema import average_file
 
 
-def load_network(architecture: Architecture, weights: Path, config: SampleConfig, device: torch.device) -> Network:
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network ready to draw from.
+
+    modes: statistics of the modes, None where neither the method nor
+    the network asks for them. weaker: what autoguidance leads away from, in the same coordinates.
+    """
+
+    network: Network
+    method: Method
+    conditioning: Conditioning
+    statistics: LatentStatistics
+    modes: ModeTable | None
+    device: torch.device
+    precision: torch.dtype
+    weaker: TrainedModel | None = None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The arithmetic of the network."""
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    def predict(self, conditions: Conditions) -> Predict:
+        """The network given the samples' conditions."""
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor | GaussianMixture:
+            with self.autocast():
+                return self.network(x_t, t, conditions)
+
+        return predict
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        """The learnt spectrum of the noise; None where none was learnt."""
+        network = self.network
+        return None if network.spectrum is None else Spectrum(network.spectrum, network.architecture.spectral)
+
+
+def find_weights(settings: WeightSettings, run: RunFolder) -> tuple[Checkpoint, Path]:
+    """The checkpoint, and the file of its weights. Raises UserError where the run has none of the kind."""
+    checkpoint = find_checkpoint(run.checkpoints, settings.checkpoint)
+    name = average_file(settings.ema, run.averages) if settings.weights == "ema" else MODEL
+    return checkpoint, checkpoint.path / name
+
+
+def load_network(architecture: Architecture, weights: Path, device: torch.device, compiled: bool = False) -> Network:
     """The network with the weights of a file. Raises UserError when they are of another network."""
     network = build_network(architecture, seed=0)
     load_weights(network, weights)
-    if config.compile:
+    if compiled:
         compile_network(network)
     return network.to(device).eval()
+
+
+def load_model(
+    run: RunFolder, network: Network, device: torch.device, precision: torch.dtype, gmm: Path | None, stack: ExitStack
+) -> TrainedModel:
+    """A run's network, ready to draw; ``stack`` closes its mixture, which stays open.
+
+    gmm: the file of its mixture; None: where it was in training. Raises UserError when the mixture is not the run's.
+    """
+    statistics = run.statistics()
+    modes = mode_table(run, statistics, device, gmm, stack) if run.method.uses_mode_statistics else None
+    conditioning = run.method.conditioning(run.architecture)
+    return TrainedModel(network, run.method.method, conditioning, statistics.to(device), modes, device, precision)
+
+
+def mode_table(
+    run: RunFolder, statistics: LatentStatistics, device: torch.device, path: Path | None, stack: ExitStack
+) -> ModeTable:
+    """The statistics of the modes of a run's mixture. Raises UserError when it is gone, or another one."""
+    known = run.manifest.input("gmm")
+    if known is None:
+        raise UserError(f"{run.path} does not say which mixture it was trained with: train again")
+    beside = run.path / MIXTURE  # an imported run brings its own, and may have been moved since
+    path = path or (beside if beside.exists() else Path(known.path))
+    gmm = stack.enter_context(open_gmm(path))
+    if known.fingerprint != gmm.manifest.fingerprint:
+        raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
+    return ModeTable(gmm, statistics, device, whitened=run.method.method.coordinates.by_mode)

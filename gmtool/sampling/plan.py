@@ -1,105 +1,140 @@
-"""How samples will be drawn: the settings of ``sample`` with nothing left open, checked against the run."""
+"""The plan of drawing samples: the settings with nothing left open, for what a run learnt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gmtool.errors import UserError
-from gmtool.flow.solvers.table import VELOCITY_SOLVERS, SdeSolver
-from gmtool.stages.sample.config import (
-    MIXTURE_SOLVERS,
-    Guidance,
-    Protocol,
-    SampleConfig,
-    Solver,
-    check_scale,
-    parse_interval,
-)
-from gmtool.stages.train.config import TrainConfig
+from torch import Tensor
 
-SHIFT_SCALE, EXTRAPOLATION_SCALE = 0.04, 1.5
-"""Guidance scales where none is given: of prob, GMFlow's best for FID; of the schemes that extrapolate, MM-FM's."""
+from gmtool.artifacts.method_record import MethodRecord
+from gmtool.errors import UserError
+from gmtool.flow.guidance import GUIDANCES, Form
+from gmtool.flow.solvers import SOLVERS, SolverEntry
+from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, check_solver, parse_interval
+
 SUBSTEPS_IN_ALL = 128
-"""Sub-steps of a whole GM-ODE run by default: GMFlow takes 16 at 8 steps, 8 at 16, 4 at 32."""
+"""Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to draw, with defaults resolved; see `gmtool.stages.sample.config`. steps: network evaluations."""
+class SamplePlan:
+    """How to draw, with nothing left open; see `SamplingSettings`. steps: network evaluations."""
 
-    solver: Solver
-    protocol: Protocol
+    solver: str
+    protocol: str
     steps: int
     order: int
     substeps: int
     spectral: bool
-    guidance: Guidance
+    guidance: str
     scale: float
     orthogonal: float
     interval: tuple[float, float]
     shift: float
     seed: int
 
+    @property
+    def entry(self) -> SolverEntry:
+        """The solver's row."""
+        return SOLVERS[self.solver]
 
-def make_plan(config: SampleConfig, run: TrainConfig) -> Plan:
-    """Fill in what follows the run's objective, and refuse what the run cannot do.
+    @property
+    def truncates(self) -> bool:
+        """Whether pixels are truncated to 8 bits, not rounded."""
+        return PROTOCOLS[self.protocol].truncates
 
-    Raises UserError that names the flag to change.
+    def grid(self, intervals: int) -> Tensor:
+        """The times (intervals + 1,) that the solver goes through."""
+        return PROTOCOLS[self.protocol].make(intervals, self.shift)
+
+    @property
+    def words(self) -> str:
+        """The plan in a line."""
+        substeps = f", {self.substeps} sub-steps" if self.entry.substeps else ""
+        guided = "unguided" if self.guidance == "none" else f"{self.guidance} {self.scale:g}"
+        return f"{self.solver}, {self.steps} steps, order {self.order}{substeps}, {guided}"
+
+
+def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, seed: int) -> SamplePlan:
+    """The plan for a run that learnt ``method``; spectral: the axes of its spectrum, 0 for none.
+
+    Raises UserError, naming the flag to change, for what the run cannot do.
     """
-    solver = config.solver or ("gm-ode" if run.mixture and config.guidance != "cfg" else "euler")
-    if config.protocol == "rae":
-        solver = "euler"
-    mixture_solver = solver in MIXTURE_SOLVERS
-    if not run.mixture and (mixture_solver or config.guidance in ("prob", "prob-weights")):
-        wanted = f"--solver {solver}" if mixture_solver else f"--guidance {config.guidance}"
-        raise UserError(
-            f"{wanted} needs a mixture head: this run was trained with --objective {run.objective}; train with gm-kl"
-        )
-    if isinstance(VELOCITY_SOLVERS.get(solver), SdeSolver) and run.source == "gmm" and not run.union:
-        raise UserError(
-            f"--solver {solver} adds noise of a Gaussian source, and this run starts from --source gmm: take a solver "
-            "without noise, such as heun or unipc"
-        )
-    if config.spectral and not run.spectral:
-        raise UserError("--spectral needs the spectrum that train --spectral AXES learns: this run has none")
-    if config.guidance not in ("none", "auto"):
-        _check_hidden(config.guidance, run)
-    assert run.time_shift is not None  # a run's config is resolved
-    return Plan(
+    solver = _solver(settings, method)
+    check_solver(settings, solver)
+    entry, protocol = SOLVERS[solver], PROTOCOLS[settings.protocol]
+    _check_run(settings, solver, method, spectral)
+    form = None if settings.guidance == "none" else GUIDANCES[settings.guidance].forms[entry.on]
+    return SamplePlan(
         solver=solver,
-        protocol=config.protocol,
-        steps=config.steps - 1 if config.protocol == "rae" else config.steps,
-        order=(config.order or 2) if mixture_solver else VELOCITY_SOLVERS[solver].order,
-        substeps=(config.substeps or max(1, round(SUBSTEPS_IN_ALL / config.steps))) if solver == "gm-ode" else 1,
-        spectral=config.spectral,
-        guidance=config.guidance,
-        scale=_scale(config, solver),
-        orthogonal=config.orthogonal,
-        interval=parse_interval(config.guidance_interval),
-        shift=run.time_shift,
-        seed=config.seed,
+        protocol=settings.protocol,
+        steps=settings.steps - 1 if protocol.counts_points else settings.steps,
+        order=entry.order or settings.order or 2,
+        substeps=(settings.substeps or max(1, round(SUBSTEPS_IN_ALL / settings.steps))) if entry.substeps else 1,
+        spectral=settings.spectral,
+        guidance=settings.guidance,
+        scale=_scale(settings, solver, form),
+        orthogonal=1.0 if settings.orthogonal is None else settings.orthogonal,
+        interval=parse_interval(settings.guidance_interval),
+        shift=method.time_shift,
+        seed=seed,
     )
 
 
-def _check_hidden(guidance: Guidance, run: TrainConfig) -> None:
+def _solver(settings: SamplingSettings, method: MethodRecord) -> str:
+    if settings.solver is not None:
+        return settings.solver
+    published = PROTOCOLS[settings.protocol].solver
+    if published is not None:
+        return published
+    on_velocity = settings.guidance != "none" and "mixture" not in GUIDANCES[settings.guidance].forms
+    return "gm-ode" if method.method.objective.mixture and not on_velocity else "euler"
+
+
+def _check_run(settings: SamplingSettings, solver: str, method: MethodRecord, spectral: int) -> None:
+    """Refuse what the run cannot do."""
+    entry = SOLVERS[solver]
+    forms = {} if settings.guidance == "none" else GUIDANCES[settings.guidance].forms
+    if not method.method.objective.mixture:
+        if forms and "velocity" not in forms:
+            raise _needs_mixture(f"--guidance {settings.guidance}", method)
+        if entry.on == "mixture":
+            raise _needs_mixture(f"--solver {solver}", method)
+    if entry.noisy and not method.starts_gaussian:
+        raise UserError(
+            f"--solver {solver} adds noise of a Gaussian source, and this run starts from --source gmm: use a "
+            "solver without noise, such as heun or unipc"
+        )
+    if settings.spectral and not spectral:
+        raise UserError("--spectral needs the spectrum that train --spectral AXES learns: this run has none")
+    if settings.guidance != "none" and GUIDANCES[settings.guidance].away_from == "hidden":
+        _check_hidden(settings.guidance, method)
+
+
+def _scale(settings: SamplingSettings, solver: str, form: Form | None) -> float:
+    """The guidance scale, 0 without guidance; its range is that of the scheme's form on the solver's model."""
+    if form is None:
+        return 0.0
+    scale = form.scale.default if settings.guidance_scale is None else settings.guidance_scale
+    if scale not in form.scale:
+        raise UserError(f"--guidance-scale of {settings.guidance} with {solver} is {form.scale}, not {scale:g}")
+    return scale
+
+
+def _needs_mixture(what: str, method: MethodRecord) -> UserError:
+    return UserError(
+        f"{what} needs a mixture head: this run was trained with --objective {method.objective}; train with gm-kl"
+    )
+
+
+def _check_hidden(guidance: str, method: MethodRecord) -> None:
     """Refuse guidance by the hidden condition for a run that never saw its condition hidden."""
-    if run.condition == "none":
+    if method.condition == "none":
         raise UserError(f"--guidance {guidance} needs a run with conditions: train with --condition class or mode")
-    if run.union and run.condition == "mode":
+    if method.hides == "none":
         raise UserError(
             f"--guidance {guidance}: this run's modes are its coordinates and cannot be hidden; train with "
             "--condition class"
         )
-    if run.dropout == 0:
+    if method.dropout == 0:
         raise UserError(f"--guidance {guidance} needs a run trained with --dropout above 0")
-
-
-def _scale(config: SampleConfig, solver: Solver) -> float:
-    """The guidance scale, 0 without guidance. auto takes the form, and so the range, that suits the solver's model."""
-    if config.guidance == "none":
-        return 0.0
-    shifts = config.guidance == "prob" or (config.guidance == "auto" and solver in MIXTURE_SOLVERS)
-    if config.guidance_scale is None:
-        return SHIFT_SCALE if shifts else EXTRAPOLATION_SCALE
-    check_scale(f"{config.guidance} with {solver}", config.guidance_scale, shifts)
-    return config.guidance_scale

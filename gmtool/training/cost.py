@@ -19,12 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from gmtool.flow.source import Frame
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
-from gmtool.stages.train.config import TrainConfig
-from gmtool.training.loss import Batch, draw, training_loss
+from gmtool.training.task import Task, task_of
 
 FORWARD_AND_BACKWARD = 3
 """Products of a training step a product of its forward pass."""
@@ -49,23 +48,25 @@ class StepCost:
     fixed_bytes: int
     parameters: int
 
-    def memory(self, micro_batch: int, averages: int) -> int:
-        """About the bytes that training takes with ``micro_batch`` data computed at once.
+    def memory(self, micro_batch: int, averages: int, shards: int = 1) -> int:
+        """About the bytes that training takes with ``micro_batch`` samples computed at once.
 
         Weights, gradients, AdamW's two moments and ``averages`` moving averages in float32, and the activations; the
-        libraries' own memory, and what the allocator loses, come on top.
+        libraries' own memory, and what the allocator loses, come on top. shards: processes that share the weights.
         """
-        return 4 * (4 + averages) * self.parameters + self.fixed_bytes + micro_batch * self.datum_bytes
+        return 4 * (4 + averages) * self.parameters // shards + self.fixed_bytes + micro_batch * self.datum_bytes
 
 
-def step_cost(architecture: Architecture, config: TrainConfig, precision: torch.dtype) -> StepCost:
-    """The cost of a step with resolved settings, its network computed in ``precision``."""
+def step_cost(
+    architecture: Architecture, method: MethodRecord, precision: torch.dtype, checkpoint_activations: bool = False
+) -> StepCost:
+    """The cost of a step of a method, its network computed in ``precision``."""
     with torch.device("meta"):
         network = build_network(architecture, seed=0)
-    network.checkpoint_activations = config.checkpoint_activations
+    network.checkpoint_activations = checkpoint_activations
     with FakeTensorMode(allow_non_fake_inputs=True):  # the random numbers' generator has no fake
         network.to_empty(device="cpu")
-        one, two = (_trace(network, config, precision, count) for count in (1, 2))
+        one, two = (_trace(network, task_of(method, network), precision, count) for count in (1, 2))
     return StepCost(
         flops=FORWARD_AND_BACKWARD * (two.flops - one.flops),
         datum_bytes=two.bytes - one.bytes,
@@ -82,7 +83,7 @@ class _Trace:
     bytes: int
 
 
-def _trace(network: Network, config: TrainConfig, precision: torch.dtype, count: int) -> _Trace:
+def _trace(network: Network, task: Task, precision: torch.dtype, count: int) -> _Trace:
     """The loss of ``count`` data, traced."""
     kept: dict[int, int] = {}
     own = {_storage(each) for each in network.parameters()}
@@ -93,27 +94,15 @@ def _trace(network: Network, config: TrainConfig, precision: torch.dtype, count:
         return tensor
 
     autocast = nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision)
-    batch = _batch(network.architecture, config, count)
-    draws = draw(count, network.architecture, config, torch.Generator())
+    prepared = task.prepare(task.any_batch(count, torch.device("cpu")), task.draw(count, torch.Generator()))
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
         autocast,
     ):
-        training_loss(network, batch, draws, config)
+        task.losses(network, prepared)
     return _Trace(counter.get_total_flops(), sum(kept.values()))
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _batch(architecture: Architecture, config: TrainConfig, count: int) -> Batch:
-    """A batch with everything in it that a run's settings ask for."""
-
-    def latents() -> Tensor:
-        return torch.empty(count, *architecture.shape)
-
-    labels = torch.zeros(count, dtype=torch.long)
-    frame = Frame(latents(), latents()) if config.source == "gmm" else None
-    return Batch(latents(), labels, labels, frame, latents() if architecture.context else None)

@@ -20,8 +20,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from gmtool.distributed import local
 from gmtool.errors import UserError
 from gmtool.nn.network import Network
-from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import EMA
+from gmtool.training.settings import AverageSettings
 
 
 def exponential(decay: float, step: int) -> float:
@@ -59,16 +59,16 @@ class Average:
         average(mine, new, step)
 
 
-def make_averages(network: Network, config: TrainConfig) -> tuple[Average, ...]:
+def make_averages(network: Network, settings: AverageSettings) -> tuple[Average, ...]:
     """The averages that the settings ask for, in the order of their names, begun at the network's weights."""
 
     def begin(name: str, decay: Callable[[int], float]) -> Average:
         return Average(name, decay, copy.deepcopy(network).requires_grad_(False).eval())
 
-    rules = [partial(exponential, each) for each in config.ema] + [
-        partial(power_law, each) for each in config.ema_power
+    rules = [partial(exponential, decay) for decay in settings.ema] + [
+        partial(power_law, width) for width in settings.ema_power
     ]
-    return tuple(begin(name, rule) for name, rule in zip(config.averages, rules, strict=True))
+    return tuple(begin(name, rule) for name, rule in zip(settings.names, rules, strict=True))
 
 
 def average_file(name: str | None, names: Sequence[str]) -> str:

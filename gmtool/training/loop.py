@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gmtool.progress import Progress
-from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import Position
-from gmtool.training.interrupt import finishing_the_step
-from gmtool.training.loss import Batch
-from gmtool.training.metrics import Logger, Record
+from gmtool.training.logging import Logger, Record
+from gmtool.training.recovery import finishing_the_step
+from gmtool.training.settings import LoopSettings
 from gmtool.training.step import Stepper, StepResult
+from gmtool.training.task import Batch
 from gmtool.training.throughput import ThroughputMeter
 
 READ_EVERY = 50
@@ -46,32 +46,33 @@ class Event:
 class Loop:
     """What takes steps and what becomes of them: checkpoints, records, and what else is done now and then."""
 
-    config: TrainConfig
+    settings: LoopSettings
     stepper: Stepper
     save: Callable[[Position], None]
     loggers: Sequence[Logger] = ()
     events: Sequence[Event] = ()
     pace: ThroughputMeter = field(default_factory=ThroughputMeter)
 
-    def run(self, batches: Iterable[Batch], start: Position, progress: Progress) -> None:
-        """Take the steps ``start.step`` ... ``config.steps`` - 1, one a batch.
+    def run(self, batches: Iterable[Batch], start: Position, seed: int, progress: Progress) -> None:
+        """Take the steps ``start.step`` ... ``settings.steps`` - 1, one a batch; ``seed`` is the
+        run's.
 
         Told to stop (Ctrl-C, SIGTERM), it finishes the step, saves a checkpoint and raises KeyboardInterrupt. Raises
-        DivergedError after ``config.skip_limit`` steps in a row that were not finite.
+        DivergedError after ``settings.skip_limit`` steps in a row that were not finite.
         """
-        config, world = self.config, self.stepper.world
-        seed, at = start.seed(config.seed), start
+        settings, world = self.settings, self.stepper.world
+        seed, at = start.seed(seed), start
         pending: list[StepResult] = []
         for logger in self.loggers:
             logger.begin(start.step)
-        progress.begin("train", config.steps, "steps", start.step)
+        progress.begin("train", settings.steps, "steps", start.step)
         with finishing_the_step() as told_to_stop:
             for done, batch in enumerate(self.pace.waiting(batches), start.step + 1):
                 pending.append(self.stepper.take(batch, done - 1, seed))
                 self.pace.count(len(batch.x) * world.size)
                 stopping = world.any(told_to_stop())  # all stop after the same step
-                due = [each for each in self.events if each.is_due(done, config.steps)]
-                save = stopping or done % config.save_every == 0 or done == config.steps
+                due = [each for each in self.events if each.is_due(done, settings.steps)]
+                save = stopping or done % settings.save_every == 0 or done == settings.steps
                 if save or due or not batch.x.is_cuda or len(pending) >= READ_EVERY:
                     at = self._report(pending, at)
                     pace = self._report_pace(done)
@@ -89,7 +90,7 @@ class Loop:
     def _report_pace(self, step: int) -> Record:
         """The figures of the present lap; at its end it is handed on, and the next one begins."""
         found = self.pace.figures()
-        if self.pace.steps >= READ_EVERY or step == self.config.steps:
+        if self.pace.steps >= READ_EVERY or step == self.settings.steps:
             for logger in self.loggers:
                 logger.write([{"step": step, **found}], "machine")
             self.pace.begin_lap()
@@ -101,10 +102,10 @@ class Loop:
         for each in pending:
             at = at.after(bool(each.skipped))
             records.append({**each.record(), "skipped": at.skipped})
-            if at.streak >= self.config.skip_limit:
+            if at.streak >= self.settings.skip_limit:
                 break
         for logger in self.loggers:
             logger.write(records)
-        if at.streak >= self.config.skip_limit:
+        if at.streak >= self.settings.skip_limit:
             raise DivergedError(at)
         return at

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from gmtool.errors import MachineError, UserError
-from gmtool.flow.source import Frame
-from gmtool.stages.train.config import TrainConfig
-from gmtool.training.loss import Batch
-from gmtool.training.step import Stepper, is_out_of_memory
+from gmtool.errors import MachineError, UserError, is_out_of_memory
+from gmtool.training.step import Stepper
 
 MARGIN = 0.05
 """Share of the GPU's memory that a trial leaves free, for what is not tried: other kernels, fragments."""
@@ -21,18 +19,28 @@ def divisors(count: int) -> list[int]:
     return [size for size in range(count, 0, -1) if count % size == 0]
 
 
-def choose_micro_batch(stepper: Stepper, config: TrainConfig, count: int, device: torch.device) -> int:
-    """The micro-batch of a process that takes ``count`` data a step.
+def choose_micro_batch(
+    stepper: Stepper, wanted: str, count: int, device: torch.device, estimate: Callable[[int], int] | None = None
+) -> int:
+    """The micro-batch of a process that has ``count`` samples a step; wanted: --micro-batch, a number or auto.
 
-    Raises UserError when it does not divide them, MachineError when not even one datum fits.
+    estimate: about the bytes that so many samples take, to choose by where nothing can be tried: a sharded network that
+    runs out of memory in a trial is left in the middle of its communication.
+
+    Raises UserError when it does not divide them, MachineError when not even one sample fits.
     """
-    if config.micro_batch != "auto":
-        size = int(config.micro_batch)
+    if wanted != "auto":
+        size = int(wanted)
         if count % size:
             near = next(each for each in divisors(count) if each <= size)
-            raise UserError(f"--micro-batch {size} does not divide the {count} images of a step: take {near}")
+            raise UserError(f"--micro-batch {size} does not divide the {count} images of a step: use {near}")
         return size
-    return largest_that_fits(stepper, count, device) if device.type == "cuda" else count
+    if device.type != "cuda":
+        return count
+    if estimate is not None:
+        room = torch.cuda.mem_get_info(device)[0] - _spare_bytes(device)
+        return next((size for size in divisors(count) if estimate(size) <= room), 1)
+    return largest_that_fits(stepper, count, device)
 
 
 def largest_that_fits(stepper: Stepper, count: int, device: torch.device) -> int:
@@ -43,17 +51,17 @@ def largest_that_fits(stepper: Stepper, count: int, device: torch.device) -> int
             # all processes take the same size
             if not stepper.world.any(not _fits(stepper, size, count, device)):
                 return size
-    raise MachineError("one image a time does not fit on the GPU: take a smaller --model")
+    raise MachineError("one image a time does not fit on the GPU: use a smaller --model")
 
 
 def _fits(stepper: Stepper, size: int, count: int, device: torch.device) -> bool:
     """Whether a batch of ``count`` data gives a gradient, ``size`` at once. Afterwards there is no gradient."""
-    parameters = list(stepper.trainee.network.parameters())
+    parameters = list(stepper.state.network.parameters())
     try:
         moments = [torch.empty_like(each) for each in parameters for _ in range(2)]
         spare = torch.empty(_spare_bytes(device), dtype=torch.uint8, device=device)
         # the second part of a batch meets the gradients that the first one left
-        replace(stepper, micro_batch=size).rehearse(_any_batch(stepper, count, device), 2 * size)
+        replace(stepper, micro_batch=size).rehearse(stepper.task.any_batch(count, device), 2 * size)
         del moments, spare
         return True
     except Exception as error:
@@ -61,18 +69,10 @@ def _fits(stepper: Stepper, size: int, count: int, device: torch.device) -> bool
             raise
         return False
     finally:
-        stepper.trainee.optimizer.zero_grad()
+        stepper.state.optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def _spare_bytes(device: torch.device) -> int:
     return int(MARGIN * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
-
-
-def _any_batch(stepper: Stepper, count: int, device: torch.device) -> Batch:
-    """A batch of zeros with all that a real one may hold."""
-    labels = torch.zeros(count, dtype=torch.long, device=device)
-    x = torch.zeros(count, *stepper.trainee.network.architecture.shape, device=device)
-    frame = Frame(x, torch.ones_like(x)) if stepper.config.source == "gmm" else None
-    return Batch(x, labels, labels, frame)

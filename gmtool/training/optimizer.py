@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gmtool.distributed import sharded_like
 from gmtool.errors import UserError
-from gmtool.stages.train.config import TrainConfig
+from gmtool.training.settings import OptimizerSettings
 
 MUON_MOMENTUM = 0.95
 """Of the orthogonalised momentum, as in Muon's own implementation."""
@@ -67,21 +67,20 @@ class Optimizer:
         return (self.names[each] for group in part.param_groups for each in group["params"])
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimiser that the settings ask for, with weight decay on matrices alone.
+def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float) -> Optimizer:
+    """The optimiser that the settings ask for, with weight decay on matrices alone. rate: where it begins.
 
     Muon takes the matrices of the blocks, at a rate that moves them as far as AdamW would; AdamW takes the rest.
     """
-    assert config.lr is not None  # a run's config is resolved
     named = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
-    orthogonal = [each for name, each in named if config.optimizer == "muon" and _is_hidden_matrix(name, each)]
+    orthogonal = [each for name, each in named if settings.optimizer == "muon" and _is_hidden_matrix(name, each)]
     taken = set(orthogonal)
     matrices = [each for _, each in named if each.dim() >= 2 and each not in taken]
     others = [each for _, each in named if each.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)]
     if orthogonal:
-        parts.append(_make_muon(orthogonal, config.lr, config.weight_decay))
+        parts.append(_make_muon(orthogonal, rate, settings.weight_decay))
     return Optimizer(tuple(parts), {each: name for name, each in named})
 
 

@@ -1,23 +1,57 @@
-"""The learning rate of each step, from the settings alone: warm-up, plateaus, and a fall along a line or a cosine."""
+"""The learning rate of each step: a linear warm-up, then a curve through knots."""
 
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
-from gmtool.stages.train.config import TrainConfig
+from gmtool.errors import UserError
+
+Curve = Literal["linear", "cosine"]
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step ``step`` (from 0): a linear rise over the warm-up, then the schedule.
+@dataclass(frozen=True)
+class Schedule:
+    """rate: at the end of the warm-up. warmup: steps. knots: (step, rate) pairs, their steps not decreasing."""
 
-    It falls from the rate of its time to ``lr_end`` over the steps of ``fall``, which end with the run by default.
-    """
-    assert config.lr is not None  # a run's config is resolved
-    rate = config.lr
-    if config.lr_from is not None and step >= config.lr_from[0]:
-        rate = config.lr_from[1]
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    first, last = config.fall or (config.warmup, config.steps)
-    done = min(1.0, max(0, step - first) / max(1, last - first))
-    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
-    return rise * (config.lr_end + (rate - config.lr_end) * left)
+    rate: float
+    warmup: int = 0
+    knots: tuple[tuple[int, float], ...] = ()
+    curve: Curve = "linear"
+
+    def at(self, step: int) -> float:
+        """The rate of step ``step``, from 0."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return rise * self._settled(step)
+
+    def _settled(self, step: int) -> float:
+        """The rate of a step without the warm-up."""
+        points = ((self.warmup, self.rate), *self.knots)
+        if step >= points[-1][0]:
+            return points[-1][1]
+        for (first, before), (last, after) in pairwise(points):
+            if step < last:
+                done = max(0, step - first) / (last - first)
+                left = 1 - done if self.curve == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+                return after + (before - after) * left
+        return self.rate
+
+
+def parse_knots(text: str | None, steps: int) -> tuple[tuple[int, float], ...]:
+    """``STEP:RATE,...`` as pairs, shares of ``steps`` as steps. Raises UserError for a text that is none."""
+    found: list[tuple[int, float]] = []
+    for part in text.split(",") if text is not None else ():
+        match = re.fullmatch(r"\s*(\d+|\d+(?:\.\d+)?%)\s*:\s*([0-9.eE+-]+)\s*", part)
+        try:
+            place, rate = (match[1], float(match[2])) if match is not None else ("", math.nan)
+        except ValueError:
+            place, rate = "", math.nan
+        if not 0 <= rate < math.inf:
+            raise UserError(f"--lr-knots is STEP:RATE,..., such as 50%:2e-4,100%:0, not {text}")
+        found.append((round(float(place[:-1]) / 100 * steps) if place.endswith("%") else int(place), rate))
+    if steps > 1 and any(first > last for (first, _), (last, _) in pairwise(found)):
+        raise UserError(f"--lr-knots go from earlier steps to later ones: {text}")
+    return tuple(found)

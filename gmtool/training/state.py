@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gmtool.distributed import ALONE, World, holding_shards, replicate, shard
 from gmtool.nn.network import Network
-from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, load_optimizer, load_weights
 from gmtool.training.ema import Average, average_file, make_averages
 from gmtool.training.focal import ModeLosses
-from gmtool.training.loss import Forward
 from gmtool.training.optimizer import Optimizer, make_optimizer
+from gmtool.training.settings import AverageSettings, OptimizerSettings
+from gmtool.training.task import Forward
 
 FOCAL = "focal.safetensors"
 
@@ -59,20 +59,28 @@ class TrainState:
         return tuple(each.name for each in self.averages)
 
 
-def make_state(network: Network, config: TrainConfig, modes: int = 0, world: World = ALONE) -> TrainState:
-    """A network that is to be trained from its present weights, by the settings. modes: those of the fitted mixture.
+def make_state(
+    network: Network,
+    optimizer: OptimizerSettings,
+    averages: AverageSettings,
+    rate: float,
+    *,
+    focal: ModeLosses | None = None,
+    sharded: bool = False,
+    world: World = ALONE,
+) -> TrainState:
+    """A network that is to be trained from its present weights. rate: the learning rate that it begins with.
 
-    Of several processes each holds all weights, or with ``config.shard`` its part of them.
+    Of several processes each holds all weights, or its part of them where they are ``sharded``.
     """
-    averages = make_averages(network, config)
+    kept = make_averages(network, averages)
     forward: Forward = network
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
-    if config.shard:
-        for each in (network, *(average.network for average in averages)):
+    if sharded:
+        for each in (network, *(average.network for average in kept)):
             shard(each, world)
         hold = partial(holding_shards, network)
     elif world.size > 1:
         forward = replicated = replicate(network)
         hold = replicated.no_sync
-    focal = ModeLosses(modes, config.focal).to(next(network.parameters()).device) if config.focal else None
-    return TrainState(network, averages, make_optimizer(network, config), forward, hold, focal)
+    return TrainState(network, kept, make_optimizer(network, optimizer, rate), forward, hold, focal)

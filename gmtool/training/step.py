@@ -14,21 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.distributed import ALONE, World, whole
-from gmtool.errors import MachineError
-from gmtool.flow.times import time_quartiles
-from gmtool.stages.train.config import TrainConfig
+from gmtool.errors import MachineError, is_out_of_memory
 from gmtool.streams import generator
-from gmtool.training.loss import Batch, Draws, draw, each_tensor, pair, take_rows, training_loss
-from gmtool.training.metrics import Record
-from gmtool.training.schedule import learning_rate
+from gmtool.training.logging import Record
+from gmtool.training.schedule import Schedule
 from gmtool.training.state import TrainState
+from gmtool.training.task import Batch, Prepared, Task, each_tensor, take_rows
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step that was taken, on the device: its number from 1 and its learning rate; the mean loss () of the batch and
-    the norm () of its gradient before clipping, over all processes; whether it was called off, () bool; and the sum of
-    the losses and the number of data in each quarter of the times, (2, 4), the one next to the data first.
+    """A step that was taken, on the device.
+
+    step: its number, from 1.
+    rate: its learning rate.
+    loss: () the mean over the batch, of all processes.
+    norm: () of the gradient before clipping, of all processes.
+    skipped: () bool, whether the step was called off.
+    quarters: (2, 4) sums of the losses, and numbers of samples, in each quarter of the times; that of the data first.
     """
 
     step: int
@@ -52,84 +55,78 @@ class StepResult:
 class Stepper:
     """What takes steps.
 
-    autocast: makes the context of the network's arithmetic. micro_batch: data computed at once; default: all.
+    clip: largest norm of the gradient, 0 for no bound. autocast: makes the context of the network's arithmetic.
+    micro_batch: samples computed at once; default: all.
     """
 
-    config: TrainConfig
-    trainee: TrainState
+    task: Task
+    state: TrainState
+    schedule: Schedule
+    clip: float = 0.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     world: World = ALONE
     micro_batch: int | None = None
 
     def take(self, batch: Batch, step: int, seed: int) -> StepResult:
         """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
-        config, trainee, world = self.config, self.trainee, self.world
-        draws = self._draw(len(batch.x), generator(seed, "train", step, device=batch.x.device))
-        batch, draws = self._paired(batch, draws)
-        weights = torch.ones_like(draws.t)
-        if trainee.focal is not None and batch.modes is not None:
-            weights = trainee.focal.weights(batch.modes)
+        state, world = self.state, self.world
+        prepared = self._prepared(batch, generator(seed, "train", step, device=batch.x.device))
+        weights = torch.ones_like(prepared.draws.t)
+        if state.focal is not None and batch.modes is not None:
+            weights = state.focal.weights(batch.modes)
         try:
-            losses = self._accumulate(batch, draws, weights)
+            losses = self._accumulate(prepared, weights)
         except Exception as error:
             if is_out_of_memory(error):
                 raise _too_large(self.micro_batch or len(batch.x)) from error
             raise
-        assert config.time_shift is not None  # a run's config is resolved
-        edges = time_quartiles(config.time_distribution, config.time_shift)
-        figures = world.sum(torch.cat([losses.mean()[None], by_quarter(losses, draws.t, edges).flatten()]))
-        loss, quarters = figures[0] / world.size, figures[1:].reshape(2, 4)
-        norm = whole(nn.utils.clip_grad_norm_(trainee.network.parameters(), config.clip or math.inf))
+        edges = self.task.method.times.quartiles()
+        sums = world.sum(torch.cat([losses.mean()[None], by_quarter(losses, prepared.draws.t, edges).flatten()]))
+        loss, quarters = sums[0] / world.size, sums[1:].reshape(2, 4)
+        norm = whole(nn.utils.clip_grad_norm_(state.network.parameters(), self.clip or math.inf))
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        rate = learning_rate(config, step)
-        trainee.optimizer.step(rate, skipped)
-        if trainee.focal is not None and batch.modes is not None:
-            trainee.focal.update(batch.modes, losses, world)
-        for average in trainee.averages:
-            average.update(trainee.network, step)
+        rate = self.schedule.at(step)
+        state.optimizer.step(rate, skipped)
+        if state.focal is not None and batch.modes is not None:
+            state.focal.update(batch.modes, losses, world)
+        for average in state.averages:
+            average.update(state.network, step)
         return StepResult(step + 1, rate, loss, norm, skipped, quarters)
 
     def rehearse(self, batch: Batch, count: int) -> None:
-        """Compute a gradient as a step on ``batch`` does, of its first ``count`` data alone and within this process."""
-        draws = self._draw(len(batch.x), generator("rehearsal", device=batch.x.device))
-        with self.trainee.hold():
-            self._accumulate(take_rows(batch, slice(count)), take_rows(draws, slice(count)), draws.t)
+        """Compute a gradient as a step on ``batch`` does, of its first ``count`` samples and within this process."""
+        prepared = self._prepared(batch, generator("rehearsal", device=batch.x.device))
+        with self.state.hold():
+            self._accumulate(take_rows(prepared, slice(count)), torch.ones_like(prepared.draws.t))
 
-    def _draw(self, count: int, stream: torch.Generator) -> Draws:
-        """The random numbers of all processes, each of which has ``count`` data."""
-        return draw(count * self.world.size, self.trainee.network.architecture, self.config, stream)
+    def _prepared(self, batch: Batch, stream: torch.Generator) -> Prepared:
+        """This process's samples, paired with noise; a coupling of whole batches looks at those of all processes."""
+        mine, whole_batch = self.world.rows(len(batch.x) * self.world.size), self.task.method.coupling.whole_batch
+        draws = self.task.draw(len(batch.x) * self.world.size, stream)
+        if whole_batch and self.world.size > 1:
+            return take_rows(self.task.prepare(each_tensor(batch, self.world.collect), draws), mine)
+        return self.task.prepare(batch, take_rows(draws, mine))
 
-    def _paired(self, batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
-        """This process's data and random numbers, as the coupling pairs them: batch-ot looks at those of all."""
-        mine = self.world.rows(len(draws.t))
-        if self.config.coupling != "batch-ot":
-            return batch, take_rows(draws, mine)
-        batch, draws = pair(each_tensor(batch, self.world.collect), draws, self.config)
-        return take_rows(batch, mine), take_rows(draws, mine)
+    def _accumulate(self, prepared: Prepared, weights: Tensor) -> Tensor:
+        """Leave the gradient of the mean of the weighted losses in the parameters; return the losses, (B,).
 
-    def _accumulate(self, batch: Batch, draws: Draws, weights: Tensor) -> Tensor:
-        """Leave the gradient of the mean of the weighted losses in the parameters; return the loss of each datum, (B,).
-
-        weights: of the data, (B,).
+        weights: of the samples, (B,).
         """
-        count = len(batch.x)
+        count = len(prepared)
         size = self.micro_batch or count
-        self.trainee.optimizer.zero_grad()
+        self.state.optimizer.zero_grad()
         losses = []
         for start in range(0, count, size):
             last = start + size >= count
-            with nullcontext() if last else self.trainee.hold():
-                losses.append(self._backward(batch, draws, weights, slice(start, start + size)))
+            with nullcontext() if last else self.state.hold():
+                losses.append(self._backward(prepared, weights, slice(start, start + size)))
         return torch.cat(losses)
 
-    def _backward(self, batch: Batch, draws: Draws, weights: Tensor, rows: slice) -> Tensor:
+    def _backward(self, prepared: Prepared, weights: Tensor, rows: slice) -> Tensor:
         """Add the part of ``rows`` to the gradient of the weighted mean; return their losses."""
-        trainee = self.trainee
         with self.autocast():
-            losses = training_loss(
-                trainee.network, take_rows(batch, rows), take_rows(draws, rows), self.config, trainee.forward
-            )
-        ((weights[rows] * losses).sum() / len(batch.x)).backward()
+            losses = self.task.losses(self.state.forward, take_rows(prepared, rows))
+        ((weights[rows] * losses).sum() / len(prepared)).backward()
         return losses.detach()
 
 
@@ -141,14 +138,9 @@ def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
     return torch.stack([torch.where(within, losses[:, None], 0).sum(0), within.sum(0)])
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the GPU's memory, or the machine's, is not enough."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
 def _too_large(size: int) -> MachineError:
     """What to do when ``size`` data at once are too many."""
     if size == 1:
-        return MachineError("out of memory at --micro-batch 1: take a smaller --model")
+        return MachineError("out of memory at --micro-batch 1: use a smaller --model")
     smaller = next(each for each in range(size // 2, 0, -1) if size % each == 0)
     return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {smaller}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gmtool.training.metrics import Record
+from gmtool.training.logging import Record
 
 _Item = TypeVar("_Item")
 

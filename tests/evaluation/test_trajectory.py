@@ -13,8 +13,9 @@ from gmtool.evaluation.trajectory import (
     transport_distance,
 )
 from gmtool.flow.path import per_sample
-from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.streams import generator
 
 TURN = 1.5
@@ -75,7 +76,7 @@ def test_the_mean_lipschitz_constant_weighs_times_evenly_whatever_the_grid():
 
 
 def test_lipschitz_of_a_network_with_attention_is_that_of_its_whole_jacobian():
-    network = build_network(Architecture((2, 2, 2), 2, 16, 2), seed=0).requires_grad_(False)
+    network = build_network(DiTArchitecture((2, 2, 2), 2, 16, 2), seed=0).requires_grad_(False)
     stream = generator("weights")
     for parameter in network.parameters():
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=stream))

@@ -11,8 +11,8 @@ from gmtool.flow.guidance.interval import within
 from gmtool.flow.prediction import VelocityModel
 from gmtool.flow.solvers.velocity import euler
 from gmtool.flow.times import RAE_LAST, time_grid
-from gmtool.nn.architecture import Architecture, Conditions
-from gmtool.nn.ditdh import DiTDH
+from gmtool.nn.architecture import Conditions
+from gmtool.nn.ditdh import DiTDH, DiTDHArchitecture
 
 VALUES = golden.arrays("transport")
 SHIFT = 48**0.5
@@ -37,11 +37,8 @@ def test_the_grid_without_shift() -> None:
 @torch.no_grad()
 def test_whole_runs(name: str, scale: float, interval: tuple[float, float]) -> None:
     network = DiTDH(
-        Architecture(
-            (16, 4, 4), depth=3, width=32, heads=4, classes=10, kind="ditdh", wide_depth=2, wide_width=64,
-            wide_heads=2, rms_norm=True, swiglu=True, rope=True,
-        )
-    )  # fmt: skip
+        DiTDHArchitecture((16, 4, 4), depth=3, width=32, heads=4, classes=10, wide_depth=2, wide_width=64, wide_heads=2)
+    )
     network.load_state_dict(load_file(golden.DATA / "ditdh.safetensors"))
 
     def given(labels: Tensor) -> VelocityModel:

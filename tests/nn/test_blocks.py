@@ -1,11 +1,9 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.blocks import (
     Attention,
     Block,
@@ -18,8 +16,6 @@ from gmtool.nn.blocks import (
     position_table,
     positions,
 )
-
-PLAIN = Architecture((3, 4, 4), depth=1, width=16, heads=2)
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +103,8 @@ def test_rms_norm_is_float32_under_autocast_and_divides_by_the_root_mean_square(
 
 def test_swiglu_has_the_weights_of_the_mlp_that_it_replaces():
     width = 96
-    mlp = Block(PLAIN, width, 2).mlp
-    gated = Block(replace(PLAIN, swiglu=True), width, 2).mlp
+    mlp = Block(width, 2).mlp
+    gated = Block(width, 2, swiglu=True).mlp
     sizes = [sum(each.numel() for each in layer.parameters() if each.dim() == 2) for layer in (mlp, gated)]
     assert sizes[0] == sizes[1]
     layer = SwiGLU(4, 3)
@@ -118,7 +114,7 @@ def test_swiglu_has_the_weights_of_the_mlp_that_it_replaces():
 
 
 def test_attention_is_the_softmax_of_scaled_products():
-    attention, x = Attention(PLAIN, 16, 2), torch.randn(3, 6, 16)
+    attention, x = Attention(16, 2), torch.randn(3, 6, 16)
     query, key, value = (each.unflatten(2, (2, 8)).transpose(1, 2) for each in attention.qkv(x).chunk(3, dim=2))
     mixed = (query @ key.mT / math.sqrt(8)).softmax(-1) @ value
     expected = attention.proj(mixed.transpose(1, 2).flatten(2))
@@ -127,7 +123,7 @@ def test_attention_is_the_softmax_of_scaled_products():
 
 @pytest.mark.parametrize("rms_norm", [False, True])
 def test_normalised_queries_and_keys_have_no_scale(rms_norm):
-    attention = Attention(replace(PLAIN, qk_norm=True, rms_norm=rms_norm), 16, 2)
+    attention = Attention(16, 2, qk_norm=True, rms_norm=rms_norm)
     x = torch.randn(2, 6, 16)
     found = attention(x)
     with torch.no_grad():
@@ -137,8 +133,8 @@ def test_normalised_queries_and_keys_have_no_scale(rms_norm):
 
 @pytest.mark.parametrize("modern", [False, True])
 def test_a_block_begins_as_the_identity_and_takes_a_condition_a_token(modern):
-    architecture = replace(PLAIN, rms_norm=modern, swiglu=modern, qk_norm=modern)
-    block, x = Block(architecture, 16, 2), torch.randn(2, 6, 16)
+    block = Block(16, 2, rms_norm=modern, swiglu=modern, qk_norm=modern)
+    x = torch.randn(2, 6, 16)
     assert torch.equal(block(x, torch.randn(2, 1, 16)), x)
     torch.nn.init.normal_(block.adaLN_modulation[1].weight, std=0.3)
     condition = torch.randn(2, 1, 16)

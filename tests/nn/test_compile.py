@@ -9,20 +9,25 @@ from torch import Tensor
 
 from gmtool.errors import MachineError
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.architecture import Conditions, TransformerArchitecture
 from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
+from gmtool.nn.dit import DiTArchitecture
+from gmtool.nn.ditdh import DiTDHArchitecture
 from gmtool.nn.network import Network
 
-DIT = Architecture((3, 4, 4), depth=1, width=32, heads=4, classes=3, modes=2)
-DITDH = replace(DIT.with_blocks(modern=True), kind="ditdh", qk_norm=True, wide_depth=1, wide_width=64, wide_heads=2)
+DIT = DiTArchitecture((3, 4, 4), depth=1, width=32, heads=4, classes=3, modes=2)
+DITDH = DiTDHArchitecture(
+    (3, 4, 4), 1, 32, 4, wide_depth=1, wide_width=64, wide_heads=2, qk_norm=True, classes=3, modes=2
+)
 kinds = pytest.mark.parametrize("kind", [replace(DIT, patch=2), DITDH], ids=["dit", "ditdh"])
 heads = pytest.mark.parametrize("components", [0, 3], ids=["velocity", "mixture"])
 
 
-def trained(architecture: Architecture) -> Network:
+def trained(architecture: TransformerArchitecture, checkpointed: bool = False) -> Network:
     """A network with no weight at zero."""
-    network, draw = build_network(architecture, 0), torch.Generator().manual_seed(1)
+    network = build_network(architecture, 0, checkpoint_activations=checkpointed)
+    draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for each in network.parameters():
             each.add_(0.05 * torch.randn(each.shape, generator=draw))
@@ -58,8 +63,9 @@ class Recorder:
         return graph.forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "components"), [(replace(DIT, patch=2), 3), (DITDH, 0)], ids=["dit", "ditdh"])
-def test_a_network_is_one_graph(kind: Architecture, components: int) -> None:
+def test_a_network_is_one_graph(kind: TransformerArchitecture, components: int) -> None:
     torch.compiler.reset()
     network, recorder = trained(replace(kind, components=components)), Recorder()
     expected = numbers(network(*inputs()))
@@ -68,14 +74,15 @@ def test_a_network_is_one_graph(kind: Architecture, components: int) -> None:
     assert len(recorder.graphs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
 @pytest.mark.parametrize(("kind", "graphs"), [(DIT, 1), (DITDH, 2)], ids=["dit", "ditdh"])
-def test_blocks_of_a_width_are_compiled_once(kind: Architecture, graphs: int, checkpointed: bool) -> None:
+def test_blocks_of_a_width_are_compiled_once(kind: TransformerArchitecture, graphs: int, checkpointed: bool) -> None:
     """However many there are, and gradients stay as they were."""
     torch.compiler.reset()
-    network, recorder = trained(replace(kind, depth=4)), Recorder()
-    expected, names = gradients(network), list(network.state_dict())
-    network.checkpoint_activations = checkpointed
+    expected = gradients(trained(replace(kind, depth=4)))
+    network, recorder = trained(replace(kind, depth=4), checkpointed), Recorder()
+    names = list(network.state_dict())
     compile_network(network, recorder)
     for each, other in zip(gradients(network), expected, strict=True):
         torch.testing.assert_close(each, other, atol=1e-4, rtol=1e-4)
@@ -85,11 +92,11 @@ def test_blocks_of_a_width_are_compiled_once(kind: Architecture, graphs: int, ch
 
 @kinds
 @heads
-def test_checkpointed_activations_give_the_same_gradients(kind: Architecture, components: int) -> None:
-    network = trained(replace(kind, components=components))
-    expected = gradients(network)
-    network.checkpoint_activations = True
-    assert all(torch.equal(*pair) for pair in zip(gradients(network), expected, strict=True))
+def test_checkpointed_activations_give_the_same_gradients(kind: TransformerArchitecture, components: int) -> None:
+    kind = replace(kind, components=components)
+    plain, frugal = trained(kind), trained(kind, checkpointed=True)
+    assert frugal.checkpoint_activations and not plain.checkpoint_activations
+    assert all(torch.equal(*pair) for pair in zip(gradients(frugal), gradients(plain), strict=True))
 
 
 def kept_for_the_gradient(network: Network) -> int:
@@ -108,11 +115,9 @@ def kept_for_the_gradient(network: Network) -> int:
 
 
 @kinds
-def test_checkpointing_keeps_a_fraction_of_the_activations(kind: Architecture) -> None:
-    network = trained(replace(kind, depth=8))
-    everything = kept_for_the_gradient(network)
-    network.checkpoint_activations = True
-    assert kept_for_the_gradient(network) < 0.4 * everything
+def test_checkpointing_keeps_a_fraction_of_the_activations(kind: TransformerArchitecture) -> None:
+    plain, frugal = (trained(replace(kind, depth=8), checkpointed) for checkpointed in (False, True))
+    assert kept_for_the_gradient(frugal) < 0.4 * kept_for_the_gradient(plain)
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor
 from gmtool.flow.guidance.cfg import classifier_free
 from gmtool.flow.prediction import VelocityModel
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.architecture import SIZES, Architecture, Conditions
-from gmtool.nn.ditdh import DiTDH
+from gmtool.nn.architecture import Conditions
+from gmtool.nn.build import build_network, named
+from gmtool.nn.ditdh import DiTDH, DiTDHArchitecture
 
-REFERENCE = Architecture(
-    (16, 4, 4), depth=3, width=32, heads=4, classes=10, kind="ditdh", wide_depth=2, wide_width=64, wide_heads=2,
-    rms_norm=True, swiglu=True, rope=True, columns_first=True,
-)  # fmt: skip
+REFERENCE = DiTDHArchitecture(
+    (16, 4, 4), depth=3, width=32, heads=4, classes=10, wide_depth=2, wide_width=64, wide_heads=2
+)
 
 
 def published(name: str) -> tuple[DiTDH, dict[str, Tensor]]:
@@ -113,15 +113,7 @@ def test_a_mixture_head_reads_the_same_tokens() -> None:
 
 def test_the_published_size() -> None:
     """839 M with ImageNet's classes and DINOv2-B latents, counted with the tables that the reference holds fixed."""
-    size = SIZES["DH-XL"]
-    assert size.wide is not None
-    depth, width, heads = size.wide
     with torch.device("meta"):
-        network = DiTDH(
-            replace(
-                REFERENCE, shape=(768, 16, 16), classes=1000, depth=size.depth, width=size.width, heads=size.heads,
-                wide_depth=depth, wide_width=width, wide_heads=heads,
-            )
-        )  # fmt: skip
+        network = build_network(replace(named("DH-XL", (768, 16, 16)), classes=1000), 0)
     counted = [*network.parameters(), network.pos_embed, network.t_embedder.W]
     assert round(sum(each.numel() for each in counted) / 1e6) == 839

@@ -1,23 +1,20 @@
 import math
 
-import pytest
 import torch
 
-from gmtool.errors import UserError
 from gmtool.flow.objectives import flow_matching_loss, transition_loss
 from gmtool.flow.path import interpolate, velocity
-from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
-from gmtool.nn.heads import MixtureHead, output_layer
-from gmtool.stages.train.config import TrainConfig
+from gmtool.nn.dit import DiTArchitecture
+from gmtool.nn.heads import make_head, output_layer
 
 SHAPE = (3, 2, 2)
 
 
 def head(components=1, constant_std=None):
     torch.manual_seed(0)
-    architecture = Architecture(SHAPE, 1, 16, 1, components=components, constant_std=constant_std)
-    return MixtureHead(architecture, output_layer(architecture, 16))
+    return make_head(output_layer(16, 3, components), SHAPE, components, 16, constant_std=constant_std)
 
 
 def test_a_constant_std_is_that_of_every_sample_and_has_no_parameters():
@@ -47,14 +44,6 @@ def test_one_component_of_constant_std_learns_what_flow_matching_learns():
 
 
 def test_the_network_passes_the_constant_on():
-    network = build_network(Architecture(SHAPE, 1, 16, 2, components=2, constant_std=math.e), seed=0)
+    network = build_network(DiTArchitecture(SHAPE, 1, 16, 2, components=2, constant_std=math.e), seed=0)
     mixture = network(torch.randn(2, *SHAPE), torch.rand(2), Conditions())
     torch.testing.assert_close(mixture.variance.flatten(), torch.full((2,), math.e**2))
-
-
-def test_constant_std_needs_a_mixture_and_is_positive():
-    assert TrainConfig(objective="gm-kl", constant_std=0.1).constant_std == 0.1
-    with pytest.raises(UserError, match="--constant-std belongs to --objective gm-kl"):
-        TrainConfig(objective="fm", constant_std=0.1)
-    with pytest.raises(UserError, match="--constant-std must be at least"):
-        TrainConfig(objective="gm-kl", constant_std=0.0)

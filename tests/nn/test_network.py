@@ -7,20 +7,23 @@ import torch
 from torch import Tensor
 
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.architecture import SIZES, Architecture, Conditions
-from gmtool.nn.build import build_network
+from gmtool.nn.architecture import Architecture, Conditions, TransformerArchitecture
+from gmtool.nn.build import build_network, named
+from gmtool.nn.dit import DiTArchitecture
+from gmtool.nn.ditdh import DiTDH, DiTDHArchitecture
 from gmtool.nn.network import Network
+from gmtool.nn.settings import NetworkSettings
 
-DIT = Architecture(shape=(3, 4, 2), depth=2, width=32, heads=4)
+DIT = DiTArchitecture(shape=(3, 4, 2), depth=2, width=32, heads=4)
 MODERN = replace(DIT, rms_norm=True, swiglu=True, rope=True, qk_norm=True)
-DITDH = replace(MODERN, kind="ditdh", qk_norm=False, wide_depth=1, wide_width=64, wide_heads=2)
+DITDH = DiTDHArchitecture((3, 4, 2), 2, 32, 4, wide_depth=1, wide_width=64, wide_heads=2)
 SHORT = replace(DITDH, wide_width=32, rms_norm=False, swiglu=False, rope=False, qk_norm=True)
 KINDS = [DIT, MODERN, DITDH, SHORT, replace(DIT, patch=2), replace(DITDH, patch=2)]
 NAMES = ["dit", "modern", "ditdh", "ditdh-classic", "dit/2", "ditdh/2"]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 
 
-def everything(kind: Architecture) -> Architecture:
+def everything(kind: TransformerArchitecture) -> TransformerArchitecture:
     return replace(kind, classes=5, modes=7, components=6)
 
 
@@ -39,28 +42,45 @@ def perturbed(architecture: Architecture) -> Network:
     return network
 
 
-@every_kind
-def test_a_velocity_network_begins_at_zero(kind: Architecture) -> None:
-    x, t = inputs(4)
-    assert torch.equal(build_network(kind, 0)(x, t, Conditions()), torch.zeros(4, 3, 4, 2))
+def last_layer(network: Network) -> torch.nn.Linear:
+    """The layer whose numbers the head reads."""
+    return network.final_layer.linear if isinstance(network, DiTDH) else network.head.linear
 
 
 @every_kind
-def test_a_mixture_network_begins_with_distinct_components_of_std_one(kind: Architecture) -> None:
+def test_a_velocity_network_begins_at_zero_and_learns_each_position_of_a_patch(kind: TransformerArchitecture) -> None:
+    """At u = 0 the gradient of sum |u - target|^2 / 2 by the last bias is minus the sum of the targets it adds to."""
+    network, (x, t) = build_network(kind, 0), inputs(4)
+    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    found = network(x, t, Conditions())
+    assert torch.equal(found, torch.zeros(4, 3, 4, 2))
+    (slope,) = torch.autograd.grad((found - target).square().sum() / 2, last_layer(network).bias)
+    side = kind.patch
+    places = [(row, column, channel) for row in range(side) for column in range(side) for channel in range(3)]
+    expected = torch.stack([-target[:, channel, row::side, column::side].sum() for row, column, channel in places])
+    torch.testing.assert_close(slope, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_kind
+def test_a_mixture_network_begins_with_distinct_components_of_std_one(kind: TransformerArchitecture) -> None:
+    """The last layer's weights are of N(0, 0.02^2) and its tokens are normalised: outputs of std 0.02 sqrt(width)."""
     x, t = inputs(4)
-    mixture = build_network(replace(kind, components=6), 0)(x, t, Conditions())
+    network = build_network(replace(kind, components=6), 0)
+    mixture = network(x, t, Conditions())
     assert isinstance(mixture, GaussianMixture)
-    assert mixture.means.shape == (4, 6, 3, 4, 2)
-    assert mixture.log_weights.shape == (4, 6, 1, 4, 2)
-    torch.testing.assert_close(mixture.log_weights.exp().sum(1), torch.ones(4, 1, 4, 2))
     torch.testing.assert_close(mixture.variance, torch.ones(4, 1, 1, 1, 1))
+    std = 0.02 * last_layer(network).in_features ** 0.5
+    assert mixture.means.std().item() == pytest.approx(std, rel=0.35)
+    logits = mixture.log_weights - mixture.log_weights.mean(1, keepdim=True)
+    assert logits.std().item() == pytest.approx(std, rel=0.7)  # of few rows
+    # distinct also relative to that: they are not drawn from the tokens alone
     points = mixture.means.permute(0, 3, 4, 1, 2).flatten(0, 2)
-    assert (torch.cdist(points, points) + 10 * torch.eye(6)).min() > 1e-3
+    assert (torch.cdist(points, points) + 10 * torch.eye(6)).min() > 0.1 * std
 
 
 @every_kind
 @pytest.mark.parametrize("of", [lambda kind: kind, everything], ids=["velocity", "everything"])
-def test_samples_of_a_batch_are_independent(kind: Architecture, of) -> None:
+def test_samples_of_a_batch_are_independent(kind: TransformerArchitecture, of) -> None:
     network, (x, t) = perturbed(of(kind)), inputs(5)
     classes, modes = torch.arange(5), torch.arange(2, 7)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -77,7 +97,7 @@ def test_samples_of_a_batch_are_independent(kind: Architecture, of) -> None:
 
 
 @every_kind
-def test_every_input_matters_and_the_null_label_is_one_of_its_own(kind: Architecture) -> None:
+def test_every_input_matters_and_the_null_label_is_one_of_its_own(kind: TransformerArchitecture) -> None:
     network, (x, t) = perturbed(everything(kind)), inputs(1)
 
     def means(x: Tensor, t: Tensor, label: int, mode: int) -> Tensor:
@@ -98,7 +118,7 @@ def test_every_input_matters_and_the_null_label_is_one_of_its_own(kind: Architec
 
 @every_kind
 @pytest.mark.parametrize("components", [0, 2])
-def test_the_output_of_a_position_depends_on_all_of_them(kind: Architecture, components: int) -> None:
+def test_the_output_of_a_position_depends_on_all_of_them(kind: TransformerArchitecture, components: int) -> None:
     network, (x, t) = perturbed(replace(kind, components=components)), inputs(1)
     x.requires_grad_()
     found = network(x, t, Conditions())
@@ -115,14 +135,14 @@ def test_the_output_of_a_position_depends_on_all_of_them(kind: Architecture, com
         (Conditions(torch.zeros(2, dtype=torch.long)), "modes"),
     ],
 )
-def test_a_missing_label_is_an_error(kind: Architecture, given: Conditions, missing: str) -> None:
+def test_a_missing_label_is_an_error(kind: TransformerArchitecture, given: Conditions, missing: str) -> None:
     with pytest.raises(ValueError, match=f"conditioned on {missing}"):
         build_network(everything(kind), 0)(*inputs(2), given)
 
 
 @every_kind
 @torch.no_grad()
-def test_half_precision_is_that_of_the_layers_alone(kind: Architecture) -> None:
+def test_half_precision_is_that_of_the_layers_alone(kind: TransformerArchitecture) -> None:
     """Under autocast a network says nearly the same, in float32, and keeps its tokens in float32 between blocks."""
     network, (x, t) = perturbed(everything(kind)), inputs(4)
     conditions = Conditions(torch.arange(4), torch.arange(4))
@@ -139,7 +159,7 @@ def test_half_precision_is_that_of_the_layers_alone(kind: Architecture) -> None:
 
 
 @every_kind
-def test_weights_depend_on_the_seed_alone(kind: Architecture) -> None:
+def test_weights_depend_on_the_seed_alone(kind: TransformerArchitecture) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     first = build_network(everything(kind), 0).state_dict()
@@ -151,7 +171,7 @@ def test_weights_depend_on_the_seed_alone(kind: Architecture) -> None:
 
 
 @every_kind
-def test_the_std_does_not_train_the_embedding(kind: Architecture) -> None:
+def test_the_std_does_not_train_the_embedding(kind: TransformerArchitecture) -> None:
     network = perturbed(everything(kind))
     labels = torch.zeros(2, dtype=torch.long)
     network(*inputs(2), Conditions(labels, labels)).variance.sum().backward()
@@ -161,21 +181,20 @@ def test_the_std_does_not_train_the_embedding(kind: Architecture) -> None:
 
 
 @pytest.mark.parametrize("kind", [DIT, DITDH], ids=["dit", "ditdh"])
-def test_the_std_knows_time_and_condition(kind: Architecture) -> None:
+def test_the_std_knows_time_and_condition(kind: TransformerArchitecture) -> None:
     network, x = perturbed(replace(kind, classes=5, components=6)), torch.zeros(3, *DIT.shape)
     variance = network(x, torch.tensor([0.2, 0.8, 0.2]), Conditions(torch.tensor([0, 0, 1]))).variance.flatten()
     assert len(set(variance.tolist())) == 3
 
 
-@pytest.mark.parametrize("kind", [DIT, DITDH], ids=["dit", "ditdh"])
-def test_a_constant_label_is_a_learnt_vector_that_needs_no_labels(kind: Architecture) -> None:
-    network, (x, t) = perturbed(replace(kind, constant_label=True)), inputs(2)
+def test_a_constant_label_is_a_learnt_vector_that_needs_no_labels() -> None:
+    network, (x, t) = perturbed(replace(DITDH, constant_label=True)), inputs(2)
     found = network(x, t, Conditions())
     (table,) = network.y_embedder.parameters()
     assert table.shape == (1, 32)
     with torch.no_grad():
         table.zero_()
-    plain = build_network(kind, 0)
+    plain = build_network(DITDH, 0)
     plain.load_state_dict({name: each for name, each in network.state_dict().items() if "y_embedder" not in name})
     torch.testing.assert_close(network(x, t, Conditions()), plain(x, t, Conditions()))
     assert (found - plain(x, t, Conditions())).abs().max() > 1e-3
@@ -189,20 +208,19 @@ def size_of(architecture: Architecture) -> int:
 @pytest.mark.parametrize(("name", "parameters"), [("S", 33e6), ("B", 130e6), ("L", 458e6), ("XL", 675e6)])
 def test_the_published_sizes_of_dit(name: str, parameters: float) -> None:
     """Table 1 of DiT at patch size 2, with ImageNet's classes and latents, its head without the predicted variances."""
-    size = SIZES[name]
-    architecture = Architecture((4, 32, 32), size.depth, size.width, size.heads, classes=1000, patch=2)
+    architecture = replace(named(name, (4, 32, 32)), classes=1000).configured(NetworkSettings(patch_size=2))
     assert size_of(architecture) == pytest.approx(parameters, abs=0.5e6)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_a_patch_costs_its_numbers_in_the_first_and_last_layer(patch: int) -> None:
-    architecture = Architecture((4, 8, 8), 1, 16, 2, components=3)
+    architecture = DiTArchitecture((4, 8, 8), 1, 16, 2, components=3)
     extra = 4 * (patch**2 - 1) * 16 + 3 * (4 + 1) * (patch**2 - 1) * (16 + 1)
     assert size_of(replace(architecture, patch=patch)) - size_of(architecture) == extra
 
 
 def test_a_grid_of_one_colour_channel() -> None:
-    network = build_network(Architecture((1, 8, 8), 1, 16, 2, components=1), 0)
+    network = build_network(DiTArchitecture((1, 8, 8), 1, 16, 2, components=1), 0)
     mixture = network(torch.zeros(2, 1, 8, 8), torch.ones(2), Conditions())
     assert mixture.means.shape == (2, 1, 1, 8, 8)
     torch.testing.assert_close(mixture.log_weights, torch.zeros(2, 1, 1, 8, 8))

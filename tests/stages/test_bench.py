@@ -11,7 +11,7 @@ from PIL import Image
 
 from gmtool.cli.app import main
 from gmtool.data.image_sets import find_images
-from gmtool.nn.architecture import SIZES
+from gmtool.nn import model_names
 from gmtool.stages.bench import run as bench
 from gmtool.stages.bench.inputs import SIDE, write_images
 from gmtool.stages.presets import load_preset
@@ -58,7 +58,7 @@ def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
     wanted: str, operations: float, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Costs of a datum: 10 for the smallest network, 10 more for each larger one."""
-    names = [name for name in SIZES if name.startswith("DH") == wanted.startswith("DH")]
+    names = [name for name in model_names() if name.startswith("DH") == wanted.startswith("DH")]
 
     def cost(config: TrainConfig, *_: object) -> StepCost:
         return StepCost(10 * (1 + names.index(config.model)), datum_bytes=1, fixed_bytes=0, parameters=1)

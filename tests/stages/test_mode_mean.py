@@ -12,8 +12,10 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.data.mode_statistics import ModeFrames
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.architecture import Conditions, TransformerArchitecture
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
+from gmtool.nn.ditdh import DiTDHArchitecture
 from gmtool.nn.network import Network
 from gmtool.progress import Progress
 from gmtool.sampling.plan import make_plan
@@ -48,10 +50,13 @@ def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown
         assert architecture_for(resolved, latents, gmm).context == (latents.shape[0] if shown else 0)
 
 
-@pytest.mark.parametrize("kind", ["dit", "ditdh"])
-def test_networks_see_the_context(kind: str) -> None:
-    wide = {"wide_depth": 1, "wide_width": 16, "wide_heads": 2} if kind == "ditdh" else {}
-    network = build_network(Architecture((2, 4, 4), 1, 16, 2, kind=kind, patch=2, context=3, **wide), 0)
+@pytest.mark.parametrize(
+    "kind",
+    [DiTArchitecture((2, 4, 4), 1, 16, 2), DiTDHArchitecture((2, 4, 4), 1, 16, 2, 1, 16, 2)],
+    ids=["dit", "ditdh"],
+)
+def test_networks_see_the_context(kind: TransformerArchitecture) -> None:
+    network = build_network(replace(kind, patch=2, context=3), 0)
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # some begin at 0
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=stream))

@@ -13,7 +13,8 @@ from small import Small
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.errors import UserError
-from gmtool.nn.architecture import SIZES, Architecture
+from gmtool.nn import model_names
+from gmtool.nn.architecture import Architecture
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.settings import settings_of
@@ -37,7 +38,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_name_can_be_asked_for() -> None:
-    assert settings_of(TrainConfig)["model"].choices == tuple(SIZES)
+    assert settings_of(TrainConfig)["model"].choices == model_names()
 
 
 def test_a_name_is_a_published_network(small: Small) -> None:

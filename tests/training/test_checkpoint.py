@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
-from gmtool.nn.dit import DiT
+from gmtool.nn.dit import DiT, DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import (
     EMA,
@@ -23,7 +23,7 @@ from gmtool.training.checkpoint import (
 )
 from gmtool.training.optimizer import Optimizer, make_optimizer
 
-ARCHITECTURE = Architecture((2, 2, 2), depth=1, width=16, heads=2, classes=3)
+ARCHITECTURE = DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2, classes=3)
 CONFIG = TrainConfig(lr=0.01, weight_decay=0.1)
 
 
@@ -115,12 +115,12 @@ def test_the_same_step_again_replaces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        Architecture((2, 2, 2), depth=2, width=16, heads=2, classes=3),
-        Architecture((2, 2, 2), depth=1, width=32, heads=2, classes=3),
-        Architecture((2, 2, 2), depth=1, width=16, heads=2),
+        DiTArchitecture((2, 2, 2), depth=2, width=16, heads=2, classes=3),
+        DiTArchitecture((2, 2, 2), depth=1, width=32, heads=2, classes=3),
+        DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2),
     ],
 )
-def test_weights_of_another_network(tmp_path: Path, other: Architecture) -> None:
+def test_weights_of_another_network(tmp_path: Path, other: DiTArchitecture) -> None:
     save(tmp_path, 1)
     file = find_checkpoint(tmp_path, 1).path / MODEL
     with pytest.raises(UserError, match=r"model.safetensors holds the weights of another network") as caught:

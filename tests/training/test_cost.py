@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
 from gmtool.training.cost import StepCost, step_cost
@@ -17,10 +17,10 @@ FM = TrainConfig(objective="fm", source="gaussian", coupling="independent", cond
 GM_KL = replace(FM, objective="gm-kl")
 UNION = replace(GM_KL, source="gmm", coupling="mode")
 CHANNELS, HEIGHT, WIDTH = SHAPE = (6, 4, 4)
-SMALL = Architecture(SHAPE, depth=3, width=32, heads=2, classes=5)
+SMALL = DiTArchitecture(SHAPE, depth=3, width=32, heads=2, classes=5)
 
 
-def dit_products(architecture: Architecture) -> int:
+def dit_products(architecture: DiTArchitecture) -> int:
     """Multiply-adds of a DiT's forward pass, a datum."""
     width, tokens, components = architecture.width, HEIGHT * WIDTH, architecture.components
     block = 12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2
@@ -42,7 +42,7 @@ def dit_products(architecture: Architecture) -> int:
     ],
     ids=["fm", "wide", "gm-kl", "union", "context"],
 )
-def test_operations_are_those_of_the_closed_form(config: TrainConfig, architecture: Architecture) -> None:
+def test_operations_are_those_of_the_closed_form(config: TrainConfig, architecture: DiTArchitecture) -> None:
     cost = step_cost(architecture, config, torch.float32)
     assert cost.flops == 3 * 2 * dit_products(architecture)
     assert cost.parameters == sum(each.numel() for each in build_network(architecture, 0).parameters())
@@ -92,7 +92,7 @@ def test_memory_counts_weights_gradients_moments_and_averages() -> None:
 
 @pytest.mark.gpu
 def test_the_estimate_is_near_what_a_gpu_takes() -> None:
-    config, architecture = FM, Architecture((64, 16, 16), depth=8, width=512, heads=8, classes=5)
+    config, architecture = FM, DiTArchitecture((64, 16, 16), depth=8, width=512, heads=8, classes=5)
     cost, count = step_cost(architecture, config, torch.bfloat16), 32
     network = build_network(architecture, 0).cuda()
     labels = torch.zeros(count, dtype=torch.long, device="cuda")

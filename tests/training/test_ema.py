@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
-from gmtool.nn.dit import DiT
+from gmtool.nn.dit import DiT, DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training.ema import average_file, exponential, make_averages, power_exponent, power_law
 
@@ -12,7 +11,7 @@ CONFIG = TrainConfig(ema=(0.9, 0.5), ema_power=(0.1, 0.25))
 
 
 def network() -> DiT:
-    return build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0)
+    return build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0)
 
 
 def test_the_ramp() -> None:

@@ -9,7 +9,7 @@ import pytest
 from gmtool.artifacts.manifest import Manifest
 from gmtool.artifacts.run import RunFolder
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import loggers as loggers_module
 from gmtool.training.loggers import TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
@@ -18,7 +18,7 @@ from gmtool.training.metrics import MetricsFile
 
 def run_in(folder: Path) -> RunFolder:
     manifest = Manifest(kind="run", stage="train", fingerprint="0123456789abcdef0123", config={"steps": 3}, inputs=())
-    return RunFolder(folder, manifest, TrainConfig(), Architecture((1, 1, 1), 1, 4, 1), ())
+    return RunFolder(folder, manifest, TrainConfig(), DiTArchitecture((1, 1, 1), 1, 4, 1), ())
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
@@ -29,7 +29,7 @@ START = Position()
 
 
 def trainee(config: TrainConfig = CONFIG) -> TrainState:
-    return make_state(build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0), config)
+    return make_state(build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0), config)
 
 
 def batches(count: int) -> list[Batch]:
@@ -202,7 +202,7 @@ def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
     config = replace(CONFIG, optimizer=optimizer, ema_power=(0.1,), weight_decay=0.1)
-    network = build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0).cuda()
+    network = build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0).cuda()
     stepper = Stepper(config, make_state(network, config), micro_batch=4)
     data = [Batch(each.x.cuda()) for each in batches(4)]
     stepper.take(data[0], 0, 0)  # what is made on first use may wait

@@ -9,9 +9,9 @@ from torch import Tensor
 from gmtool.errors import UserError
 from gmtool.flow.source import Frame
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.nn.architecture import Architecture, Conditions
+from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
-from gmtool.nn.dit import DiT
+from gmtool.nn.dit import DiT, DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
 from gmtool.training.loss import Batch, draw, pair, training_loss
@@ -58,7 +58,7 @@ def make_batch(config: TrainConfig, count: int, seed: int = 0) -> Batch:
 
 
 def make_network(config: TrainConfig) -> DiT:
-    architecture = Architecture(
+    architecture = DiTArchitecture(
         SHAPE,
         depth=1,
         width=16,
@@ -73,7 +73,7 @@ def make_network(config: TrainConfig) -> DiT:
 class Spy(DiT):
     """A network that keeps the points, times and labels it is given, and answers with a velocity or a mixture."""
 
-    def __init__(self, architecture: Architecture, answer: Tensor | GaussianMixture | None = None) -> None:
+    def __init__(self, architecture: DiTArchitecture, answer: Tensor | GaussianMixture | None = None) -> None:
         super().__init__(architecture)
         self.answer = answer
         self.points, self.times, self.conditions = torch.empty(0), torch.empty(0), Conditions()
@@ -141,7 +141,7 @@ def test_points_are_on_the_path_to_the_mode() -> None:
     config = configure(source="gmm", coupling="mode", time_distribution="uniform")
     mean, std, x = 3.0, 0.25, -2.0
     ones = torch.ones(20_000, *SHAPE)
-    spy = Spy(Architecture(SHAPE, 1, 16, 2), torch.zeros_like(ones))
+    spy = Spy(DiTArchitecture(SHAPE, 1, 16, 2), torch.zeros_like(ones))
     loss_of(spy, Batch(x * ones, frame=Frame(mean * ones, std * ones)), config)
     time = spy.times.reshape(-1, 1, 1, 1)
     z = (spy.points - (1 - time) * x) / time
@@ -158,7 +158,7 @@ def test_one_component_of_fixed_std_is_flow_matching() -> None:
     means = torch.randn(64, 1, *SHAPE, generator=torch.Generator().manual_seed(5))
     variance = torch.full((64, 1, 1, 1, 1), 0.7)
     spy = Spy(
-        Architecture(SHAPE, 1, 16, 2, components=1), GaussianMixture(means, torch.zeros(64, 1, 1, 2, 2), variance)
+        DiTArchitecture(SHAPE, 1, 16, 2, components=1), GaussianMixture(means, torch.zeros(64, 1, 1, 2, 2), variance)
     )
     loss = loss_of(spy, batch, config)
     time = spy.times.reshape(-1, 1, 1, 1)
@@ -173,7 +173,7 @@ def test_the_union_is_the_mixture_loss_in_the_modes_coordinates() -> None:
     union, plain = configure(objective="gm-kl", source="gmm", coupling="mode"), configure(objective="gm-kl")
     batch = make_batch(union, 32)
     assert batch.frame is not None
-    architecture = Architecture(SHAPE, 1, 16, 2, modes=MODES, components=3)
+    architecture = DiTArchitecture(SHAPE, 1, 16, 2, modes=MODES, components=3)
     network = build_network(architecture, 0)
     whitened = Batch(batch.frame.whiten(batch.x), modes=batch.modes)
     first = loss_of(network, batch, union)

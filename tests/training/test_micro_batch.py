@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gmtool.errors import MachineError, UserError
 from gmtool.flow.source import Frame
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
 from gmtool.training.loss import Batch
@@ -24,7 +24,7 @@ UNION = replace(PLAIN, objective="gm-kl", components=2, source="gmm", coupling="
 
 
 def subject(config: TrainConfig) -> TrainState:
-    architecture = Architecture(
+    architecture = DiTArchitecture(
         (2, 2, 2),
         depth=1,
         width=16,
@@ -160,7 +160,7 @@ def test_words_that_are_no_micro_batch(word: str) -> None:
 def test_auto_fits_on_the_gpu() -> None:
     device = torch.device("cuda")
     config = replace(PLAIN, condition="none")
-    network = build_network(Architecture((4, 16, 16), depth=12, width=768, heads=12), 0).to(device)
+    network = build_network(DiTArchitecture((4, 16, 16), depth=12, width=768, heads=12), 0).to(device)
     stepper = Stepper(config, make_state(network, config))
     found = largest_that_fits(stepper, 2048, device)
     assert 1 <= found < 2048

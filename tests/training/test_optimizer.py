@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.nn.network import Network
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training.optimizer import Optimizer, make_optimizer
 
-ARCHITECTURE = Architecture((2, 2, 2), depth=2, width=16, heads=2)
+ARCHITECTURE = DiTArchitecture((2, 2, 2), depth=2, width=16, heads=2)
 ADAMW = TrainConfig(lr=0.01, weight_decay=0.1, betas=(0.8, 0.9))
 MUON = replace(ADAMW, optimizer="muon")
 GO, SKIP = torch.tensor(False), torch.tensor(True)

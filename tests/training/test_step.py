@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training.loss import Batch
 from gmtool.training.state import make_state
@@ -35,7 +35,7 @@ def test_a_record_holds_the_mean_loss_of_each_quarter_with_data() -> None:
 
 
 def test_the_quarters_of_a_step_add_up_to_its_loss() -> None:
-    trainee = make_state(build_network(Architecture((2, 2, 2), depth=1, width=16, heads=2), 0), CONFIG)
+    trainee = make_state(build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0), CONFIG)
     found = Stepper(CONFIG, trainee).take(Batch(torch.randn(64, 2, 2, 2)), step=0, seed=0)
     sums, counts = found.quarters
     assert counts.sum() == 64 and (counts > 4).all()

@@ -1,17 +1,28 @@
-"""Classifier-free guidance: u_u + w (u_c - u_u), w >= 1 (Ho and Salimans, arXiv 2207.12598)."""
+"""Classifier-free guidance: u_o + w (u - u_o), w >= 1 (Ho and Salimans, arXiv 2207.12598).
+
+u_o is the velocity without the condition; or that of a weaker model (autoguidance, Karras et al., arXiv 2406.02507).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from gmtool.flow.prediction import VelocityModel
+from gmtool.flow.model import VelocityModel
 
 
-def classifier_free(conditional: VelocityModel, unconditional: VelocityModel, scale: float) -> VelocityModel:
-    """The model whose velocity is extrapolated from the unconditional to the conditional one by ``scale`` >= 1."""
+@dataclass(frozen=True)
+class ClassifierFree:
+    """The velocity extrapolated from another one by ``scale`` >= 1."""
 
-    def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        without = unconditional(x_t, t)
-        return without + scale * (conditional(x_t, t) - without)
+    scale: float
 
-    return guided
+    def __call__(self, model: VelocityModel, other: VelocityModel) -> VelocityModel:
+        """See `gmtool.flow.guidance.base.Scheme`."""
+
+        def guided(x_t: Tensor, t: Tensor) -> Tensor:
+            without = other(x_t, t)
+            return without + self.scale * (model(x_t, t) - without)
+
+        return guided

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from gmtool.flow.prediction import Prediction
+from gmtool.flow.model import Prediction
 
 Predicted = TypeVar("Predicted", Tensor, Prediction)
 

@@ -4,14 +4,26 @@ With the conditional mixture's moment-matched Gaussian N(mu_c, V), V averaged ov
 mu_u: e = mu_c - mu_u, made orthogonal to mu_c; bias = w e sqrt(V / <e^2>); the conditional mixture is multiplied by
 N(mu_c + bias, V (1 - w^2)) / N(mu_c, V). The scale w lies in [0, 1). <.> is the mean over C and positions of a sample.
 
+The unconditional mean may also be that of a weaker model (autoguidance, Karras et al., arXiv 2406.02507).
 Source: GMFlow, arXiv 2504.05304, section 3.4.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from gmtool.flow.prediction import TINY, MixtureModel, Prediction, sample_gaussian, sample_mean
+from gmtool.flow.model import (
+    TINY,
+    GuidanceEffect,
+    MixtureModel,
+    Prediction,
+    VelocityModel,
+    sample_gaussian,
+    sample_mean,
+)
+from gmtool.flow.path import mean_data
 from gmtool.mixture.gaussian_mixture import GaussianMixture, IsotropicGaussian, quotient
 
 
@@ -29,15 +41,21 @@ def guide(conditional: GaussianMixture, unconditional_mean: Tensor, scale: float
     gaussian = sample_gaussian(conditional)
     bias = guidance_bias(gaussian, unconditional_mean, scale, orthogonal)
     target = IsotropicGaussian(gaussian.mean + bias, gaussian.variance * (1 - scale**2))
-    return Prediction(conditional, gaussian, quotient(target, gaussian), bias, scale)
+    return Prediction(conditional, gaussian, GuidanceEffect(quotient(target, gaussian), bias, scale))
 
 
-def probabilistic(
-    conditional: MixtureModel, unconditional: MixtureModel, scale: float, orthogonal: float = 1.0
-) -> MixtureModel:
-    """The model whose conditional mixture is guided away from the unconditional mean by ``scale`` in [0, 1)."""
+@dataclass(frozen=True)
+class Probabilistic:
+    """The mixture guided away from another model's mean by ``scale`` in [0, 1); orthogonal in [0, 1]."""
 
-    def guided(x_t: Tensor, t: Tensor) -> Prediction:
-        return guide(conditional(x_t, t).base, unconditional(x_t, t).gaussian.mean, scale, orthogonal)
+    scale: float
+    orthogonal: float = 1.0
 
-    return guided
+    def __call__(self, model: MixtureModel, other: VelocityModel) -> MixtureModel:
+        """See `gmtool.flow.guidance.base.Scheme`. Of the other model the mean velocity is enough."""
+
+        def guided(x_t: Tensor, t: Tensor) -> Prediction:
+            away_from = mean_data(x_t, t, other(x_t, t))
+            return guide(model(x_t, t).base, away_from, self.scale, self.orthogonal)
+
+        return guided

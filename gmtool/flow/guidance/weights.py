@@ -8,11 +8,12 @@ never leave the conditional mixture's components.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gmtool.flow.prediction import MixtureModel, Prediction, unguided
+from gmtool.flow.model import MixtureModel, Prediction, unguided
 from gmtool.mixture.gaussian_mixture import COMPONENT, GaussianMixture
 
 
@@ -28,10 +29,16 @@ def reweight(conditional: GaussianMixture, unconditional: GaussianMixture, scale
     return GaussianMixture(conditional.means, log_weights, conditional.variance)
 
 
-def component_weights(conditional: MixtureModel, unconditional: MixtureModel, scale: float) -> MixtureModel:
-    """The model whose conditional mixture is re-weighted; to the second order it is a mixture like any other."""
+@dataclass(frozen=True)
+class ComponentWeights:
+    """The mixture re-weighted by ``scale`` >= 1; to the second order it is a mixture like any other."""
 
-    def guided(x_t: Tensor, t: Tensor) -> Prediction:
-        return unguided(reweight(conditional(x_t, t).mixture, unconditional(x_t, t).mixture, scale))
+    scale: float
 
-    return guided
+    def __call__(self, model: MixtureModel, other: MixtureModel) -> MixtureModel:
+        """See `gmtool.flow.guidance.base.Scheme`."""
+
+        def guided(x_t: Tensor, t: Tensor) -> Prediction:
+            return unguided(reweight(model(x_t, t).mixture, other(x_t, t).mixture, self.scale))
+
+        return guided

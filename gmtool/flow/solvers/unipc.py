@@ -11,33 +11,32 @@ Source: Zhao et al., arXiv 2302.04867, sections 3.1 and 3.2 (multistep, data pre
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from gmtool.flow.prediction import VelocityModel
-from gmtool.flow.solvers.ancestral import denoise, deterministic_step
-from gmtool.flow.solvers.dpm import Memory as Start
-from gmtool.flow.solvers.dpm import extrapolated, step_length
-from gmtool.flow.times import time_grid
+from gmtool.flow.model import VelocityModel
+from gmtool.flow.solvers.base import Solver
+from gmtool.flow.solvers.ddim import denoise, deterministic_step
+from gmtool.flow.solvers.dpmpp import DataStep, extrapolated, step_length
+from gmtool.streams import Noise
 
 
 @dataclass(frozen=True)
-class Memory:
-    """The step that predicted the present point: where it started, x (B, C, *S) at time (), and its first guess.
+class PredictedStep:
+    """The step that predicted the present point: where it started, x (B, C, *S) at time t, and what it knew.
 
     start: x^ there, and the step's length. before: the same of the step before; None for the first step.
     """
 
     x: Tensor
-    time: Tensor
-    start: Start
-    before: Start | None
+    t: float
+    start: DataStep
+    before: DataStep | None
 
 
-def corrected(end: Tensor, start: Start, before: Start | None) -> Tensor:
+def corrected(end: Tensor, start: DataStep, before: DataStep | None) -> Tensor:
     """The mean of x^ over a step, weighted by e^lambda: by the parabola through x^ at ``end``, ``start``, ``before``.
 
     With tau = (lambda - lambda_t) / h, r = h' / h and the slopes d = x^_s - x^_t, d' = (x^_t - x^') / r it is
@@ -56,16 +55,22 @@ def corrected(end: Tensor, start: Start, before: Start | None) -> Tensor:
     return start.data + first * rise + (second - first) * bend
 
 
-def unipc(model: VelocityModel, x: Tensor, steps: int, shift: float) -> Tensor:
-    """UniPC, order 2; one network evaluation a step. x (B, C, *S) at t = 1; returns x at t = 0."""
-    memory: Memory | None = None
-    for now, then in itertools.pairwise(time_grid(steps, shift)):
-        data = denoise(model, x, now)
-        before = None
-        if memory is not None:
-            before = memory.start
-            x = deterministic_step(memory.x, memory.time, now, corrected(data, before, memory.before))
-        start = Start(data, step_length(now, then))
-        memory = Memory(x, now, start, before)
-        x = deterministic_step(x, now, then, extrapolated(data, start.length, before))
-    return x
+@dataclass(frozen=True)
+class UniPC(Solver[VelocityModel, PredictedStep | None]):
+    """See the module."""
+
+    def init(self, _x: Tensor) -> PredictedStep | None:
+        """See `Solver.init`."""
+        return None
+
+    def step(
+        self, model: VelocityModel, x: Tensor, t: float, s: float, last: PredictedStep | None, _noise: Noise | None
+    ) -> tuple[Tensor, PredictedStep]:
+        """See `Solver.step`."""
+        data, before = denoise(model, x, t), None
+        if last is not None:
+            before = last.start
+            x = deterministic_step(last.x, last.t, t, corrected(data, before, last.before))
+        start = DataStep(data, step_length(t, s))
+        ahead = deterministic_step(x, t, s, extrapolated(data, start.length, before))
+        return ahead, PredictedStep(x, t, start, before)

@@ -10,7 +10,7 @@ from gmtool.flags import with_options
 from gmtool.stages.bench.config import BenchConfig
 
 if TYPE_CHECKING:
-    from gmtool.stages.bench.run import BenchReport, Measurement
+    from gmtool.stages.bench.run import BenchReport, StageRate
 
 
 @with_options(BenchConfig)
@@ -48,5 +48,5 @@ def _print_report(report: BenchReport) -> None:
     )
 
 
-def _rate(found: Measurement) -> str:
+def _rate(found: StageRate) -> str:
     return f"{found.rate:,.0f} {found.unit}" if found.rate >= 100 else f"{found.rate:.3g} {found.unit}"

@@ -21,15 +21,15 @@ from gmtool.errors import UserError
 from gmtool.evaluation.references import open_training_latents
 from gmtool.evaluation.report import Figure, Measurement, Metric
 from gmtool.evaluation.trajectory import mean_lipschitz, sliced_distance, trace, transport_distance
+from gmtool.flow.times import full_grid
 from gmtool.progress import Progress
-from gmtool.sampling.guide import weights_file
-from gmtool.sampling.sampler import Model, flow_of
-from gmtool.settings import config_from_json
+from gmtool.sampling.labels import labels_of, modes_of
+from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
+from gmtool.sampling.sampler import unguided_field
+from gmtool.sampling.settings import SelectionSettings, WeightSettings
+from gmtool.settings import some_from_json
 from gmtool.stages.evaluate.config import EvaluateConfig
-from gmtool.stages.sample.config import SampleConfig
-from gmtool.stages.sample.run import choose_labels, choose_modes, load_model
 from gmtool.streams import generator
-from gmtool.training.checkpoint import find_checkpoint
 
 STEPS = 50
 
@@ -38,19 +38,20 @@ def trajectory_figures(
     folder: SamplesFolder, config: EvaluateConfig, device: torch.device, progress: Progress
 ) -> tuple[Figure, ...]:
     """The figures of ``config.trajectories`` samples, or of all when there are fewer. Raises what `run_of` does."""
-    sampling = _settings(folder)
-    run, weights = run_of(folder)
-    count = min(config.trajectories, sampling.num)
+    selection, weights = _settings(folder)
+    run, file = run_of(folder)
+    count = min(config.trajectories, selection.num)
     with ExitStack() as stack:
-        model = load_model(run, weights, sampling, device, stack)
-        paths = _follow(model, run, sampling, count, config, progress)
+        network = load_network(run.architecture, file, device)
+        model = load_model(run, network, device, torch.float32, weights.gmm, stack)
+        paths = _follow(model, run, selection, count, config, progress)
     return (*paths, *_distances(folder, run.statistics(), count, config.seed, progress))
 
 
-def _settings(folder: SamplesFolder) -> SampleConfig:
-    """The settings that drew the samples."""
-    found: SampleConfig = config_from_json(SampleConfig, folder.manifest.config, str(folder.path))
-    return found
+def _settings(folder: SamplesFolder) -> tuple[SelectionSettings, WeightSettings]:
+    """What the samples are, and the weights that they were drawn with."""
+    config, whose = folder.manifest.config, str(folder.path)
+    return some_from_json(SelectionSettings, config, whose), some_from_json(WeightSettings, config, whose)
 
 
 def run_of(folder: SamplesFolder) -> tuple[RunFolder, Path]:
@@ -58,12 +59,12 @@ def run_of(folder: SamplesFolder) -> tuple[RunFolder, Path]:
 
     Raises UserError when the run is gone, or has no longer these weights.
     """
-    sampling = _settings(folder)
+    _, settings = _settings(folder)
     recorded = folder.manifest.input("run")
     if recorded is None:
         raise UserError(f"--trajectories: {folder.path} does not say which run drew it")
     run = open_run(Path(recorded.path))
-    weights = find_checkpoint(run.checkpoints, sampling.checkpoint).path / weights_file(sampling, run.config)
+    _, weights = find_weights(settings, run)
     if file_fingerprint(weights) != recorded.fingerprint:
         raise UserError(
             f"--trajectories: {folder.path} was drawn with other weights than {run.path} has now: run gmtool sample "
@@ -73,11 +74,16 @@ def run_of(folder: SamplesFolder) -> tuple[RunFolder, Path]:
 
 
 def _follow(
-    model: Model, run: RunFolder, sampling: SampleConfig, count: int, config: EvaluateConfig, progress: Progress
+    model: TrainedModel,
+    run: RunFolder,
+    selection: SelectionSettings,
+    count: int,
+    config: EvaluateConfig,
+    progress: Progress,
 ) -> list[Figure]:
     """Length, straightness and Lipschitz constant of the first ``count`` samples' paths."""
-    labels = torch.from_numpy(choose_labels(sampling.classes, run, sampling.num)).clamp(min=0)
-    chosen = choose_modes(sampling.modes, run, sampling.num)
+    labels = torch.from_numpy(labels_of(selection, run)).clamp(min=0)
+    chosen = modes_of(selection, run)
     found: dict[Metric, list[Tensor]] = {"path_length": [], "straightness": [], "lipschitz": []}
     stream = generator(config.seed, "trajectories")
     progress.begin("trajectories", count, "samples")
@@ -85,8 +91,8 @@ def _follow(
         rows = range(start, min(start + config.batch_size, count))
         part = slice(rows.start, rows.stop)
         modes = None if chosen is None else torch.from_numpy(chosen[part])
-        field, begin = flow_of(model, sampling.seed, rows, labels[part], modes)
-        path = trace(field, begin, STEPS, run.time_shift)
+        field, begin = unguided_field(model, selection.seed, rows, labels[part], modes)
+        path = trace(field, begin, full_grid(STEPS, run.method.time_shift))
         found["path_length"].append(path.length())
         found["straightness"].append(path.straightness())
         found["lipschitz"].append(mean_lipschitz(field, path, stream))

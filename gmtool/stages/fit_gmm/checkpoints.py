@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gmtool.artifacts.resume import ResumeFile, ResumeState
+from gmtool.errors import UserError
 from gmtool.mixture.em import DiagonalMixture, Fit
 from gmtool.mixture.kmeans import Centroids
 from gmtool.mixture.patch_moments import Distances
@@ -62,7 +63,7 @@ State = InKMeans | InEm | InPatches
 class Checkpoints:
     """Saves the states of a fit, at most one every so many seconds; in a ``with`` block that fails, also the last one.
 
-    A process that does not write keeps none.
+    A process that does not write saves none. An error of the user's is mended by other settings, to which no state goes.
     """
 
     def __init__(self, file: ResumeFile, seconds: float, writes: bool) -> None:
@@ -81,7 +82,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is not None and self._unsaved is not None:
+        if kind is not None and not issubclass(kind, UserError) and self._unsaved is not None:
             self.save(self._unsaved, now=True)
 
 

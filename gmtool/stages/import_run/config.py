@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from gmtool.flow.names import Condition
 from gmtool.settings import Option, check_ranges
-from gmtool.stages.train.config import Condition
 
 
 @dataclass(frozen=True)

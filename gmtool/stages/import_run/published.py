@@ -14,17 +14,17 @@ from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
+from gmtool.flow.names import Condition
 from gmtool.flow.times import shift_for
 from gmtool.foreign.ditdh import ditdh_architecture, ditdh_weights, labels_of
 from gmtool.foreign.gmflow import read_gmflow
 from gmtool.foreign.mixtures import ReleasedMixture, read_mixture
 from gmtool.foreign.torch_files import read_checkpoint, read_statistics
 from gmtool.huggingface import local_or_hub_file
-from gmtool.nn.architecture import Architecture
+from gmtool.nn.architecture import Architecture, TransformerArchitecture
 from gmtool.nn.build import build_network
 from gmtool.settings import flag
 from gmtool.stages.import_run.config import ImportConfig
-from gmtool.stages.train.config import Condition
 from gmtool.tokenizers import dinov2, sd_vae
 from gmtool.tokenizers.choose import latent_sizes
 
@@ -41,7 +41,7 @@ class Published:
     tokens, None where that is not at hand. inputs: the files it was read from.
     """
 
-    architecture: Architecture
+    architecture: TransformerArchitecture
     ema: Mapping[str, Tensor]
     model: Mapping[str, Tensor] | None
     step: int

@@ -19,6 +19,7 @@ from torch import Tensor
 from gmtool.artifacts.files import check_space, check_writable, part_of
 from gmtool.artifacts.gmm import Assignments, DescriptorMixture, gmm_bytes, write_gmm
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, RunFolder, create_run, run_details
 from gmtool.errors import UserError
 from gmtool.foreign.gmflow import INDEX, is_gmflow
@@ -33,9 +34,11 @@ from gmtool.stages.import_run.published import (
     read_published_ditdh,
     read_published_gmflow,
 )
-from gmtool.stages.train.config import TrainConfig
 from gmtool.tokenizers.choose import latent_sizes
 from gmtool.training.checkpoint import EMA, MODEL, Position, save_checkpoint
+
+AVERAGES = ("published",)
+"""The name of the published weights, which are a moving average."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _write(part: Path, path: Path, published: Published, config: ImportConfig, p
     if published.model is not None:
         files[MODEL] = _float32(published.model)
     save_checkpoint(part / CHECKPOINTS, Position(published.step), files)
-    settings: dict[str, Any] = asdict(_train_config(published, path))
+    settings = _settings(published, path)
     _, descriptor_size = latent_sizes(published.tokenizer, 1)
     manifest = Manifest(
         kind="run",
@@ -136,7 +139,7 @@ def _write(part: Path, path: Path, published: Published, config: ImportConfig, p
         config=settings,
         inputs=inputs,
         details=run_details(
-            published.architecture, parameters, published.classes, published.tokenizer, descriptor_size
+            published.architecture, AVERAGES, parameters, published.classes, published.tokenizer, descriptor_size
         ),
     )
     return create_run(part, manifest, statistics, published.tokenizer)
@@ -168,23 +171,21 @@ def _write_mixture(path: Path, published: Published, mixture: ReleasedMixture, c
     )
 
 
-def _train_config(published: Published, path: Path) -> TrainConfig:
-    """What the run was trained as, so far as sampling asks."""
-    architecture, mixture = published.architecture, published.mixture is not None
-    return TrainConfig(
-        objective="gm-kl" if architecture.components else "fm",
+def _settings(published: Published, path: Path) -> dict[str, Any]:
+    """What the run was trained as, so far as its files tell; see `gmtool.artifacts.method_record`."""
+    mixture = published.mixture is not None
+    method = MethodRecord(
+        objective="gm-kl" if published.architecture.components else "fm",
         source="gmm" if mixture else "gaussian",
         coupling="mode" if mixture else "independent",
         condition=published.condition,
-        gmm=path / MIXTURE if mixture else None,
-        components=architecture.components or TrainConfig.components,
-        constant_std=architecture.constant_std,
-        spectral=architecture.spectral,
-        patch_size=architecture.patch,
-        steps=max(1, published.step),
-        dropout=0.1 if published.condition == "class" else 0.0,
+        mode_mean=False,
+        transition_ratio=0.5,
+        time_distribution="logit-normal",
         time_shift=published.time_shift,
+        dropout=0.1 if published.condition == "class" else 0.0,
     )
+    return {**asdict(method), "gmm": str(path / MIXTURE) if mixture else None, "steps": published.step}
 
 
 def _report(published: Published, parameters: int) -> ImportReport:

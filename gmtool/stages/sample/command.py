@@ -18,19 +18,22 @@ def command(
     *,
     _preset: PresetName = None,
     config: SampleConfig,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be drawn, and how; draw nothing.")
+    ] = False,
 ) -> None:
     """Draw images from a run. Image i depends on the seed and i alone.
 
     Example: gmtool sample --steps 6 --guidance prob --guidance-scale 0.2 --num 5000
     """
-    from gmtool.console import ConsoleProgress
-    from gmtool.stages.sample.run import sample
+    from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.sample.run import plan_samples, sample
 
+    if dry_run:
+        print_forecast(plan_samples(run, samples, config).forecast())
+        return
     report = sample(run, samples, config, ConsoleProgress())
-    plan = report.plan
-    how = f"{plan.solver}, {plan.steps} steps, order {plan.order}, {plan.substeps} sub-steps"
-    guided = "unguided" if plan.guidance == "none" else f"{plan.guidance} {plan.scale:g}"
-    print(f"{samples}: {report.count:,} samples of step {report.step} by {how}, {guided}")
+    print(f"{samples}: {report.count:,} samples of step {report.step} by {report.plan.words}")
     if report.no_images is not None:
         print(f"no images: {report.no_images}")
     else:

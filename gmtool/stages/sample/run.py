@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,27 +21,27 @@ from PIL import Image
 from safetensors import safe_open
 
 from gmtool.artifacts.files import check_space, check_writable, part_of
-from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
 from gmtool.artifacts.manifest import Array, Input, Manifest, file_fingerprint
-from gmtool.artifacts.run import MIXTURE, RunFolder, open_run
+from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.artifacts.safetensors_io import write_tensors
 from gmtool.artifacts.samples import GRID, IMAGES, LATENTS, MANIFEST, PICTURES
-from gmtool.data.mode_statistics import ModeFrames
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.plots import image_grid
+from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
-from gmtool.runtime import compute_dtype
-from gmtool.sampling.guide import open_weaker, weights_file
-from gmtool.sampling.model import load_network
-from gmtool.sampling.plan import Plan, make_plan
-from gmtool.sampling.sampler import Model, generate
+from gmtool.runtime import allow_tf32, compute_dtype
+from gmtool.sampling.decoder import decoder_of
+from gmtool.sampling.guide import WeakerRun, open_weaker
+from gmtool.sampling.labels import labels_of, modes_of
+from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
+from gmtool.sampling.plan import SamplePlan, make_plan
+from gmtool.sampling.sampler import generate
 from gmtool.settings import as_flat
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.tokenizers.base import Tokenizer
-from gmtool.tokenizers.build import build_tokenizer
-from gmtool.training.checkpoint import find_checkpoint
+from gmtool.training.checkpoint import Checkpoint
 
 GRID_IMAGES = 100
 """Images of the grid at most."""
@@ -54,9 +55,70 @@ class SampleReport:
 
     folder: Path
     count: int
-    plan: Plan
+    plan: SamplePlan
     step: int
     no_images: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class SampleJob:
+    """Samples that will be drawn, nothing left open.
+
+    plan: how. labels, modes (num,): of the samples, -1 for no class, None for modes that are drawn. weights: the file
+    that holds them. guide: the weaker run, None for none. inputs: what the samples are made from.
+    """
+
+    run: RunFolder
+    folder: Path
+    config: SampleConfig
+    plan: SamplePlan
+    labels: np.ndarray
+    modes: np.ndarray | None
+    checkpoint: Checkpoint
+    weights: Path
+    guide: WeakerRun | None
+    inputs: tuple[Input, ...]
+
+    @property
+    def part(self) -> Path:
+        """Where the folder is until it is whole."""
+        return part_of(self.folder)
+
+    @property
+    def batches(self) -> list[range]:
+        """The samples of each network call."""
+        count, size = len(self.labels), self.config.batch_size
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as they are recorded."""
+        found: dict[str, Any] = json.loads(json.dumps(as_flat(self.config), default=str))
+        return found
+
+    def bytes_needed(self, side: int | None) -> int:
+        """Of latents twice (the batches and the file), of images three times (the batches, the array, the PNGs).
+
+        side: of the images, in pixels; None without images.
+        """
+        image = 3 * side**2 if side is not None else 0
+        return len(self.labels) * (4 * int(np.prod(self.run.architecture.shape)) + 3 * image)
+
+    def forecast(self) -> Forecast:
+        """What drawing them takes."""
+        evaluations = self.plan.steps * (1 if self.plan.guidance == "none" else 2)
+        shape = " x ".join(map(str, self.run.architecture.shape))
+        return Forecast(
+            title=f"{self.folder} from {self.weights}",
+            reads=(FileSize(self.weights, self.weights.stat().st_size),),
+            writes=(FileSize(self.folder, self.bytes_needed(None)),),
+            work=(
+                ("samples", f"{len(self.labels):,} of {shape}, step {self.checkpoint.step:,}"),
+                ("by", self.plan.words),
+                ("network evaluations a sample", f"{evaluations} at most"),
+                ("network calls", f"{len(self.batches):,} batches of {evaluations} at most"),
+            ),
+        )
 
 
 def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progress) -> SampleReport:
@@ -64,128 +126,49 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
 
     Raises UserError for what the run cannot do, naming the flag; MachineError when they will not fit on the disk.
     """
-    run = open_run(run_path)
-    plan = make_plan(config, run.config)
-    labels = choose_labels(config.classes, run, config.num)
-    modes = choose_modes(config.modes, run, config.num)
-    _check_folder(folder)
-    checkpoint = find_checkpoint(run.checkpoints, config.checkpoint)
-    weights = checkpoint.path / weights_file(config, run.config)
+    job = plan_samples(run_path, folder, config)
+    allow_tf32(False)
     world = join(config.device)
-    guide = open_weaker(run, config)
-    digest = file_fingerprint(weights)
-    inputs = [Input("run", str(run_path.absolute()), digest), *(i for i in run.manifest.inputs if i.role == "latents")]
-    if guide is not None:
-        inputs.append(guide.input)
     with ExitStack() as stack:
-        model = load_model(run, weights, config, world.device, stack)
-        if guide is not None:
-            model = replace(model, weaker=guide.load(config, world.device))
+        model = _load(job, world, stack)
         with world.first_before_others():  # which may fetch the decoder
-            tokenizer, no_images = decoder_of(run, config.decoder, world.device)
-        check_space(folder, _bytes_needed(run, config.num, tokenizer), "the folder")
-        part = part_of(folder)
-        made_from = [each.fingerprint for each in inputs]
+            tokenizer, no_images = decoder_of(job.run, config.decoder, world.device)
+        side = None if tokenizer is None else tokenizer.image_size
+        check_space(folder, job.bytes_needed(side), "the folder")
         if world.first:
-            _prepare(part, json.dumps({"plan": asdict(plan), "inputs": made_from, "config": _settings(config)}))
+            _prepare(job)
         world.barrier()
-        batches = _batches(config.num, config.batch_size)
-        _draw(model, plan, labels, modes, tokenizer, part, batches, world, progress)
+        _draw(job, model, tokenizer, world, progress)
     if world.first:
-        _assemble(part, batches, labels, run, config, plan, tuple(inputs), tokenizer)
-        _replace(folder, part)
+        _assemble(job, tokenizer)
+        _replace(folder, job.part)
     world.barrier()
-    return SampleReport(folder, config.num, plan, checkpoint.step, no_images)
+    return SampleReport(folder, len(job.labels), job.plan, job.checkpoint.step, no_images)
 
 
-def choose_labels(wanted: str | None, run: RunFolder, count: int) -> np.ndarray:
-    """The label of every sample, (count,) int64: the chosen classes in turn, so that they come equally often; else -1.
-
-    wanted: class numbers or names, separated by commas; None for all. Raises UserError for a run that was trained
-    without classes, and for a class it does not know.
-    """
-    if run.config.condition != "class":
-        if wanted is not None:
-            raise UserError(f"--classes: {run.path} was trained without classes (--condition {run.config.condition})")
-        return np.full(count, -1, np.int64)
-    chosen = (
-        list(range(len(run.classes))) if wanted is None else [_class(each.strip(), run) for each in wanted.split(",")]
+def plan_samples(run_path: Path, folder: Path, config: SampleConfig) -> SampleJob:
+    """Settle everything about the samples; nothing is written. Raises UserError as `sample` does."""
+    run = open_run(run_path)
+    plan = make_plan(config.sampling, run.method, run.architecture.spectral, config.selection.seed)
+    labels, modes = labels_of(config.selection, run), modes_of(config.selection, run)
+    _check_folder(folder)
+    checkpoint, weights = find_weights(config.weights, run)
+    guide = None if config.sampling.guide is None else open_weaker(run, config.sampling.guide)
+    inputs = (
+        Input("run", str(run_path.absolute()), file_fingerprint(weights)),
+        *(used for used in run.manifest.inputs if used.role == "latents"),
+        *(() if guide is None else (guide.input,)),
     )
-    return np.array(chosen, np.int64)[np.arange(count) % len(chosen)]
+    return SampleJob(run, folder, config, plan, labels, modes, checkpoint, weights, guide, inputs)
 
 
-def _class(word: str, run: RunFolder) -> int:
-    if word in run.classes:
-        return run.classes.index(word)
-    if word.isdecimal() and int(word) < len(run.classes):
-        return int(word)
-    raise UserError(f"--classes: {word!r} is neither a class name nor a number below {len(run.classes)}")
-
-
-def choose_modes(wanted: str | None, run: RunFolder, count: int) -> np.ndarray | None:
-    """The mode of every sample, (count,) int64: the wanted numbers, separated by commas, in turn; None where they are
-    drawn.
-
-    Raises UserError for a run that no mode of a sample reaches, and for a mode that its mixture does not have.
-    """
-    if wanted is None:
-        return None
-    weights = run.statistics().mode_weights
-    if weights is None or not (run.config.sees_modes or run.config.coupling == "mode"):
-        raise UserError(f"--modes: {run.path} draws without modes; train with --coupling mode or --condition mode")
-    number = weights.shape[1]
-    words = [each.strip() for each in wanted.split(",")]
-    for word in words:
-        if not (word.isdecimal() and int(word) < number):
-            raise UserError(f"--modes: {word!r} is not a number below {number}, the modes of {run.path}")
-    return np.array([int(each) for each in words], np.int64)[np.arange(count) % len(words)]
-
-
-def decoder_of(run: RunFolder, decoder: str | None, device: torch.device) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer that turns the run's latents into images, or None and how to get one."""
-    spec = run.tokenizer()
-    if spec.name == "dinov2" and decoder is None:
-        return None, (
-            "latents of dinov2 need a decoder for pictures: pip install 'gmtool[rae]' and give --decoder, the hub id "
-            "or folder of an AutoencoderRAE"
-        )
-    return build_tokenizer(spec, device, decoder=decoder), None
-
-
-def load_model(run: RunFolder, weights: Path, config: SampleConfig, device: torch.device, stack: ExitStack) -> Model:
-    """A run's network with the weights of a file, ready to draw; ``stack`` closes its mixture, which stays open.
-
-    Raises UserError when the mixture is not the run's.
-    """
-    network = load_network(run.architecture, weights, config, device)
-    statistics = run.statistics()
-    frames = None
-    if run.config.uses_frames:
-        known = run.manifest.input("gmm")
-        assert known is not None  # a run that uses a mixture names it
-        beside = run.path / MIXTURE  # an imported run brings its own, and may have been moved since
-        path = config.gmm or (beside if beside.exists() else Path(known.path))
-        gmm = stack.enter_context(open_gmm(path))
-        if known.fingerprint != gmm.manifest.fingerprint:
-            raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
-        frames = ModeFrames(gmm, statistics, device, whitened=run.config.union)
+def _load(job: SampleJob, world: World, stack: ExitStack) -> TrainedModel:
+    """The network of a job, and its guide."""
+    config, device = job.config, world.device
     precision = compute_dtype(config.precision, device)
-    return Model(network, run.config, statistics.to(device), frames, device, precision)
-
-
-def _settings(config: SampleConfig) -> dict[str, str]:
-    """The settings that change the images or their division into batches, as text."""
-    return {name: str(value) for name, value in as_flat(config).items() if name not in ("device", "checkpoint")}
-
-
-def _batches(count: int, size: int) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _bytes_needed(run: RunFolder, count: int, tokenizer: Tokenizer | None) -> int:
-    """Latents twice (the batches and the file), images three times (the batches, the array, the PNGs)."""
-    image = 3 * tokenizer.image_size**2 if tokenizer is not None else 0
-    return count * (4 * int(np.prod(run.architecture.shape)) + 3 * image)
+    network = load_network(job.run.architecture, job.weights, device, config.compile)
+    model = load_model(job.run, network, device, precision, config.weights.gmm, stack)
+    return model if job.guide is None else replace(model, weaker=job.guide.load(device, precision, config.compile))
 
 
 def _check_folder(folder: Path) -> None:
@@ -199,113 +182,103 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds other things than samples: choose another folder")
 
 
-def _prepare(part: Path, plan: str) -> None:
-    """Make the unfinished folder, or keep it where the same plan began it."""
-    record = part / PLAN
-    if record.is_file() and record.read_text() == plan:
+def _prepare(job: SampleJob) -> None:
+    """Make the unfinished folder, or keep it where the same job began it."""
+    changing = {name: str(value) for name, value in job.settings.items() if name not in ("device", "checkpoint")}
+    used = [entry.fingerprint for entry in job.inputs]
+    text = json.dumps({"plan": asdict(job.plan), "inputs": used, "config": changing})
+    record = job.part / PLAN
+    if record.is_file() and record.read_text() == text:
         return
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    record.write_text(plan)
+    shutil.rmtree(job.part, ignore_errors=True)
+    job.part.mkdir(parents=True)
+    record.write_text(text)
 
 
 def _batch_file(part: Path, batch: range) -> Path:
     return part / f"batch-{batch.start:08d}.safetensors"
 
 
-def _draw(
-    model: Model,
-    plan: Plan,
-    labels: np.ndarray,
-    modes: np.ndarray | None,
-    tokenizer: Tokenizer | None,
-    part: Path,
-    batches: Sequence[range],
-    world: World,
-    progress: Progress,
-) -> None:
+def _draw(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, world: World, progress: Progress) -> None:
     """Draw and decode the batches that are not there yet, in rounds of one a process; return when all are done."""
-    missing = [batch for batch in batches if not _batch_file(part, batch).exists()]
+    part = job.part
+    missing = [batch for batch in job.batches if not _batch_file(part, batch).exists()]
     world.barrier()  # until all have seen what is missing: some of it is about to be made
-    done = sum(map(len, batches)) - sum(map(len, missing))
+    done = len(job.labels) - sum(map(len, missing))
     if tokenizer is not None:
         (part / PICTURES).mkdir(exist_ok=True)
-    progress.begin("sample", done + sum(map(len, missing)), "images", done)
+    progress.begin("sample", len(job.labels), "images", done)
     for start in range(world.rank, len(missing), world.size):
-        batch = missing[start]
-        classes = torch.from_numpy(labels[batch.start : batch.stop]).clamp(min=0)
-        chosen = None if modes is None else torch.from_numpy(modes[batch.start : batch.stop])
-        latents = generate(model, plan, batch, classes, chosen)
-        if not torch.isfinite(latents).all():
-            raise UserError("the samples are not finite: try --precision float32, or an earlier --checkpoint")
-        arrays = {"latents": torch.from_numpy(to_float16(latents.cpu().numpy(), "the samples"))}
-        if tokenizer is not None:
-            images = tokenizer.decode(latents, truncate=plan.protocol == "rae")
-            arrays["descriptors"] = tokenizer.describe(images)
-            arrays["images"] = images.permute(0, 2, 3, 1)
-            for index, image in zip(batch, arrays["images"].cpu().numpy(), strict=True):
-                Image.fromarray(image).save(part / PICTURES / f"{index:06d}.png")
-        write_tensors(_batch_file(part, batch), arrays)
+        _draw_batch(job, model, tokenizer, missing[start])
         progress.advance(sum(map(len, missing[start : start + world.size])))
     world.barrier()
     progress.end()
 
 
-def _assemble(
-    part: Path,
-    batches: Sequence[range],
-    labels: np.ndarray,
-    run: RunFolder,
-    config: SampleConfig,
-    plan: Plan,
-    inputs: tuple[Input, ...],
-    tokenizer: Tokenizer | None,
-) -> None:
+def _draw_batch(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, batch: range) -> None:
+    """Draw and decode a batch into its file, and its pictures."""
+    rows = slice(batch.start, batch.stop)
+    classes = torch.from_numpy(job.labels[rows]).clamp(min=0)
+    modes = None if job.modes is None else torch.from_numpy(job.modes[rows])
+    latents = generate(model, job.plan, batch, classes, modes)
+    if not torch.isfinite(latents).all():
+        raise UserError("the samples are not finite: try --precision float32, or an earlier --checkpoint")
+    arrays = {"latents": torch.from_numpy(to_float16(latents.cpu().numpy(), "the samples"))}
+    if tokenizer is not None:
+        images = tokenizer.decode(latents, truncate=job.plan.truncates)
+        arrays["descriptors"] = tokenizer.describe(images)
+        arrays["images"] = images.permute(0, 2, 3, 1)
+        for index, image in zip(batch, arrays["images"].cpu().numpy(), strict=True):
+            Image.fromarray(image).save(job.part / PICTURES / f"{index:06d}.png")
+    write_tensors(_batch_file(job.part, batch), arrays)
+
+
+def _assemble(job: SampleJob, tokenizer: Tokenizer | None) -> None:
     """Put the batches together: latents.h5, samples.npz, the grid, and last the record."""
-    spec = run.tokenizer()
+    run, part, labels, settings = job.run, job.part, job.labels, job.settings
     size = run.manifest.details["descriptor_size"]
     descriptors = (
-        np.concatenate(list(_arrays(part, batches, "descriptors")))
+        np.concatenate(list(_arrays(job, "descriptors")))
         if tokenizer is not None
         else np.full((len(labels), size), np.nan, np.float32)
     )
-    settings = json.loads(json.dumps(as_flat(config), default=str))
     latents = write_latents(
         part / LATENTS,
-        patches=_arrays(part, batches, "latents"),
+        patches=_arrays(job, "latents"),
         descriptors=descriptors,
         labels=labels,
         names=[f"{PICTURES}/{index:06d}.png" for index in range(len(labels))],
         classes=run.classes,
-        tokenizer=spec,
-        provenance=Provenance("sample", settings, inputs),
+        tokenizer=run.tokenizer(),
+        provenance=Provenance("sample", settings, job.inputs),
     )
     arrays = {"latents": Array((len(labels), *run.architecture.shape), "float16", "tokenizer output, not normalised")}
     if tokenizer is not None:
         side = tokenizer.image_size
         arrays["arr_0"] = Array((len(labels), side, side, 3), "uint8", "RGB, 0 to 255")
         arrays["arr_1"] = Array((len(labels),), "int64", "index into classes, -1: none")
-        _write_npz(part / IMAGES, arrays["arr_0"].shape, _arrays(part, batches, "images"), labels)
-        first = np.concatenate(list(_arrays(part, batches[: -(-GRID_IMAGES // len(batches[0]))], "images")))
-        Image.fromarray(image_grid(first[:GRID_IMAGES])).save(part / GRID)
+        _write_npz(part / IMAGES, arrays["arr_0"].shape, _arrays(job, "images"), labels)
+        first = list(_arrays(job, "images", -(-GRID_IMAGES // len(job.batches[0]))))
+        Image.fromarray(image_grid(np.concatenate(first)[:GRID_IMAGES])).save(part / GRID)
     manifest = Manifest(
         kind="samples",
         stage="sample",
         fingerprint=latents.fingerprint,
         config=settings,
-        inputs=inputs,
+        inputs=job.inputs,
         arrays=arrays,
-        details={"plan": asdict(plan), "count": len(labels), "classes": list(run.classes)},
+        details={"plan": asdict(job.plan), "count": len(labels), "classes": list(run.classes)},
     )
     (part / MANIFEST).write_text(manifest.to_json())
-    for batch in batches:
+    for batch in job.batches:
         _batch_file(part, batch).unlink()
     (part / PLAN).unlink()
 
 
-def _arrays(part: Path, batches: Sequence[range], name: str) -> Iterator[np.ndarray]:
-    for batch in batches:
-        with safe_open(_batch_file(part, batch), framework="np") as arrays:
+def _arrays(job: SampleJob, name: str, count: int | None = None) -> Iterator[np.ndarray]:
+    """An array of each of the first ``count`` batches; default: of all."""
+    for batch in job.batches[:count]:
+        with safe_open(_batch_file(job.part, batch), framework="np") as arrays:
             yield arrays.get_tensor(name)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gmtool.errors import UserError
 from gmtool.flags import PresetName, with_options
 from gmtool.stages.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from gmtool.stages.train.forecast import Forecast
 
 
 @with_options(TrainConfig)
@@ -25,7 +22,12 @@ def command(
     preset: PresetName = None,
     config: TrainConfig,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and what the run will take; train nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved settings and what the run will take; train nothing. With --preset and no LATENTS "
+            "it is reckoned for ImageNet.",
+        ),
     ] = False,
     price: Annotated[
         float | None,
@@ -54,38 +56,12 @@ def command(
 
 
 def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str | None, price: float | None) -> None:
-
-    from gmtool.console import print_table
-    from gmtool.settings import as_flat, as_text, flag
+    from gmtool.console import print_forecast
     from gmtool.stages.presets import load_preset
     from gmtool.stages.train.forecast import forecast
 
-    found = forecast(latents, run, config)
-    if preset is not None:
-        recipe = load_preset(preset)
+    recipe = None if preset is None else load_preset(preset)
+    found = forecast(latents, run, config, None if recipe is None else recipe.settings, price)
+    if recipe is not None:
         print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
-    settings = [(flag(name), as_text(value)) for name, value in as_flat(found.config).items()]
-    print_table(f"{run} on {found.device}", ("setting", "value"), settings)
-    print_table("what it takes", ("", ""), _forecast_rows(found, price))
-
-
-def _forecast_rows(found: Forecast, price: float | None) -> list[tuple[str, str]]:
-    from gmtool.artifacts.files import human_bytes
-    from gmtool.console import duration
-
-    cost, speed, seconds = found.cost, found.speed, found.seconds
-    rows = [
-        ("parameters", f"{cost.parameters:,}"),
-        ("operations a step", f"{found.step_flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP an image)"),
-        (f"memory, {found.micro_batch:,} images at once", f"about {human_bytes(found.memory)}"),
-        ("steps", f"{found.config.steps:,}"),
-        ("images a step (effective batch)", f"{found.batch:,}"),
-        ("epochs", f"{found.epochs:,.3g} of {found.images:,} images"),
-        *((f"reads {each.path}", human_bytes(each.bytes)) for each in found.reads),
-        *((f"writes {each.path}", f"at most {human_bytes(each.bytes)}") for each in found.writes),
-    ]
-    if speed is None or seconds is None:
-        return [*rows, ("time", "not known: `gmtool bench` measures this machine")]
-    rate = f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"
-    rows.append(("time", f"{duration(seconds)} at {rate}"))
-    return rows if price is None else [*rows, ("cost", f"{seconds / 3600 * price:,.2f}")]
+    print_forecast(found)

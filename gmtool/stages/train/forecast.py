@@ -2,104 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import CHECKPOINTS, METRICS
+from gmtool.errors import UserError
+from gmtool.forecast import Choice, FileSize, Forecast
 from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.settings import as_text, flag
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.plan import architecture_for, resolve
-from gmtool.stages.train.run import open_mixture
-from gmtool.throughput import Speed, device_name, known_speed
+from gmtool.stages.train.plan import DataFacts, TrainPlan, facts_of, open_mixture, plan_training
+from gmtool.stages.train.run import checkpoint_bytes
+from gmtool.throughput import device_name, known_speed
 from gmtool.training.cost import StepCost, step_cost
+from gmtool.training.micro_batch import divisors
 
 METRICS_BYTES = 120
 """About a line of metrics.jsonl."""
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+"""What a preset is reckoned for where the latents are not there yet."""
 
 
-@dataclass(frozen=True)
-class FileSize:
-    """A file or folder that is read or written, and its bytes."""
-
-    path: Path
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """A run that was not begun.
-
-    config: its settings, nothing left open. images: of the latents file. micro_batch: images computed at once, and
-    memory: about the bytes that takes. speed: what `gmtool bench` found on the device, None when it was not run there.
-    """
-
-    config: TrainConfig
-    device: str
-    images: int
-    cost: StepCost
-    micro_batch: int
-    memory: int
-    reads: tuple[FileSize, ...]
-    writes: tuple[FileSize, ...]
-    speed: Speed | None
-
-    @property
-    def batch(self) -> int:
-        """Images a step."""
-        assert self.config.batch_size is not None  # resolved
-        return self.config.batch_size
-
-    @property
-    def step_flops(self) -> int:
-        """Operations of a step."""
-        return self.batch * self.cost.flops
-
-    @property
-    def epochs(self) -> float:
-        """How often each image is seen."""
-        return self.config.steps * self.batch / self.images
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds that all steps take at the measured speed; None when it is not known."""
-        return None if self.speed is None else self.config.steps * self.step_flops / self.speed.train
-
-
-def forecast(latents_path: Path, run_path: Path, config: TrainConfig) -> Forecast:
+def forecast(
+    latents_path: Path,
+    run_path: Path,
+    config: TrainConfig,
+    recipe: Mapping[str, Mapping[str, Any]] | None = None,
+    price: float | None = None,
+) -> Forecast:
     """What ``train`` with the same arguments would take. Nothing is written, and no number of the network computed.
 
-    Raises UserError as ``train`` does for inputs that do not fit together.
+    recipe: the tables of a preset by command; where the latents do not exist, it says what they would be. price: of an
+    hour of this machine. Raises UserError as ``train`` does for inputs that do not fit together.
     """
+    device = resolve_device(config.compute.device)
+    gpu = device.type == "cuda"
     with ExitStack() as stack:
-        latents = stack.enter_context(open_latents(latents_path))
-        gmm = open_mixture(latents, config, stack)
-        device = resolve_device(config.device)
-        config = resolve(config, latents, gmm, device)
-        precision = compute_dtype(config.precision, device)
-        cost = step_cost(architecture_for(config, latents, gmm), config, precision)
-        assert config.batch_size is not None  # resolved
-        averages = len(config.averages)
-        micro_batch = _micro_batch(config.micro_batch, config.batch_size, cost, averages, device)
-        reads = [latents.path, *([gmm.path] if gmm is not None and config.uses_modes else [])]
-        checkpoint = 4 * (3 + averages) * cost.parameters
-        return Forecast(
-            config=config,
-            device=device_name(device),
-            images=len(latents),
-            cost=cost,
-            micro_batch=micro_batch,
-            memory=cost.memory(micro_batch, averages),
-            reads=tuple(FileSize(path, path.stat().st_size) for path in reads),
-            writes=(
-                FileSize(run_path / CHECKPOINTS, config.keep * checkpoint),
-                FileSize(run_path / METRICS, config.steps * METRICS_BYTES),
-            ),
-            speed=known_speed(device_name(device), str(precision).removeprefix("torch.")),
-        )
+        if latents_path.exists() or not recipe:
+            latents = stack.enter_context(open_latents(latents_path))
+            gmm = open_mixture(latents, config, stack)
+            plan = plan_training(config, facts_of(latents, gmm), gpu)
+            used = [latents.path, *([gmm.path] if gmm is not None and plan.method.uses_modes else [])]
+            reads = tuple(FileSize(path, path.stat().st_size) for path in used)
+            assumed: tuple[Choice, ...] = ()
+        else:
+            facts = facts_of_recipe(recipe)
+            plan = plan_training(config, facts, gpu)
+            reads, assumed = _reads_to_come(latents_path, plan), (_assumption(latents_path, facts),)
+    return _forecast(plan, run_path, device, reads, assumed, price)
+
+
+def facts_of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> DataFacts:
+    """What a preset's tables say of ImageNet's latents. Raises UserError where they do not tell the latents' shape."""
+    from gmtool.tokenizers import published_shape
+
+    encode = recipe.get("encode", {})
+    shape = published_shape(encode.get("tokenizer", "dinov2"), encode.get("image_size") or 256)
+    if shape is None:
+        raise UserError("the preset does not tell the latents' shape: run gmtool encode first, or give its LATENTS")
+    samples = IMAGENET_IMAGES * (2 if encode.get("flip") == "both" else 1)
+    modes = recipe["fit-gmm"].get("modes", 64) if "fit-gmm" in recipe else 0
+    return DataFacts(shape, samples, IMAGENET_CLASSES, modes, f"a mixture of {modes:,} modes" if modes else None)
+
+
+def _assumption(latents_path: Path, facts: DataFacts) -> Choice:
+    shape = " x ".join(map(str, facts.shape))
+    words = f"{facts.samples:,} samples of {shape} in {facts.classes:,} classes"
+    return Choice("LATENTS", words, f"{latents_path} does not exist, so ImageNet's by the preset")
+
+
+def _reads_to_come(latents_path: Path, plan: TrainPlan) -> tuple[FileSize, ...]:
+    channels, height, width = plan.facts.shape
+    size = channels * height * width
+    latents = FileSize(latents_path, 2 * size * plan.facts.samples)
+    if not plan.method.uses_modes:
+        return (latents,)
+    return (latents, FileSize(latents_path.with_name("gmm.h5"), 8 * size * plan.facts.modes))
+
+
+def _forecast(
+    plan: TrainPlan,
+    run_path: Path,
+    device: torch.device,
+    reads: tuple[FileSize, ...],
+    assumed: tuple[Choice, ...],
+    price: float | None,
+) -> Forecast:
+    config, steps = plan.config, plan.config.loop.steps
+    precision = compute_dtype(config.compute.precision, device)
+    cost = step_cost(plan.architecture, plan.method, precision, config.compute.checkpoint_activations)
+    averages = len(config.averages.names)
+    micro_batch = _micro_batch(config.loop.micro_batch, plan.batch_size, cost, averages, device)
+    step_flops = plan.batch_size * cost.flops
+    speed = known_speed(device_name(device), str(precision).removeprefix("torch."))
+    seconds = None if speed is None else steps * step_flops / speed.train
+    work = [
+        ("parameters", f"{cost.parameters:,}"),
+        ("operations a step", f"{step_flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP an image)"),
+        ("images computed at once", f"{micro_batch:,}"),
+        ("steps", f"{steps:,}"),
+        ("images a step (effective batch)", f"{plan.batch_size:,}"),
+        ("epochs", f"{steps * plan.batch_size / plan.facts.samples:,.3g} of {plan.facts.samples:,} images"),
+    ]
+    if speed is None:
+        work.append(("time", "not known: `gmtool bench` measures this machine"))
+    else:
+        work.append(("speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"))
+    if seconds is not None and price is not None:
+        work.append(("cost", f"{seconds / 3600 * price:,.2f}"))
+    work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value not in (None, False, ())]
+    return Forecast(
+        title=f"{run_path} on {device_name(device)}",
+        reads=reads,
+        writes=(
+            FileSize(run_path / CHECKPOINTS, config.loop.keep * checkpoint_bytes(plan, cost.parameters)),
+            FileSize(run_path / METRICS, steps * METRICS_BYTES),
+        ),
+        work=tuple(work),
+        choices=(*assumed, *plan.choices),
+        memory=cost.memory(micro_batch, averages),
+        seconds=seconds,
+    )
 
 
 def _micro_batch(wanted: str, batch: int, cost: StepCost, averages: int, device: torch.device) -> int:
@@ -109,5 +137,4 @@ def _micro_batch(wanted: str, batch: int, cost: StepCost, averages: int, device:
     if device.type != "cuda":
         return batch
     room = torch.cuda.mem_get_info(device)[1]
-    divisors = (each for each in range(batch, 1, -1) if batch % each == 0)
-    return next((each for each in divisors if cost.memory(each, averages) <= room), 1)
+    return next((size for size in divisors(batch) if cost.memory(size, averages) <= room), 1)

@@ -13,12 +13,12 @@ from torch import Tensor
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.image_sets import spread
 from gmtool.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
-from gmtool.sampling.plan import make_plan
-from gmtool.sampling.sampler import Model, generate
-from gmtool.stages.sample.config import SampleConfig
+from gmtool.sampling.model import TrainedModel
+from gmtool.sampling.plan import SamplePlan
+from gmtool.sampling.sampler import generate
 from gmtool.streams import generator
 from gmtool.tokenizers.base import Tokenizer
-from gmtool.training.metrics import Logger
+from gmtool.training.logging import Logger
 
 AT_ONCE = 64
 """Samples drawn at once, and latents read."""
@@ -28,18 +28,21 @@ REFERENCES = 10
 
 @dataclass(frozen=True)
 class Scorer:
-    """Compares ``count`` samples of the default sampler with training images, and ``count`` other such images likewise.
+    """Compares ``count`` samples, of all ``classes`` in turn, with training images, and as many other such images too.
 
     Features are the tokenizer's descriptors of images; without a tokenizer that decodes, the means of latents over
     their positions. The second distance is what a perfect generator would reach with as many samples. With less than
     twice as many training images as ``count`` half of them are taken.
     """
 
-    model: Model
+    model: TrainedModel
+    plan: SamplePlan
     latents: LatentsFile
+    classes: tuple[int, ...]
     tokenizer: Tokenizer | None
     count: int
     loggers: Sequence[Logger]
+    seed: int
 
     def score(self, step: int) -> None:
         """Hand the scores of ``step`` to the loggers."""
@@ -54,8 +57,8 @@ class Scorer:
 
     def _draw(self, indices: range) -> Tensor:
         """Features of samples."""
-        classes = torch.tensor(indices) % max(1, len(self.latents.classes))
-        drawn = generate(self.model, make_plan(SampleConfig(), self.model.config), indices, classes)
+        known = torch.tensor(self.classes or (0,))
+        drawn = generate(self.model, self.plan, indices, known[torch.tensor(indices) % len(known)])
         if self.tokenizer is None:
             return drawn.mean((2, 3)).cpu()
         return self.tokenizer.describe(self.tokenizer.decode(drawn)).float().cpu()
@@ -64,7 +67,7 @@ class Scorer:
     def _rows(self) -> np.ndarray:
         """The real images that take part, in a random order: first those that stand for samples."""
         rows = spread(len(self.latents), min(len(self.latents), (1 + REFERENCES) * self._size))
-        return rows[torch.randperm(len(rows), generator=generator(self.model.config.seed, "score")).numpy()]
+        return rows[torch.randperm(len(rows), generator=generator(self.seed, "score")).numpy()]
 
     @cached_property
     def _real(self) -> float:

@@ -1,82 +1,139 @@
-"""What a training run will be: its settings with nothing left open, and its network's architecture."""
+"""What a training run will be: the settings with nothing left open, for the data at hand."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import torch
-
-from gmtool.artifacts.gmm import GmmFile
+from gmtool.artifacts.gmm import GmmFile, expect_latents, open_gmm
 from gmtool.artifacts.latents import LatentsFile
-from gmtool.data.fraction import part_of_data
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.errors import UserError
-from gmtool.flow.times import shift_for
-from gmtool.nn.architecture import SIZES, Architecture, named
+from gmtool.forecast import Choice
+from gmtool.nn import default_lr
+from gmtool.nn.architecture import Architecture
+from gmtool.nn.build import architecture_for
+from gmtool.settings import as_flat
 from gmtool.stages.train.config import TrainConfig
+from gmtool.training.method import resolve_method
+from gmtool.training.schedule import Schedule
+
+GPU_BATCH, CPU_BATCH = 128, 32
+"""Images a step by default."""
 
 
-def resolve(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None, device: torch.device) -> TrainConfig:
-    """The settings with nothing left open. Raises UserError, naming the flag, where the inputs cannot serve them."""
-    published = config.objective == "mm-fm"
-    source = config.source or ("gmm" if published or config.coupling == "mode" else "gaussian")
-    union = config.mixture and source == "gmm"
-    coupling = config.coupling or ("mode" if published or union else "independent")
-    condition = config.condition
-    if condition is None:
-        condition = "class" if len(latents.classes) > 1 else "mode" if gmm is not None else "none"
-        condition = "none" if published else condition
-    if condition == "class" and not latents.classes:
-        raise UserError(f"--condition class: the images of {latents.path} had no class folders; take mode or none")
-    if config.spectral > latents.shape[0]:
-        raise UserError(f"--spectral {config.spectral}: the latents of {latents.path} have {latents.shape[0]} channels")
-    part_of_data(latents, config.fraction, config.seed)  # that there is one
-    on_gpu = device.type == "cuda"
-    model = config.model or ("B" if on_gpu else "tiny")
-    resolved = replace(
-        config,
-        source=source,
-        coupling=coupling,
-        condition=condition,
-        # whitened coordinates do not tell where in the data they are: the mode's mean does
-        mode_mean=union if config.mode_mean is None else config.mode_mean,
-        model=model,
-        batch_size=config.batch_size or (128 if on_gpu else 32),
-        lr=SIZES[model].lr if config.lr is None else config.lr,
-        time_shift=shift_for(int(np.prod(latents.shape))) if config.time_shift is None else config.time_shift,
-        gmm=gmm.path if gmm is not None else None,
+@dataclass(frozen=True)
+class DataFacts:
+    """What a plan depends on of the data.
+
+    shape (C, H, W) of the latents; samples; classes, their number. modes: of the fitted mixture, 0 for none, and
+    mixture: that mixture in words.
+    """
+
+    shape: tuple[int, int, int]
+    samples: int
+    classes: int
+    modes: int = 0
+    mixture: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A run with nothing left open; what its settings left open in ``config`` stands in the other fields.
+
+    choices: what was settled by what is there. settings: all flags as they are recorded.
+    """
+
+    config: TrainConfig
+    method: MethodRecord
+    architecture: Architecture
+    schedule: Schedule
+    batch_size: int
+    model: str
+    facts: DataFacts
+    choices: tuple[Choice, ...]
+    settings: Mapping[str, Any]
+
+
+def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
+    """The plan for given data, on a GPU or a CPU. Raises UserError, naming the flag, where they cannot serve it."""
+    method, choices = resolve_method(config.method, facts.shape, facts.classes, facts.mixture)
+    if config.data.images is not None and method.uses_modes:
+        raise UserError("--images knows no modes, which are fitted to latents: use --condition class or none")
+    architecture = architecture_for(
+        config.network,
+        facts.shape,
+        classes=facts.classes if method.condition == "class" else 0,
+        modes=facts.modes if method.sees_modes else 0,
+        context=facts.shape[0] if method.mode_mean else 0,
+        mixture=method.method.objective.mixture,
+        gpu=gpu,
     )
-    if resolved.focal and not resolved.uses_modes:
-        raise UserError("--focal weighs modes, and this run knows none: take --source gmm or --condition mode")
-    if resolved.mode_mean and not resolved.sees_modes:
-        raise UserError(
-            "--mode-mean shows the network what it knows of a mode: take --condition mode, or gm-kl on --source gmm"
-        )
-    if resolved.uses_modes and gmm is None:
-        wanted = "--source gmm" if resolved.source == "gmm" else "--condition mode"
-        raise UserError(f"{wanted} needs a fitted mixture: run `gmtool fit-gmm {latents.path}` first, or give --gmm")
-    return resolved
-
-
-def architecture_for(config: TrainConfig, latents: LatentsFile, gmm: GmmFile | None) -> Architecture:
-    """The network that resolved settings and inputs call for. Raises UserError for patches that do not fit."""
-    assert config.model is not None  # resolved
-    _, height, width = latents.shape
-    if height % config.patch_size or width % config.patch_size:
-        raise UserError(
-            f"--patch-size {config.patch_size} does not divide the latents of {latents.path}, {height} x {width}"
-        )
-    network = named(config.model, latents.shape)
-    if config.blocks != "auto":
-        network = network.with_blocks(modern=config.blocks == "modern")
-    return replace(
-        network,
-        patch=config.patch_size,
-        qk_norm=config.qk_norm,
-        classes=len(latents.classes) if config.condition == "class" else 0,
-        modes=len(gmm) if gmm is not None and config.sees_modes else 0,
-        context=latents.shape[0] if config.mode_mean else 0,
-        components=config.components if config.mixture else 0,
-        constant_std=config.constant_std,
-        spectral=config.spectral,
+    model = config.network.model_on(gpu)
+    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
+    schedule = config.schedule.resolve(default_lr(model), config.loop.steps)
+    where = "a GPU" if gpu else "a CPU"
+    settled = (
+        Choice("--model", model, f"the default on {where}") if config.network.model is None else None,
+        Choice("--batch-size", str(batch_size), f"the default on {where}") if config.loop.batch_size is None else None,
+        Choice("--lr", f"{schedule.rate:g}", f"that of {model}") if config.schedule.lr is None else None,
     )
+    flat = {
+        **as_flat(config),
+        "source": method.source,
+        "coupling": method.coupling,
+        "condition": method.condition,
+        "mode_mean": method.mode_mean,
+        "transition_ratio": method.transition_ratio,
+        "time_shift": method.time_shift,
+        "model": model,
+        "components": architecture.components or None,
+        "batch_size": batch_size,
+        "lr": schedule.rate,
+    }
+    chosen = (*choices, *(choice for choice in settled if choice is not None))
+    return TrainPlan(config, method, architecture, schedule, batch_size, model, facts, chosen, flat)
+
+
+def facts_of(latents: LatentsFile, gmm: GmmFile | None) -> DataFacts:
+    """The facts of a latents file, and of the mixture that is at hand."""
+    modes, mixture = (0, None) if gmm is None else (len(gmm), f"{gmm.path} with {len(gmm):,} modes")
+    return DataFacts(latents.shape, len(latents), len(latents.classes), modes, mixture)
+
+
+def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
+    """The fitted mixture that was asked for, or that lies beside the latents; None when there is none.
+
+    A mixture beside the latents that was fitted to others is refused only where it would be used.
+    """
+    path = config.data.gmm or latents.path.with_name("gmm.h5")
+    unlabelled = config.method.condition == "auto" and len(latents.classes) <= 1 and config.data.images is None
+    needed = config.data.gmm is not None or config.method.wants_mixture
+    if not (needed or (unlabelled and path.exists())):
+        return None
+    gmm = stack.enter_context(open_gmm(path))
+    expect_latents(gmm, latents)
+    return gmm
+
+
+OLDER = ("schedule", "fall", "lr_end", "lr_from")
+"""Settings of runs of earlier versions that `lr_knots` replaces."""
+
+
+def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as this version names them; what is not in them had no effect then."""
+    found = {name: value for name, value in settings.items() if name not in OLDER}
+    if "schedule" not in settings:
+        return found
+    rate, knots = settings["lr"], []
+    if settings["lr_from"] is not None:
+        step, later = settings["lr_from"]
+        knots += [f"{step}:{rate!r}", f"{step}:{later!r}"]
+        rate = later
+    if settings["schedule"] != "constant":
+        first, last = settings["fall"] or (settings["warmup"], "100%")
+        knots += [f"{first}:{rate!r}", f"{last}:{settings['lr_end']!r}"]
+    curve = "cosine" if settings["schedule"] == "cosine" else "linear"
+    return {**found, "lr_knots": ",".join(knots) or None, "lr_curve": curve}

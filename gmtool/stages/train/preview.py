@@ -11,9 +11,9 @@ from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.run import PREVIEWS, RunFolder
 from gmtool.distributed import ALONE, World
 from gmtool.evaluation.plots import image_grid
-from gmtool.sampling.plan import make_plan
-from gmtool.sampling.sampler import Model, generate
-from gmtool.stages.sample.config import SampleConfig
+from gmtool.sampling.model import TrainedModel
+from gmtool.sampling.plan import SamplePlan
+from gmtool.sampling.sampler import generate
 from gmtool.tokenizers.base import Tokenizer
 
 IMAGES = 36
@@ -27,7 +27,8 @@ class Previewer:
     All processes draw the same, as a sharded network asks of them, and the first writes.
     """
 
-    model: Model
+    model: TrainedModel
+    plan: SamplePlan
     run: RunFolder
     tokenizer: Tokenizer | None
     world: World = ALONE
@@ -36,8 +37,9 @@ class Previewer:
         """Draw the grid of ``step``."""
         if self.tokenizer is None:
             return
-        classes = torch.arange(IMAGES) % max(1, len(self.run.classes))
-        latents = generate(self.model, make_plan(SampleConfig(), self.model.config), range(IMAGES), classes)
+        known = torch.tensor(self.run.sampled_classes or (0,))
+        classes = known[torch.arange(IMAGES) % len(known)]
+        latents = generate(self.model, self.plan, range(IMAGES), classes)
         if not self.world.first:
             return
         images = self.tokenizer.decode(latents).permute(0, 2, 3, 1).cpu().numpy()

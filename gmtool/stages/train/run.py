@@ -1,84 +1,87 @@
-"""Training: open the inputs, settle what was left open, create or resume the run, and loop."""
+"""Training: open the inputs, plan, create or resume the run, and loop."""
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gmtool.artifacts.files import check_space, check_writable
-from gmtool.artifacts.gmm import GmmFile, expect_latents, open_gmm
-from gmtool.artifacts.latents import LatentsFile, open_latents
+from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import (
     CONFIG,
     RunFolder,
     create_run,
     is_unfinished,
-    latent_statistics,
     locked,
     open_run,
     run_details,
-    update_config,
+    update_settings,
 )
-from gmtool.data.fraction import part_of_data
 from gmtool.data.image_sets import find_images
-from gmtool.data.mode_statistics import ModeFrames
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
-from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
-from gmtool.sampling.sampler import Model
-from gmtool.settings import as_flat, as_text, flag
+from gmtool.sampling.model import TrainedModel
+from gmtool.settings import as_text, flag, settings_of
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.inputs import open_data
-from gmtool.stages.train.monitoring import watch
-from gmtool.stages.train.plan import architecture_for, resolve
-from gmtool.training.batches import mode_weights
+from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
+from gmtool.stages.train.monitoring import monitoring_of
+from gmtool.stages.train.plan import TrainPlan, facts_of, open_mixture, plan_training, recorded_settings
 from gmtool.training.checkpoint import Position, cut_short, list_checkpoints, remove_old, save_checkpoint
-from gmtool.training.loggers import check_installed
+from gmtool.training.cost import step_cost
+from gmtool.training.focal import ModeLosses
 from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
-from gmtool.training.roll_back import roll_back
+from gmtool.training.recovery import roll_back
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
+from gmtool.training.task import task_of
 
-FREE_TO_CHANGE = (
-    "steps",
-    "save_every",
-    "keep",
-    "keep_every",
-    "preview_every",
-    "eval_every",
-    "eval_num",
-    "tensorboard",
-    "wandb",
-    "workers",
-    "micro_batch",
-    "skip_limit",
-    "device",
-    "gmm",
-    "images",
-    "checkpoint_activations",
-    "compile",
-    "shard",
+FREE_TO_CHANGE = frozenset(
+    {
+        "steps",
+        "save_every",
+        "keep",
+        "keep_every",
+        "preview_every",
+        "eval_every",
+        "eval_num",
+        "tensorboard",
+        "wandb",
+        "workers",
+        "micro_batch",
+        "skip_limit",
+        "device",
+        "gmm",
+        "images",
+        "checkpoint_activations",
+        "compile",
+        "shard",
+    }
 )
-"""Settings that a resumed run may change: they change a step by rounding at most. A falling rate fixes ``steps``."""
+"""Settings that a resumed run may change: they change a step by rounding at most, but that another kind of device draws
+other random numbers. A learning rate that follows the number of steps fixes ``steps``."""
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """The run, its steps taken before and in all, its number of parameters, and its last checkpoint."""
+    """The run, its steps taken before and in all, its number of parameters, and how it was planned."""
 
     folder: Path
     resumed_from: int
     steps: int
     parameters: int
-    config: TrainConfig
+    plan: TrainPlan
 
 
 def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Progress) -> TrainReport:
@@ -90,181 +93,211 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
     with ExitStack() as stack:
         latents = stack.enter_context(open_latents(latents_path))
         gmm = open_mixture(latents, config, stack)
-        world = join(config.device)
-        config = resolve(config, latents, gmm, world.device)
-        _check_processes(config, world)
-        check_installed(config.tensorboard, config.wandb)
-        allow_tf32(config.tf32)
-        architecture = architecture_for(config, latents, gmm)
-        network = build_network(architecture, config.seed)
-        if not config.shard:  # of a sharded network the parts go to the device, one after another
-            network = network.to(world.device)
-        parameters = sum(each.numel() for each in network.parameters())
-        report = TrainReport(run_path, 0, config.steps, parameters, config)
+        world = join(config.compute.device)
+        plan = plan_training(config, facts_of(latents, gmm), gpu=world.device.type == "cuda")
+        _check_processes(plan, world)
+        config.logging.check_installed()
+        allow_tf32(config.compute.tf32)
+        inputs = open_inputs(plan, latents, gmm, world)
+        state = new_state(inputs)
+        parameters = sum(weights.numel() for weights in state.network.parameters())
+        report = TrainReport(run_path, 0, config.loop.steps, parameters, plan)
         with world.first_before_others():
-            run = _create_or_open(run_path, latents, gmm, config, architecture, parameters)
+            run = _create_or_open(run_path, inputs, parameters)
             if world.first:
                 stack.enter_context(locked(run_path))
-        trainee = make_state(network, config, 0 if gmm is None else len(gmm), world)
-        at = _resume(run, trainee, progress)
-        if at.step >= config.steps:
+        at = _resume(run, state, progress)
+        if at.step >= config.loop.steps:
             progress.note(f"{run_path} has all its {at.step} steps; a larger --steps goes on")
             return replace(report, resumed_from=at.step, steps=at.step)
-        bytes_each = 4 * (3 + len(trainee.averages)) * parameters
-        check_space(run.checkpoints / "next", (config.keep + 1) * bytes_each, "the checkpoints in")
+        for choice in plan.choices:
+            progress.note(f"{choice.flag} {choice.value}: {choice.why}")
+        check_space(
+            run.checkpoints / "next", (config.loop.keep + 1) * checkpoint_bytes(plan, parameters), "the checkpoints in"
+        )
         if world.first:
-            update_config(run, config)
-        run = replace(run, config=config)
-        network.checkpoint_activations = config.checkpoint_activations
-        if config.compile:
-            compile_network(network)
-        _loop(run, latents, gmm, trainee, world, at, progress)
+            update_settings(run, plan.settings)
+        _loop(run, inputs, state, at, progress)
         return replace(report, resumed_from=at.step)
 
 
-def _loop(
-    run: RunFolder,
-    latents: LatentsFile,
-    gmm: GmmFile | None,
-    trainee: TrainState,
-    world: World,
-    at: Position,
-    progress: Progress,
-) -> None:
-    """Take a run's steps from a position on, going back to a checkpoint where training diverges."""
-    config, statistics, device = run.config, run.statistics(), world.device
-    assert config.batch_size is not None  # resolved
-    frames = (
-        ModeFrames(gmm, statistics, device, whitened=config.union) if gmm is not None and config.uses_frames else None
+def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
+    """About the bytes of a checkpoint: weights, AdamW's two moments and the averages, in float32."""
+    return 4 * (3 + len(plan.config.averages.names)) * parameters
+
+
+def new_state(inputs: TrainInputs) -> TrainState:
+    """The network and its optimiser at the start of a run. Of a sharded network the parts go to the device later, one
+    after another.
+    """
+    plan, world, gmm = inputs.plan, inputs.world, inputs.gmm
+    config = plan.config
+    checkpointing = config.compute.checkpoint_activations
+    network = build_network(plan.architecture, config.seed, checkpoint_activations=checkpointing)
+    if not config.compute.shard:
+        network = network.to(world.device)
+    focal = None
+    if config.method.focal and gmm is not None:
+        focal = ModeLosses(len(gmm), config.method.focal).to(world.device)
+    state = make_state(
+        network,
+        config.optimizer,
+        config.averages,
+        plan.schedule.rate,
+        focal=focal,
+        sharded=config.compute.shard,
+        world=world,
     )
-    precision = compute_dtype(config.precision, device)
-    statistics = statistics.to(device)
-    model = Model(trainee.averages[0].network, config, statistics, frames, device, precision)
+    if config.compute.compile:
+        compile_network(network)
+    return state
+
+
+def make_stepper(inputs: TrainInputs, state: TrainState) -> tuple[TrainedModel, Stepper]:
+    """What is drawn from while a run is trained, and what takes its steps, the micro-batch settled."""
+    plan, world = inputs.plan, inputs.world
+    config = plan.config
+    model = TrainedModel(
+        network=state.averages[0].network,
+        method=plan.method.method,
+        conditioning=plan.method.conditioning(plan.architecture),
+        statistics=inputs.statistics.to(world.device),
+        modes=inputs.modes,
+        device=world.device,
+        precision=compute_dtype(config.compute.precision, world.device),
+    )
+    task = task_of(plan.method, state.network)
+    stepper = Stepper(task, state, plan.schedule, config.optimizer.clip, model.autocast, world)
+    count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
+    if config.compute.shard:
+        checkpointing, averages = config.compute.checkpoint_activations, len(state.averages)
+        cost = step_cost(plan.architecture, plan.method, model.precision, checkpointing)
+        estimate = partial(cost.memory, averages=averages, shards=world.size)
+    size = choose_micro_batch(stepper, wanted, count, world.device, estimate)
+    return model, replace(stepper, micro_batch=size)
+
+
+def _loop(run: RunFolder, inputs: TrainInputs, state: TrainState, at: Position, progress: Progress) -> None:
+    """Take a run's steps from a position on, going back to a checkpoint where training diverges."""
+    plan, world = inputs.plan, inputs.world
+    loop_settings = plan.config.loop
     with world.first_before_others():  # which may fetch the tokenizer of --images
-        data = open_data(latents, gmm, config, statistics, frames, world)
+        data = open_data(inputs)
 
     def save(position: Position) -> None:
-        files = trainee.tensors(world)
+        files = state.tensors(world)
         if world.first:
             save_checkpoint(run.checkpoints, position, files)
-            remove_old(run.checkpoints, config.keep, config.keep_every)
+            remove_old(run.checkpoints, loop_settings.keep, loop_settings.keep_every)
 
-    stepper = Stepper(config, trainee, model.autocast, world)
-    stepper = replace(stepper, micro_batch=choose_micro_batch(stepper, config, config.batch_size // world.size, device))
-    if stepper.micro_batch != config.batch_size:
+    model, stepper = make_stepper(inputs, state)
+    if stepper.micro_batch != plan.batch_size:
         processes = f" in each of {world.size} processes" if world.size > 1 else ""
-        progress.note(f"{stepper.micro_batch} images at once{processes}, {config.batch_size} a step")
+        progress.note(f"{stepper.micro_batch} images at once{processes}, {plan.batch_size} a step")
     with ExitStack() as stack:
-        watching = watch(run, latents, model, world, progress, stack)
-        loop = Loop(config, stepper, save, watching.loggers, watching.events, watching.pace)
+        monitoring = monitoring_of(run, inputs, model, progress, stack)
+        loop = Loop(loop_settings, stepper, save, monitoring.loggers, monitoring.events, monitoring.pace)
         while True:
             try:
-                return loop.run(data.batches(at), at, progress)
+                return loop.run(data.batches(at), at, plan.config.seed, progress)
             except DivergedError as diverged:
-                at = roll_back(run.checkpoints, diverged.position, trainee, progress, world)
+                at = roll_back(run.checkpoints, diverged.position, state, progress, world)
 
 
-def _check_processes(config: TrainConfig, world: World) -> None:
+def _check_processes(plan: TrainPlan, world: World) -> None:
     """Raise UserError where the processes cannot share the work."""
-    assert config.batch_size is not None  # resolved
-    if config.batch_size % world.size:
-        near = max(1, round(config.batch_size / world.size)) * world.size
-        raise UserError(f"--batch-size {config.batch_size} cannot be divided among {world.size} processes: take {near}")
-    if config.shard and world.size == 1:
-        raise UserError("--shard needs several processes: torchrun --nproc-per-node N -m gmtool train, or drop it")
+    if plan.batch_size % world.size:
+        near = max(1, round(plan.batch_size / world.size)) * world.size
+        raise UserError(f"--batch-size {plan.batch_size} is not divisible by {world.size} processes; use {near}")
+    if plan.config.compute.shard and world.size == 1:
+        raise UserError("--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- train, or remove it")
 
 
-def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
-    """The fitted mixture that was asked for, or that lies beside the latents; None when there is none.
-
-    A mixture beside the latents that was fitted to others is refused only where it would be used.
-    """
-    path = config.gmm or latents.path.with_name("gmm.h5")
-    needed = config.gmm is not None or config.source == "gmm" or config.coupling == "mode"
-    needed = needed or config.objective == "mm-fm" or config.condition == "mode"
-    unlabelled = config.condition is None and len(latents.classes) <= 1 and config.images is None
-    if not (needed or (unlabelled and path.exists())):
-        return None
-    gmm = stack.enter_context(open_gmm(path))
-    expect_latents(gmm, latents)
-    return gmm
-
-
-def _create_or_open(
-    path: Path,
-    latents: LatentsFile,
-    gmm: GmmFile | None,
-    config: TrainConfig,
-    architecture: Architecture,
-    parameters: int,
-) -> RunFolder:
+def _create_or_open(path: Path, inputs: TrainInputs, parameters: int) -> RunFolder:
     """The run in ``path``: a new one, or one that the same settings and inputs began."""
+    plan, latents, gmm = inputs.plan, inputs.latents, inputs.gmm
     check_writable(path, "the run")
-    inputs = [Input("latents", str(latents.path.absolute()), latents.manifest.fingerprint)]
-    if gmm is not None and config.uses_modes:
-        inputs.append(Input("gmm", str(gmm.path.absolute()), gmm.manifest.fingerprint))
-    if config.images is not None:
-        inputs.append(Input("images", str(config.images.absolute()), find_images(config.images).fingerprint))
+    images = plan.config.data.images
+    used = [Input("latents", str(latents.path.absolute()), latents.manifest.fingerprint)]
+    if gmm is not None and plan.method.uses_modes:
+        used.append(Input("gmm", str(gmm.path.absolute()), gmm.manifest.fingerprint))
+    if images is not None:
+        used.append(Input("images", str(images.absolute()), find_images(images).fingerprint))
     if (path / CONFIG).exists():
         run = open_run(path)
-        _expect_same(run, config, inputs)
+        _expect_same(run, plan, used)
         return run
     if path.exists() and not (path.is_dir() and is_unfinished(path)):
         raise UserError(f"{path} exists and is not a run: choose another folder")
-    settings: dict[str, Any] = as_flat(config)
-    weights = None
-    if gmm is not None and config.uses_modes:
-        # under other couplings noise knows nothing of the class, so neither does the mode that it is drawn from
-        by_class = config.condition == "class" and config.coupling == "mode"
-        weights = mode_weights(latents, gmm, by_class, part_of_data(latents, config.fraction, config.seed))
+    settings = plan.settings
+    labels = latents.labels[inputs.part]
+    details = run_details(
+        plan.architecture,
+        plan.config.averages.names,
+        parameters,
+        latents.classes,
+        latents.tokenizer,
+        latents.descriptor_size,
+        # a class without images would be sampled from an embedding that was never trained
+        None if images is not None else np.bincount(labels[labels >= 0], minlength=len(latents.classes)).tolist(),
+    )
     manifest = Manifest(
         kind="run",
         stage="train",
-        fingerprint=fingerprint([repr(sorted(settings.items())), *(each.fingerprint for each in inputs)]),
+        fingerprint=fingerprint([repr(sorted(settings.items())), *(entry.fingerprint for entry in used)]),
         config=settings,
-        inputs=tuple(inputs),
-        details=run_details(architecture, parameters, latents.classes, latents.tokenizer, latents.descriptor_size),
+        inputs=tuple(used),
+        details=details,
     )
-    return create_run(path, manifest, latent_statistics(latents, weights), latents.tokenizer)
+    return create_run(path, manifest, inputs.statistics, latents.tokenizer)
 
 
-def _expect_same(run: RunFolder, config: TrainConfig, inputs: list[Input]) -> None:
+def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
-    fixed = [each.name for each in fields(TrainConfig) if each.name not in FREE_TO_CHANGE]
-    if config.falls_to_the_end:
-        fixed.append("steps")
-    for name in fixed:
-        before, now = getattr(run.config, name), getattr(config, name)
-        if before != now:
-            settings = f"{flag(name)} {as_text(before)}, not {as_text(now)}"
+    free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
+    before, now = recorded_settings(run.manifest.config), _as_recorded(dict(plan.settings))
+    for name in settings_of(TrainConfig):
+        if name not in free and before.get(name) != now[name] and not _without_effect(name, plan):
+            settings = f"{flag(name)} {as_text(before.get(name))}, not {as_text(now[name])}"
             raise UserError(
                 f"{run.path} was begun with {settings}: repeat its settings to go on, or choose another folder"
             )
-    if (run.config.images is None) != (config.images is None):
-        how = "without" if run.config.images is None else "with"
+    if (before.get("images") is None) != (now["images"] is None):
+        how = "without" if before.get("images") is None else "with"
         raise UserError(f"{run.path} was begun {how} --images: repeat its settings to go on, or choose another folder")
-    for each in inputs:
-        known = run.manifest.input(each.role)
-        if known is None or known.fingerprint != each.fingerprint:
+    for entry in inputs:
+        known = run.manifest.input(entry.role)
+        if known is None or known.fingerprint != entry.fingerprint:
             raise UserError(
-                f"{run.path} was trained on another {each.role} file than {each.path}: choose another folder"
+                f"{run.path} was trained on another {entry.role} file than {entry.path}: choose another folder"
             )
 
 
-def _resume(run: RunFolder, trainee: TrainState, progress: Progress) -> Position:
-    """Load the newest checkpoint that is sound into the trainee; return its position, the first for a fresh start.
+def _without_effect(name: str, plan: TrainPlan) -> bool:
+    """Whether a setting has none on this run: earlier versions recorded its default all the same."""
+    return name in ("components", "transition_ratio") and not plan.method.method.objective.mixture
+
+
+def _as_recorded(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a record."""
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return found
+
+
+def _resume(run: RunFolder, state: TrainState, progress: Progress) -> Position:
+    """Load the newest checkpoint that is sound into the state; return its position, the first for a fresh start.
 
     Raises UserError when there are checkpoints and none of them is sound.
     """
     damaged = [f"{path} was cut short" for path in cut_short(run.checkpoints)]
     for checkpoint in reversed(list_checkpoints(run.checkpoints)):
         try:
-            trainee.load(checkpoint.path)
+            state.load(checkpoint.path)
         except UserError as error:
             damaged.append(str(error))
             continue
-        for each in damaged:
-            progress.note(f"passing over a checkpoint: {each}")
+        for problem in damaged:
+            progress.note(f"passing over a checkpoint: {problem}")
         progress.note(f"resuming {run.path} at step {checkpoint.step}")
         return checkpoint.position
     if damaged:

@@ -1,19 +1,119 @@
-"""Training losses: flow matching (L2) and GMFlow's transition loss (KL up to a constant). No sampling in here.
+"""What a network learns: a velocity by least squares (flow matching), or a mixture by likelihood (GMFlow, ``gm-kl``).
 
-Both return one number a sample, (B,), in nats or squared units per latent number, computed in float32 whatever the
+Both losses are one number a sample, (B,), in squared units or nats per latent number, computed in float32 whatever the
 autocast around them.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from gmtool.flow.path import per_sample, reverse_transition
+from gmtool.flow.model import Predict
+from gmtool.flow.path import (
+    data_mixture,
+    forward_transition,
+    interpolate,
+    per_sample,
+    reverse_transition,
+    velocity,
+)
+from gmtool.flow.spectral import Spectrum, spectral_loss
 from gmtool.mixture.gaussian_mixture import COMPONENT, GaussianMixture, from_rows, rows, squared_norm
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Data x and the source's points z that go with them, (B, C, *S) each, in the coordinates of the flow."""
+
+    x: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of the losses of B samples.
+
+    t (B,): times. noise (B, C, *S): standard normal, the source's. onward (B, C, *S): standard normal, that of the
+    transition from x_s to x_t; uniform (B, 1, *S) in [0, 1): for the loss of a spectrum. None where not asked for.
+    """
+
+    t: Tensor
+    noise: Tensor
+    onward: Tensor | None = None
+    uniform: Tensor | None = None
+
+
+class Objective(Protocol):
+    """A training loss.
+
+    mixture: whether the network predicts a mixture over the velocity, else the velocity. transports: whether the loss
+    takes `Draws.uniform`.
+    """
+
+    @property
+    def mixture(self) -> bool:
+        """See the class."""
+
+    @property
+    def transports(self) -> bool:
+        """See the class."""
+
+    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
+        """The loss of each sample, (B,) float32."""
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """|u_theta(x_t, t) - (z - x)|^2 (``fm``). Source: Lipman et al., arXiv 2210.02747; MM-FM, section 3."""
+
+    mixture = False
+    transports = False
+
+    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
+        """See `Objective.loss`."""
+        x_t = interpolate(pairs.x, pairs.z, draws.t)
+        return flow_matching_loss(cast(Tensor, predict(x_t, draws.t)), velocity(pairs.x, pairs.z))
+
+
+@dataclass(frozen=True)
+class TransitionNLL:
+    """-log q_theta(x_s | x_t) at a drawn x_s, s = t (1 - lambda) (``gm-kl``); the source must be N(0, I).
+
+    ratio: lambda in (0, 1]. spectrum: trained beside the network by `gmtool.flow.spectral.spectral_loss`, which
+    reaches it alone; None for none. Source: GMFlow, arXiv 2504.05304, algorithm 1.
+    """
+
+    ratio: float = 0.5
+    spectrum: Spectrum | None = None
+
+    mixture = True
+
+    @property
+    def transports(self) -> bool:
+        """See `Objective`."""
+        return self.spectrum is not None
+
+    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
+        """See `Objective.loss`. Raises ValueError where the draws lack what this loss takes."""
+        if draws.onward is None:
+            raise ValueError("the transition loss takes the noise of the step from x_s to x_t: Draws.onward")
+        t = draws.t
+        s = t * (1 - self.ratio)
+        x_s = interpolate(pairs.x, pairs.z, s)
+        x_t = forward_transition(x_s, s, t, draws.onward)
+        predicted = cast(GaussianMixture, predict(x_t, t))
+        loss = transition_loss(predicted, x_t, t, x_s, s)
+        if self.spectrum is None:
+            return loss
+        if draws.uniform is None:
+            raise ValueError("the loss of a spectrum takes uniform numbers: Draws.uniform")
+        return loss + spectral_loss(self.spectrum, data_mixture(predicted, x_t, t), pairs.x, draws.uniform)
+
 
 MAXIMUM_INVERSE_STD = 1e4
 """Cap of 1 / std in the likelihood, as in GMFlow's implementation: a vanishing std cannot make the loss explode."""

@@ -1,0 +1,81 @@
+"""The coordinates y in which a flow runs: the normalised latents x themselves, or whitened by each sample's mode.
+
+Given the mode k, y = (x - mu_k) / s_k turns mode k's source N(mu_k, diag s_k^2) into N(0, I). So everything that holds
+for a Gaussian source (GMFlow's transitions, posteriors and guidance) holds in y, whatever the mixture: this is all
+that the union of GMFlow and MM-FM adds. The network must be told the mode, because y alone does not tell it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from gmtool.flow.source import ModeStatistics
+
+
+class Coordinates(Protocol):
+    """A change of variables between latents x and the flow's y, both (B, C, *S), given the samples' modes.
+
+    by_mode: whether y depends on the mode, which the network must then be told.
+    """
+
+    @property
+    def by_mode(self) -> bool:
+        """See the class."""
+
+    def enter(self, x: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """y of x."""
+
+    def leave(self, y: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """x of y, the inverse of `enter`."""
+
+    def leave_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """dx/dt of dy/dt = u."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """y = x."""
+
+    by_mode = False
+
+    def enter(self, x: Tensor, _modes: ModeStatistics | None) -> Tensor:
+        """See `Coordinates.enter`."""
+        return x
+
+    def leave(self, y: Tensor, _modes: ModeStatistics | None) -> Tensor:
+        """See `Coordinates.leave`."""
+        return y
+
+    def leave_velocity(self, u: Tensor, _modes: ModeStatistics | None) -> Tensor:
+        """See `Coordinates.leave_velocity`."""
+        return u
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """y = (x - mu_k) / s_k. Every method raises ValueError without modes."""
+
+    by_mode = True
+
+    def enter(self, x: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """y = (x - mu_k) / s_k."""
+        given = _given(modes)
+        return (x - given.mean) / given.std
+
+    def leave(self, y: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """x = mu_k + s_k y."""
+        given = _given(modes)
+        return given.mean + given.std * y
+
+    def leave_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """s_k u."""
+        return _given(modes).std * u
+
+
+def _given(modes: ModeStatistics | None) -> ModeStatistics:
+    if modes is None:
+        raise ValueError("whitened coordinates depend on the samples' modes: give their statistics")
+    return modes

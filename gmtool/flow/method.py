@@ -1,0 +1,156 @@
+"""A method: a source, a coupling, coordinates and an objective, put together. Training and sampling use the same one.
+
+           source     coupling      coordinates   objective          papers
+fm         N(0, I)    independent   x             least squares      flow matching
+gmflow     N(0, I)    independent   x             transition NLL     GMFlow (ICML 2025)
+mm_fm      mixture    mode          x             least squares      MM-FM (CVPR 2026)
+union      N(0, I)    mode          whitened      transition NLL     both: GMFlow in each mode's whitened coordinates
+
+A training step, and a sample of B latents (C, H, W):
+
+    draws = method.draw(B, (C, H, W), generator)
+    loss = method.loss(predict, method.pair(x, draws.noise, modes), draws)
+
+    x = integrate(GmOde(order=2, substeps=16), method.model(predict), method.start(noise, modes), full_grid(8, shift))
+    x = method.finish(x, modes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gmtool.flow.coordinates import Coordinates, Plain, Whitened
+from gmtool.flow.coupling import BatchOT, Coupling, Independent, ModeCoupling
+from gmtool.flow.model import MixtureModel, Predict, VelocityModel, mixture_model, velocity_model
+from gmtool.flow.objective import Draws, FlowMatching, Objective, Pairs, TransitionNLL
+from gmtool.flow.source import GaussianSource, MixtureSource, ModeStatistics, Source
+from gmtool.flow.spectral import Spectrum
+from gmtool.flow.times import TrainingTimes
+
+
+@dataclass(frozen=True)
+class Method:
+    """How data become noise, and what a network learns of it.
+
+    source: in the coordinates of the flow. times: those of training.
+    """
+
+    source: Source
+    coupling: Coupling
+    coordinates: Coordinates
+    objective: Objective
+    times: TrainingTimes = TrainingTimes()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for parts that do not go together."""
+        if self.objective.mixture and not isinstance(self.source, GaussianSource):
+            raise ValueError("the transition loss needs a Gaussian source: whiten the coordinates of a mixture's modes")
+        if self.objective.mixture and self.coupling.whole_batch:
+            raise ValueError("the transition loss draws x_t from x_s: its noise cannot be permuted within the batch")
+        if self.coordinates.by_mode and not self.coupling.own_mode:
+            raise ValueError("coordinates that depend on the mode need the data's own mode: use mode coupling")
+
+    @property
+    def uses_modes(self) -> bool:
+        """Whether `pair`, `start` and `finish` need the statistics of the samples' modes."""
+        return self.coordinates.by_mode or not isinstance(self.source, GaussianSource)
+
+    def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
+        """The random numbers of ``count`` samples of a shape (C, *S), all from ``generator`` and on its device."""
+
+        def normal() -> Tensor:
+            return torch.randn(count, *shape, generator=generator, device=generator.device)
+
+        return Draws(
+            t=self.times.draw(count, generator),
+            noise=normal(),
+            onward=normal() if self.objective.mixture else None,
+            uniform=(
+                torch.rand(count, 1, *shape[1:], generator=generator, device=generator.device)
+                if self.objective.transports
+                else None
+            ),
+        )
+
+    def pair(self, x: Tensor, noise: Tensor, modes: ModeStatistics | None = None) -> Pairs:
+        """Data x (B, C, *S) and the source's points that standard normal ``noise`` makes, as the coupling pairs them.
+
+        modes: those that the noise comes from, the data's own where the coupling says so.
+        """
+        y = self.coordinates.enter(x, modes)
+        return Pairs(y, self.coupling.pair(y, self.source.draw(noise, modes)))
+
+    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
+        """The loss of each sample, (B,) float32. predict: the network with the samples' conditions."""
+        return self.objective.loss(predict, pairs, draws)
+
+    def model(self, predict: Predict) -> VelocityModel | MixtureModel:
+        """What solvers integrate: a model of the velocity, or of the mixture over the data, as the objective says."""
+        return mixture_model(predict) if self.objective.mixture else velocity_model(predict)
+
+    def start(self, noise: Tensor, modes: ModeStatistics | None = None) -> Tensor:
+        """Where samples begin, at t = 1, in the coordinates of the flow, for standard normal noise (B, C, *S)."""
+        return self.source.draw(noise, modes)
+
+    def finish(self, y: Tensor, modes: ModeStatistics | None = None) -> Tensor:
+        """Normalised latents (B, C, *S) of points in the coordinates of the flow."""
+        return self.coordinates.leave(y, modes)
+
+    def field(self, predict: Predict, modes: ModeStatistics | None = None) -> VelocityModel:
+        """The flow's mean velocity in normalised latents, dx/dt at (x, t), whatever its own coordinates are."""
+        velocity = velocity_model(predict)
+
+        def model(x_t: Tensor, t: Tensor) -> Tensor:
+            u = velocity(self.coordinates.enter(x_t, modes), t)
+            return self.coordinates.leave_velocity(u, modes)
+
+        return model
+
+
+def fm(times: TrainingTimes = TrainingTimes(), coupling: Coupling = Independent()) -> Method:
+    """Flow matching from a Gaussian source."""
+    return Method(GaussianSource(), coupling, Plain(), FlowMatching(), times)
+
+
+def gmflow(ratio: float = 0.5, spectrum: Spectrum | None = None, times: TrainingTimes = TrainingTimes()) -> Method:
+    """GMFlow: the network's output is a mixture over the velocity. ratio: lambda of the transition loss."""
+    return Method(GaussianSource(), Independent(), Plain(), TransitionNLL(ratio, spectrum), times)
+
+
+def mm_fm(times: TrainingTimes = TrainingTimes(), coupling: Coupling = ModeCoupling()) -> Method:
+    """MM-FM: flow matching from a mixture fitted to the data, each sample coupled with noise from its own mode."""
+    return Method(MixtureSource(), coupling, Plain(), FlowMatching(), times)
+
+
+def union(ratio: float = 0.5, spectrum: Spectrum | None = None, times: TrainingTimes = TrainingTimes()) -> Method:
+    """GMFlow from a mixture source: in the coordinates that each mode whitens, its source is N(0, I)."""
+    return Method(GaussianSource(), ModeCoupling(), Whitened(), TransitionNLL(ratio, spectrum), times)
+
+
+SOURCES: Mapping[str, Source] = {"gaussian": GaussianSource(), "gmm": MixtureSource()}
+COUPLINGS: Mapping[str, Coupling] = {"independent": Independent(), "mode": ModeCoupling(), "batch-ot": BatchOT()}
+"""Sources and couplings by their names in flags and manifests."""
+
+
+def method_of(
+    objective: str,
+    source: str,
+    coupling: str,
+    ratio: float = 0.5,
+    spectrum: Spectrum | None = None,
+    times: TrainingTimes = TrainingTimes(),
+) -> Method:
+    """The method of the names in flags and manifests: objective ``fm`` or ``gm-kl``, a source, a coupling.
+
+    Raises ValueError for parts that do not go together.
+    """
+    if objective == "fm":
+        return Method(SOURCES[source], COUPLINGS[coupling], Plain(), FlowMatching(), times)
+    if source == "gaussian":
+        return Method(SOURCES[source], COUPLINGS[coupling], Plain(), TransitionNLL(ratio, spectrum), times)
+    # a mixture source is N(0, I) in the coordinates that its modes whiten
+    return Method(GaussianSource(), COUPLINGS[coupling], Whitened(), TransitionNLL(ratio, spectrum), times)

@@ -1,0 +1,291 @@
+"""q(x | x_t), a mixture over the data, seen from every later point x_r, r < t: its mean in closed form.
+
+By Bayes' rule q(x | x_r) is q(x | x_t) times N(x_r; alpha_r x, sigma_r^2) / N(x_t; alpha_t x, sigma_t^2), and so a
+mixture again (GMFlow, section 3.3 and appendix A.3). `DirectPosterior` is this definition. `ReducedPosterior` is the
+same function on a few numbers a position, however many channels there are; the reduction is ours:
+
+From t on a step follows dx/dr = (x_r - E[x | x_r]) / r under one mixture: q(x | x_t) times the factor (precision l,
+shift b) of guidance and second order, if any. With q's mean c, m'_k = m_k - c and rho_r = x_r - (1 - r) c, that mixture
+seen at (x_r, r) is, with e_r = (1 - r) / r^2, p = l + (1 - r) e_r - (1 - t) e_t and g_k = 1 + v_k p,
+
+    h = b + e_r rho_r - e_t rho_t
+    w_k ~ pi_k g_k^(-C/2) exp((h.m'_k - p |m'_k|^2 / 2 + v_k |h|^2 / 2) / g_k)
+    E[x | x_r] - c = sum_k w_k (m'_k + v_k h) / g_k
+
+and an Euler step onto r' is rho_r' = (r' / r) rho_r + (1 - r' / r) (E[x | x_r] - c). So rho_r stays in the span of the
+m'_k, rho_t and b, and with it every mean along the way. These vectors are known either by their C channels (`Axes`,
+at 2 K C multiplications a mean) or, where the channels are many, by their coefficients (`Span`): all that the channels
+then enter by are the vectors' inner products. One pass over the means takes the products, a mean costs O(K^2) a
+position, and one pass combines the result. Centred on c the products do not cancel where the means are nearly equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gmtool.flow.path import bridge_factor
+from gmtool.flow.times import expand
+from gmtool.mixture.gaussian_mixture import (
+    CHANNEL,
+    COMPONENT,
+    GaussianFactor,
+    GaussianMixture,
+    contract,
+    from_rows,
+    rows,
+)
+
+
+class Posterior(Protocol):
+    """q(x | x_t) seen from every later point. Points and means are in a form of the posterior's own.
+
+    The form is linear: r' / r times a point plus 1 - r' / r times a mean is the point of an Euler step onto r'.
+    """
+
+    @property
+    def start(self) -> Tensor:
+        """x_t."""
+
+    def mean_at(self, point: Tensor, r: float) -> Tensor:
+        """E[x | x_r] for the point x_r, 0 < r <= t."""
+
+    def lift(self, r: float, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """A point x_r, and a mean if there is one, as tensors (B, C, *S)."""
+
+
+@dataclass(frozen=True)
+class DirectPosterior:
+    """The definition: at every point the mixture q(x | x_t), (x_t (B, C, *S), t), is multiplied by the bridge."""
+
+    mixture: GaussianMixture
+    x_t: Tensor
+    t: float
+
+    @property
+    def start(self) -> Tensor:
+        """See `Posterior.start`."""
+        return self.x_t
+
+    def mean_at(self, point: Tensor, r: float) -> Tensor:
+        """See `Posterior.mean_at`."""
+        x = self.x_t
+        bridge = bridge_factor(point, expand(r, x), x, expand(self.t, x), center=self.mixture.mean())
+        return self.mixture.mean_times(bridge)
+
+    def lift(self, _r: float, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """See `Posterior.lift`: they are tensors already."""
+        return point, mean
+
+
+class Vectors(Protocol):
+    """Vectors of a position as n numbers each, (n, N): the N positions of all samples lie innermost."""
+
+    def given(self, index: int) -> Tensor:
+        """The vector of that index among those that the coordinates were made with, (n, N)."""
+
+    def squares(self) -> Tensor:
+        """|m'_k|^2, (K, N)."""
+
+    def inner(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner products of a vector with the m'_k, (K, N), and with itself, (N,)."""
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """sum_k w_k m'_k, (n, N), for weights (K, N)."""
+
+    def restore(self, vectors: list[Tensor]) -> list[Tensor]:
+        """Vectors (n, N) as rows (B, P, 1, C)."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Coordinates by channel, n = C. offsets m'_k (K, C, N); vectors, the given ones (C, N); batch B."""
+
+    offsets: Tensor
+    vectors: tuple[Tensor, ...]
+    batch: int
+
+    def given(self, index: int) -> Tensor:
+        """See `Vectors`."""
+        return self.vectors[index]
+
+    def squares(self) -> Tensor:
+        """See `Vectors`."""
+        return self.offsets.square().sum(1)
+
+    def inner(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Vectors`."""
+        return (self.offsets * vector).sum(1), vector.square().sum(0)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """See `Vectors`."""
+        return (self.offsets * weights.unsqueeze(1)).sum(0)
+
+    def restore(self, vectors: list[Tensor]) -> list[Tensor]:
+        """See `Vectors`."""
+        return [each.T.reshape(self.batch, -1, 1, len(each)) for each in vectors]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Coordinates in the vectors m'_1 ... m'_K and the J given ones, n = K + J.
+
+    offsets m'_k (B, P, K, C); vectors, the given ones (B, P, 1, C); products (n, n, N), all their inner products.
+    """
+
+    offsets: Tensor
+    vectors: tuple[Tensor, ...]
+    products: Tensor
+
+    @property
+    def components(self) -> int:
+        """K."""
+        return self.offsets.shape[2]
+
+    def given(self, index: int) -> Tensor:
+        """See `Vectors`."""
+        unit = torch.zeros_like(self.products[0])
+        unit[self.components + index] = 1
+        return unit
+
+    def squares(self) -> Tensor:
+        """See `Vectors`."""
+        return self.products.diagonal().T[: self.components]
+
+    def inner(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Vectors`."""
+        each = (self.products * vector).sum(1)
+        return each[: self.components], (vector * each).sum(0)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """See `Vectors`."""
+        return torch.cat([weights, weights.new_zeros(len(self.vectors), weights.shape[1])])
+
+    def restore(self, vectors: list[Tensor]) -> list[Tensor]:
+        """See `Vectors`: one pass over the m'_k for all vectors."""
+        batch, positions = self.offsets.shape[:2]
+        of_offsets, of_given = torch.stack(vectors).split([self.components, len(self.vectors)], dim=1)
+        # (vectors, K, B P) -> (B, P, vectors, K)
+        weights = of_offsets.reshape(len(vectors), -1, batch, positions).permute(2, 3, 0, 1)
+        found = list(contract(weights, self.offsets).split(1, dim=2))
+        for i, coefficients in enumerate(of_given):
+            for coefficient, each in zip(coefficients, self.vectors, strict=True):
+                found[i] = torch.addcmul(found[i], coefficient.reshape(batch, positions, 1, 1), each)
+        return found
+
+
+def axes_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Axes:
+    """The m'_k (B, P, K, C) and further vectors, each (B, P, 1, C), by channel."""
+    inner = offsets.flatten(0, 1).permute(1, 2, 0).contiguous()
+    return Axes(inner, tuple(each.flatten(0, 2).T.contiguous() for each in vectors), len(offsets))
+
+
+def span_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Span:
+    """The m'_k (B, P, K, C) and J further vectors, each (B, P, 1, C), by their inner products (K + J, K + J, N)."""
+    few = torch.cat(list(vectors), 2)
+    cross = contract(offsets, few.mT)
+    top = torch.cat([contract(offsets, offsets.mT), cross], -1)
+    bottom = torch.cat([cross.mT, contract(few, few.mT)], -1)
+    products = torch.cat([top, bottom], -2).flatten(0, 1).permute(1, 2, 0).contiguous()
+    return Span(offsets, tuple(vectors), products)
+
+
+def vectors_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Vectors:
+    """The m'_k (B, P, K, C) and further vectors in whichever form takes fewer multiplications a mean."""
+    components, channels = offsets.shape[2:]
+    by_channel = 2 * components * channels <= (components + len(vectors)) ** 2
+    return axes_of(offsets, vectors) if by_channel else span_of(offsets, vectors)
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """A Gaussian factor around c: precision l (N,), shift b (n, N)."""
+
+    precision: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class ReducedPosterior:
+    """q(x | x_t) times a factor; see the module. Points are rho_r and means E[x | x_r] - c, both (n, N).
+
+    center c (B, C, *S); vectors, the m'_k, rho_t and the factors' shifts; log_weights (K, N), variance (1 or K, N),
+    squares |m'_k|^2 (K, N), channels C, start rho_t (n, N); tilt, the factor, None for none.
+    """
+
+    center: Tensor
+    vectors: Vectors
+    log_weights: Tensor
+    variance: Tensor
+    squares: Tensor
+    channels: int
+    t: float
+    start: Tensor
+    tilt: Tilt | None
+
+    def mean_at(self, point: Tensor, r: float) -> Tensor:
+        """See `Posterior.mean_at`."""
+        gained, evidence = (1 - r) / r**2, (1 - self.t) / self.t**2
+        shift = gained * point - evidence * self.start
+        precision: Tensor | float = (1 - r) * gained - (1 - self.t) * evidence
+        if self.tilt is not None:
+            shift, precision = shift + self.tilt.shift, precision + self.tilt.precision
+        growth = 1 + self.variance * precision
+        inner, length = self.vectors.inner(shift)
+        exponent = (inner - 0.5 * precision * self.squares) / growth
+        if len(self.variance) > 1:
+            exponent = exponent + 0.5 * (self.variance * length / growth - self.channels * growth.log())
+        weights = torch.softmax(self.log_weights + exponent, 0) / growth
+        return self.vectors.combine(weights) + (weights * self.variance).sum(0) * shift
+
+    def lift(self, r: float, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """See `Posterior.lift`: one pass over the means for both."""
+        found = self.vectors.restore([point] if mean is None else [point, mean])
+        x, *means = (from_rows(each, self.center.shape[2:]).squeeze(COMPONENT) for each in found)
+        return (1 - r) * self.center + x, self.center + means[0] if means else None
+
+
+def reduced_posteriors(
+    mixture: GaussianMixture,
+    x_t: Tensor,
+    t: float,
+    factors: Sequence[GaussianFactor | None] = (None,),
+    mean: Tensor | None = None,
+    form: Callable[[Tensor, Sequence[Tensor]], Vectors] = vectors_of,
+) -> tuple[ReducedPosterior, ...]:
+    """q(x | x_t) times each of the ``factors`` (None: as it is), in one form, so that points pass between them.
+
+    mixture over the data at x_t (B, C, *S), t in (0, 1]. mean: the mixture's, where it is known. form: `axes_of` or
+    `span_of`; by default the cheaper one.
+    """
+    center = mixture.mean() if mean is None else mean
+    offsets = rows(mixture.means) - rows(center.unsqueeze(COMPONENT))
+    distinct = list({id(factor): factor for factor in factors if factor is not None}.values())
+    moved = [factor.around(center) for factor in distinct]
+    shifts = [x_t - (1 - t) * center, *(factor.shift for factor in moved)]
+    vectors = form(offsets, [rows(shift.unsqueeze(COMPONENT)) for shift in shifts])
+    positions = offsets.shape[1]
+    tilts: dict[int, Tilt | None] = {id(None): None} | {
+        id(factor): Tilt(_innermost(around.precision, positions).squeeze(0), vectors.given(place))
+        for place, (factor, around) in enumerate(zip(distinct, moved, strict=True), 1)
+    }
+    shared = (
+        center,
+        vectors,
+        _innermost(mixture.log_weights.squeeze(CHANNEL), positions),
+        _innermost(mixture.variance.squeeze(CHANNEL), positions),
+        vectors.squares(),
+        offsets.shape[-1],
+        t,
+        vectors.given(0),
+    )
+    return tuple(ReducedPosterior(*shared, tilts[id(factor)]) for factor in factors)
+
+
+def _innermost(x: Tensor, positions: int) -> Tensor:
+    """(B, k, *S or ones) as (k, N)."""
+    return x.reshape(*x.shape[:2], -1).expand(-1, -1, positions).transpose(0, 1).flatten(1)

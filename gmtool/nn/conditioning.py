@@ -1,0 +1,57 @@
+"""What a network is told of each sample, and how that is hidden from it, in training and in sampling alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gmtool.flow.names import Condition
+from gmtool.nn.architecture import Architecture, Conditions
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The conditions of a network.
+
+    classes, modes: labels that it takes, 0 for none; each count is also the null label. mode_mean: whether it is shown
+    the mean of a sample's mode. hides: which of them guidance can do without: the class, the mode, or none. Modes that
+    are the flow's coordinates are never hidden.
+    """
+
+    classes: int
+    modes: int
+    mode_mean: bool
+    hides: Condition
+
+    def given(self, classes: Tensor | None, modes: Tensor | None, mean: Tensor | None) -> Conditions:
+        """What the network takes of the samples' labels (B,) int64 and the means of their modes (B, C, H, W)."""
+        return Conditions(
+            classes if self.classes else None, modes if self.modes else None, mean if self.mode_mean else None
+        )
+
+    def hidden(self, conditions: Conditions, rows: Tensor) -> Conditions:
+        """The conditions with what can be hidden replaced, by the null label or a mean of zeros, where ``rows`` (B,)
+        bool.
+        """
+        if self.hides == "class" and conditions.classes is not None:
+            return replace(conditions, classes=conditions.classes.masked_fill(rows, self.classes))
+        if self.hides == "mode" and conditions.modes is not None:
+            modes, mean = conditions.modes.masked_fill(rows, self.modes), conditions.context
+            if mean is not None:
+                mean = mean.masked_fill(rows.reshape(-1, *[1] * (mean.dim() - 1)), 0)
+            return replace(conditions, modes=modes, context=mean)
+        return conditions
+
+    def all_hidden(self, conditions: Conditions) -> Conditions:
+        """`hidden` for every sample."""
+        known = next((t for t in (conditions.classes, conditions.modes, conditions.context) if t is not None), None)
+        if known is None:
+            return conditions
+        return self.hidden(conditions, torch.ones(len(known), dtype=torch.bool, device=known.device))
+
+
+def conditioning_of(architecture: Architecture, hides: Condition) -> Conditioning:
+    """The conditions of a network of this architecture."""
+    return Conditioning(architecture.classes, architecture.modes, bool(architecture.context), hides)

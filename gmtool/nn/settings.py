@@ -1,0 +1,84 @@
+"""The settings of the network, as flags, in manifests and in presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+from gmtool.errors import UserError
+from gmtool.nn import model_names
+from gmtool.settings import Option, Settings, flag
+
+COMPONENTS = 8
+"""K of a mixture head where --components does not give it; GMFlow's."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """The network and what it predicts. `gmtool.nn.build.architecture_for` turns them into an architecture."""
+
+    TITLE: ClassVar[str] = "Network"
+
+    model: Annotated[
+        str | None,
+        Option(
+            "Network: a DiT of this size, or with DH- a DiTDH, whose wide shallow head suits latents of many channels. "
+            "Default: tiny on a CPU, B on a GPU.",
+            choices=model_names,
+        ),
+    ] = None
+    patch_size: Annotated[
+        int, Option("Side of the square of latent positions that make a token.", metavar="N", minimum=1)
+    ] = 1
+    blocks: Annotated[
+        Literal["auto", "classic", "modern"],
+        Option("classic: LayerNorm, GELU; modern: RMSNorm, SwiGLU, RoPE; auto: modern for a DH-, as published."),
+    ] = "auto"
+    qk_norm: Annotated[bool, Option("Normalise the queries and keys of attention.")] = False
+    components: Annotated[
+        int | None,
+        Option(f"Components K of the mixture head (gm-kl). Default: {COMPONENTS}.", metavar="K", minimum=1),
+    ] = None
+    constant_std: Annotated[
+        float | None,
+        Option(
+            "Standard deviation of the components over the velocity, fixed (gm-kl). Default: learnt.",
+            metavar="STD",
+            minimum=1e-4,
+        ),
+    ] = None
+    spectral: Annotated[
+        int,
+        Option(
+            "Also learn the spectrum of the noise for sample --spectral (gm-kl), transporting this many leading axes "
+            "of the mixture: all channels where they are few, 1 of 768; 0 for none.",
+            metavar="AXES",
+            minimum=0,
+        ),
+    ] = 0
+
+    def model_on(self, gpu: bool) -> str:
+        """The name of the network, which by default depends on whether it is trained on a GPU."""
+        return self.model or ("B" if gpu else "tiny")
+
+    def components_of(self, mixture: bool) -> int:
+        """K of the head: 0 where the objective predicts no mixture.
+
+        Raises UserError for settings of a mixture that is not predicted.
+        """
+        if mixture:
+            return self.components or COMPONENTS
+        for name in ("components", "constant_std", "spectral"):
+            if getattr(self, name):
+                raise UserError(
+                    f"{flag(name)} has no effect, as this objective predicts no mixture: remove the flag, or use "
+                    "--objective gm-kl"
+                )
+        return 0
+
+    def resolved(self, mixture: bool, gpu: bool) -> NetworkSettings:
+        """The same with the defaults that depend on objective and device; components are None without a mixture.
+
+        Raises UserError as `components_of` does.
+        """
+        return replace(self, model=self.model_on(gpu), components=self.components_of(mixture) or None)

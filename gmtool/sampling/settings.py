@@ -1,0 +1,252 @@
+"""The settings of sampling. They stand apart from what they set because flags are made from them without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from gmtool.errors import UserError
+from gmtool.flow.guidance import GUIDANCES
+from gmtool.flow.solvers import SOLVERS, On, SolverEntry, names_on
+from gmtool.settings import Option, Seed, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A grid of times, and how pixels become 8 bits.
+
+    grid: ``module:function`` of a number of intervals and a shift. counts_points: whether --steps counts its points,
+    one more than its intervals. truncates: whether pixels are truncated, not rounded. solver: the one that it is
+    published with, None where any is meant.
+    """
+
+    grid: str
+    counts_points: bool
+    truncates: bool
+    solver: str | None
+
+    def make(self, intervals: int, shift: float) -> Tensor:
+        """The grid."""
+        module, name = self.grid.split(":")
+        made: Tensor = getattr(import_module(module), name)(intervals, shift)
+        return made
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "full": Protocol("gmtool.flow.times:full_grid", counts_points=False, truncates=False, solver=None),
+    "rae": Protocol("gmtool.flow.times:rae_grid", counts_points=True, truncates=True, solver="euler"),
+}
+
+
+def _listed(on: On) -> str:
+    return ", ".join(names_on(on))
+
+
+def solver_names() -> tuple[str, ...]:
+    """What --solver may be."""
+    return tuple(SOLVERS)
+
+
+def protocol_names() -> tuple[str, ...]:
+    """What --protocol may be."""
+    return tuple(PROTOCOLS)
+
+
+def guidance_names() -> tuple[str, ...]:
+    """What --guidance may be."""
+    return ("none", *GUIDANCES)
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Settings):
+    """Solver, grid and guidance; a default of None follows what the run learnt."""
+
+    TITLE = "Solver and guidance"
+
+    steps: Annotated[int, Option("Network evaluations a sample (guidance doubles each).", metavar="N", minimum=1)] = 8
+    solver: Annotated[
+        str | None,
+        Option(
+            f"On a velocity, or on a mixture's mean: {_listed('velocity')}. On a mixture: {_listed('mixture')}. "
+            "Default: gm-ode for gm-kl, else euler.",
+            choices=solver_names,
+        ),
+    ] = None
+    protocol: Annotated[
+        str,
+        Option(
+            "full: from noise to data. rae: as RAE and MM-FM sample and score, by default by euler: --steps counts the "
+            "points of the grid (50 are 49 evaluations), it ends at t = 0.001 before the shift, and images are "
+            "truncated to 8 bits, not rounded.",
+            choices=protocol_names,
+        ),
+    ] = "full"
+    order: Annotated[
+        int | None,
+        Option("Order of gm-ode and gm-sde: 1 or 2. Default: 2.", metavar="1|2", minimum=1, maximum=2),
+    ] = None
+    substeps: Annotated[
+        int | None,
+        Option(
+            "Sub-steps of a gm-ode step, without network. Default: about 128 / steps, as published.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = None
+    spectral: Annotated[
+        bool, Option("Draw with noise of the learnt spectrum (gm-sde; a run trained with --spectral AXES).")
+    ] = False
+    guidance: Annotated[
+        str,
+        Option(
+            f"none; {'; '.join(f'{name} ({entry.help})' for name, entry in GUIDANCES.items())}.",
+            choices=guidance_names,
+        ),
+    ] = "none"
+    guidance_scale: Annotated[
+        float | None,
+        Option(
+            "Strength. prob, and auto with gm-ode or gm-sde: in [0, 1), default 0.04. cfg, prob-weights, and auto with "
+            "other solvers: at least 1, default 1.5.",
+            metavar="SCALE",
+        ),
+    ] = None
+    guide: Annotated[
+        Path | None,
+        Option(
+            "The weaker run of --guidance auto, trained on the same latents; its newest weights. Default: none.",
+            metavar="RUN",
+        ),
+    ] = None
+    guidance_interval: Annotated[
+        str | None,
+        Option(
+            "Times at which to guide, ends included, 0 = data, 1 = noise. Default: all; outside, a step costs one "
+            "evaluation.",
+            metavar="LOW,HIGH",
+        ),
+    ] = None
+    orthogonal: Annotated[
+        float | None,
+        Option(
+            "Share of the guidance direction along the mean that prob, or auto on a mixture, takes out. Default: 1.",
+            metavar="SHARE",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """See `Settings.check`; what depends on the solver is checked in `gmtool.sampling.plan`."""
+        if self.guidance == "none":
+            for flag, value in (
+                ("--guidance-scale", self.guidance_scale),
+                ("--guidance-interval", self.guidance_interval),
+                ("--orthogonal", self.orthogonal),
+            ):
+                if value is not None:
+                    raise UserError(f"{flag} has no effect without --guidance {', '.join(GUIDANCES)}: remove it")
+        parse_interval(self.guidance_interval)
+        weaker = self.guidance != "none" and GUIDANCES[self.guidance].away_from == "weaker"
+        if weaker and self.guide is None:
+            raise UserError(f"--guidance {self.guidance} needs a weaker run: give its folder by --guide")
+        if not weaker and self.guide is not None:
+            raise UserError("--guide belongs to --guidance auto")
+        protocol = PROTOCOLS[self.protocol]
+        if protocol.counts_points and self.steps < 2:
+            raise UserError(f"--protocol {self.protocol} counts the points of a grid: use at least --steps 2")
+        if self.solver is not None:
+            check_solver(self, self.solver)
+
+
+def check_solver(settings: SamplingSettings, solver: str) -> None:
+    """Refuse settings that have no effect with a solver, or that it cannot carry."""
+    entry, forms = SOLVERS[solver], {} if settings.guidance == "none" else GUIDANCES[settings.guidance].forms
+    if forms and entry.on not in forms:
+        kind = next(iter(forms))
+        raise UserError(
+            f"--guidance {settings.guidance} needs a solver of a {kind}: use --solver "
+            f"{' or '.join(names_on(kind)[:2])}, not {solver}"
+        )
+    if settings.order is not None and entry.order is not None:
+        raise UserError(f"--order belongs to {_with(lambda row: row.order is None)}, not to --solver {solver}")
+    if settings.substeps is not None and not entry.substeps:
+        raise UserError(f"--substeps belongs to {_with(lambda row: row.substeps)}, not to --solver {solver}")
+    if settings.spectral and not entry.spectral:
+        raise UserError(f"--spectral is how {_with(lambda row: row.spectral)} draws, not --solver {solver}")
+    if settings.orthogonal is not None and forms and not forms[entry.on].orthogonal:
+        raise UserError(f"--orthogonal has no effect on --guidance {settings.guidance} with {solver}: remove it")
+
+
+def _with(has: Callable[[SolverEntry], bool]) -> str:
+    return " and ".join(name for name, row in SOLVERS.items() if has(row))
+
+
+def parse_interval(text: str | None) -> tuple[float, float]:
+    """The times of ``--guidance-interval``, (low, high); all of [0, 1] for None. Raises UserError."""
+    if text is None:
+        return 0.0, 1.0
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--guidance-interval is two times LOW,HIGH, such as 0.2,0.8, not {text!r}") from None
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"--guidance-interval lies in 0 <= LOW <= HIGH <= 1, not {text}")
+    return low, high
+
+
+@dataclass(frozen=True)
+class SelectionSettings(Settings):
+    """How many samples, and their labels."""
+
+    TITLE = "Samples"
+
+    num: Annotated[int, Option("Images.", metavar="N", minimum=1)] = 1000
+    classes: Annotated[
+        str | None,
+        Option("Class numbers or names, separated by commas; samples have them in turn. Default: all.", metavar="LIST"),
+    ] = None
+    modes: Annotated[
+        str | None,
+        Option(
+            "Modes of the fitted mixture, numbers separated by commas; samples have them in turn. Default: drawn, as "
+            "often as they occur in the data.",
+            metavar="LIST",
+        ),
+    ] = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class WeightSettings(Settings):
+    """Which weights of a run are sampled, and where its mixture is."""
+
+    TITLE = "Weights"
+
+    checkpoint: Annotated[
+        int | None, Option("Step of the checkpoint to sample. Default: the newest.", metavar="STEP", minimum=0)
+    ] = None
+    weights: Annotated[Literal["ema", "model"], Option("Averaged weights, or those of the last step.")] = "ema"
+    ema: Annotated[
+        str | None,
+        Option(
+            "Which average, where a run keeps several: its decay, or power-WIDTH. Default: the first that train was "
+            "given.",
+            metavar="NAME",
+        ),
+    ] = None
+    gmm: Annotated[
+        Path | None,
+        Option("The mixture of a run with --source gmm. Default: where it was in training.", metavar="FILE"),
+    ] = None
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.ema is not None and self.weights == "model":
+            raise UserError(f"--ema {self.ema} has no effect with --weights model: remove one of them")

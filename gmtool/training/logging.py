@@ -1,0 +1,147 @@
+"""Where a run's metrics go: ``metrics.jsonl``, TensorBoard's event files, Weights & Biases (the last two are extras).
+
+A logger is told the step that a run goes on from, then records, a step each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.run import METRICS, TENSORBOARD, RunFolder
+from gmtool.training.settings import LoggingSettings
+
+Record = dict[str, float]
+"""Figures of a step by name; "step", from 1, is one of them."""
+
+
+Group = Literal["train", "machine", "samples"]
+"""What figures are about: training, how fast it goes, or the quality of samples."""
+
+
+class Logger(Protocol):
+    """Receiver of a run's figures."""
+
+    def begin(self, step: int) -> None:
+        """Go on after step ``step``: later records, of steps that will be taken again, are dropped."""
+
+    def write(self, records: Sequence[Record], group: Group = "train") -> None:
+        """Take records in, in the order of their steps."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class MetricsFile:
+    """``metrics.jsonl``: a line a step, and one for each score of samples.
+
+    How fast it went is left out: a run that was interrupted leaves the same file as one that was not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def begin(self, step: int) -> None:
+        """See `Logger.begin`."""
+        kept = [line for line in _lines(self._path) if line.get("step", 0) <= step]
+        with written_aside(self._path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, records: Sequence[Record], group: Group = "train") -> None:
+        """See `Logger.write`."""
+        if group == "machine":
+            return
+        with self._path.open("a") as file:
+            file.writelines(json.dumps(each) + "\n" for each in records)
+
+    def close(self) -> None:
+        """See `Logger.close`."""
+
+
+def _lines(path: Path) -> Iterable[Record]:
+    """The whole lines of a metrics file; a last line that was cut short is passed over."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _named(group: Group, record: Record) -> dict[str, float]:
+    """A record's figures under their group, the step left out."""
+    return {f"{group}/{name}": value for name, value in record.items() if name != "step"}
+
+
+class TensorBoard:
+    """Event files in ``run/tensorboard/``."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._folder = str(run.path / TENSORBOARD)
+        self._writer: Any = None
+
+    def begin(self, step: int) -> None:
+        """See `Logger.begin`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.close()
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
+
+    def write(self, records: Sequence[Record], group: Group = "train") -> None:
+        """See `Logger.write`."""
+        for record in records:
+            for name, value in _named(group, record).items():
+                self._writer.add_scalar(name, value, int(record["step"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """See `Logger.close`."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of a project at Weights & Biases, or in ``run/wandb/`` with WANDB_MODE=offline.
+
+    A run that goes on continues its own record there, where steps that were logged already stay as they were.
+    """
+
+    def __init__(self, run: RunFolder, project: str) -> None:
+        self._run, self._project = run, project
+        self._session: Any = None
+
+    def begin(self, _step: int) -> None:
+        """See `Logger.begin`; the service passes over the figures of steps before its last one."""
+        import wandb
+
+        self._session = self._session or wandb.init(
+            project=self._project,
+            dir=str(self._run.path),
+            id=self._run.manifest.fingerprint[:16],
+            name=self._run.path.absolute().name,
+            resume="allow",
+            config=dict(self._run.manifest.config),
+        )
+
+    def write(self, records: Sequence[Record], group: Group = "train") -> None:
+        """See `Logger.write`."""
+        for record in records:
+            self._session.log(_named(group, record), step=int(record["step"]))
+
+    def close(self) -> None:
+        """See `Logger.close`."""
+        if self._session is not None:
+            self._session.finish()
+
+
+def loggers_for(settings: LoggingSettings, run: RunFolder) -> tuple[Logger, ...]:
+    """The loggers of a run that the settings ask for."""
+    found: list[Logger] = [MetricsFile(run.path / METRICS)]
+    if settings.tensorboard or (settings.tensorboard is None and find_spec("tensorboard") is not None):
+        found.append(TensorBoard(run))
+    if settings.wandb is not None:
+        found.append(WeightsAndBiases(run, settings.wandb))
+    return tuple(found)

@@ -1,0 +1,294 @@
+"""The settings of training's components. They stand apart from these because flags are made from them without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Annotated, Literal
+
+from gmtool.errors import UserError
+from gmtool.flow.names import Condition, CouplingName, SourceName, TimeDistribution
+from gmtool.settings import Option, Settings
+from gmtool.training.schedule import Curve, Schedule, parse_knots
+
+
+@dataclass(frozen=True)
+class MethodSettings(Settings):
+    """What is learnt, from which noise, told what."""
+
+    TITLE = "Method"
+
+    objective: Annotated[
+        Literal["fm", "gm-kl", "mm-fm"],
+        Option(
+            "fm (one velocity, L2), gm-kl (GMFlow: a mixture over the velocity, KL), mm-fm (MM-FM: fm with --source "
+            "gmm --coupling mode)."
+        ),
+    ] = "fm"
+    source: Annotated[
+        Literal["auto", SourceName],
+        Option("Where the flow starts: gaussian, or gmm, the fitted mixture. auto: gmm for mm-fm or --coupling mode."),
+    ] = "auto"
+    coupling: Annotated[
+        Literal["auto", CouplingName],
+        Option(
+            "How noise and data are paired: independent, mode (noise from an image's own mode), batch-ot (exact "
+            "assignment in the batch). auto: mode for mm-fm, and for gm-kl with --source gmm; else independent."
+        ),
+    ] = "auto"
+    condition: Annotated[
+        Literal["auto", Condition],
+        Option(
+            "What the network is told of an image. auto: class when the images come in classes, else mode when a "
+            "fitted mixture is there, else none; none for mm-fm, as published."
+        ),
+    ] = "auto"
+    mode_mean: Annotated[
+        bool | None,
+        Option(
+            "Also concatenate the mean of an image's mode to the network's input (--condition mode, or gm-kl on "
+            "--source gmm). Default: yes for gm-kl on --source gmm, else no."
+        ),
+    ] = None
+    transition_ratio: Annotated[
+        float | None,
+        Option(
+            "lambda of the gm-kl loss, in (0, 1]: x_s is taken at s = t (1 - lambda). Default: 0.5.",
+            metavar="RATIO",
+            minimum=1e-3,
+            maximum=1.0,
+        ),
+    ] = None
+    dropout: Annotated[
+        float,
+        Option(
+            "Share of the images whose condition is hidden, which guidance needs.",
+            metavar="SHARE",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ] = 0.1
+    focal: Annotated[
+        float,
+        Option(
+            "Weigh each image by its mode's running loss over the mean one, to this power, within 0.3 and 3 (fm and "
+            "mm-fm, with a fitted mixture); 0 for none, MM-FM's mode-conditional run uses 2.",
+            metavar="GAMMA",
+            minimum=0.0,
+        ),
+    ] = 0.0
+    time_distribution: Annotated[TimeDistribution, Option("Distribution of training times before the shift.")] = (
+        "logit-normal"
+    )
+    time_shift: Annotated[
+        float | None,
+        Option(
+            "s of t' = s t / (1 + (s - 1) t), in training and sampling. Default: sqrt(numbers in a latent / 4096), at "
+            "least 1.",
+            metavar="S",
+            minimum=1e-3,
+            maximum=1e6,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.objective == "mm-fm" and self.source == "gaussian":
+            raise UserError("--objective mm-fm starts from the fitted mixture: remove --source gaussian, or use fm")
+        if self.objective == "mm-fm" and self.coupling not in ("auto", "mode"):
+            raise UserError(f"--objective mm-fm couples by mode: remove --coupling {self.coupling}, or use fm")
+        if self.coupling == "mode" and self.source == "gaussian":
+            raise UserError("--coupling mode draws noise from an image's mode: it needs --source gmm")
+        if self.objective == "gm-kl" and self.coupling == "batch-ot":
+            raise UserError("--objective gm-kl needs Gaussian transitions: use --coupling independent or mode")
+        if self.objective == "gm-kl" and self.source == "gmm" and self.coupling == "independent":
+            raise UserError("--objective gm-kl on --source gmm works in its modes' coordinates: use --coupling mode")
+        if self.focal and self.objective == "gm-kl":
+            raise UserError("--focal compares losses by ratio, and that of gm-kl may be negative: use fm or mm-fm")
+        if self.transition_ratio is not None and self.objective != "gm-kl":
+            raise UserError(f"--transition-ratio is lambda of gm-kl, without effect on {self.objective}: remove it")
+
+    @property
+    def wants_mixture(self) -> bool:
+        """Whether a fitted mixture is asked for, whatever the data are."""
+        return self.objective == "mm-fm" or self.source == "gmm" or "mode" in (self.coupling, self.condition)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    """Which optimiser, and its numbers but the learning rate."""
+
+    TITLE = "Optimiser"
+
+    optimizer: Annotated[
+        Literal["adamw", "muon"], Option("adamw, or muon for the matrices of the blocks beside it (torch 2.9).")
+    ] = "adamw"
+    betas: Annotated[
+        tuple[float, float],
+        Option("Decay a step of AdamW's two moments.", metavar="BETA1 BETA2", minimum=0.0, below=1.0),
+    ] = (0.9, 0.95)
+    weight_decay: Annotated[
+        float, Option("Weight decay, on matrices alone.", metavar="RATE", minimum=0.0, maximum=1e3)
+    ] = 0.0
+    clip: Annotated[
+        float,
+        Option("Largest norm of the gradient, else it is scaled down. 0: none.", metavar="NORM", minimum=0.0),
+    ] = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleSettings(Settings):
+    """The rate, its warm-up, and how it changes later."""
+
+    TITLE = "Learning rate"
+
+    lr: Annotated[
+        float | None,
+        Option("Learning rate. Default: the model's own, from 2e-3 (tiny) to 2e-4 (XL).", metavar="RATE", minimum=0.0),
+    ] = None
+    warmup: Annotated[int, Option("Steps over which the learning rate rises to --lr.", metavar="N", minimum=0)] = 100
+    lr_knots: Annotated[
+        str | None,
+        Option(
+            "Rates at later steps, which are numbers or shares of --steps, such as 50%:2e-4,100%:2e-5; the rate is "
+            "--lr at the end of the warm-up, and stays what it is after the last knot; two at one step make a jump. "
+            "Default: none, a constant rate.",
+            metavar="STEP:RATE,...",
+        ),
+    ] = None
+    lr_curve: Annotated[Curve, Option("Between two knots: along a line, or along half a cosine.")] = "linear"
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        parse_knots(self.lr_knots, 1)
+        if self.lr_curve != "linear" and self.lr_knots is None:
+            raise UserError(f"--lr-curve {self.lr_curve} has no effect without --lr-knots, such as 100%:0")
+
+    @property
+    def follows_the_steps(self) -> bool:
+        """Whether the number of steps enters the learning rate of each."""
+        return self.lr_knots is not None and "%" in self.lr_knots
+
+    def resolve(self, default: float, steps: int) -> Schedule:
+        """The schedule of a run of ``steps`` steps, with the rate ``default`` where none is given."""
+        rate = default if self.lr is None else self.lr
+        return Schedule(rate, self.warmup, parse_knots(self.lr_knots, steps), self.lr_curve)
+
+
+@dataclass(frozen=True)
+class AverageSettings(Settings):
+    """Which averages are kept."""
+
+    TITLE = "Averages of the weights"
+
+    ema: Annotated[
+        tuple[float, ...],
+        Option(
+            "Decay a step of a moving average of the weights; repeat it for several. The first is what is sampled by "
+            "default.",
+            metavar="DECAY",
+            minimum=0.0,
+            below=1.0,
+        ),
+    ] = (0.9995,)
+    ema_power: Annotated[
+        tuple[float, ...],
+        Option(
+            "Also keep an average of power-law profile of this width relative to the run (EDM2's sigma_rel, such as "
+            "0.05 or 0.1); repeat it for several.",
+            metavar="WIDTH",
+            minimum=1e-3,
+            maximum=0.28,
+        ),
+    ] = ()
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if not self.names:
+            raise UserError("no moving average is asked for: give --ema or --ema-power")
+        if twice := [name for name in self.names if self.names.count(name) > 1]:
+            raise UserError(f"the moving average {twice[0]} is asked for twice: give different --ema or --ema-power")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What ``sample --ema`` takes: the decays as numbers, then power-WIDTH; the first is sampled by default."""
+        return (*map(str, self.ema), *(f"power-{width}" for width in self.ema_power))
+
+
+@dataclass(frozen=True)
+class LoopSettings(Settings):
+    """How long training goes on, on how many images a step, and what it leaves behind."""
+
+    TITLE = "Steps and checkpoints"
+
+    steps: Annotated[int, Option("Optimiser steps in all.", metavar="N", minimum=1)] = 100_000
+    batch_size: Annotated[
+        int | None, Option("Images a step. Default: 128 on a GPU, 32 on a CPU.", metavar="N", minimum=1)
+    ] = None
+    micro_batch: Annotated[
+        str,
+        Option(
+            "Images computed at once, a divisor of the batch; gradients add up to those of --batch-size. auto: the "
+            "most that fit on the GPU, by trying; all on a CPU.",
+            metavar="N|auto",
+        ),
+    ] = "auto"
+    skip_limit: Annotated[
+        int,
+        Option(
+            "Steps in a row with a loss or gradient that is not finite, each left out, after which the run goes back "
+            "to the last good checkpoint.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = 20
+    save_every: Annotated[int, Option("Steps between checkpoints.", metavar="N", minimum=1)] = 1000
+    keep: Annotated[int, Option("Checkpoints kept, the newest ones.", metavar="N", minimum=1)] = 2
+    keep_every: Annotated[
+        int,
+        Option(
+            "Checkpoints at multiples of so many steps, of --save-every too, are kept for ever; 0 for none.",
+            metavar="N",
+            minimum=0,
+        ),
+    ] = 0
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if not (self.micro_batch == "auto" or (self.micro_batch.isdecimal() and int(self.micro_batch) > 0)):
+            raise UserError(f"--micro-batch is a number of images or auto, not {self.micro_batch}")
+        if self.keep_every % self.save_every:
+            raise UserError(f"--keep-every {self.keep_every} is not a multiple of --save-every {self.save_every}")
+
+
+@dataclass(frozen=True)
+class LoggingSettings(Settings):
+    """Who is told how training goes, and what is drawn and scored on the way."""
+
+    TITLE = "Logging"
+
+    preview_every: Annotated[int, Option("Steps between preview grids; 0 for none.", metavar="N", minimum=0)] = 1000
+    eval_every: Annotated[
+        int,
+        Option("Steps between scores of a few samples against training images; 0 for none.", metavar="N", minimum=0),
+    ] = 0
+    eval_num: Annotated[int, Option("Samples of such a score.", metavar="N", minimum=2)] = 1000
+    tensorboard: Annotated[
+        bool | None,
+        Option("Write TensorBoard's events into RUN/tensorboard (extra: log). Default: where it is installed."),
+    ] = None
+    wandb: Annotated[
+        str | None,
+        Option(
+            "Also log to this project of Weights & Biases (extra: wandb; WANDB_MODE=offline keeps it here). Default: "
+            "none.",
+            metavar="PROJECT",
+        ),
+    ] = None
+
+    def check_installed(self) -> None:
+        """Raise UserError when a logger is asked for that is not installed."""
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise UserError("--tensorboard needs TensorBoard: run pip install '.[log]' in the clone of gmtool")
+        if self.wandb is not None and find_spec("wandb") is None:
+            raise UserError("--wandb needs Weights & Biases: run pip install '.[wandb]' in the clone of gmtool")
