@@ -321,6 +321,7 @@ def test_modes_of_one_image_without_a_variance_floor(tmp_path: Path, em_iteratio
     config = fit_config(modes=12, held_out=0.0, variance_floor=0.0, em_iterations=em_iterations)
     with pytest.raises(UserError, match=r"modes have no spread .* use --variance-floor 1e-06"):
         fit_gmm(path, tmp_path / "gmm.h5", config, Progress())
+    assert [file.name for file in tmp_path.iterdir()] == ["latents.h5"]
     fit_gmm(path, tmp_path / "gmm.h5", changed(config, {"variance_floor": 1e-6}), Progress())
 
 

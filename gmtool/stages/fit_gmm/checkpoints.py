@@ -63,7 +63,7 @@ State = InKMeans | InEm | InPatches
 class Checkpoints:
     """Saves the states of a fit, at most one every so many seconds; in a ``with`` block that fails, also the last one.
 
-    A process that does not write saves none. An error of the user's is mended by other settings, to which no state goes.
+    A process that does not write saves none. After a UserError other settings are needed, which no state fits.
     """
 
     def __init__(self, file: ResumeFile, seconds: float, writes: bool) -> None:
