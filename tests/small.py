@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gmtool.mixture.settings import EmSettings
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 
 PIXELS = EncodeConfig(tokenizer="pixels", patch_size=4, workers=0, device="cpu")
-MIXTURE = FitGmmConfig(modes=4, em_iterations=10, device="cpu")
+MIXTURE = FitGmmConfig(modes=4, em=EmSettings(10), device="cpu")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ import torch
 from gmtool.console import print_table
 from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, log_likelihood, start_from_clusters
 from gmtool.mixture.kmeans import kmeans, seed_centroids
+from gmtool.mixture.settings import EmSettings
 from gmtool.runtime import resolve_device
 
 FLOOR = 1e-6
@@ -80,7 +81,8 @@ def by_gmtool(fitted: np.ndarray, held_out: np.ndarray, options: argparse.Namesp
     moments = label_moments(blocks, torch.from_numpy(clusters.labels).to(device), options.modes)
     start = start_from_clusters(torch.from_numpy(clusters.centroids).to(device), moments, FLOOR)
     began = time.process_time()
-    mixture = fit_em(blocks, Fit(start), iterations=options.iterations, tolerance=-1.0, floor=FLOOR).mixture
+    settings = EmSettings(options.iterations, tolerance=0.0, variance_floor=FLOOR)
+    mixture = fit_em(blocks, Fit(start), settings).mixture
     rate = 8 * fitted.size * options.modes * options.iterations / (time.process_time() - began)
     return Found(log_likelihood(blocks, mixture), log_likelihood(replace(blocks, data=held_out), mixture), rate)
 

@@ -2,7 +2,7 @@
 
 ``em`` times k-means' seeds, its iterations and EM's, and compares their operations with the rate of a matrix product in
 the same process. ``patches`` writes a latents file, measures how fast the disk gives it back from start to end, then
-takes the modes' moments within --memory and with memory for all modes, when each datum keeps one mode and when half
+takes the modes' moments within --memory and with memory for all modes, when each sample keeps one mode and when half
 keep two: how fast all of it went, once compiled, by the bytes read, and how far the two are apart. What the system has
 cached of the file is dropped before each reading.
 
@@ -13,7 +13,6 @@ cached of the file is dropped before each reading.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import os
 import resource
@@ -31,9 +30,11 @@ from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.console import print_table
-from gmtool.mixture.em import Blocks, Fit, block_rows, fit_em, label_moments, start_from_clusters
+from gmtool.mixture.em import Blocks, Fit, block_rows, em_iterations, label_moments, start_from_clusters
 from gmtool.mixture.kmeans import SEED_POINTS, SEED_POINTS_PER_CLUSTER, kmeans, seed_centroids
-from gmtool.mixture.patch_moments import Rule, mode_block, patch_moments, share_memory
+from gmtool.mixture.patch_kernels import Add, adder
+from gmtool.mixture.patch_moments import mode_block, patch_moments, share_memory
+from gmtool.mixture.settings import EmSettings, PatchSettings
 from gmtool.runtime import resolve_device
 
 SHAPE = (768, 16, 16)
@@ -73,17 +74,10 @@ def em(options: argparse.Namespace) -> None:
     blocks = Blocks(data, block_rows(options.modes, device), device)
     labels = label_moments(blocks, torch.from_numpy(clusters.labels).to(device), options.modes)
     start = start_from_clusters(torch.from_numpy(clusters.centroids).to(device), labels, 1e-6)
-    clock: list[tuple[float, float]] = [(time.perf_counter(), time.process_time())]
-    fit_em(
-        blocks,
-        Fit(start),
-        iterations=options.iterations,
-        tolerance=-1.0,
-        floor=1e-6,
-        on_iteration=lambda _: clock.append((time.perf_counter(), time.process_time())),
-    )
-    for index, (old, new) in enumerate(itertools.pairwise(clock)):
-        tell(f"EM iteration {index + 1}", 4 * product, new[0] - old[0], new[1] - old[1])
+    fits = em_iterations(blocks, Fit(start), EmSettings(options.iterations, tolerance=0.0))
+    for index in range(options.iterations):
+        _, *times = timed(lambda: next(fits))
+        tell(f"EM iteration {index + 1}", 4 * product, *times)
     print_table(
         f"{options.data:,} x {options.size:,}, {options.modes:,} modes; matrix products {rate / 1e9:.0f} GFLOP/s; "
         f"memory over the data's {human_bytes(peak_memory() - before)}",
@@ -142,7 +136,7 @@ class Pass:
     rate: float
 
 
-def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int, memory: float) -> Pass:
+def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int, memory: float, add: Add) -> Pass:
     """The moments of the first entries of all modes, within a memory."""
     forget(source.path)
     share = share_memory(modes, SHAPE, memory)
@@ -151,7 +145,7 @@ def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int
     found = np.zeros((modes, 2, 8, *SHAPE[1:]), np.float32)
     started = time.perf_counter()
     for each in patch_moments(
-        source, *kept, blocks, rule=Rule(4.0, 1e-5, False), memory=share, threads=torch.get_num_threads()
+        source, *kept, blocks, PatchSettings(), floor=1e-5, memory=share, threads=torch.get_num_threads(), add=add
     ):
         found[each.patch.mode] = each.patch.mean[:8], each.patch.std[:8]
     return Pass(found, reads, 2 * math.prod(SHAPE) * reads / (time.perf_counter() - started))
@@ -168,14 +162,15 @@ def patches(options: argparse.Namespace) -> None:
         path = Path(folder) / "latents.h5"
         make_latents(path, count)
         with open_latents(path) as source:
-            moments(source, (modes[:1], np.ones((1, 2), np.float32)), 1, 2**30)  # compiles its loops
+            add = adder(options.gigabytes * 1e9)
+            moments(source, (modes[:1], np.ones((1, 2), np.float32)), 1, 2**30, add)  # compiles the loop
             rows = []
             for name, shares in assignments.items():
                 found = []
                 for bound, memory in ((f"{options.memory:g} GiB", options.memory * 2**30), ("no bound", 64 * 2**30)):
                     disk = sequential_rate(path)
                     before = peak_memory(anew=True)
-                    found.append(moments(source, (modes, shares), options.modes, memory))
+                    found.append(moments(source, (modes, shares), options.modes, memory, add))
                     grown, last = peak_memory() - before, found[-1]
                     rows.append(
                         (
@@ -191,7 +186,7 @@ def patches(options: argparse.Namespace) -> None:
                     )
     print_table(
         f"{human_bytes(2 * math.prod(SHAPE) * count)} of latents, {options.modes:,} modes",
-        ("assignment", "--memory", "reads a datum", "disk, MB/s", "read, MB/s", "share", "memory grew by", "apart"),
+        ("assignment", "--memory", "reads a sample", "disk, MB/s", "read, MB/s", "share", "memory grew by", "apart"),
         rows,
     )
 

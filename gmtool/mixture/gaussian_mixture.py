@@ -181,8 +181,9 @@ class GaussianMixture:
     def pick(self, uniform: Tensor) -> IsotropicGaussian:
         """The component that uniform (B, 1, *S) in [0, 1) chooses by the cumulated weights, a position each."""
         cumulated = self.log_weights.exp().cumsum(COMPONENT)
-        # rounding may leave the last sum below 1, hence the clamp
-        chosen = (uniform.unsqueeze(COMPONENT) >= cumulated).sum(COMPONENT, keepdim=True).clamp(max=self.components - 1)
+        # rounding may leave the last sum below 1: beyond it is the last component that adds to it, not one of weight 0
+        last = (cumulated < cumulated[:, -1:]).sum(COMPONENT, keepdim=True)
+        chosen = (uniform.unsqueeze(COMPONENT) >= cumulated).sum(COMPONENT, keepdim=True).minimum(last)
         variance = self.variance
         if variance.shape[COMPONENT] > 1:
             variance = torch.take_along_dim(variance, chosen, COMPONENT)

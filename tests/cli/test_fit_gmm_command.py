@@ -103,5 +103,5 @@ def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "the disk is full" in capsys.readouterr().err
     assert sorted(each.name for each in folder.iterdir()) == ["gmm.h5.part.state", "latents.h5"]
     assert main(["fit-gmm", "--modes", "2"]) == 0
-    assert "going on after" in capsys.readouterr().err
+    assert "resuming after" in capsys.readouterr().err
     assert sorted(each.name for each in folder.iterdir()) == ["gmm.h5", "gmm.png", "latents.h5"]

@@ -142,6 +142,21 @@ def test_draw_picks_components_by_the_cumulated_weights():
         assert mixture.draw(torch.tensor([[uniform]]), torch.zeros(1, 1)).item() == expected
 
 
+@pytest.mark.parametrize("components", [2, 3, 7, 64])
+def test_a_component_of_weight_zero_is_never_picked(components: int) -> None:
+    """Whatever rounding leaves of the sum of weights, and for the largest number below 1."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(500, components, 1, generator=generator)
+    weights[torch.rand(500, components, 1, generator=generator) < 0.5] = 0
+    weights[:250, -1], weights[:, 0] = 0, weights[:, 0] + 1e-3
+    log_weights = (weights / weights.sum(1, keepdim=True)).log()
+    numbers = torch.arange(components, dtype=torch.float32)[None, :, None].expand(500, -1, -1)
+    mixture = GaussianMixture(numbers, log_weights, torch.ones(500, 1, 1))
+    for uniform in (0.0, 0.5, 1 - 2**-24):
+        picked = mixture.pick(torch.full((500, 1), uniform)).mean.long()
+        assert (torch.take_along_dim(weights[..., 0], picked, 1) > 0).all()
+
+
 def test_permuting_components_changes_nothing():
     mixture = random_mixture(5)
     order = torch.tensor([2, 0, 3, 1])

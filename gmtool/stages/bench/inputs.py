@@ -12,6 +12,7 @@ from PIL import Image
 
 from gmtool.data.digits import write_digits
 from gmtool.errors import UserError
+from gmtool.mixture.settings import EmSettings
 from gmtool.progress import Progress
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.run import encode_images
@@ -49,7 +50,7 @@ def make_inputs(preset: Preset, folder: Path, device: str, count: int) -> Inputs
         config = replace(config, tokenizer=str(_random_model(config.tokenizer, folder / "model")), limit=count)
     latents, gmm = folder / "latents.h5", folder / "gmm.h5"
     encode_images(images, latents, config, Progress())
-    fit_gmm(latents, gmm, FitGmmConfig(modes=SMALL_MODES, em_iterations=1, held_out=0.0, device="cpu"), Progress())
+    fit_gmm(latents, gmm, FitGmmConfig(modes=SMALL_MODES, em=EmSettings(1), held_out=0.0, device="cpu"), Progress())
     return Inputs(images, config, latents, gmm)
 
 
