@@ -33,6 +33,11 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}{PART_SUFFIX}")
 
 
+def work_folder(target: Path) -> Path:
+    """The hidden folder beside an output, its links followed, in which it is made (`gmtool.artifacts.outputs`)."""
+    return target.with_name(f".{target.name}.gmtool")
+
+
 def is_part(path: Path) -> bool:
     """Whether ``path`` is named as what `part_of` or `written_aside` was still writing when it was killed."""
     return path.name.startswith(".") and path.name.endswith(PART_SUFFIX)
@@ -101,7 +106,8 @@ def check_writable(path: Path, what: str) -> None:
 
     Nothing is left behind: the nearest existing parent is probed.
     """
-    parent = path.absolute().parent
+    path = resolved(path)
+    parent = path.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
@@ -114,7 +120,7 @@ def check_writable(path: Path, what: str) -> None:
 
 def free_bytes(path: Path) -> int:
     """Bytes free on the disk that will hold ``path``."""
-    parent = path.absolute().parent
+    parent = resolved(path).parent
     while not parent.exists():
         parent = parent.parent
     return shutil.disk_usage(parent).free

@@ -220,9 +220,7 @@ class Hdf5Writer:
         }
         manifest = replace(
             manifest,
-            arrays={
-                name: replace(array, checksum=checksums.get(name, "")) for name, array in manifest.arrays.items()
-            },
+            arrays={name: replace(array, checksum=checksums.get(name, "")) for name, array in manifest.arrays.items()},
         )
         attribute = self._file.attrs.get_id(MANIFEST)
         attribute.write(np.array(manifest.to_json().encode(), dtype=attribute.dtype))
