@@ -6,16 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import h5py
 import numpy as np
 
-from gmtool.artifacts.files import check_writable, free_bytes, human_bytes
+from gmtool.artifacts.files import free_bytes, human_bytes
 from gmtool.artifacts.latents import Layout
 from gmtool.artifacts.manifest import fingerprint
+from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images, spread
 from gmtool.distributed import join
-from gmtool.errors import UserError
 from gmtool.runtime import compute_dtype
 from gmtool.settings import Precision
 from gmtool.stages.encode.config import EncodeConfig
@@ -37,7 +36,7 @@ class EncodePlan:
     layout: Layout
     key: str
     config: EncodeConfig
-    output: Path
+    output: Output
 
     @property
     def views(self) -> int:
@@ -53,8 +52,9 @@ class EncodePlan:
         shape = " x ".join(map(str, layout.shape))
         return (
             f"{found.root}: {len(found):,} images, {classes}{taken}{ignored}",
-            f"{self.output}: {layout.capacity:,} samples of {shape} and {layout.descriptor_size} numbers "
-            f"({self.tokenizer.name}), {human_bytes(layout.bytes())}; {human_bytes(free_bytes(self.output))} are free",
+            f"{self.output.path}: {layout.capacity:,} samples of {shape} and {layout.descriptor_size} numbers "
+            f"({self.tokenizer.name}), {human_bytes(layout.bytes())}; "
+            f"{human_bytes(free_bytes(self.output.path))} are free",
         )
 
 
@@ -63,11 +63,7 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
 
     Raises UserError for wrong images, settings or output, MachineError when weights cannot be fetched.
     """
-    output = Path(output)
-    check_writable(output, "the latents file")
-    if output.is_dir():
-        raise UserError(f"the latents file {output} is a folder: give a file name, such as {output / 'latents.h5'}")
-    _refuse_other_file(output)
+    written = output_of(output, "latents")
     found = find_images(images)
     rows = spread(len(found), config.limit)
     device = join(config.device).device
@@ -91,24 +87,8 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
         layout=Layout(samples, shape, descriptor_size, found.classes, name_size),
         key=_key(found, len(rows), tokenizer, settled),
         config=settled,
-        output=output,
+        output=written,
     )
-
-
-def _refuse_other_file(output: Path) -> None:
-    """Raise UserError when the output exists and is something else than latents; damaged HDF5 may be replaced."""
-    if not output.is_file() or output.stat().st_size == 0:
-        return
-    with output.open("rb") as file:
-        is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
-    if is_hdf5:
-        try:
-            with h5py.File(output, "r", locking="best-effort") as opened:
-                if "patches" in opened and "cls" in opened:
-                    return
-        except OSError:
-            return
-    raise UserError(f"{output} exists and is no latents file: choose another name, or remove it")
 
 
 def _key(images: ImageSet, count: int, tokenizer: TokenizerSpec, config: EncodeConfig) -> str:

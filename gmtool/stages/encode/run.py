@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import check_space, part_of
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.latents import LatentsWriter, Provenance, open_latents, to_float16
 from gmtool.artifacts.manifest import Input, Manifest
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
@@ -33,7 +33,7 @@ from gmtool.mixture.running_moments import RunningMoments
 from gmtool.progress import Progress
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.plan import EncodePlan, plan_encoding
-from gmtool.stages.encode.state import EncodeState, read_state, remove_state, write_state
+from gmtool.stages.encode.state import EncodeState, read_state, write_state
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.choose import check_colour, fit_tokenizer, latent_sizes
@@ -75,12 +75,14 @@ def encode_images(images: Path, output: Path, config: EncodeConfig, progress: Pr
         plan = plan_encoding(images, output, config)
     for line in plan.lines():
         progress.note(line)
-    finished = _finished(plan)
-    if finished is not None:
-        progress.note(f"{plan.output} already holds these images in this encoding: nothing to do")
-        return _report(plan, finished, (), time.monotonic() - started, fresh=False)
-    manifest, skipped = _write(plan, world, progress) if world.first else _help(plan, world)
-    return _report(plan, manifest, skipped, time.monotonic() - started, fresh=True)
+    with plan.output.locked(world.first):
+        finished = _finished(plan)
+        world.barrier()  # all have looked, before the first one writes
+        if finished is not None:
+            progress.note(f"{plan.output.path} already holds these images in this encoding: nothing to do")
+            return _report(plan, finished, (), time.monotonic() - started, fresh=False)
+        manifest, skipped = _write(plan, world, progress) if world.first else _help(plan, world)
+        return _report(plan, manifest, skipped, time.monotonic() - started, fresh=True)
 
 
 def _write(plan: EncodePlan, world: World, progress: Progress) -> tuple[Manifest, tuple[BadImage, ...]]:
@@ -95,15 +97,14 @@ def _write(plan: EncodePlan, world: World, progress: Progress) -> tuple[Manifest
             with suppress(Exception):  # the error itself matters more; the last state stays valid
                 encoding.save()
             if not encoding.state.images:
-                _discard(plan.output)
+                plan.output.discard()
             raise
         if not encoding.state.samples:
             raise no_image_error(plan.images)
         encoding.save()
         state = encoding.state
         manifest = writer.finish(state.samples, encoding.total(), {"skipped": len(state.skipped)})
-    part_of(plan.output).replace(plan.output)
-    remove_state(plan.output)
+    plan.output.publish()
     world.barrier()
     return manifest, state.skipped
 
@@ -115,7 +116,7 @@ def _help(plan: EncodePlan, world: World) -> tuple[Manifest, tuple[BadImage, ...
     for _ in _encoded_batches(plan, replace(plan.tokenizer, arrays=told), done, world):
         raise AssertionError("batches go to the first process alone")
     world.barrier()
-    with open_latents(plan.output) as latents:
+    with open_latents(plan.output.target) as latents:
         return latents.manifest, ()
 
 
@@ -212,7 +213,7 @@ class _Encoding:
     def save(self) -> None:
         """Bring what was written to the disk, then the state that counts it."""
         self.writer.flush()
-        write_state(self.plan.output, self.state)
+        write_state(self.plan.output.target, self.state)
 
     def total(self) -> RunningMoments:
         """RunningMoments of all samples."""
@@ -223,7 +224,6 @@ class _Encoding:
         state, moments, found = self.state, self.state.moments, self.plan.images
         if len(batch.patches):
             indices = batch.indices.repeat(self.plan.views)
-            _check_rest(self.plan)
             self.writer.write(
                 state.samples,
                 batch.patches,
@@ -247,10 +247,10 @@ class _Encoding:
 
 def _finished(plan: EncodePlan) -> Manifest | None:
     """The manifest of the output, if it is a whole latents file that this plan would make again."""
-    if not plan.output.exists():
+    if not plan.output.target.exists():
         return None
     try:
-        with open_latents(plan.output) as latents:
+        with open_latents(plan.output.target) as latents:
             manifest = latents.manifest
     except UserError:
         return None
@@ -258,22 +258,10 @@ def _finished(plan: EncodePlan) -> Manifest | None:
     return manifest if same else None
 
 
-def _check_rest(plan: EncodePlan) -> None:
-    """Raise MachineError when what is still to be written no longer fits: HDF5 itself may crash on a full disk."""
-    written = 512 * part_of(plan.output).stat().st_blocks
-    check_space(plan.output, plan.layout.bytes() - written, "the rest of the latents file")
-
-
-def _discard(output: Path) -> None:
-    """Remove what was begun; the state first, since it vouches for the rest."""
-    remove_state(output)
-    part_of(output).unlink(missing_ok=True)
-
-
 @contextmanager
 def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWriter, EncodeState]]:
     """The file being written and how far it goes: an earlier one of the same plan, or a new one."""
-    part, state = part_of(plan.output), read_state(plan.output)
+    part, state = plan.output.part, read_state(plan.output.target)
     writer = _reopen(part, progress) if part.exists() else None
     if writer is not None and state is not None and state.key == plan.key:
         progress.note(f"going on after {state.images:,} images encoded earlier")
@@ -282,9 +270,9 @@ def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWr
             writer.close()
             if state is not None and state.key != plan.key:
                 progress.note(f"{part} was begun with other images or settings: starting over")
-        _discard(plan.output)
+        plan.output.discard()
         writer, state = _create(plan, part), EncodeState.start(plan.key, plan.layout.shape)
-        write_state(plan.output, state)
+        write_state(plan.output.target, state)
     with writer:
         yield writer, state
 
@@ -292,19 +280,16 @@ def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWr
 def _reopen(part: Path, progress: Progress) -> LatentsWriter | None:
     try:
         return LatentsWriter.reopen(part)
-    except BlockingIOError as error:
-        raise UserError(f"{part} is being written by another gmtool encode: wait for it, or stop it") from error
-    except (OSError, KeyError, RuntimeError, UserError):
+    except (OSError, KeyError, RuntimeError, ValueError, UserError):
         progress.note(f"{part} is damaged: starting over")
         return None
 
 
 def _create(plan: EncodePlan, part: Path) -> LatentsWriter:
     """Fit the tokenizer and lay out the file."""
-    check_space(plan.output, plan.layout.bytes(), "the latents file")
+    check_space(plan.output.target, plan.layout.bytes(), "the latents file")
     spec = fit_tokenizer(plan.tokenizer, plan.config, plan.images, plan.rows)
     _, descriptor_size = latent_sizes(spec, len(plan.rows))
-    part.parent.mkdir(parents=True, exist_ok=True)
     root = str(plan.images.root.resolve())
     details: dict[str, Any] = {
         "key": plan.key,
@@ -323,12 +308,12 @@ def _report(
     arrays = manifest.arrays
     _, channels, height, width = arrays["patches"].shape
     return EncodeReport(
-        path=plan.output,
+        path=plan.output.path,
         samples=arrays["patches"].shape[0],
         shape=(channels, height, width),
         descriptor_size=arrays["cls"].shape[1],
         classes=len(plan.images.classes),
-        bytes=plan.output.stat().st_size,
+        bytes=plan.output.target.stat().st_size,
         seconds=seconds,
         skipped=skipped,
         fresh=fresh,

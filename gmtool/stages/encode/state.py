@@ -10,7 +10,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from gmtool.artifacts.files import part_of, written_aside
+from gmtool.artifacts.files import resolved, work_folder, written_aside
+from gmtool.artifacts.resume import STATE
 from gmtool.data.images import BadImage
 from gmtool.mixture.running_moments import RunningMoments
 
@@ -35,8 +36,7 @@ class EncodeState:
 
 def state_path(output: Path) -> Path:
     """Where the state of the encoding to ``output`` is."""
-    part = part_of(output)
-    return part.with_name(part.name + ".state")
+    return work_folder(resolved(output)) / STATE
 
 
 def write_state(output: Path, state: EncodeState) -> None:
@@ -64,9 +64,3 @@ def read_state(output: Path) -> EncodeState | None:
         return EncodeState(record["key"], record["images"], record["samples"], moments, skipped)
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
         return None
-
-
-def remove_state(output: Path) -> None:
-    """Forget the state, and a state that was being written."""
-    for path in (state_path(output), part_of(state_path(output))):
-        path.unlink(missing_ok=True)
