@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmtool.data.image_sets import ImageReader, find_images
+from gmtool.data.file_trees import FileReader
+from gmtool.data.image_sets import find_images
 from gmtool.data.images import centre_crop, image_batches, load_image, to_rgb
 from gmtool.errors import UserError
 
@@ -17,7 +18,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 def decoded(path: Path, image: Image.Image, name: str, **options: object) -> np.ndarray:
     """What the reader makes of ``image`` saved under ``name``."""
     image.save(path / name, **options)
-    return np.asarray(load_image(ImageReader(find_images(path)), 0))
+    return np.asarray(load_image(FileReader(find_images(path).files), 0))
 
 
 def test_lossless_colour_and_grey_survive(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_batches_do_not_depend_on_the_workers(folder: Path) -> None:
         assert batches[0].images.dtype == np.uint8
         for batch in batches:
             for index, pixels in zip(batch.indices, batch.images, strict=True):
-                expected = np.asarray(load_image(ImageReader(images), index)).transpose(2, 0, 1)
+                expected = np.asarray(load_image(FileReader(images.files), index)).transpose(2, 0, 1)
                 np.testing.assert_array_equal(pixels, expected)
 
 
