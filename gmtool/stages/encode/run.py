@@ -127,8 +127,8 @@ def encode_images(
         plan = plan_encoding(images, output, config)
     forecast = plan.forecast()
     progress.note(forecast.title)
-    for choice in forecast.choices:
-        progress.note(f"{choice.flag} {choice.value}: {choice.why}")
+    if forecast.choices:
+        progress.note("defaults: " + " ".join(f"{choice.flag} {choice.value}" for choice in forecast.choices))
     for kind in plan.images.left_out:
         progress.note(f"left out: {kind}")
     finished = _finished(plan)
