@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from gmtool.artifacts.files import is_part, resolved, work_folder, written_aside
+from gmtool.artifacts.files import is_part, reading, resolved, work_folder, written_aside
+from gmtool.errors import UserError
 
 STATE = "state.npz"
 """The state's file in the hidden folder in which the output is made."""
@@ -48,12 +48,12 @@ class ResumeFile:
     def load(self) -> ResumeState | None:
         """The state on disk; None when there is none of this key that can be read."""
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with reading(self.path, "it is made again"), np.load(self.path, allow_pickle=False) as file:
                 if str(file[KEY]) != self.key:
                     return None
                 arrays = {name: file[name] for name in file.files if name not in (KEY, RECORD)}
                 return ResumeState(json.loads(str(file[RECORD])), arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        except UserError:
             return None
 
     def exists(self) -> bool:

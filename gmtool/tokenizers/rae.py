@@ -59,7 +59,7 @@ def load_decoder(source: str, device: torch.device) -> Decoder:
         from diffusers import AutoencoderRAE
         from diffusers.utils import logging
     except ImportError as error:
-        raise UserError(f"{_ROLE} needs diffusers: pip install 'gmtool[rae]'") from error
+        raise UserError(f"{_ROLE} needs diffusers: pip install '.[rae]'") from error
     logging.set_verbosity_error()
     file = local_or_hub_file(source, _ROLE)
     try:

@@ -18,7 +18,7 @@ from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.plots import image_grid
 from gmtool.progress import Progress
 from gmtool.stages.fit_gmm.report import FitFigures
-from gmtool.tokenizers.build import build_tokenizer
+from gmtool.tokenizers.build import build_tokenizer, missing_decoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def _means(
     gmm: GmmFile, latents: LatentsFile, decoder: str | None, device: torch.device, progress: Progress
 ) -> np.ndarray | None:
     """The largest modes' means as images (n, S, S, 3) uint8; None where they cannot be decoded."""
-    if latents.tokenizer.name == "dinov2" and decoder is None:
+    if missing_decoder(latents.tokenizer, decoder) is not None:
         return None
     order = np.argsort(-gmm.population, kind="stable")[:SHOWN]
     order = order[gmm.population[order] > 0]

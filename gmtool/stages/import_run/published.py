@@ -26,7 +26,7 @@ from gmtool.settings import flag
 from gmtool.stages.import_run.config import ImportConfig
 from gmtool.stages.train.config import Condition
 from gmtool.tokenizers import dinov2, sd_vae
-from gmtool.tokenizers.choose import latent_sizes
+from gmtool.tokenizers.build import latent_sizes, model_of
 
 STATISTICS, PATCH_MIXTURE = "stat.pt", "spatial_gmm*.pkl"
 """What is looked for beside a checkpoint."""
@@ -168,11 +168,11 @@ def check_weights(source: Path, published: Published) -> int:
 
 def _checked_tokenizer(spec: TokenizerSpec, shape: tuple[int, int, int]) -> TokenizerSpec:
     """The record of a tokenizer whose latents are of the network's shape. Raises UserError for another."""
-    made, _ = latent_sizes(spec, 1)
+    made = latent_sizes(spec, 1).shape
     if made != shape:
         sizes = [" x ".join(map(str, each)) for each in (made, shape)]
         raise UserError(
-            f"the tokenizer {spec.settings['model']} makes latents of {sizes[0]}, and the network takes {sizes[1]}: "
+            f"the tokenizer {model_of(spec)} makes latents of {sizes[0]}, and the network takes {sizes[1]}: "
             "give its own by --tokenizer"
         )
     return spec

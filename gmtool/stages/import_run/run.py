@@ -34,7 +34,7 @@ from gmtool.stages.import_run.published import (
     read_published_gmflow,
 )
 from gmtool.stages.train.config import TrainConfig
-from gmtool.tokenizers.choose import latent_sizes
+from gmtool.tokenizers.build import latent_sizes
 from gmtool.training.checkpoint import EMA, MODEL, Position, save_checkpoint
 
 
@@ -123,7 +123,7 @@ def _write(part: Path, path: Path, published: Published, config: ImportConfig, p
         files[MODEL] = _float32(published.model)
     save_checkpoint(part / CHECKPOINTS, Position(published.step), files)
     settings: dict[str, Any] = asdict(_train_config(published, path))
-    _, descriptor_size = latent_sizes(published.tokenizer, 1)
+    descriptor_size = latent_sizes(published.tokenizer, 1).descriptor
     manifest = Manifest(
         kind="run",
         stage="import",

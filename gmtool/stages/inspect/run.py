@@ -115,7 +115,8 @@ def _state(known: Input) -> State:
 def _fingerprints(role: str, path: Path) -> set[str]:
     """What the thing of this role at ``path`` may be known by; a run is known by any of its checkpoints' weights."""
     if role == "images":
-        return {find_images(path).fingerprint}
+        images = find_images(path)
+        return {images.fingerprint, images.listing}
     if role == "latents":
         with open_latents(path) as latents:
             return {latents.manifest.fingerprint}

@@ -40,7 +40,7 @@ from gmtool.sampling.sampler import Model, generate
 from gmtool.settings import as_flat
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.tokenizers.base import Tokenizer
-from gmtool.tokenizers.build import build_tokenizer
+from gmtool.tokenizers.build import build_tokenizer, missing_decoder
 from gmtool.training.checkpoint import find_checkpoint
 
 GRID_IMAGES = 100
@@ -145,11 +145,8 @@ def choose_modes(wanted: str | None, run: RunFolder, count: int) -> np.ndarray |
 def decoder_of(run: RunFolder, decoder: str | None, device: torch.device) -> tuple[Tokenizer | None, str | None]:
     """The tokenizer that turns the run's latents into images, or None and how to get one."""
     spec = run.tokenizer()
-    if spec.name == "dinov2" and decoder is None:
-        return None, (
-            "latents of dinov2 need a decoder for pictures: pip install 'gmtool[rae]' and give --decoder, the hub id "
-            "or folder of an AutoencoderRAE"
-        )
+    if (hint := missing_decoder(spec, decoder)) is not None:
+        return None, hint
     return build_tokenizer(spec, device, decoder=decoder), None
 
 
