@@ -147,7 +147,9 @@ class Output:
             )
 
     def _recover(self) -> None:
-        """Put back, or remove, the folder that was being replaced when a process was killed."""
+        """Put back, or remove, the folder that a killed process was replacing; remove what it was writing."""
+        for half in filter(is_part, _in(self.work)):
+            half.unlink()
         old = self.work / OLD
         if old.is_dir() and not self.target.exists():
             old.rename(self.target)

@@ -11,10 +11,11 @@ at once. Where modes are many and far apart, nearly all responsibilities are zer
 second half takes the others alone: it then costs a small share of the first.
 
 Data come as an iterable of blocks (B, D) that can be walked again and again (`Blocks`, or anything alike). Products are
-taken in the blocks' own precision, sums over blocks in float64. The expanded squares lose digits when the means are far
-from the origin in units of the modes' spread, so the data should be centred.
+taken in the blocks' own precision, sums over blocks in float64. The expanded squares lose digits where a mean is far
+from the origin in units of its mode's spread: the data should be centred, and both products of the modes that are so
+narrow all the same (`PRECISION`) are taken in float64.
 
-A mode that died out is born again before the next iteration, as one half of the largest mode (`revive`).
+An empty mode is re-initialised before the next iteration by splitting the largest one (`split_largest`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gmtool.errors import UserError
+from gmtool.mixture.settings import EmSettings
 from gmtool.streams import generator
 
 BLOCK_ROWS, BLOCK_ENTRIES_GPU = 1 << 11, 1 << 26
-"""A processor's block is of 2048 data, or K if that is more: it stays in the caches while modes are few, and the
+"""A processor's block has 2048 samples, or K if that is more: it stays in the caches while modes are few, and the
 float64 sums (K x 2 D), which each block walks, stay cheap while they are many. A GPU wants so many B x K numbers."""
 
 GROUP, SPARSE_SHARE = 8, 1 / 8
@@ -38,13 +42,18 @@ GROUP, SPARSE_SHARE = 8, 1 / 8
 holds one, a sparse product is the faster one."""
 
 EMPTY = 1e-6
-"""A mode that holds less than this, in data, has died out: it gets weight 0."""
+"""A mode that holds less than this many samples is empty: it gets weight 0."""
 
 NEGLIGIBLE = 1e-4
 """A kept mode less probable than this is dropped."""
 
 SMALLEST = -80.0
-"""Least logarithm of a responsibility in a sum, relative to the datum's largest: 2e-35, about the least of float32."""
+"""Least logarithm of a responsibility in a sum, relative to the sample's largest: 2e-35, about the least of float32."""
+
+PRECISION, LARGEST_ERROR = 1e-3, 1.0
+"""Errors of a log-density, in nats: up to the first it is computed in the precision of the data, beyond the second not
+even in float64. The error is about a precision's epsilon times m^2 / v, summed over dimensions: terms of that size
+cancel."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ class SufficientStatistics:
 
 @dataclass(frozen=True)
 class Fit:
-    """The mixture found; the mean log-likelihood of a datum before each iteration, in nats, of the data and of data
-    held out; whether it settled.
+    """The mixture; the mean log-likelihood of a sample before each iteration, in nats, of the fitted data (history) and
+    of the held-out data; whether it converged.
     """
 
     mixture: DiagonalMixture
@@ -80,10 +89,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What N data say of their modes.
+    """The modes of N samples.
 
     modes (N, n) int32 and probabilities (N, n) float32: the n most probable modes, most probable first, renormalised;
-    both 0 beyond a datum's last kept mode. log_likelihood (N,) float64: log p(x), nats.
+    both 0 beyond a sample's last kept mode. log_likelihood (N,) float64: log p(x), nats.
     """
 
     modes: np.ndarray
@@ -114,41 +123,49 @@ def block_rows(modes: int, device: torch.device) -> int:
 def fit_em(
     blocks: Iterable[Tensor],
     start: Fit,
+    settings: EmSettings,
     *,
-    iterations: int,
-    tolerance: float,
-    floor: float,
     held_out: Iterable[Tensor] = (),
     total: Callable[[Tensor], Tensor] = lambda own: own,
-    on_iteration: Callable[[Fit], None] = lambda _: None,
 ) -> Fit:
-    """Climb the likelihood from ``start`` until an iteration gains less than ``tolerance``, in nats a datum.
+    """The last fit that `em_iterations` yields; ``start`` when there is none."""
+    fits = em_iterations(blocks, start, settings, held_out=held_out, total=total)
+    return reduce(lambda _, fit: fit, fits, start)
 
-    iterations: at most, with those that ``start`` has behind it. floor is added to every variance. held_out: data to
-    watch. total: the sum over all processes, where each has blocks of its own. ``on_iteration`` hears the fit after
-    each.
+
+def em_iterations(
+    blocks: Iterable[Tensor],
+    start: Fit,
+    settings: EmSettings,
+    *,
+    held_out: Iterable[Tensor] = (),
+    total: Callable[[Tensor], Tensor] = lambda own: own,
+) -> Iterator[Fit]:
+    """Yield the fit after each iteration from ``start``, until one gains less than the tolerance.
+
+    The settings' iterations count those that ``start`` has behind it. held_out: data whose likelihood is computed too.
+    total: the sum over all processes, where each has blocks of its own. Raises UserError where a mode has no spread
+    along some dimension, which happens without a variance floor.
     """
     fit = start
-    while len(fit.history) < iterations and not fit.converged:
-        mixture = revive(fit.mixture)
+    while len(fit.history) < settings.iterations and not fit.converged:
+        mixture = split_largest(fit.mixture)
         moments = expected_moments(blocks, mixture, total)
         mean = moments.log_likelihood / moments.count
-        settled = bool(fit.history) and abs(mean - fit.history[-1]) < tolerance
-        watched = log_likelihood(held_out, mixture, total)
+        of_held_out = log_likelihood(held_out, mixture, total)
         fit = Fit(
-            maximise(moments, mixture, floor),
+            maximise(moments, mixture, settings.variance_floor),
             (*fit.history, mean),
-            fit.held_out if math.isnan(watched) else (*fit.held_out, watched),
-            settled,
+            fit.held_out if math.isnan(of_held_out) else (*fit.held_out, of_held_out),
+            bool(fit.history) and abs(mean - fit.history[-1]) < settings.tolerance,
         )
-        on_iteration(fit)
-    return fit
+        yield fit
 
 
 def log_likelihood(
     blocks: Iterable[Tensor], mixture: DiagonalMixture, total: Callable[[Tensor], Tensor] = lambda own: own
 ) -> float:
-    """Mean log-likelihood of a datum, in nats; NaN without data. total: see `fit_em`."""
+    """Mean log-likelihood of a sample, in nats; NaN without data. total: see `em_iterations`."""
     density: _LogDensity | None = None
     found = mixture.weights.new_zeros(2)
     for x in blocks:
@@ -160,9 +177,15 @@ def log_likelihood(
 
 
 def expected_moments(
-    blocks: Iterable[Tensor], mixture: DiagonalMixture, total: Callable[[Tensor], Tensor] = lambda own: own
+    blocks: Iterable[Tensor],
+    mixture: DiagonalMixture,
+    total: Callable[[Tensor], Tensor] = lambda own: own,
+    sparse_share: float = SPARSE_SHARE,
 ) -> SufficientStatistics:
-    """The E step: moments of the data under their responsibilities. total: see `fit_em`."""
+    """The E step: moments of the data under their responsibilities. total: see `em_iterations`.
+
+    sparse_share: of the groups of modes, up to which the responsibilities above zero make a sparse matrix.
+    """
     modes, size = mixture.means.shape
     mass = mixture.weights.new_zeros(modes)
     sums = mixture.weights.new_zeros(modes, 2 * size)
@@ -172,17 +195,33 @@ def expected_moments(
     for x in blocks:
         density = density or _LogDensity(mixture, x.dtype)
         joint, squares = density(x)
-        responsibilities, own_mass, evidence = _responsibilities(joint)
-        mass += own_mass
-        of_squares += responsibilities @ squares
-        of_values += responsibilities @ x
+        responsibilities, own_mass, evidence = _responsibilities(joint, sparse_share)
+        parts = own_mass, responsibilities @ squares, responsibilities @ x
+        if len(density.narrow):
+            parts = _in_float64(parts, density.narrow, responsibilities, x)
+        mass += parts[0]
+        of_squares += parts[1]
+        of_values += parts[2]
         scalars += torch.stack([evidence.sum(dtype=scalars.dtype), scalars.new_tensor(len(x))])
     likelihood, count = total(scalars).tolist()
     return SufficientStatistics(total(mass), total(sums), int(count), likelihood)
 
 
+_Parts = tuple[Tensor, Tensor, Tensor]
+"""Sums of r (K,), r x^2 (K, D) and r x (K, D) over a block."""
+
+
+def _in_float64(parts: _Parts, narrow: Tensor, responsibilities: Tensor, x: Tensor) -> _Parts:
+    """The same sums, those of the modes numbered ``narrow`` taken anew in float64; the responsibilities are (K, B)."""
+    exact, own, size = x.double(), responsibilities.index_select(0, narrow).double(), x.shape[1]
+    sums = own @ torch.cat([torch.ones_like(exact[:, :1]), exact.square(), exact], dim=1)
+    mass, squares, values = (part.double() for part in parts)
+    mass[narrow], squares[narrow], values[narrow] = sums[:, 0], sums[:, 1 : 1 + size], sums[:, 1 + size :]
+    return mass, squares, values
+
+
 def label_moments(blocks: Iterable[Tensor], labels: Tensor, modes: int) -> SufficientStatistics:
-    """The statistics when datum n belongs to mode ``labels[n]`` (N,) alone; the log-likelihood is not known."""
+    """The statistics when sample n belongs to mode ``labels[n]`` (N,) alone; the log-likelihood is not known."""
     mass = torch.bincount(labels, minlength=modes).double()
     sums: Tensor | None = None
     count = 0
@@ -222,7 +261,9 @@ def maximise(moments: SufficientStatistics, previous: DiagonalMixture | None, fl
     alive = moments.mass > EMPTY
     mass = torch.where(alive, moments.mass, 1.0)[:, None]
     second, means = (moments.features / mass).chunk(2, dim=1)
-    variances = (second - means.square()).clamp_min_(0.0) + floor
+    spread = second - means.square()
+    # what rounding leaves of no spread is none, or it would look like a variance
+    variances = torch.where(spread > 8 * torch.finfo(spread.dtype).eps * second, spread, 0.0) + floor
     old_means, old_variances = (
         (torch.zeros_like(means), torch.ones_like(means)) if previous is None else (previous.means, previous.variances)
     )
@@ -235,7 +276,7 @@ def maximise(moments: SufficientStatistics, previous: DiagonalMixture | None, fl
 
 
 def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> Posterior:
-    """The ``keep`` most probable modes of each datum (at most K), and its log-likelihood."""
+    """The ``keep`` most probable modes of each sample (at most K), and its log-likelihood."""
     keep = min(keep, len(mixture.weights))
     # a process may have no block
     modes, probabilities = [torch.empty(0, keep, dtype=torch.int32)], [torch.empty(0, keep)]
@@ -253,8 +294,8 @@ def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> 
     return Posterior(torch.cat(modes).numpy(), torch.cat(probabilities).numpy(), torch.cat(likelihood).numpy())
 
 
-def revive(mixture: DiagonalMixture) -> DiagonalMixture:
-    """Let each mode of weight 0 halve one of the largest modes; the same mixture when there is none.
+def split_largest(mixture: DiagonalMixture) -> DiagonalMixture:
+    """Re-initialise each mode of weight 0 as one half of one of the largest modes; the same mixture without any.
 
     The two halves of N(m, v) stand at m +- offset, where the offset's length in units of sqrt(v) is sqrt(2 / pi): as
     far as the centres of the halves that a plane through m cuts. Its direction is a corner of the cube.
@@ -275,17 +316,34 @@ def revive(mixture: DiagonalMixture) -> DiagonalMixture:
     return DiagonalMixture(weights, means, variances)
 
 
+def _expect_spread(means: Tensor, distances: Tensor) -> None:
+    """Raise UserError for modes whose squared distance from the origin (K,), in units of their spread, is too large."""
+    epsilon = torch.finfo(torch.float64).eps
+    flat = ~(distances * epsilon <= LARGEST_ERROR)  # also NaN, where mean and variance are 0
+    if bool(flat.any()):
+        least = max(1e-6, float(means[flat].square().sum(1).max()) * epsilon / LARGEST_ERROR)
+        raise UserError(
+            f"{int(flat.sum())} of {len(flat)} modes have no spread along some dimension of the descriptors, or too "
+            f"little to compute with: use --variance-floor {10 ** math.ceil(math.log10(least)):g}, or fewer --modes"
+        )
+
+
 class _LogDensity:
     """log w_k N(x; m_k, v_k) of data (B, D), and their squares: (B, K) and (B, D), in a precision.
 
-    The results are good until the next call, which writes where they are.
+    The results are good until the next call, which writes where they are. narrow (n,): the modes that need float64.
     """
 
     def __init__(self, mixture: DiagonalMixture, dtype: torch.dtype) -> None:
         means, variances = mixture.means, mixture.variances
-        self._of_squares, self._of_values = (each.to(dtype).T for each in (-0.5 / variances, means / variances))
-        normaliser = (math.log(2 * math.pi) + variances.log() + means.square() / variances).sum(1)
-        self._constant = (mixture.weights.log() - 0.5 * normaliser).to(dtype)
+        distances = means.square() / variances
+        _expect_spread(means, distances.sum(1))
+        constant = mixture.weights.log() - 0.5 * (math.log(2 * math.pi) + variances.log() + distances).sum(1)
+        coefficients = (constant, (-0.5 / variances).T, (means / variances).T)
+        self._constant, self._of_squares, self._of_values = (each.to(dtype) for each in coefficients)
+        need_more = distances.sum(1) * torch.finfo(dtype).eps > PRECISION
+        self.narrow = need_more.nonzero()[:, 0] if dtype != torch.float64 else constant.new_empty(0, dtype=torch.int64)
+        self._of_narrow = tuple(each[..., self.narrow] for each in coefficients)
         self._joint = self._squares = self._constant.new_empty(0, 0)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,10 +352,15 @@ class _LogDensity:
             self._joint, self._squares = x.new_empty(len(x), len(self._constant)), torch.empty_like(x)
         squares = torch.mul(x, x, out=self._squares[: len(x)])
         joint = torch.addmm(self._constant, squares, self._of_squares, out=self._joint[: len(x)])
-        return joint.addmm_(x, self._of_values), squares
+        joint.addmm_(x, self._of_values)
+        if len(self.narrow):
+            values, (constant, of_squares, of_values) = x.double(), self._of_narrow
+            exact = torch.addmm(constant, values.square(), of_squares).addmm_(values, of_values)
+            joint[:, self.narrow] = exact.clamp_(min=torch.finfo(x.dtype).min).to(x.dtype)
+        return joint, squares
 
 
-def _responsibilities(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _responsibilities(joint: Tensor, sparse_share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of log w_k N(x_n; m_k, v_k), joint (B, K): r_nk transposed (K, B), its sums (K,) over data, log p(x_n) (B, 1).
 
     ``joint`` is overwritten. The first is a sparse matrix where few of its entries are above zero, to the precision of
@@ -310,7 +373,7 @@ def _responsibilities(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     highest = of_groups.amax(1, keepdim=True)
     least = highest + math.log(torch.finfo(joint.dtype).eps / modes)
     near = of_groups > least
-    if int(near.count_nonzero()) > SPARSE_SHARE * near.numel():
+    if int(near.count_nonzero()) > sparse_share * near.numel():
         dense, norm, evidence = _exponentials(joint, highest)
         return dense.div_(norm).T, dense.sum(0), evidence
     group_row, group = near.nonzero(as_tuple=True)

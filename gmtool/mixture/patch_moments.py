@@ -1,6 +1,6 @@
 """Mean and variance of the patch latents in each mode of a mixture that was fitted to the descriptors.
 
-With p_nk the probability that datum n keeps for mode k, x_n its latents (C, H, W) and n_k = sum_n p_nk:
+With p_nk the probability that sample n keeps for mode k, x_n its latents (C, H, W) and n_k = sum_n p_nk:
 
     m_k = sum_n p_nk x_n / n_k,     S_k = sum_n p_nk (x_n - m_k)^2 / n_k        per entry of (C, H, W)
     v_k = (n_k S_k + W S) / (n_k + W) + floor                                    shrunk toward the global variance S
@@ -8,9 +8,9 @@ With p_nk the probability that datum n keeps for mode k, x_n its latents (C, H, 
 The floor is what the normalisation of latents adds, (x - mean) / sqrt(S + floor): a mixture of one mode is then exactly
 N(0, 1) in normalised coordinates, and an entry that is the same in all data has a spread that can be divided by.
 
-A mode that no datum keeps has the global mean and variance. Spherical: v_k = rho_k (S + floor) with one number rho_k,
+A mode that no sample keeps has the global mean and variance. Spherical: v_k = rho_k (S + floor) with one number rho_k,
 the mean over entries of the diagonal v_k / (S + floor): spherical in the normalised coordinates that models see.
-Mirrored: every datum counts a second time with W turned round, in all of the above. With R that turn, the moments
+Mirrored: every sample counts a second time with W reversed, in all of the above. With R that reversal, the moments
 (n, m, S) of the data alone become (2 n, (m + R m) / 2, (S + R S) / 2 + (m - R m)^2 / 4).
 
 Data are read in order and in blocks, the next while the present one is summed, several modes at a time. That is the
@@ -18,7 +18,7 @@ processor's work also where there is a GPU: two cores sum as fast as a disk give
 Sums are float64 about the origin, which loses nothing: a square of a float16 number has 22 bits, and no variance that
 float16 can resolve is below 2^-22 of it, so 30 of 53 bits are left where the most cancels. Where the sums of all modes
 do not fit the memory, modes go in blocks, and for each block only the data that keep one of its modes are read: under
-hard assignment every datum is still read once. A mode's data are added one by one in their order, so that the sums do
+hard assignment every sample is still read once. A mode's data are added one by one in their order, so that the sums do
 not depend on the memory, nor on the threads.
 """
 
@@ -29,25 +29,32 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-ALL_SUMS_SHARE, SUMS_SHARE = 3 / 4, 1 / 3
-"""Share of the memory for the modes' sums: at most the first when the sums of all modes fit into it, so that data are
-read from start to end; else the second. The rest holds the data just read: the more of a mode's are added at once, the
-less its sums, which are larger, have to travel between memory and processor. More blocks hardly mean more reading."""
+from gmtool.mixture.patch_kernels import Add, adder
+from gmtool.mixture.settings import PatchSettings
 
-DATA_A_MODE, READ_BYTES = 4, 1 << 28
-"""Data read at once at most: so many a mode, or 256 MiB with those read ahead if that is more; still more would not be
-summed faster, and before the first are there nothing is summed."""
+ALL_SUMS_SHARE, SUMS_SHARE = 3 / 4, 1 / 3
+"""Share of the memory for the modes' sums: up to the first where the sums of all modes fit into it, so that data are
+read from start to end; else the second. The rest is for the data just read: the more samples of a mode are added at
+once, the less often its sums travel between memory and processor. More blocks of modes hardly mean more reading."""
+
+SAMPLES_A_MODE, READ_BYTES = 4, 1 << 28
+"""Samples read at once: at most so many a mode, or 256 MiB with those read ahead if that is more. Larger reads are not
+summed faster, and delay the first sum."""
 
 THREADS = 8
-"""A processor's threads at most: so many sum more than a disk gives."""
+"""Threads at most: so many sum faster than a disk reads."""
+
+TILE = 1 << 13
+"""Entries of a mode that are finished at a time, so that they stay in a processor's cache."""
 
 SUMS_BYTES, ROW_BYTES, WORK_BYTES = 16, 4, 40 + 8 * THREADS
-"""Bytes an entry: of a mode's two float64 sums; of a float16 datum read, and the one read ahead; of the moments of all
-data, and of what each thread makes of a mode."""
+"""Bytes of memory an entry: of a mode's two float64 sums; of a float16 sample in two buffers; of the moments of all
+data and the modes being finished."""
 
 
 class PatchSource(Protocol):
@@ -65,32 +72,22 @@ class PatchSource(Protocol):
     def var(self) -> np.ndarray:
         """Variance over the data."""
 
-    def patches(self, rows: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """Latents (n, C, H, W) float16 of some data, of increasing numbers, read to the start of ``room``."""
+    def patches(self, rows: np.ndarray, out: np.ndarray, /) -> np.ndarray:
+        """Latents (n, C, H, W) float16 of samples of increasing numbers, read to the start of ``out``."""
 
 
 @dataclass(frozen=True)
 class PatchMemory:
-    """How the memory is shared out: modes whose sums are held, data read at a time."""
+    """How the memory is shared out: modes whose sums are held, samples read at a time."""
 
     modes: int
     rows: int
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What becomes of a mode's sums; see the module. shrinkage: W, in data. floor: in squared latent units."""
-
-    shrinkage: float
-    floor: float
-    spherical: bool
-    mirror: bool = False
-
-
 class Distance(NamedTuple):
     """How far data are from a source, an entry of normalised latents.
 
-    nats: mean negative log-likelihood of a datum, given its mode. travel: mean squared distance to a draw of its mode.
+    nats: mean negative log-likelihood of a sample, given its mode. travel: mean squared distance to a draw of its mode.
     """
 
     nats: float
@@ -124,7 +121,7 @@ class FittedMode:
 
 @dataclass(frozen=True)
 class ModeBlock:
-    """Modes ``first`` to ``end`` (excluded), and the data that keep one of them, ascending."""
+    """Modes ``first`` to ``end`` (excluded), and the numbers of the samples that keep one of them, ascending."""
 
     first: int
     end: int
@@ -132,7 +129,7 @@ class ModeBlock:
 
 
 def least_memory(shape: tuple[int, int, int]) -> int:
-    """Bytes below which not even one mode and one datum fit."""
+    """Bytes below which not even one mode and one sample fit."""
     return math.prod(shape) * (SUMS_BYTES + ROW_BYTES + WORK_BYTES)
 
 
@@ -142,12 +139,12 @@ def share_memory(modes: int, shape: tuple[int, int, int], memory: float) -> Patc
     room = memory / entries - WORK_BYTES
     share = ALL_SUMS_SHARE if SUMS_BYTES * modes <= ALL_SUMS_SHARE * room else SUMS_SHARE
     at_once = min(modes, max(1, int(share * room / SUMS_BYTES)))
-    enough = max(DATA_A_MODE * at_once, READ_BYTES / (ROW_BYTES * entries))
+    enough = max(SAMPLES_A_MODE * at_once, READ_BYTES / (ROW_BYTES * entries))
     return PatchMemory(at_once, max(1, int(min((room - SUMS_BYTES * at_once) / ROW_BYTES, enough))))
 
 
 def mode_block(modes: np.ndarray, probabilities: np.ndarray, first: int, end: int) -> ModeBlock:
-    """A block, from the kept modes (N, n) of the data and their probabilities (N, n)."""
+    """A block, from the kept modes (N, n) of the samples and their probabilities (N, n)."""
     kept = (modes >= first) & (modes < end) & (probabilities > 0)
     return ModeBlock(first, end, np.flatnonzero(kept.any(axis=1)))
 
@@ -157,27 +154,33 @@ def patch_moments(
     modes: np.ndarray,
     probabilities: np.ndarray,
     blocks: Sequence[ModeBlock],
+    settings: PatchSettings,
     *,
-    rule: Rule,
+    floor: float,
     memory: PatchMemory,
     threads: int,
+    add: Add | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Iterator[FittedMode]:
-    """Yield every mode of each block in order. ``on_rows`` hears how many data have just been read.
+    """Yield every mode of each block in order.
 
-    modes, probabilities (N, n): the kept modes of each datum, of probability 0 beyond the last.
+    modes, probabilities (N, n): the kept modes of each sample, int32, and float32; of probability 0 beyond the last.
+    floor: in squared latent units. add: the inner loop; None for the one that suits the size of the data. ``on_rows``
+    is called with the number of samples that have just been added.
     """
-    room = _Sums.zeros(max((each.end - each.first for each in blocks), default=0), math.prod(source.shape))
-    finish = _Finish(source, rule)
+    buffer = _Sums.zeros(max((block.end - block.first for block in blocks), default=0), math.prod(source.shape))
+    everything = _Everything.of(source, floor, settings.mirror)
+    add = add or adder(2 * math.prod(source.shape) * sum(len(block.rows) for block in blocks))
+    finish = partial(_finish, everything=everything, settings=settings)
     threads = min(threads, THREADS)
     with ThreadPoolExecutor(threads) as pool:
-        for block, data in _read_ahead(source, blocks, memory.rows):
-            sums = room.cleared(block.end - block.first)
-            for rows, patches in data:
+        for block, pieces in _read_ahead(source, blocks, memory.rows):
+            sums = buffer.cleared(block.end - block.first)
+            for rows, patches in pieces:
                 kept, shares = modes[rows], probabilities[rows]
                 inside = (kept >= block.first) & (kept < block.end) & (shares > 0)
-                datum, _ = np.nonzero(inside)
-                sums.add(patches.reshape(len(rows), -1), datum, kept[inside] - block.first, shares[inside], pool)
+                sample, _ = np.nonzero(inside)
+                sums.add(patches.reshape(len(rows), -1), sample, kept[inside] - block.first, shares[inside], add, pool)
                 on_rows(len(rows))
             of_modes = zip(range(block.first, block.end), sums.mass.tolist(), sums.first, sums.second, strict=True)
             while few := list(itertools.islice(of_modes, threads)):
@@ -186,7 +189,7 @@ def patch_moments(
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over data, weighted by probability, of 1, x and x^2: (K,), (K, E), (K, E) float64."""
+    """Sums over samples, weighted by probability, of 1, x and x^2: (K,), (K, E), (K, E) float64."""
 
     mass: np.ndarray
     first: np.ndarray
@@ -197,49 +200,54 @@ class _Sums:
         return cls(np.zeros(modes), np.zeros((modes, entries)), np.zeros((modes, entries)))
 
     def cleared(self, modes: int) -> _Sums:
-        """The room of the first ``modes``, all zero."""
+        """The memory of the first ``modes``, all zero."""
         first, second = self.first[:modes], self.second[:modes]
         first[:], second[:] = 0, 0
         return _Sums(np.zeros(modes), first, second)
 
     def add(
-        self, x: np.ndarray, datum: np.ndarray, mode: np.ndarray, share: np.ndarray, pool: ThreadPoolExecutor
+        self,
+        x: np.ndarray,
+        sample: np.ndarray,
+        mode: np.ndarray,
+        share: np.ndarray,
+        add: Add,
+        pool: ThreadPoolExecutor,
     ) -> None:
-        """Pair i is datum ``datum[i]`` of x (B, E) float16, which belongs to mode ``mode[i]`` by ``share[i]``."""
-        from gmtool.mixture.patch_kernels import add_data  # here, since its library takes its time to be loaded
-
+        """Pair i is sample ``sample[i]`` of x (B, E) float16, which belongs to mode ``mode[i]`` by ``share[i]``."""
         np.add.at(self.mass, mode, share)
         order = np.argsort(mode, kind="stable")
         present, starts = np.unique(mode[order], return_index=True)
-        bits = x.view(np.uint16)
 
-        def add(index: int, pairs: np.ndarray) -> None:
-            add_data(self.first[index], self.second[index], bits, datum[pairs], share[pairs])
+        def add_to_mode(index: int, pairs: np.ndarray) -> None:
+            add(self.first[index], self.second[index], x, sample[pairs], share[pairs])
 
-        for _ in pool.map(add, present.tolist(), np.split(order, starts[1:])):
+        for _ in pool.map(add_to_mode, present.tolist(), np.split(order, starts[1:])):
             pass  # raises what a thread has raised
 
 
 _Rows = tuple[np.ndarray, np.ndarray]
-"""Numbers of data, and their latents."""
+"""Numbers of samples, and their latents."""
 
 
 def _read_ahead(
     source: PatchSource, blocks: Sequence[ModeBlock], at_once: int
 ) -> Iterator[tuple[ModeBlock, Iterator[_Rows]]]:
-    """Each block with its data, ``at_once`` at a time; the next ones, also of the next block, are read meanwhile."""
+    """Each block with its data, ``at_once`` samples at a time; the next ones are read meanwhile, also across blocks.
+
+    They are read into two buffers in turn: new memory for each would take half as much time as reading.
+    """
     starts = [range(0, len(block.rows), at_once) for block in blocks]
     pieces = [block.rows[start : start + at_once] for block, own in zip(blocks, starts, strict=True) for start in own]
-    # in turn; new memory for each would take half as much time as reading
-    rooms = [np.empty((max(map(len, pieces), default=0), *source.shape), np.float16) for _ in range(2)]
+    buffers = [np.empty((max(map(len, pieces), default=0), *source.shape), np.float16) for _ in range(2)]
     with ThreadPoolExecutor(1) as reader:
 
         def read() -> Iterator[_Rows]:
-            turns = zip(pieces, itertools.cycle(rooms))
-            coming = [reader.submit(source.patches, *each) for each in itertools.islice(turns, 1)]
+            turns = zip(pieces, itertools.cycle(buffers))
+            coming = [reader.submit(source.patches, *turn) for turn in itertools.islice(turns, 1)]
             for piece in pieces:
                 patches = coming.pop().result()
-                coming += [reader.submit(source.patches, *each) for each in itertools.islice(turns, 1)]
+                coming += [reader.submit(source.patches, *turn) for turn in itertools.islice(turns, 1)]
                 yield piece, patches
 
         data = read()
@@ -247,46 +255,66 @@ def _read_ahead(
             yield block, itertools.islice(data, len(own))
 
 
-class _Finish:
-    """From a mode's sums to its mean, its standard deviation and the distances."""
+@dataclass(frozen=True)
+class _Everything:
+    """Of all data, (C, H, W) float64: the origin of normalised latents and one over the square of their scale, which
+    know no mirror images; mean and variance, with mirror images where they count. The floor of variances, and the mean
+    logarithm of the scale's square.
+    """
 
-    def __init__(self, source: PatchSource, rule: Rule) -> None:
-        from gmtool.mixture.patch_kernels import mirror_images
+    origin: np.ndarray
+    per_scale: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    floor: float
+    log_scale: float
 
-        self._rule, self._grid = rule, source.shape
-        self._width = source.shape[-1] if rule.mirror else 0
-        origin, variance = (np.array(each, np.float64).reshape(-1) for each in (source.mean, source.var))
-        # latents are normalised by origin and scale, which know no mirror images
-        self._scale = variance + rule.floor
-        self._log_scale = float(np.log(self._scale).mean())
-        mean = origin.copy()
-        if rule.mirror:
-            mirror_images(self._width, mean, variance)
-        self._data = np.stack([origin, 1 / self._scale, mean, variance])
+    @classmethod
+    def of(cls, source: PatchSource, floor: float, mirror: bool) -> _Everything:
+        mean, variance = (np.asarray(values, np.float64) for values in (source.mean, source.var))
+        scale = variance + floor
+        of_all = _mirrored(mean, variance) if mirror else (mean, variance)
+        return cls(mean, 1 / scale, of_all[0], of_all[1], floor, float(np.log(scale).mean()))
 
-    def __call__(self, mode: int, mass: float, first: np.ndarray, second: np.ndarray) -> FittedMode:
-        from gmtool.mixture.patch_kernels import finish_mode
 
-        mean, std = np.empty(self._grid, np.float32), np.empty(self._grid, np.float32)
-        parts = finish_mode(
-            mass,
-            first,
-            second,
-            self._width,
-            self._data,
-            self._rule.shrinkage,
-            self._rule.floor,
-            mean.reshape(-1),
-            std.reshape(-1),
-        )
-        within, distance, ratio, share = (each / mean.size for each in parts)
-        logarithm = 2 * float(np.log(std).mean(dtype=np.float64)) - self._log_scale
-        if self._rule.spherical:
-            std = np.sqrt(ratio * self._scale).astype(np.float32).reshape(self._grid)
-        normaliser = math.log(2 * math.pi)
-        distances = Distances(
-            gaussian=Distance(0.5 * (normaliser + within + distance), within + distance + 1),
-            spherical=Distance(0.5 * (normaliser + math.log(ratio) + within / ratio), within + ratio),
-            diagonal=Distance(0.5 * (normaliser + logarithm + share), within + ratio),
-        )
-        return FittedMode(PatchMode(mode, mean, std), distances)
+def _mirrored(mean: np.ndarray, variance: np.ndarray) -> _Rows:
+    """From the moments (..., W) of data to those of the data with their mirror images."""
+    apart = (mean - mean[..., ::-1]) / 2
+    return mean - apart, (variance + variance[..., ::-1]) / 2 + np.square(apart)
+
+
+def _finish(
+    mode: int, mass: float, first: np.ndarray, second: np.ndarray, everything: _Everything, settings: PatchSettings
+) -> FittedMode:
+    """From a mode's sums (E,) to its mean, its standard deviation and the distances; see the module."""
+    shape = everything.mean.shape
+    mean, std = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    count = 2 * mass if settings.mirror else mass
+    keep = count / (count + settings.shrinkage) if mass > 0 else 1.0  # of the mode's own variance
+    sums = np.zeros(4)
+    channels = max(1, TILE // math.prod(shape[1:]))
+    for start in range(0, shape[0], channels):
+        tile = slice(start, start + channels)
+        variance, per_scale = everything.variance[tile], everything.per_scale[tile]
+        if mass > 0:
+            center = first.reshape(shape)[tile] / mass
+            own = np.maximum(second.reshape(shape)[tile] / mass - np.square(center), 0)
+            if settings.mirror:
+                center, own = _mirrored(center, own)
+        else:
+            center, own = everything.mean[tile], variance
+        given = keep * own + (1 - keep) * variance + everything.floor
+        mean[tile], std[tile] = center, np.sqrt(given)
+        apart = np.square(center - everything.origin[tile])
+        sums += [*(np.vdot(each, per_scale) for each in (own, apart, given)), (own / given).sum()]
+    within, distance, ratio, share = (sums / mean.size).tolist()
+    logarithm = 2 * float(np.log(std).mean(dtype=np.float64)) - everything.log_scale
+    if settings.covariance == "spherical":
+        std = np.sqrt(ratio / everything.per_scale).astype(np.float32)
+    normaliser = math.log(2 * math.pi)
+    distances = Distances(
+        gaussian=Distance(0.5 * (normaliser + within + distance), within + distance + 1),
+        spherical=Distance(0.5 * (normaliser + math.log(ratio) + within / ratio), within + ratio),
+        diagonal=Distance(0.5 * (normaliser + logarithm + share), within + ratio),
+    )
+    return FittedMode(PatchMode(mode, mean, std), distances)

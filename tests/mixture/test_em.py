@@ -8,21 +8,22 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
-from gmtool.mixture import em
+from gmtool.errors import UserError
 from gmtool.mixture.em import (
     Blocks,
     DiagonalMixture,
     Fit,
-    Moments,
+    SufficientStatistics,
     expected_moments,
     fit_em,
     label_moments,
     log_likelihood,
     maximise,
     posterior,
-    revive,
+    split_largest,
     start_from_clusters,
 )
+from gmtool.mixture.settings import EmSettings
 
 CPU = torch.device("cpu")
 
@@ -48,9 +49,7 @@ def start_at(x: np.ndarray, modes: int, seed: int = 1) -> DiagonalMixture:
 
 
 def fit(x: np.ndarray, start: DiagonalMixture, iterations: int, rows: int = 100, **settings: float):
-    return fit_em(
-        Blocks(x, rows, CPU), Fit(start), iterations=iterations, **{"tolerance": -1.0, "floor": 1e-6, **settings}
-    )
+    return fit_em(Blocks(x, rows, CPU), Fit(start), EmSettings(iterations, **{"tolerance": 0.0, **settings}))
 
 
 def sklearn_fit(x: np.ndarray, start: DiagonalMixture, iterations: int, floor: float) -> GaussianMixture:
@@ -74,7 +73,7 @@ def test_equals_scikit_learn(dtype: type, tolerance: float) -> None:
     x, _ = mixture_data(1500, modes=6, size=5)
     x = x.astype(dtype)
     start = start_at(x, 8)
-    found = fit(x, start, 30, floor=1e-3).mixture
+    found = fit(x, start, 30, variance_floor=1e-3).mixture
     reference = sklearn_fit(x.astype(np.float64), start, 30, 1e-3)
     np.testing.assert_allclose(found.weights, reference.weights_, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(found.means, reference.means_, rtol=tolerance, atol=tolerance)
@@ -85,7 +84,7 @@ def test_equals_scikit_learn(dtype: type, tolerance: float) -> None:
 
 def test_likelihood_never_falls() -> None:
     x, _ = mixture_data(800, modes=5, size=4, spread=1.0)
-    history = fit(x, start_at(x, 7), 40, floor=0.0).history
+    history = fit(x, start_at(x, 7), 40, variance_floor=0.0).history
     assert len(history) == 40
     assert min(np.diff(history)) >= -1e-12
     assert history[-1] > history[0] + 0.1
@@ -127,9 +126,7 @@ def test_order_of_the_data_changes_nothing() -> None:
 def test_blocks_may_be_any_iterable() -> None:
     x, _ = mixture_data(90, modes=3, size=2)
     start = start_at(x, 3)
-    listed = fit_em(
-        [torch.from_numpy(x[:50]), torch.from_numpy(x[50:])], Fit(start), iterations=5, tolerance=0, floor=1e-6
-    )
+    listed = fit_em([torch.from_numpy(x[:50]), torch.from_numpy(x[50:])], Fit(start), EmSettings(5, tolerance=0.0))
     torch.testing.assert_close(listed.mixture.means, fit(x, start, 5).mixture.means)
 
 
@@ -181,17 +178,17 @@ def test_start_from_clusters_is_its_formula() -> None:
     assert torch.isfinite(start.variances).all()
 
 
-def with_a_dead_mode(start: DiagonalMixture) -> DiagonalMixture:
+def with_an_empty_mode(start: DiagonalMixture) -> DiagonalMixture:
     """The same mixture after a last mode whose mean is out of all data's reach."""
     far = DiagonalMixture(start.weights, start.means.clone(), start.variances)
     far.means[-1] = 1e4
     return far
 
 
-def test_a_mode_that_dies_in_the_last_iteration_does_not_touch_the_others() -> None:
+def test_a_mode_that_is_emptied_in_the_last_iteration_does_not_touch_the_others() -> None:
     x, _ = mixture_data(400, modes=3, size=3)
     start = start_at(x, 4)
-    far = with_a_dead_mode(start)
+    far = with_an_empty_mode(start)
     found = fit(x, far, 1).mixture
     assert found.weights[3] == 0
     torch.testing.assert_close(found.means[3], far.means[3])
@@ -201,21 +198,21 @@ def test_a_mode_that_dies_in_the_last_iteration_does_not_touch_the_others() -> N
     assert (kept.modes[kept.probabilities > 0] != 3).all()
 
 
-def test_a_dead_mode_is_born_again_where_it_is_of_use() -> None:
+def test_an_empty_mode_is_initialised_again_where_it_is_of_use() -> None:
     # three modes on four far clusters, and one on none
     x, labels = mixture_data(4000, modes=4, size=3, spread=8.0)
     start = start_at(np.stack([x[labels == k][0] for k in range(4)]), 4)
-    found = fit(x, with_a_dead_mode(start), 100)
+    found = fit(x, with_an_empty_mode(start), 100)
     assert (found.mixture.weights > 0.1).all()
     assert found.history[-1] == pytest.approx(fit(x, start, 100).history[-1], abs=0.02)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
-def test_revived_modes_halve_the_largest(size: int) -> None:
+def test_empty_modes_split_the_largest(size: int) -> None:
     rng = np.random.default_rng(0)
     weights = torch.tensor([0.5, 0.0, 0.2, 0.3, 0.0], dtype=torch.float64)
     means, variances = (torch.from_numpy(rng.uniform(1, 2, (5, size))) for _ in range(2))
-    found = revive(DiagonalMixture(weights, means, variances))
+    found = split_largest(DiagonalMixture(weights, means, variances))
     torch.testing.assert_close(found.weights, torch.tensor([0.25, 0.25, 0.2, 0.15, 0.15], dtype=torch.float64))
     for old, new in ((0, 1), (3, 4)):
         torch.testing.assert_close((found.means[old] + found.means[new]) / 2, means[old])
@@ -223,26 +220,19 @@ def test_revived_modes_halve_the_largest(size: int) -> None:
         assert float(apart) == pytest.approx(8 / np.pi)  # each half of N(0, 1) has its centre at sqrt(2 / pi)
         torch.testing.assert_close(found.variances[[old, new]], variances[[old, old]])
     assert torch.equal(found.means[2], means[2])
-    assert revive(found) is found
+    assert split_largest(found) is found
     alone = DiagonalMixture(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), means[:3], variances[:3])
-    assert revive(alone).weights.tolist() == [0.5, 0.5, 0.0]  # a mode gives one half, whoever is in need
+    assert split_largest(alone).weights.tolist() == [0.5, 0.5, 0.0]  # a mode gives one half, whoever is in need
 
 
 @pytest.mark.parametrize("modes", [40, 37, 36])  # in groups of eight, of one, of four
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
-def test_the_sparse_product_changes_nothing(
-    dtype: type, tolerance: float, modes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sparse_product_changes_nothing(dtype: type, tolerance: float, modes: int) -> None:
     x, _ = mixture_data(600, modes=40, size=16, spread=4.0)
     start = fit(x, start_at(x, modes), 3).mixture
     blocks = Blocks(x.astype(dtype), 128, CPU)
-    monkeypatch.setattr(em, "SPARSE_SHARE", 0.0)
-    dense = expected_moments(blocks, start)
-    used, original = [], torch.sparse_coo_tensor
-    monkeypatch.setattr(em, "SPARSE_SHARE", 1.0)
-    monkeypatch.setattr(torch, "sparse_coo_tensor", lambda *of, **more: used.append(1) or original(*of, **more))
-    sparse = expected_moments(blocks, start)
-    assert len(used) == 5
+    dense, sparse = (expected_moments(blocks, start, sparse_share=share) for share in (0.0, 1.0))
+    assert not torch.equal(sparse.features, dense.features)  # rounded otherwise, so computed otherwise
     assert sparse.log_likelihood == pytest.approx(dense.log_likelihood, rel=tolerance)
     torch.testing.assert_close(sparse.mass, dense.mass, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(sparse.features, dense.features, rtol=tolerance, atol=100 * tolerance)
@@ -253,7 +243,7 @@ def test_going_on_is_never_having_stopped() -> None:
     whole = fit(x, start_at(x, 3), 40, tolerance=1e-4)
     for stop in (1, 5):
         first = fit(x, start_at(x, 3), stop, tolerance=1e-4)
-        rest = fit_em(Blocks(x, 100, CPU), first, iterations=40, tolerance=1e-4, floor=1e-6)
+        rest = fit_em(Blocks(x, 100, CPU), first, EmSettings(40, tolerance=1e-4))
         assert (rest.history, rest.converged) == (whole.history, whole.converged)
         assert torch.equal(rest.mixture.means, whole.mixture.means)
 
@@ -261,7 +251,7 @@ def test_going_on_is_never_having_stopped() -> None:
 def test_data_held_out_are_watched() -> None:
     x, _ = mixture_data(500, modes=3, size=3)
     blocks, others = Blocks(x[:400], 64, CPU), Blocks(x[400:], 64, CPU)
-    found = fit_em(blocks, Fit(start_at(x, 3)), iterations=4, tolerance=-1.0, floor=1e-6, held_out=others)
+    found = fit_em(blocks, Fit(start_at(x, 3)), EmSettings(4, tolerance=0.0), held_out=others)
     assert len(found.history) == len(found.held_out) == 4
     before = fit(x[:400], start_at(x, 3), 3).mixture
     assert found.held_out[3] == pytest.approx(posterior(others, before, 1).log_likelihood.mean(), rel=1e-12)
@@ -285,13 +275,11 @@ def test_processes_that_share_the_data_find_the_same() -> None:
 
         part = slice(rank * 200, rank * 200 + 200)  # the last one has half as many
         blocks, others = Blocks(x[:400][part], 50, CPU), Blocks(x[400:][rank::count], 50, CPU)
-        return fit_em(blocks, start, iterations=10, tolerance=-1.0, floor=1e-6, held_out=others, total=total)
+        return fit_em(blocks, start, EmSettings(10, tolerance=0.0), held_out=others, total=total)
 
     with ThreadPoolExecutor(count) as pool:
         found = list(pool.map(climb, range(count)))
-    alone = fit_em(
-        Blocks(x[:400], 50, CPU), start, iterations=10, tolerance=-1.0, floor=1e-6, held_out=Blocks(x[400:], 50, CPU)
-    )
+    alone = fit_em(Blocks(x[:400], 50, CPU), start, EmSettings(10, tolerance=0.0), held_out=Blocks(x[400:], 50, CPU))
     for each in found:
         assert each.history == pytest.approx(alone.history, rel=1e-12)
         assert each.held_out == pytest.approx(alone.held_out, rel=1e-12)
@@ -299,13 +287,70 @@ def test_processes_that_share_the_data_find_the_same() -> None:
         assert torch.equal(each.mixture.means, found[0].mixture.means)
 
 
-def test_a_single_datum_in_a_mode_has_the_floor_for_variance() -> None:
+def test_a_mode_of_a_single_sample_has_the_floor_for_variance() -> None:
     x = np.array([[0.0, 0.0], [0.1, 0.1], [0.0, 0.1], [50.0, 50.0]], np.float32)
     mixture = maximise(label_moments(Blocks(x, 4, CPU), torch.tensor([0, 0, 0, 1]), 2), None, 1e-6)
     found = fit(x, mixture, 20).mixture
     np.testing.assert_allclose(found.variances[1], 1e-6)
     np.testing.assert_allclose(found.means[1], 50.0)
     assert torch.isfinite(found.variances).all()
+
+
+@pytest.mark.parametrize("modes", [4, 40])  # dense, and sparse products
+@pytest.mark.parametrize("wide", [0, 2])
+def test_narrow_modes_far_from_the_origin_lose_no_digits(modes: int, wide: int) -> None:
+    """Spreads of 1e-3 at means of 0.5, in pairs that overlap: the expanded square would cancel in float32."""
+    rng = np.random.default_rng(0)
+    centres = rng.choice([-0.5, 0.5], (modes // 2, 16))
+    means = np.concatenate([centres, centres + 5e-4 * rng.normal(size=centres.shape)])
+    means = np.concatenate([means, rng.normal(size=(wide, 16))])
+    variances = np.repeat([1e-6, 1.0], [modes, wide])[:, None].repeat(16, 1)
+    modes += wide
+    labels = rng.integers(modes, size=2000)
+    x = (means[labels] + np.sqrt(variances[labels]) * rng.normal(size=(2000, 16))).astype(np.float32)
+    mixture = DiagonalMixture(
+        torch.full((modes,), 1 / modes, dtype=torch.float64), torch.from_numpy(means), torch.from_numpy(variances)
+    )
+    joint = np.stack([multivariate_normal(m, np.diag(v)).logpdf(x) for m, v in zip(means, variances, strict=True)], 1)
+    expected = np.exp(joint - joint.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    assert np.sort(expected, axis=1)[:, -2].mean() > 0.05  # pairs overlap
+    kept = posterior(Blocks(x, 256, CPU), mixture, modes)
+    dense = np.zeros((2000, modes))
+    np.add.at(dense, (np.arange(2000)[:, None], kept.modes), kept.probabilities)
+    np.testing.assert_allclose(dense, expected, atol=4e-4)  # negligible ones are dropped
+    single, double = (
+        maximise(expected_moments(Blocks(x.astype(dtype), 256, CPU), mixture), mixture, 0.0)
+        for dtype in (np.float32, np.float64)
+    )
+    np.testing.assert_allclose(single.means, double.means, atol=1e-6)
+    np.testing.assert_allclose(single.variances, double.variances, rtol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 100.0])
+def test_modes_without_spread_and_without_a_floor_are_refused(value: float) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    x[:, 1] = value  # an axis without spread
+    moments = label_moments(Blocks(x, 7, CPU), torch.arange(60) % 2, 2)
+    with pytest.raises(UserError, match=r"2 of 2 modes have no spread .* use --variance-floor 1e-06"):
+        fit(x, maximise(moments, None, 0.0), 3, variance_floor=0.0)
+    assert np.isfinite(fit(x, maximise(moments, None, 1e-6), 3).history).all()
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-30, 1e-12, 1e-6, 1.0])
+def test_modes_of_one_sample_are_refused_or_finite(floor: float) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    alone = maximise(label_moments(Blocks(x, 7, CPU), torch.arange(20), 20), None, floor)
+    if floor < 1e-12:
+        with pytest.raises(UserError, match=r"20 of 20 modes have no spread .* use --variance-floor 1e-06"):
+            fit(x, alone, 3, variance_floor=floor)
+        return
+    found = fit(x, alone, 3, variance_floor=floor)
+    assert np.isfinite(found.history).all()
+    kept = posterior(Blocks(x, 7, CPU), found.mixture, 2)
+    assert np.isfinite(kept.log_likelihood).all()
+    if floor < 1e-3:
+        np.testing.assert_array_equal(kept.modes[:, 0], np.arange(20))
 
 
 def test_posterior_is_bayes_rule() -> None:
@@ -345,7 +390,7 @@ def test_a_process_without_data_finds_nothing() -> None:
 
 def test_moments_of_one_mode_are_the_data_s() -> None:
     x, _ = mixture_data(100, modes=2, size=3)
-    moments: Moments = expected_moments(Blocks(x, 30, CPU), start_at(x, 1))
+    moments: SufficientStatistics = expected_moments(Blocks(x, 30, CPU), start_at(x, 1))
     assert moments.count == 100
     np.testing.assert_allclose(moments.mass, [100])
     np.testing.assert_allclose(moments.features[0], np.concatenate([(x**2).sum(0), x.sum(0)]))

@@ -1,11 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.cluster import kmeans_plusplus as sklearn_plus_plus
 
-from gmtool.mixture import kmeans as module
-from gmtool.mixture.kmeans import kmeans, plus_plus, seed_centroids
+from gmtool.mixture.kmeans import Centroids, kmeans, label_points, lloyd, plus_plus, seed_centroids
 
 CPU = torch.device("cpu")
 
@@ -20,11 +21,12 @@ def inertia(points: np.ndarray, centroids: np.ndarray) -> float:
     return float(((points[:, None] - centroids[None]) ** 2).sum(-1).min(1).mean())
 
 
-def test_lloyd_equals_scikit_learn_from_the_same_seeds() -> None:
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_lloyd_equals_scikit_learn_from_the_same_seeds(use_faiss: bool) -> None:
     points = blobs(600, clusters=12, size=4, spread=2.0)
     seeds = seed_centroids(points, 12, seed=0, device=CPU)
     for iterations in (1, 3, 60):
-        found = kmeans(points, seeds, iterations=iterations, device=CPU)
+        found = kmeans(points, seeds, iterations=iterations, device=CPU, use_faiss=use_faiss)
         reference = KMeans(12, init=seeds, n_init=1, max_iter=iterations, tol=0.0, algorithm="lloyd").fit(points)
         np.testing.assert_allclose(inertia(points, found.centroids), reference.inertia_ / 600, rtol=1e-4)
         if iterations < 60:
@@ -34,9 +36,11 @@ def test_lloyd_equals_scikit_learn_from_the_same_seeds() -> None:
     assert found.history[0] == pytest.approx(inertia(points, seeds), rel=1e-4)
 
 
-def test_labels_are_the_nearest_centroids() -> None:
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_labels_are_the_nearest_centroids(use_faiss: bool) -> None:
     points = blobs(300, clusters=5, size=3)
-    found = kmeans(points, seed_centroids(points, 5, seed=1, device=CPU), iterations=20, device=CPU)
+    seeds = seed_centroids(points, 5, seed=1, device=CPU)
+    found = kmeans(points, seeds, iterations=20, device=CPU, use_faiss=use_faiss)
     nearest = ((points[:, None] - found.centroids[None]) ** 2).sum(-1).argmin(1)
     np.testing.assert_array_equal(found.labels, nearest)
 
@@ -63,22 +67,42 @@ def test_seeds_are_points_and_all_different() -> None:
     np.testing.assert_array_equal(np.unique(seeds, axis=0), np.unique(points, axis=0))
 
 
-def test_seeds_are_drawn_from_a_subset_of_many_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEED_POINTS", 50)
-    monkeypatch.setattr(module, "SEED_POINTS_PER_CLUSTER", 2)
+def test_without_faiss_the_clusters_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = blobs(2000, clusters=30, size=8, spread=1.0)
+    seeds = seed_centroids(points, 20, seed=0, device=CPU)
+    with_faiss = kmeans(points, seeds, iterations=8, device=CPU)
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+    without = kmeans(points, seeds, iterations=8, device=CPU)
+    assert without.history == pytest.approx(with_faiss.history, rel=1e-5)
+    np.testing.assert_allclose(without.centroids, with_faiss.centroids, atol=1e-4)
+    assert (without.labels == with_faiss.labels).mean() > 0.999
+
+
+@pytest.mark.parametrize("value", [1e20, 3e38, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_points_beyond_the_range_of_distances_are_refused(value: float, use_faiss: bool) -> None:
+    """FAISS would end the process."""
+    points = blobs(60, clusters=3, size=4)
+    points[17, 2] = value
+    with pytest.raises(ValueError, match="must be below 1e\\+12 in size"):
+        kmeans(points, points[:3], iterations=2, device=CPU, use_faiss=use_faiss)
+
+
+def test_seeds_are_drawn_from_a_subset_of_many_points() -> None:
     points = blobs(1000, clusters=4, size=2)
-    sizes = []
-    original = module.plus_plus
-    monkeypatch.setattr(module, "plus_plus", lambda x, *rest: sizes.append(len(x)) or original(x, *rest))
-    seed_centroids(points, 4, seed=0, device=CPU)
-    seed_centroids(points, 40, seed=0, device=CPU)
-    assert sizes == [50, 80]
+    subset = points[torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:50].numpy()]
+    for clusters, per_cluster in ((50, 1), (25, 2)):
+        seeds = seed_centroids(points, clusters, seed=0, device=CPU, subset=40, subset_per_cluster=per_cluster)
+        assert len(np.unique(seeds, axis=0)) == clusters
+        assert {tuple(seed) for seed in seeds} <= {tuple(point) for point in subset}
 
 
-def test_identical_points_do_no_harm() -> None:
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_identical_points_do_no_harm(use_faiss: bool) -> None:
     points = np.ones((20, 3), np.float32)
-    found = kmeans(points, seed_centroids(points, 4, seed=0, device=CPU), iterations=5, device=CPU)
-    np.testing.assert_allclose(found.centroids, 1, rtol=1e-2)  # FAISS parts equal centroids by a little
+    seeds = seed_centroids(points, 4, seed=0, device=CPU)
+    found = kmeans(points, seeds, iterations=5, device=CPU, use_faiss=use_faiss)
+    np.testing.assert_allclose(found.centroids, 1, rtol=1e-2)  # equal centroids are set apart by a little
     assert found.labels.shape == (20,)
 
 
@@ -89,17 +113,19 @@ def test_as_many_clusters_as_points() -> None:
     np.testing.assert_allclose(found.centroids[found.labels], points, rtol=1e-5)
 
 
-def test_going_on_is_never_having_stopped() -> None:
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_resuming_is_never_having_stopped(use_faiss: bool) -> None:
     points = blobs(800, clusters=20, size=4, spread=1.0)
-    heard: list[tuple[np.ndarray, tuple[float, ...]]] = []
-    seeds = seed_centroids(points, 25, seed=0, device=CPU)
-    whole = kmeans(points, seeds, iterations=12, device=CPU, on_iteration=lambda *news: heard.append(news))
-    assert heard[-1][1] == whole.history
-    for centroids, history in (heard[0], heard[5], heard[-1]):
-        rest = kmeans(points, centroids, iterations=12, device=CPU, history=history)
-        np.testing.assert_array_equal(rest.centroids, whole.centroids)
-        np.testing.assert_array_equal(rest.labels, whole.labels)
-        assert rest.history == whole.history
+    start = Centroids(seed_centroids(points, 25, seed=0, device=CPU))
+    steps = list(lloyd(points, start, iterations=12, device=CPU, use_faiss=use_faiss))
+    for stopped in (steps[0], steps[5], steps[-2]):
+        *_, last = lloyd(points, stopped, iterations=12, device=CPU, use_faiss=use_faiss)
+        np.testing.assert_array_equal(last.centroids, steps[-1].centroids)
+        assert last.history == steps[-1].history
+    assert not list(lloyd(points, steps[-1], iterations=len(steps), device=CPU, use_faiss=use_faiss))
+    whole = kmeans(points, start.centroids, iterations=12, device=CPU, use_faiss=use_faiss)
+    labels = label_points(points, steps[-1].centroids, device=CPU, use_faiss=use_faiss)
+    np.testing.assert_array_equal(whole.labels, labels)
 
 
 def test_seed_decides() -> None:
@@ -113,10 +139,11 @@ def test_seed_decides() -> None:
     assert not np.array_equal(runs[0].centroids, runs[2].centroids)
 
 
-def test_an_emptied_cluster_is_placed_again() -> None:
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_an_emptied_cluster_is_placed_again(use_faiss: bool) -> None:
     points = blobs(400, clusters=4, size=2)
     seeds = np.concatenate([points[:3], np.full((1, 2), 1e4, np.float32)])
-    found = kmeans(points, seeds, iterations=20, device=CPU)
+    found = kmeans(points, seeds, iterations=20, device=CPU, use_faiss=use_faiss)
     assert set(found.labels.tolist()) == {0, 1, 2, 3}
 
 

@@ -1,25 +1,25 @@
-from collections.abc import Callable
+import importlib.util
+import sys
 
-import numba
 import numpy as np
 import pytest
 
-from gmtool.mixture import patch_kernels as compiled
-from gmtool.mixture.patch_kernels import TILE, add_data
+from gmtool.mixture.patch_kernels import TILE_NUMBA, TILE_TORCH, WORTH_COMPILING, Add, adder, numba_add, torch_add
 from gmtool.mixture.patch_moments import (
     READ_BYTES,
     ROW_BYTES,
     SUMS_BYTES,
+    TILE,
     WORK_BYTES,
     FittedMode,
     PatchMemory,
     PatchMode,
-    Rule,
     least_memory,
     mode_block,
     patch_moments,
     share_memory,
 )
+from gmtool.mixture.settings import PatchSettings
 
 SHAPE = (2, 3, 4)
 MODES = 7
@@ -37,10 +37,10 @@ class Patches:
         self.var = self.data.astype(np.float64).var(0)
         self.reads = np.zeros(n, int)
 
-    def patches(self, rows: np.ndarray, room: np.ndarray) -> np.ndarray:
+    def patches(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         self.reads[rows] += 1
-        room[: len(rows)] = self.data[rows]
-        return room[: len(rows)]
+        out[: len(rows)] = self.data[rows]
+        return out[: len(rows)]
 
 
 def soft(n: int = 60, kept: int = 3, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +65,9 @@ def run(
     at_once: int = MODES,
     rows: int = 20,
     threads: int = 2,
-    **rule: float | bool,
+    floor: float = FLOOR,
+    add: Add = torch_add,
+    **settings: float | bool | str,
 ) -> list[FittedMode]:
     blocks = [mode_block(*kept, first, min(first + at_once, MODES)) for first in range(0, MODES, at_once)]
     return list(
@@ -73,7 +75,9 @@ def run(
             source,
             *kept,
             blocks,
-            rule=Rule(**{"shrinkage": 0.0, "floor": FLOOR, "spherical": False, **rule}),
+            PatchSettings(**{"shrinkage": 0.0, **settings}),
+            floor=floor,
+            add=add,
             memory=PatchMemory(at_once, rows),
             threads=threads,
         )
@@ -107,10 +111,10 @@ def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_o
         np.testing.assert_allclose(each.std, np.sqrt(variance + FLOOR), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 50, 24), (1, 2, TILE + 1)], ids=["several rows a tile", "long rows"])
+@pytest.mark.parametrize("shape", [(30, 20, 24), (1, 2, TILE + 1)], ids=["several tiles", "a long row"])
 @pytest.mark.parametrize("mirror", [False, True])
 def test_grids_of_many_entries(mirror: bool, shape: tuple[int, int, int]) -> None:
-    """Which go in tiles of whole rows, the last one shorter, or a row that is longer than others."""
+    """Which are finished in tiles of whole channels, the last one shorter."""
     source, kept = Patches(30, shape=shape), hard(30)
     found = fitted(source, kept, mirror=mirror)
     if mirror:
@@ -128,9 +132,9 @@ def test_grids_of_many_entries(mirror: bool, shape: tuple[int, int, int]) -> Non
 @pytest.mark.parametrize("spherical", [False, True])
 def test_distances_of_grids_of_many_entries(spherical: bool) -> None:
     """Sums over all tiles, by their definition."""
-    source, kept = Patches(30, shape=(2, 50, 24)), hard(30)
+    source, kept = Patches(30, shape=(30, 20, 24)), hard(30)
     scale = source.var + FLOOR
-    for each in run(source, kept, shrinkage=2.5, spherical=spherical):
+    for each in run(source, kept, shrinkage=2.5, covariance="spherical" if spherical else "diagonal"):
         if each.patch.mode == 5:
             continue
         mass, mean, variance = direct(source, kept, each.patch.mode)
@@ -148,41 +152,39 @@ def test_distances_of_grids_of_many_entries(spherical: bool) -> None:
         np.testing.assert_allclose(each.patch.std, np.sqrt(ratio * scale if spherical else given), rtol=1e-5)
 
 
-def test_every_float16_number_is_added_exactly() -> None:
-    """In float64, those without a leading one among them, by a share that float32 does not hold."""
+NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs the extra fast")
+ADDERS = [torch_add, pytest.param("numba", marks=[NUMBA, pytest.mark.slow])]
+
+
+def implementation(add: Add | str) -> Add:
+    return numba_add() if add == "numba" else add
+
+
+@pytest.mark.parametrize("add", ADDERS)
+def test_every_float16_number_is_added_exactly(add: Add | str) -> None:
+    """In float64, those without a leading one among them, in several tiles."""
     bits = np.arange(1 << 16, dtype=np.uint16)
-    bits = bits[np.isfinite(bits.view(np.float16))]
-    first, second = np.full(len(bits), 1.0), np.zeros(len(bits))
-    add_data(first, second, bits[None], np.array([0]), np.array([1 / 3]))
-    values = bits.view(np.float16).astype(np.float64)
-    np.testing.assert_array_equal(first, 1 + 1 / 3 * values)
-    np.testing.assert_array_equal(second, 1 / 3 * values * values)
+    x = bits.view(np.float16)[np.isfinite(bits.view(np.float16))]
+    assert len(x) > 2 * TILE_TORCH > 2 * TILE_NUMBA
+    first, second, shares = np.full(len(x), 1.0), np.zeros(len(x)), np.float32([1 / 3, 1])
+    implementation(add)(first, second, np.stack([x, x[::-1]]), np.array([0, 1]), shares)
+    values, share = x.astype(np.float64), np.float64(shares[0])
+    np.testing.assert_array_equal(first, 1 + share * values + values[::-1])
+    np.testing.assert_array_equal(second, share * values * values + values[::-1] * values[::-1])
 
 
-def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that root installed, and a user without a home."""
-
-    def compiler(function: Callable[..., object], *, cache: bool = False) -> Callable[..., object]:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return numba.njit(function)
-
-    monkeypatch.setattr(compiled, "compiled", compiler)
-    assert compiled.kept(lambda number: 2 * number)(3) == 6
+@NUMBA
+@pytest.mark.slow
+def test_the_compiled_loop_changes_no_bit() -> None:
+    for each, other in zip(run(Patches(), soft()), run(Patches(), soft(), add=numba_add()), strict=True):
+        np.testing.assert_array_equal(each.patch.mean, other.patch.mean)
+        np.testing.assert_array_equal(each.patch.std, other.patch.std)
+        assert each.distances == other.distances
 
 
-@pytest.mark.parametrize("fault", [OSError("No space left on device"), EOFError("Ran out of input")])
-def test_a_full_or_damaged_place_for_compiled_loops_is_passed_over(
-    fault: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def compiler(function: Callable[..., object], *, cache: bool = False) -> Callable[..., object]:
-        def fails(*_: object) -> None:
-            raise fault
-
-        return fails if cache else numba.njit(function)
-
-    monkeypatch.setattr(compiled, "compiled", compiler)
-    assert compiled.kept(lambda number: 2 * number)(3) == 6
+def test_without_numba_large_data_are_added_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
+    assert adder(WORTH_COMPILING) is torch_add
 
 
 def test_threads_change_nothing() -> None:
@@ -221,7 +223,7 @@ def test_spherical_is_one_number_in_normalised_coordinates() -> None:
     source, kept = Patches(), hard()
     scale = source.var + FLOOR
     for each, diagonal in zip(
-        fitted(source, kept, spherical=True, shrinkage=1.0), fitted(source, kept, shrinkage=1.0), strict=True
+        fitted(source, kept, covariance="spherical", shrinkage=1.0), fitted(source, kept, shrinkage=1.0), strict=True
     ):
         ratios = each.std**2 / scale
         np.testing.assert_allclose(ratios, (diagonal.std**2 / scale).mean(), rtol=1e-5)
@@ -318,7 +320,7 @@ def test_mirrored_data_count_beside_the_data() -> None:
     both.mean, both.var = x.mean(0), x.var(0)
     twice = tuple(np.concatenate([each, each]) for each in kept)
     for spherical in (False, True):
-        stood_in = fitted(source, kept, mirror=True, shrinkage=2.5, spherical=spherical)
+        stood_in = fitted(source, kept, mirror=True, shrinkage=2.5, covariance="spherical" if spherical else "diagonal")
         for each, other in zip(stood_in, fitted(both, twice, shrinkage=2.5), strict=True):
             np.testing.assert_allclose(each.mean, each.mean[..., ::-1], atol=1e-6)
             np.testing.assert_allclose(each.mean, other.mean, rtol=1e-5, atol=1e-6)
@@ -335,7 +337,9 @@ def test_distances_are_those_of_draws() -> None:
     scale = np.sqrt(source.var + FLOOR)
     own = (x[modes[:, 0] == 2] - source.mean) / scale
     for spherical, name in ((False, "diagonal"), (True, "spherical")):
-        found = run(source, (modes, probabilities), shrinkage=30.0, spherical=spherical)[2]
+        found = run(
+            source, (modes, probabilities), shrinkage=30.0, covariance="spherical" if spherical else "diagonal"
+        )[2]
         mean, std = (found.patch.mean - source.mean) / scale, found.patch.std / scale
         for at, spread, distance in (
             (mean, std, getattr(found.distances, name)),

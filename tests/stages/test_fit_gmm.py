@@ -1,9 +1,9 @@
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -22,10 +22,12 @@ from gmtool.artifacts.run import VARIANCE_EPS
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import MachineError, UserError
 from gmtool.mixture.patch_moments import WORK_BYTES
+from gmtool.mixture.settings import EmSettings, KMeansSettings
 from gmtool.progress import Progress
-from gmtool.settings import as_flat
+from gmtool.settings import as_flat, changed
 from gmtool.stages.fit_gmm.config import FitGmmConfig
-from gmtool.stages.fit_gmm.run import fit_gmm, plan_fit
+from gmtool.stages.fit_gmm.plan import FitPlan, plan_fit
+from gmtool.stages.fit_gmm.run import fit_gmm
 
 
 class Heard(Progress):
@@ -71,20 +73,30 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("digits") / "latents.h5", x.reshape(-1, 1, 8, 8), descriptors)
 
 
-CONFIG = FitGmmConfig(kmeans_iterations=10, modes=20, em_iterations=30, device="cpu")
+CONFIG = FitGmmConfig(modes=20, kmeans=KMeansSettings(10), em=EmSettings(30), device="cpu")
+
+
+def fit_config(**settings: object) -> FitGmmConfig:
+    """CONFIG with other settings, by their flags' names."""
+    return changed(CONFIG, settings)
+
+
+def plan_of(latents: Path, output: Path, config: FitGmmConfig) -> FitPlan:
+    with open_latents(latents) as source:
+        return plan_fit(source, output, config, 1)
 
 
 def test_digits_end_to_end(digits: Path, tmp_path: Path) -> None:
     heard = Heard()
     report = fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, heard)
-    figures = report.figures
-    assert (report.reused, figures.populated, figures.data, figures.held_out) == (False, 20, 1797, 90)
-    assert figures.population[0] > 0
-    assert list(figures.population) == sorted(figures.population)
-    assert figures.held_out_log_likelihood is not None
+    metrics = report.metrics
+    assert (report.reused, metrics.populated, metrics.data, metrics.held_out) == (False, 20, 1797, 90)
+    assert metrics.population[0] > 0
+    assert list(metrics.population) == sorted(metrics.population)
+    assert metrics.held_out_log_likelihood is not None
     # digits are clustered: one Gaussian explains held-out ones much worse
-    one = fit_gmm(digits, tmp_path / "one.h5", replace(CONFIG, modes=1), Progress()).figures
-    assert figures.held_out_log_likelihood > one.held_out_log_likelihood + 1
+    one = fit_gmm(digits, tmp_path / "one.h5", fit_config(modes=1), Progress()).metrics
+    assert metrics.held_out_log_likelihood > one.held_out_log_likelihood + 1
     assert heard.tasks["patch moments"] == (1797, 1797)
     assert heard.tasks["k-means++ seeds"] == (20, 20)
     with open_gmm(report.path) as gmm, open_latents(digits) as latents:
@@ -102,20 +114,20 @@ def test_likelihoods_are_those_of_the_stored_mixture(digits: Path, tmp_path: Pat
     from scipy.special import logsumexp
     from scipy.stats import norm
 
-    figures = fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Progress()).figures
+    metrics = fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Progress()).metrics
     with open_gmm(tmp_path / "gmm.h5") as gmm, open_latents(digits) as latents:
         x = latents.descriptors(slice(None)).astype(np.float64)
         parts = norm.logpdf(x[:, None], gmm.cls_mean, np.sqrt(gmm.cls_var)).sum(-1)
         each = logsumexp(parts + np.log(gmm.cls_weights), axis=1)
-        assert figures.held_out_log_likelihood is not None
-        total = figures.log_likelihood * (1797 - 90) + figures.held_out_log_likelihood * 90
+        assert metrics.held_out_log_likelihood is not None
+        total = metrics.log_likelihood * (1797 - 90) + metrics.held_out_log_likelihood * 90
         assert total / 1797 == pytest.approx(each.mean(), abs=1e-3)
         np.testing.assert_array_equal(gmm.kept(slice(None)).modes[:, 0], (parts + np.log(gmm.cls_weights)).argmax(1))
 
 
 def test_seed_decides_and_machine_settings_do_not(digits: Path, tmp_path: Path) -> None:
     def fingerprint(name: str, **settings: object) -> str:
-        fit_gmm(digits, tmp_path / name, replace(CONFIG, **settings), Progress())
+        fit_gmm(digits, tmp_path / name, fit_config(**settings), Progress())
         with open_gmm(tmp_path / name) as gmm:
             return gmm.manifest.fingerprint
 
@@ -131,19 +143,22 @@ def test_the_same_again_is_not_done_again(digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "gmm.h5"
     first = fit_gmm(digits, output, CONFIG, Progress())
     written = output.stat().st_mtime_ns
-    again = fit_gmm(digits, output, replace(CONFIG, memory=1.0), Progress())
+    again = fit_gmm(digits, output, fit_config(memory=1.0), Progress())
     assert again.reused
-    assert again.figures == first.figures
+    assert again.metrics == first.metrics
     assert output.stat().st_mtime_ns == written
-    assert not fit_gmm(digits, output, replace(CONFIG, shrinkage=1.0), Progress()).reused
-    output.write_bytes(output.read_bytes()[:5000])  # a damaged one is made again
+    assert not fit_gmm(digits, output, fit_config(shrinkage=1.0), Progress()).reused
+    output.write_bytes(output.read_bytes()[:5000])  # it may be anything
+    with pytest.raises(UserError, match="gmm.h5 exists and is no fitted mixture that can be read"):
+        fit_gmm(digits, output, CONFIG, Progress())
+    output.unlink()
     assert not fit_gmm(digits, output, CONFIG, Progress()).reused
     assert sorted(each.name for each in tmp_path.iterdir()) == ["gmm.h5", "gmm.png"]
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "spherical"])
 def test_hard_assignment(digits: Path, tmp_path: Path, covariance: str) -> None:
-    config = replace(CONFIG, assignment="hard", covariance=covariance, shrinkage=0.0)
+    config = fit_config(assignment="hard", covariance=covariance, shrinkage=0.0)
     fit_gmm(digits, tmp_path / "gmm.h5", config, Progress())
     with open_gmm(tmp_path / "gmm.h5") as gmm, open_latents(digits) as latents:
         kept = gmm.kept(slice(None))
@@ -160,26 +175,26 @@ def test_hard_assignment(digits: Path, tmp_path: Path, covariance: str) -> None:
 
 
 def test_without_em_the_clusters_are_k_means(digits: Path, tmp_path: Path) -> None:
-    figures = fit_gmm(digits, tmp_path / "gmm.h5", replace(CONFIG, em_iterations=0, held_out=0.0), Progress()).figures
-    assert (figures.em_iterations, figures.held_out, figures.held_out_log_likelihood) == (0, 0, None)
-    better = fit_gmm(digits, tmp_path / "em.h5", replace(CONFIG, held_out=0.0), Progress()).figures
-    assert better.log_likelihood > figures.log_likelihood
+    metrics = fit_gmm(digits, tmp_path / "gmm.h5", fit_config(em_iterations=0, held_out=0.0), Progress()).metrics
+    assert (metrics.em_iterations, metrics.held_out, metrics.held_out_log_likelihood) == (0, 0, None)
+    better = fit_gmm(digits, tmp_path / "em.h5", fit_config(held_out=0.0), Progress()).metrics
+    assert better.log_likelihood > metrics.log_likelihood
 
 
 def test_held_out_data_do_not_touch_the_descriptor_mixture(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     patches, descriptors = rng.normal(size=(200, 1, 2, 2)), rng.normal(size=(200, 3))
-    config = replace(CONFIG, modes=3, held_out=0.25)
+    config = fit_config(modes=3, held_out=0.25)
     first = fit_gmm(write(tmp_path / "a.h5", patches, descriptors), tmp_path / "a_gmm.h5", config, Progress())
-    assert first.figures.held_out == 50
+    assert first.metrics.held_out == 50
     held = np.random.default_rng(config.seed).permutation(200)[:50]
     changed = descriptors.copy()
     changed[held] += 5
     second = fit_gmm(write(tmp_path / "b.h5", patches, changed), tmp_path / "b_gmm.h5", config, Progress())
     with open_gmm(first.path) as a, open_gmm(second.path) as b:
         np.testing.assert_array_equal(a.cls_mean, b.cls_mean)
-    assert first.figures.log_likelihood == second.figures.log_likelihood
-    assert second.figures.held_out_log_likelihood < first.figures.held_out_log_likelihood - 1
+    assert first.metrics.log_likelihood == second.metrics.log_likelihood
+    assert second.metrics.held_out_log_likelihood < first.metrics.held_out_log_likelihood - 1
 
 
 def test_an_image_and_its_mirror_are_held_out_together(tmp_path: Path) -> None:
@@ -189,18 +204,18 @@ def test_an_image_and_its_mirror_are_held_out_together(tmp_path: Path) -> None:
     path = write(
         tmp_path / "latents.h5", rng.normal(size=(120, 1, 2, 2)), descriptors, names, flipped=np.arange(120) % 2 == 1
     )
-    plan = plan_fit(path, tmp_path / "gmm.h5", replace(CONFIG, modes=10, held_out=0.25))
+    plan = plan_of(path, tmp_path / "gmm.h5", fit_config(modes=10, held_out=0.25))
     assert (plan.fitted, plan.held_out) == (90, 30)
     # 45 modes of no spread, one a fitted image, explain the fitted images beyond measure, and no held-out one
-    figures = fit_gmm(path, tmp_path / "gmm.h5", replace(CONFIG, modes=45, held_out=0.25), Progress()).figures
-    assert figures.log_likelihood > 0 > figures.held_out_log_likelihood
+    metrics = fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=45, held_out=0.25), Progress()).metrics
+    assert metrics.log_likelihood > 0 > metrics.held_out_log_likelihood
 
 
 def test_modes_without_images_are_told(tmp_path: Path) -> None:
     path = write(tmp_path / "latents.h5", np.random.default_rng(0).normal(size=(40, 1, 2, 2)), np.ones((40, 3)))
     heard = Heard()
-    figures = fit_gmm(path, tmp_path / "gmm.h5", replace(CONFIG, modes=4, assignment="hard"), heard).figures
-    assert figures.populated == 1
+    metrics = fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=4, assignment="hard"), heard).metrics
+    assert metrics.populated == 1
     assert "3 of 4 modes hold no image" in " ".join(heard.notes)
     with open_gmm(tmp_path / "gmm.h5") as gmm, open_latents(path) as latents:
         empty = np.flatnonzero(gmm.weights == 0)
@@ -209,9 +224,9 @@ def test_modes_without_images_are_told(tmp_path: Path) -> None:
 
 
 def test_plan(digits: Path, tmp_path: Path) -> None:
-    plan = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=50))
-    assert (plan.data, plan.fitted, plan.modes, plan.top_k, plan.shape) == (1797, 1707, 20, 20, (1, 8, 8))
-    fit_gmm(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=50), Progress())
+    plan = plan_of(digits, tmp_path / "gmm.h5", fit_config(top_k=50))
+    assert (plan.samples, plan.fitted, plan.modes, plan.top_k, plan.shape) == (1797, 1707, 20, 20, (1, 8, 8))
+    fit_gmm(digits, tmp_path / "gmm.h5", fit_config(top_k=50), Progress())
     size = (tmp_path / "gmm.h5").stat().st_size
     assert size <= plan.bytes < 1.5 * size
 
@@ -223,6 +238,7 @@ def test_too_little_disk_is_told_first(digits: Path, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "units", "settings"),
     [
@@ -232,7 +248,7 @@ def test_too_little_disk_is_told_first(digits: Path, tmp_path: Path, monkeypatch
         ("patch moments", 900, {"memory": 7.5 * 64 * 16 / 0.75 / 2**30}),
     ],
 )
-def test_interrupted_it_goes_on(
+def test_interrupted_it_resumes(
     digits: Path, tmp_path: Path, task: str, units: int, settings: dict[str, float]
 ) -> None:
     class Stops(Heard):
@@ -241,41 +257,101 @@ def test_interrupted_it_goes_on(
             if self._task == task and self.tasks[task][1] >= units:
                 raise KeyboardInterrupt
 
-    config = replace(CONFIG, **settings)
-    whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).figures
+    config = fit_config(**settings)
+    whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).metrics
     output = tmp_path / "gmm.h5"
     with pytest.raises(KeyboardInterrupt):
         fit_gmm(digits, output, config, Stops())
     assert not output.exists()
     heard = Heard()
-    assert fit_gmm(digits, output, config, heard).figures == whole
-    assert any("going on after" in each for each in heard.notes)
+    assert fit_gmm(digits, output, config, heard).metrics == whole
+    assert any("resuming after" in each for each in heard.notes)
     with open_gmm(output) as found, open_gmm(tmp_path / "whole.h5") as expected:
         assert found.manifest.fingerprint == expected.manifest.fingerprint
     if task == "patch moments":
         assert set(heard.tasks) == {"patch moments"}
     assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
-    # what was begun with other settings is not gone on with
+    # what was begun with other settings is not resumed
     with pytest.raises(KeyboardInterrupt):
-        fit_gmm(digits, output, replace(config, seed=1), Stops())
+        fit_gmm(digits, output, changed(config, {"seed": 1}), Stops())
     heard = Heard()
-    fit_gmm(digits, output, replace(config, seed=2), heard)
-    assert not any("going on after" in each for each in heard.notes)
+    fit_gmm(digits, output, changed(config, {"seed": 2}), heard)
+    assert not any("resuming after" in each for each in heard.notes)
 
 
-def test_descriptors_that_are_not_finite(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.nan, "is not finite"),
+        (-np.inf, "is not finite"),
+        (1e20, r"has an entry of 1e\+20, beyond the 1e\+12 that distances allow"),
+        (-3e38, r"has an entry of 3e\+38, beyond"),
+    ],
+)
+def test_descriptors_that_cannot_be_clustered_are_named(tmp_path: Path, value: float, words: str) -> None:
     descriptors = np.zeros((30, 3))
-    descriptors[17, 1] = np.nan
+    descriptors[17, 1] = value
     path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), descriptors)
-    with pytest.raises(UserError, match=r"descriptor of 00017.png is not finite"):
-        fit_gmm(path, tmp_path / "gmm.h5", replace(CONFIG, modes=2), Progress())
+    with pytest.raises(UserError, match=rf"descriptor of 00017.png {words}"):
+        fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=2), Progress())
+    assert [each.name for each in tmp_path.iterdir()] == ["latents.h5"]
+
+
+@pytest.mark.parametrize("value", [-1e11, 1e6])
+def test_large_descriptors_are_fitted_or_refused_in_words(tmp_path: Path, value: float) -> None:
+    descriptors = np.random.default_rng(0).normal(size=(200, 3))
+    descriptors[17, 1] = value
+    path = write(tmp_path / "latents.h5", np.zeros((200, 1, 2, 2)), descriptors)
+    try:
+        metrics = fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=3, held_out=0.0), Progress()).metrics
+        assert np.isfinite(metrics.log_likelihood)
+    except UserError as error:
+        assert "use --variance-floor" in str(error)
+
+
+def test_descriptors_without_entries(tmp_path: Path) -> None:
+    path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), np.zeros((30, 0)))
+    with pytest.raises(UserError, match=r"latents.h5 holds descriptors without entries.*encode again"):
+        fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=2), Progress())
+
+
+@pytest.mark.parametrize("em_iterations", [0, 5])
+def test_modes_of_one_image_without_a_variance_floor(tmp_path: Path, em_iterations: int) -> None:
+    rng = np.random.default_rng(0)
+    path = write(tmp_path / "latents.h5", rng.normal(size=(12, 1, 2, 2)), rng.normal(size=(12, 3)))
+    config = fit_config(modes=12, held_out=0.0, variance_floor=0.0, em_iterations=em_iterations)
+    with pytest.raises(UserError, match=r"modes have no spread .* use --variance-floor 1e-06"):
+        fit_gmm(path, tmp_path / "gmm.h5", config, Progress())
+    fit_gmm(path, tmp_path / "gmm.h5", changed(config, {"variance_floor": 1e-6}), Progress())
+
+
+@pytest.mark.parametrize("memory", [4.0, 64 * (WORK_BYTES + 5.5 * 16 * 3) / 2**30])
+def test_an_output_in_a_new_folder(digits: Path, tmp_path: Path, memory: float) -> None:
+    config = fit_config(modes=6, em_iterations=2, memory=memory)
+    report = fit_gmm(digits, tmp_path / "new" / "folder" / "gmm.h5", config, Progress(), save_seconds=0.0)
+    assert sorted(each.name for each in report.path.parent.iterdir()) == ["gmm.h5", "gmm.png"]
+
+
+@pytest.mark.parametrize("name", ["gmm.png", "mixture.h5"])
+def test_a_picture_of_the_user_s_is_not_replaced(digits: Path, tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "mixture.png")
+    with pytest.raises(UserError, match=r"(gmm|mixture).png .*(choose|name)"):
+        fit_gmm(digits, tmp_path / name, CONFIG, Progress())
+    assert [each.name for each in tmp_path.iterdir()] == ["mixture.png"]
+
+
+def test_without_faiss(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_faiss = fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Progress()).metrics
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+    without = fit_gmm(digits, tmp_path / "other.h5", CONFIG, Progress()).metrics
+    assert without.log_likelihood == pytest.approx(with_faiss.log_likelihood, abs=1e-3)
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from gmtool.progress import Progress
-from gmtool.stages.fit_gmm import state as fit_state
+from gmtool.settings import make
 from gmtool.stages.fit_gmm.run import FitGmmConfig, fit_gmm
 
 class Dies(Progress):
@@ -287,25 +363,26 @@ class Dies(Progress):
         if self.task == sys.argv[3] and self.done >= int(sys.argv[4]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-fit_state.STATE_SECONDS = 0.0
-fit_gmm(Path(sys.argv[1]), Path(sys.argv[2]), FitGmmConfig(**eval(sys.argv[5])), Dies())
+config = make(FitGmmConfig, json.loads(sys.argv[5]))
+fit_gmm(Path(sys.argv[1]), Path(sys.argv[2]), config, Dies(), save_seconds=0.0)
 """
 
 
-def test_killed_it_goes_on(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_killed_it_resumes(digits: Path, tmp_path: Path) -> None:
     # killed three times on its way, each time by the next command: in k-means, in EM, and among blocks of modes
-    config = replace(CONFIG, memory=7.5 * 64 * 16 / 0.75 / 2**30)
-    whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).figures
+    config = fit_config(memory=7.5 * 64 * 16 / 0.75 / 2**30)
+    whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).metrics
     output = tmp_path / "gmm.h5"
     for task, units in (("k-means", "4"), ("EM", "6"), ("patch moments", "1200")):
-        arguments = [str(digits), str(output), task, units, repr(as_flat(config))]
+        arguments = [str(digits), str(output), task, units, json.dumps(as_flat(config))]
         environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1])}
         died = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment)
         assert died.returncode == -signal.SIGKILL
         assert not output.exists()
     heard = Heard()
-    assert fit_gmm(digits, output, config, heard).figures == whole
-    assert any(re.search("going on after [0-9]+ modes. patch moments", each) for each in heard.notes)
+    assert fit_gmm(digits, output, config, heard).metrics == whole
+    assert any(re.search("resuming after [0-9]+ modes. patch moments", each) for each in heard.notes)
     with open_gmm(output) as found, open_gmm(tmp_path / "whole.h5") as expected:
         assert found.manifest.fingerprint == expected.manifest.fingerprint
     assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
@@ -327,12 +404,12 @@ def test_the_modes_means_are_in_the_picture(small: Small) -> None:
 
 
 def test_history_is_of_the_fitted_and_of_the_held_out(digits: Path, tmp_path: Path) -> None:
-    figures = fit_gmm(digits, tmp_path / "gmm.h5", replace(CONFIG, tolerance=0.0), Progress()).figures
-    assert len(figures.history) == len(figures.held_out_history) == figures.em_iterations == 30
-    assert min(np.diff([*figures.history, figures.log_likelihood])) > -1e-4
-    assert figures.held_out_history[-1] == pytest.approx(figures.held_out_log_likelihood, abs=0.2)
+    metrics = fit_gmm(digits, tmp_path / "gmm.h5", fit_config(tolerance=0.0), Progress()).metrics
+    assert len(metrics.history) == len(metrics.held_out_history) == metrics.em_iterations == 30
+    assert min(np.diff([*metrics.history, metrics.log_likelihood])) > -1e-4
+    assert metrics.held_out_history[-1] == pytest.approx(metrics.held_out_log_likelihood, abs=0.2)
     # each mode has less to explain than all data together, and the more freedom the less
-    gaussian, spherical, diagonal = figures.distances
+    gaussian, spherical, diagonal = metrics.distances
     assert gaussian.nats == pytest.approx(0.5 * np.log(2 * np.pi) + 0.5, abs=0.05)
     assert gaussian.travel == pytest.approx(2, abs=0.1)
     assert diagonal.nats < spherical.nats < gaussian.nats
@@ -340,7 +417,7 @@ def test_history_is_of_the_fitted_and_of_the_held_out(digits: Path, tmp_path: Pa
 
 
 def test_mirror_makes_modes_symmetric(digits: Path, tmp_path: Path) -> None:
-    fit_gmm(digits, tmp_path / "gmm.h5", replace(CONFIG, mirror=True), Progress())
+    fit_gmm(digits, tmp_path / "gmm.h5", fit_config(mirror=True), Progress())
     with open_gmm(tmp_path / "gmm.h5") as gmm:
         means = gmm.patch_mean(np.arange(20))
         np.testing.assert_array_equal(means, means[..., ::-1])
@@ -349,24 +426,24 @@ def test_mirror_makes_modes_symmetric(digits: Path, tmp_path: Path) -> None:
     flipped = write(
         tmp_path / "flipped.h5", rng.normal(size=(8, 1, 2, 2)), rng.normal(size=(8, 3)), flipped=np.arange(8) % 2 == 1
     )
-    with pytest.raises(UserError, match=r"--mirror: .*flipped.h5 holds mirrored copies already.*leave it out"):
-        plan_fit(flipped, tmp_path / "other.h5", replace(CONFIG, modes=2, mirror=True))
+    with pytest.raises(UserError, match=r"--mirror: .*flipped.h5 holds mirrored copies already.*remove it"):
+        plan_of(flipped, tmp_path / "other.h5", fit_config(modes=2, mirror=True))
 
 
 def test_the_plan_tells_of_blocks_and_memory(digits: Path, tmp_path: Path) -> None:
-    plan = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3))
+    plan = plan_of(digits, tmp_path / "gmm.h5", fit_config(top_k=3))
     assert (plan.blocks, plan.passes, plan.latent_bytes) == (1, 1, 1797 * 128)
     memory = 64 * (WORK_BYTES + 7.5 * 16 / 0.3)
-    tight = plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, top_k=3, memory=memory / 2**30))
+    tight = plan_of(digits, tmp_path / "gmm.h5", fit_config(top_k=3, memory=memory / 2**30))
     assert (tight.blocks, tight.passes) == (3, 3)
     assert tight.patch_bytes <= memory
     with pytest.raises(UserError, match=r"--memory 1e-07 is too small for one mode of 1 x 8 x 8.*give 0.001 or more"):
-        plan_fit(digits, tmp_path / "gmm.h5", replace(CONFIG, memory=1e-7))
+        plan_of(digits, tmp_path / "gmm.h5", fit_config(memory=1e-7))
 
 
 def test_latents_that_are_not_finite(tmp_path: Path) -> None:
     path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), np.zeros((30, 3)))
     with h5py.File(path, "r+") as file:
         file["var"][0, 0, 0] = np.inf
-    with pytest.raises(UserError, match=r"latents.h5 holds latents that are not finite"):
-        fit_gmm(path, tmp_path / "gmm.h5", replace(CONFIG, modes=2), Progress())
+    with pytest.raises(UserError, match=r"latents.h5 is damaged .the checksum of var does not match"):
+        fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=2), Progress())

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from gmtool.data.digits import write_digits
+from gmtool.mixture.settings import EmSettings
 from gmtool.progress import Progress
 from gmtool.settings import changed
 from gmtool.stages.encode.config import EncodeConfig
@@ -52,7 +53,7 @@ def make_inputs(preset: Preset, folder: Path, device: str, count: int) -> Inputs
         config = changed(config, {"tokenizer": _random_model(name, folder / "model"), "limit": count})
     latents, gmm = folder / "latents.h5", folder / "gmm.h5"
     encode_images(images, latents, config, Progress())
-    fit_gmm(latents, gmm, FitGmmConfig(modes=SMALL_MODES, em_iterations=1, held_out=0.0, device="cpu"), Progress())
+    fit_gmm(latents, gmm, FitGmmConfig(modes=SMALL_MODES, em=EmSettings(1), held_out=0.0, device="cpu"), Progress())
     return Inputs(images, config, latents, gmm)
 
 

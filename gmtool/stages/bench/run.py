@@ -161,11 +161,11 @@ def _fitting(run: _Bench) -> list[Measurement]:
     mixture = DiagonalMixture(weights, start, torch.ones_like(start))
     blocks = Blocks(data, block_rows(asked.modes, run.device), run.device)
     lloyd = run.seconds_of(lambda: kmeans(data, data[: asked.modes], iterations=1, device=run.device))
-    climb = run.seconds_of(lambda: maximise(expected_moments(blocks, mixture), mixture, asked.variance_floor))
+    climb = run.seconds_of(lambda: maximise(expected_moments(blocks, mixture), mixture, asked.em.variance_floor))
     total, found = run.config.images, []
     for name, seconds, iterations in (
-        ("k-means", lloyd, asked.kmeans_iterations),
-        ("EM", climb, asked.em_iterations),
+        ("k-means", lloyd, asked.kmeans.iterations),
+        ("EM", climb, asked.em.iterations),
     ):
         rate = count / seconds
         note = f"{asked.modes:,} modes, {iterations} iterations at most"

@@ -11,8 +11,7 @@ from gmtool.flags import PresetName, with_options
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 
 if TYPE_CHECKING:
-    from gmtool.stages.fit_gmm.plan import FitPlan
-    from gmtool.stages.fit_gmm.run import FitReport
+    from gmtool.stages.fit_gmm.report import FitReport
 
 
 @with_options(FitGmmConfig)
@@ -30,46 +29,41 @@ def command(
 
     Example: gmtool fit-gmm latents.h5 gmm.h5 --modes 8192
     """
-    from gmtool.console import ConsoleProgress
-    from gmtool.stages.fit_gmm.run import fit_gmm, plan_fit
+    from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.fit_gmm.run import fit_gmm, forecast_fit
 
     if dry_run:
-        _print_plan(plan_fit(latents, gmm, config), latents, gmm)
+        print_forecast(forecast_fit(latents, gmm, config))
         return
     _print_report(fit_gmm(latents, gmm, config, ConsoleProgress()))
-
-
-def _print_plan(plan: FitPlan, latents: Path, gmm: Path) -> None:
-    from gmtool.console import print_table
-
-    print_table(f"Would fit {latents} -> {gmm}", ("plan", ""), plan.rows())
 
 
 def _print_report(report: FitReport) -> None:
     from gmtool.console import duration, print_table
 
-    figures = report.figures
+    metrics = report.metrics
     names = ("smallest", "5 %", "median", "95 %", "largest")
-    ending = "converged" if figures.converged else "not converged"
+    ending = "converged" if metrics.converged else "not converged"
     rows = [
-        ("populated modes", f"{figures.populated:,} of {figures.modes:,}"),
-        *((f"images in a mode, {name}", f"{value:.1f}") for name, value in zip(names, figures.population, strict=True)),
+        ("populated modes", f"{metrics.populated:,} of {metrics.modes:,}"),
+        *((f"images in a mode, {name}", f"{value:.1f}") for name, value in zip(names, metrics.population, strict=True)),
         *_likelihood_rows(
-            f"{figures.data - figures.held_out:,} fitted", figures.log_likelihood, figures.descriptor_size
+            f"{metrics.data - metrics.held_out:,} fitted", metrics.log_likelihood, metrics.descriptor_size
         ),
-        *_likelihood_rows(f"{figures.held_out:,} held-out", figures.held_out_log_likelihood, figures.descriptor_size),
-        ("k-means iterations", f"{figures.kmeans_iterations}"),
-        ("EM iterations", f"{figures.em_iterations} ({ending})"),
+        *_likelihood_rows(f"{metrics.held_out:,} held-out", metrics.held_out_log_likelihood, metrics.descriptor_size),
+        ("k-means iterations", f"{metrics.kmeans_iterations}"),
+        ("EM iterations", f"{metrics.em_iterations} ({ending})"),
     ]
     sources = ("one Gaussian", "spherical modes", "diagonal modes")
     distances = [
-        (name, f"{each.nats:.4f}", f"{each.travel:.4f}") for name, each in zip(sources, figures.distances, strict=True)
+        (name, f"{distance.nats:.4f}", f"{distance.travel:.4f}")
+        for name, distance in zip(sources, metrics.distances, strict=True)
     ]
     if report.reused:
         print(f"{report.path} is already what these settings make of these latents; nothing to do")
     print_table(f"{report.path}", ("mixture", ""), rows)
     print_table(
-        "from source to data, an entry of the normalised latents, given the mode",
+        "per-entry distance from source to data (normalised latents, conditional on the mode)",
         ("source", "-log p, nats", "squared distance of a pair"),
         distances,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from gmtool.errors import UserError
-from gmtool.settings import Decoder, Device, Option, Seed, check_ranges
+from gmtool.mixture.settings import EmSettings, KMeansSettings, PatchSettings
+from gmtool.settings import Decoder, Device, Option, Seed, Settings
 
 UNITS = {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30, "mb": 1e6 / 2**30}
 """What a size may end with, in GiB."""
@@ -24,47 +25,15 @@ def gibibytes(size: str | float) -> float:
 
 
 @dataclass(frozen=True)
-class FitGmmConfig:
+class FitGmmConfig(Settings):
     """How the mixture is fitted to the descriptors and carried to the patches."""
 
     modes: Annotated[int, Option("Components of the mixture.", metavar="K", minimum=1)] = 64
     assignment: Annotated[
         Literal["soft", "hard"],
-        Option("How a datum belongs to modes: soft (its most probable modes, renormalised) or hard (the best one)."),
+        Option("How an image belongs to modes: soft (its most probable modes, renormalised) or hard (the best one)."),
     ] = "soft"
-    top_k: Annotated[int, Option("Modes kept for a datum under soft assignment.", metavar="N", minimum=1)] = 8
-    covariance: Annotated[
-        Literal["diagonal", "spherical"],
-        Option("Patch-space variance of a mode: one an entry, or one number times the variance of all data."),
-    ] = "diagonal"
-    mirror: Annotated[
-        bool, Option("Count every image a second time, its latents mirrored left to right, in the modes' patches.")
-    ] = False
-    kmeans_iterations: Annotated[
-        int, Option("Iterations of k-means at most; EM wants few, its absence more.", metavar="N", minimum=1)
-    ] = 2
-    em_iterations: Annotated[
-        int, Option("Iterations of EM at most; 0 keeps the k-means clusters.", metavar="N", minimum=0)
-    ] = 100
-    tolerance: Annotated[
-        float,
-        Option(
-            "EM stops when the mean log-likelihood of a datum gains less than this, in nats.",
-            metavar="NATS",
-            minimum=0.0,
-        ),
-    ] = 1e-3
-    variance_floor: Annotated[
-        float, Option("Added to each descriptor variance, in squared descriptor units.", metavar="VAR", minimum=0.0)
-    ] = 1e-6
-    shrinkage: Annotated[
-        float,
-        Option(
-            "Weight, in images, of the global patch variance in each mode's own: (n S_k + W S) / (n + W).",
-            metavar="W",
-            minimum=0.0,
-        ),
-    ] = 4.0
+    top_k: Annotated[int, Option("Modes kept for an image under soft assignment.", metavar="N", minimum=1)] = 8
     held_out: Annotated[
         float,
         Option(
@@ -75,6 +44,9 @@ class FitGmmConfig:
             below=1.0,
         ),
     ] = 0.05
+    kmeans: KMeansSettings = field(default_factory=KMeansSettings)
+    em: EmSettings = field(default_factory=EmSettings)
+    patches: PatchSettings = field(default_factory=PatchSettings)
     memory: Annotated[
         float,
         Option(
@@ -89,6 +61,3 @@ class FitGmmConfig:
     decoder: Decoder = None
     device: Device = "auto"
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        check_ranges(self)

@@ -1,4 +1,4 @@
-"""What a fit will do and what it will take, settled before anything is written."""
+"""What a fit will do and what it needs, resolved before anything is written."""
 
 from __future__ import annotations
 
@@ -14,89 +14,119 @@ from gmtool.artifacts.gmm import gmm_bytes
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.outputs import Output, output_of
 from gmtool.errors import UserError
+from gmtool.forecast import FileSize, Forecast
 from gmtool.mixture.em import block_rows
 from gmtool.mixture.patch_moments import ROW_BYTES, SUMS_BYTES, WORK_BYTES, PatchMemory, least_memory, share_memory
 from gmtool.stages.fit_gmm.config import FitGmmConfig
+from gmtool.stages.fit_gmm.plots import check_picture
 
 
 @dataclass(frozen=True, eq=False)
 class FitPlan:
     """What a fit will do.
 
-    data: samples, of which ``mirrored`` are mirrored copies of others. held: which are held out (N,) bool. top_k: at
-    most the modes. memory: how patch sums and data share it, in each of ``processes``. bytes: of the file it writes.
+    config: the settings. latents, output: the files. shape (C, H, W) and descriptor_size: of a sample. samples: in the
+    file, of which ``mirrored`` are mirrored copies of others. held: which are held out, (N,) bool. top_k: modes kept
+    for a sample, at most all. memory: how patch sums and data share it, in each of ``processes``. bytes: of the output.
     """
 
-    data: int
-    mirrored: int
-    fitted: int
-    held_out: int
-    modes: int
-    top_k: int
-    descriptor_size: int
+    config: FitGmmConfig
+    latents: Path
+    output: Output
     shape: tuple[int, int, int]
+    descriptor_size: int
+    samples: int
+    mirrored: int
+    held: np.ndarray
+    top_k: int
     memory: PatchMemory
     processes: int
     bytes: int
-    output: Output
-    held: np.ndarray
+
+    @property
+    def picture(self) -> Path:
+        """The picture beside the output."""
+        return _picture_of(self.output.path)
+
+    @property
+    def modes(self) -> int:
+        """Components of the mixture."""
+        return self.config.modes
+
+    @property
+    def held_out(self) -> int:
+        """Samples that are kept out of k-means and EM."""
+        return int(self.held.sum())
+
+    @property
+    def fitted(self) -> int:
+        """Samples of k-means and EM."""
+        return self.samples - self.held_out
 
     @property
     def blocks(self) -> int:
-        """Blocks of modes, each of which reads the data that keep one of its modes."""
+        """Blocks of modes, each of which reads the samples that keep one of its modes."""
         own = math.ceil(self.modes / self.processes)
         return self.processes * math.ceil(own / self.memory.modes)
 
     @property
     def passes(self) -> int:
-        """How often a datum's latents are read at most."""
+        """How often a sample's latents are read at most."""
         return min(self.top_k, self.blocks)
 
     @property
     def latent_bytes(self) -> int:
         """Bytes of all latents, which one pass reads."""
-        return 2 * self.data * math.prod(self.shape)
+        return 2 * self.samples * math.prod(self.shape)
 
     @property
     def descriptor_bytes(self) -> int:
         """Bytes of memory for the descriptors, and for the mixture and a block of responsibilities."""
         rows = block_rows(self.modes, torch.device("cpu"))
         return 4 * (
-            self.descriptor_size * (self.data + 10 * self.modes) + rows * (self.modes + 2 * self.descriptor_size)
+            self.descriptor_size * (self.samples + 10 * self.modes) + rows * (self.modes + 2 * self.descriptor_size)
         )
 
     @property
     def patch_bytes(self) -> int:
         """Bytes of memory for the modes' sums and the latents just read."""
-        each = self.memory
-        return math.prod(self.shape) * (SUMS_BYTES * each.modes + ROW_BYTES * min(each.rows, self.data) + WORK_BYTES)
+        modes, rows = self.memory.modes, min(self.memory.rows, self.samples)
+        return math.prod(self.shape) * (SUMS_BYTES * modes + ROW_BYTES * rows + WORK_BYTES)
 
-    def rows(self) -> tuple[tuple[str, str], ...]:
-        """The plan for people: what, and how much."""
+    def forecast(self) -> Forecast:
+        """What ``--dry-run`` shows."""
         reads = "once each" if self.passes == 1 else f"up to {self.passes} times each"
         processes = f", in each of {self.processes} processes" if self.processes > 1 else ""
-        return (
-            ("images in the fit", f"{self.fitted:,} of {self.data:,} ({self.mirrored:,} of them mirrored copies)"),
-            ("images held out", f"{self.held_out:,}"),
-            ("latents (C, H, W), descriptor size", f"{' x '.join(map(str, self.shape))}, {self.descriptor_size:,}"),
-            ("modes, and kept for an image", f"{self.modes:,}, {self.top_k}"),
-            ("descriptors to read, once", human_bytes(4 * self.data * self.descriptor_size)),
-            ("an EM iteration", f"{8e-12 * self.fitted * self.modes * self.descriptor_size:,.3g} TFLOP"),
-            ("latents to read", f"{human_bytes(self.latent_bytes)}, {reads}: {self.blocks:,} blocks of modes"),
-            ("memory of k-means and EM", human_bytes(self.descriptor_bytes) + processes),
-            ("memory of the patch moments", human_bytes(self.patch_bytes) + processes),
-            ("size of the file", human_bytes(self.bytes)),
+        return Forecast(
+            title=f"Would fit {self.latents} -> {self.output.path}",
+            reads=(FileSize(self.latents, self.latents.stat().st_size),),
+            writes=(FileSize(self.output.path, self.bytes), FileSize(self.picture, None)),
+            work=(
+                ("images in the fit", f"{self.fitted:,} of {self.samples:,} ({self.mirrored:,} mirrored copies)"),
+                ("images held out", f"{self.held_out:,}"),
+                ("latents (C, H, W), descriptor size", f"{' x '.join(map(str, self.shape))}, {self.descriptor_size:,}"),
+                ("modes, and kept for an image", f"{self.modes:,}, {self.top_k}"),
+                ("descriptors to read, once", human_bytes(4 * self.samples * self.descriptor_size)),
+                ("an EM iteration", f"{8e-12 * self.fitted * self.modes * self.descriptor_size:,.3g} TFLOP"),
+                ("latents to read", f"{human_bytes(self.latent_bytes)}, {reads}: {self.blocks:,} blocks of modes"),
+                ("memory of k-means and EM", human_bytes(self.descriptor_bytes) + processes),
+                ("memory of the patch moments", human_bytes(self.patch_bytes) + processes),
+            ),
+            memory=max(self.descriptor_bytes, self.patch_bytes),
         )
 
 
-def prepare(source: LatentsFile, output: Path, config: FitGmmConfig, processes: int) -> FitPlan:
-    """The plan. Raises UserError when it cannot be carried out."""
+def plan_fit(source: LatentsFile, output: Path, config: FitGmmConfig, processes: int) -> FitPlan:
+    """The plan of a fit to ``source``. Raises UserError when it cannot be carried out."""
     written = output_of(output, "gmm")
+    check_picture(_picture_of(output), output)
     if not (np.isfinite(source.mean).all() and np.isfinite(source.var).all()):
         raise UserError(f"{source.path} holds latents that are not finite; encode again with --precision float32")
+    if not source.descriptor_size:
+        raise UserError(f"{source.path} holds descriptors without entries, which cannot be clustered: encode again")
     mirrored = int(source.flipped.sum())
-    if config.mirror and mirrored:
-        raise UserError(f"--mirror: {source.path} holds mirrored copies already, which count as they are; leave it out")
+    if config.patches.mirror and mirrored:
+        raise UserError(f"--mirror: {source.path} holds mirrored copies already, which count as they are; remove it")
     held = _held_out(source, config.held_out, config.seed)
     fitted = int((~held).sum())
     if config.modes > fitted:
@@ -106,20 +136,24 @@ def prepare(source: LatentsFile, output: Path, config: FitGmmConfig, processes: 
         )
     top_k = 1 if config.assignment == "hard" else min(config.top_k, config.modes)
     return FitPlan(
-        data=len(source),
-        mirrored=mirrored,
-        fitted=fitted,
-        held_out=len(source) - fitted,
-        modes=config.modes,
-        top_k=top_k,
-        descriptor_size=source.descriptor_size,
+        config=config,
+        latents=source.path,
+        output=written,
         shape=source.shape,
+        descriptor_size=source.descriptor_size,
+        samples=len(source),
+        mirrored=mirrored,
+        held=held,
+        top_k=top_k,
         memory=_patch_memory(source, math.ceil(config.modes / processes), config.memory * 2**30),
         processes=processes,
         bytes=gmm_bytes(config.modes, source.descriptor_size, len(source), top_k, source.shape),
-        output=written,
-        held=held,
     )
+
+
+def _picture_of(output: Path) -> Path:
+    """``gmm.h5`` -> ``gmm.png``."""
+    return output.with_suffix(".png")
 
 
 def _patch_memory(source: LatentsFile, modes: int, memory: float) -> PatchMemory:
@@ -134,7 +168,7 @@ def _patch_memory(source: LatentsFile, modes: int, memory: float) -> PatchMemory
 
 
 def _held_out(source: LatentsFile, share: float, seed: int) -> np.ndarray:
-    """Which data are held out, (N,) bool: a random share of the images, each with its mirrored copy."""
+    """Which samples are held out, (N,) bool: a random share of the images, each with its mirrored copy."""
     images = np.arange(len(source))
     if source.flipped.any():
         images = np.unique(np.array(source.names()), return_inverse=True)[1]

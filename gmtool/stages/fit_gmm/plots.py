@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.latents import LatentsFile
+from gmtool.artifacts.outputs import kind_of
 from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.plots import image_grid
 from gmtool.progress import Progress
-from gmtool.stages.fit_gmm.report import FitFigures
+from gmtool.stages.fit_gmm.report import FitMetrics
 from gmtool.tokenizers.build import build_tokenizer, missing_decoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SOFTWARE = "gmtool fit-gmm"
-"""What the picture says that it was made by."""
+"""Name of the program that wrote a picture, in its metadata."""
 
 SHOWN = 64
 """Modes, the largest ones, whose means are shown."""
@@ -33,33 +32,36 @@ DECODED = 16
 """Means that are decoded at a time."""
 
 
-def picture_path(gmm: Path) -> Path:
-    """Where the picture of a mixture is: ``gmm.h5`` -> ``gmm.png``."""
-    return gmm.with_suffix(".png")
+def check_picture(picture: Path, gmm: Path) -> None:
+    """Raise UserError where ``picture`` is not one that was drawn of a mixture, or would replace ``gmm`` itself."""
+    if picture == gmm:
+        raise UserError(f"the mixture {gmm} would be replaced by its picture: give it a name that ends in .h5")
+    # versions before left Matplotlib's name in the picture beside a mixture
+    drawn_by = (SOFTWARE, "Matplotlib") if kind_of(gmm) == "gmm" else (SOFTWARE,)
+    if picture.exists() and not _is_drawn(picture, drawn_by):
+        raise UserError(f"{picture} would be replaced by a picture of the mixture: choose another name for {gmm}")
 
 
-def check_picture(gmm: Path) -> None:
-    """Raise UserError where the picture of a mixture would replace something that is not such a picture."""
-    path = picture_path(gmm)
-    if path == gmm:
-        raise UserError(f"{gmm} is the name of its own picture: name the mixture otherwise, such as gmm.h5")
-    if not path.exists():
-        return
-    with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
-        if image.info.get("Software") == SOFTWARE:
-            return
-    raise UserError(f"{path} exists, and the picture of {gmm} would replace it: move it away, or choose another output")
+def _is_drawn(picture: Path, drawn_by: tuple[str, ...]) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as image:
+            return str(image.info.get("Software")).startswith(drawn_by)
+    except (OSError, SyntaxError, ValueError):  # no image
+        return False
 
 
 def draw_fit(
     gmm_path: Path,
+    picture: Path,
     latents: LatentsFile,
-    figures: FitFigures,
+    metrics: FitMetrics,
     decoder: str | None,
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Draw the mixture at ``gmm_path``, with its means as images where the tokenizer can decode them.
+    """Draw the mixture at ``gmm_path`` to ``picture``, its means as images where the tokenizer can decode them.
 
     decoder: of dinov2 latents; see `gmtool.tokenizers.build.build_tokenizer`.
     """
@@ -70,17 +72,17 @@ def draw_fit(
         figure = Figure(figsize=(11, 7 if images is None else 11), layout="constrained")
         grid = figure.add_gridspec(2 if images is None else 3, 2, height_ratios=[1, 1] if images is None else [1, 1, 2])
         _draw_populations(figure.add_subplot(grid[0, 0]), gmm.population)
-        _draw_likelihood(figure.add_subplot(grid[0, 1]), figures)
+        _draw_likelihood(figure.add_subplot(grid[0, 1]), metrics)
         for column, (name, what) in enumerate(
             {"nats": "-log p(latents | mode), nats", "travel": "|data - source|^2"}.items()
         ):
-            _draw_distances(figure.add_subplot(grid[1, column]), figures, name, what)
+            _draw_distances(figure.add_subplot(grid[1, column]), metrics, name, what)
         if images is not None:
             axes = figure.add_subplot(grid[2, :])
             axes.imshow(image_grid(images, columns=math.ceil(math.sqrt(2 * len(images)))))
             axes.set_title(f"means of the {len(images)} largest modes, largest first")
             axes.set_axis_off()
-    with written_aside(picture_path(gmm_path)) as part:
+    with written_aside(picture) as part:
         figure.savefig(part, format="png", dpi=100, metadata={"Software": SOFTWARE})
 
 
@@ -107,10 +109,10 @@ def _draw_populations(axes: Axes, population: np.ndarray) -> None:
     axes.set(title="population", xlabel="mode, largest first", ylabel="images", yscale="symlog", ylim=(0, None))
 
 
-def _draw_likelihood(axes: Axes, figures: FitFigures) -> None:
-    size = figures.descriptor_size
-    ends = ((figures.history, figures.log_likelihood, "fitted"),) + (
-        ((figures.held_out_history, figures.held_out_log_likelihood, "held out"),) if figures.held_out else ()
+def _draw_likelihood(axes: Axes, metrics: FitMetrics) -> None:
+    size = metrics.descriptor_size
+    ends = ((metrics.history, metrics.log_likelihood, "fitted"),) + (
+        ((metrics.held_out_history, metrics.held_out_log_likelihood, "held out"),) if metrics.held_out else ()
     )
     for history, last, name in ends:
         axes.plot(np.array([*history, last]) / size, label=name, marker=".")
@@ -118,8 +120,8 @@ def _draw_likelihood(axes: Axes, figures: FitFigures) -> None:
     axes.set(title="log-likelihood of the descriptors", xlabel="EM iteration", ylabel="nats a dimension")
 
 
-def _draw_distances(axes: Axes, figures: FitFigures, name: str, what: str) -> None:
-    values = [getattr(each, name) for each in figures.distances]
+def _draw_distances(axes: Axes, metrics: FitMetrics, name: str, what: str) -> None:
+    values = [getattr(each, name) for each in metrics.distances]
     bars = axes.bar(["one Gaussian", "spherical", "diagonal"], values)
     axes.bar_label(bars, fmt="%.4g")
     low, high = min(values), max(values)

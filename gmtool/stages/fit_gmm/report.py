@@ -1,9 +1,10 @@
-"""What came out of a fit, in figures that its manifest keeps."""
+"""Metrics of a fit, which its manifest keeps, and what `gmtool fit-gmm` reports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 @dataclass(frozen=True)
-class DescriptorFigures:
+class DescriptorMetrics:
     """Of the mixture over descriptors; log-likelihoods are means over images, in nats.
 
     population: its `QUANTILES` over modes, in images. populated: modes that at least one image keeps. history,
@@ -40,19 +41,30 @@ class DescriptorFigures:
 
 
 @dataclass(frozen=True)
-class FitFigures(DescriptorFigures):
-    """And of the patches: the mean over images of `gmtool.mixture.patch_moments.Distances`."""
+class FitMetrics(DescriptorMetrics):
+    """And of the modes in patch space: the mean over images of `gmtool.mixture.patch_moments.Distances`."""
 
     distances: Distances
 
 
-def descriptor_figures(
+@dataclass(frozen=True)
+class FitReport:
+    """The file, its picture, its metrics, whether it was there already (of the same data and settings), seconds."""
+
+    path: Path
+    picture: Path
+    metrics: FitMetrics
+    reused: bool
+    seconds: float
+
+
+def descriptor_metrics(
     kept: Assignments, held_out: np.ndarray, log_likelihood: np.ndarray, fit: Fit, kmeans_iterations: int
-) -> DescriptorFigures:
-    """Figures from all data's kept modes, whether they are held out (N,), and their log-likelihood (N,)."""
+) -> DescriptorMetrics:
+    """Metrics from all samples' kept modes, whether they are held out (N,), and their log-likelihood (N,)."""
     modes, size = fit.mixture.means.shape
     population = kept.population(modes)
-    return DescriptorFigures(
+    return DescriptorMetrics(
         modes=modes,
         populated=int((population > 0).sum()),
         population=tuple(float(each) for each in np.quantile(population, QUANTILES)),
@@ -69,25 +81,25 @@ def descriptor_figures(
     )
 
 
-def with_distances(found: DescriptorFigures, kept: Assignments, distances: Sequence[Distances]) -> FitFigures:
-    """Add the distances of all modes, in their order, as the mean over data."""
-    mean = np.average(np.array(distances), axis=0, weights=kept.population(found.modes))
-    return FitFigures(**vars(found), distances=distances_from_json(mean.tolist()))
+def with_distances(found: DescriptorMetrics, kept: Assignments, distances: np.ndarray) -> FitMetrics:
+    """Add the distances (K, 3, 2) of all modes, in their order, as the mean over samples."""
+    mean = np.average(distances, axis=0, weights=kept.population(found.modes))
+    return FitMetrics(**vars(found), distances=distances_from_json(mean.tolist()))
 
 
-def descriptor_figures_from_json(values: Mapping[str, Any]) -> DescriptorFigures:
-    """The figures that ``dataclasses.asdict`` turned into JSON values. Raises TypeError or KeyError for others."""
-    names = {each.name for each in fields(DescriptorFigures)}
+def descriptor_metrics_from_json(values: Mapping[str, Any]) -> DescriptorMetrics:
+    """The metrics of the values that ``dataclasses.asdict`` gives. Raises TypeError or KeyError for others."""
+    names = {each.name for each in fields(DescriptorMetrics)}
     tuples = ("population", "history", "held_out_history")
     found: dict[str, Any] = {name: tuple(values[name]) if name in tuples else values[name] for name in names}
-    return DescriptorFigures(**found)
+    return DescriptorMetrics(**found)
 
 
-def figures_from_json(values: Mapping[str, Any]) -> FitFigures:
-    """The same of all figures."""
-    return FitFigures(**vars(descriptor_figures_from_json(values)), distances=distances_from_json(values["distances"]))
+def metrics_from_json(values: Mapping[str, Any]) -> FitMetrics:
+    """All metrics of such values. Raises TypeError or KeyError for others."""
+    return FitMetrics(**vars(descriptor_metrics_from_json(values)), distances=distances_from_json(values["distances"]))
 
 
 def distances_from_json(values: Sequence[Sequence[float]]) -> Distances:
-    """The same of distances."""
+    """Distances of nested lists of numbers, as JSON has them. Raises TypeError for others."""
     return Distances(*(Distance(*each) for each in values))

@@ -1,0 +1,134 @@
+"""How far a fit has come, and the file beside the output that keeps it.
+
+A fit goes through k-means, EM and the modes in patch space; each state makes those before it unnecessary. In the last
+one the mixture's own file, as far as it is written, holds what was found, and the state counts the modes in it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from gmtool.artifacts.resume import ResumeFile, ResumeState
+from gmtool.mixture.em import DiagonalMixture, Fit
+from gmtool.mixture.kmeans import Centroids
+from gmtool.mixture.patch_moments import Distances
+from gmtool.stages.fit_gmm.report import DescriptorMetrics, descriptor_metrics_from_json, distances_from_json
+
+
+@dataclass(frozen=True, eq=False)
+class InKMeans:
+    """Some iterations of k-means are done."""
+
+    clusters: Centroids
+
+    def in_words(self) -> str:
+        """How far that is."""
+        return f"{len(self.clusters.history):,} iterations of k-means"
+
+
+@dataclass(frozen=True, eq=False)
+class InEm:
+    """k-means is done, in so many iterations, and some iterations of EM."""
+
+    fit: Fit
+    kmeans_iterations: int
+
+    def in_words(self) -> str:
+        """How far that is."""
+        return f"{len(self.fit.history):,} iterations of EM"
+
+
+@dataclass(frozen=True, eq=False)
+class InPatches:
+    """The mixture over descriptors is in the file, and the first modes in patch space: their digests and distances."""
+
+    metrics: DescriptorMetrics
+    digests: tuple[str, ...] = ()
+    distances: tuple[Distances, ...] = ()
+
+    def in_words(self) -> str:
+        """How far that is."""
+        return f"{len(self.digests):,} modes' patch moments"
+
+
+State = InKMeans | InEm | InPatches
+
+
+class Checkpoints:
+    """Saves the states of a fit, at most one every so many seconds; in a ``with`` block that fails, also the last one.
+
+    A process that does not write keeps none.
+    """
+
+    def __init__(self, file: ResumeFile, seconds: float, writes: bool) -> None:
+        self._file, self._seconds, self._writes = file, seconds, writes
+        self._saved = time.monotonic()
+        self._unsaved: State | None = None
+
+    def save(self, state: State, now: bool = False) -> None:
+        """Keep a state, on disk if it is time or ``now``. Raises OSError when the disk is full."""
+        self._unsaved = state
+        if self._writes and (now or time.monotonic() - self._saved >= self._seconds):
+            self._file.save(_to_resume(state))
+            self._saved, self._unsaved = time.monotonic(), None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None and self._unsaved is not None:
+            self.save(self._unsaved, now=True)
+
+
+def load_state(file: ResumeFile, device: torch.device) -> State | None:
+    """The state of the fit on disk; None when there is none that can be read."""
+    saved = file.load()
+    try:
+        return None if saved is None else _from_resume(saved, device)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _to_resume(state: State) -> ResumeState:
+    if isinstance(state, InKMeans):
+        return ResumeState(
+            {"in": "k-means", "history": state.clusters.history}, {"centroids": state.clusters.centroids}
+        )
+    if isinstance(state, InEm):
+        fit = state.fit
+        record = {
+            "in": "EM",
+            "kmeans_iterations": state.kmeans_iterations,
+            "history": fit.history,
+            "held_out": fit.held_out,
+            "converged": fit.converged,
+        }
+        return ResumeState(record, {name: values.cpu().numpy() for name, values in vars(fit.mixture).items()})
+    return ResumeState(
+        {
+            "in": "patches",
+            "metrics": asdict(state.metrics),
+            "digests": state.digests,
+            "distances": state.distances,
+        }
+    )
+
+
+def _from_resume(saved: ResumeState, device: torch.device) -> State:
+    record: Any = saved.record
+    if record["in"] == "k-means":
+        return InKMeans(Centroids(saved.arrays["centroids"], tuple(record["history"])))
+    if record["in"] == "EM":
+        mixture = {name: torch.from_numpy(values).to(device) for name, values in saved.arrays.items()}
+        fit = Fit(DiagonalMixture(**mixture), tuple(record["history"]), tuple(record["held_out"]), record["converged"])
+        return InEm(fit, record["kmeans_iterations"])
+    return InPatches(
+        descriptor_metrics_from_json(record["metrics"]),
+        tuple(record["digests"]),
+        tuple(distances_from_json(each) for each in record["distances"]),
+    )
