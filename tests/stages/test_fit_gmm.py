@@ -149,7 +149,7 @@ def test_the_same_again_is_not_done_again(digits: Path, tmp_path: Path) -> None:
     assert output.stat().st_mtime_ns == written
     assert not fit_gmm(digits, output, fit_config(shrinkage=1.0), Progress()).reused
     output.write_bytes(output.read_bytes()[:5000])  # it may be anything
-    with pytest.raises(UserError, match="gmm.h5 exists and is no fitted mixture that can be read"):
+    with pytest.raises(UserError, match=r"gmm.h5 exists and is no fitted mixture that can be read"):
         fit_gmm(digits, output, CONFIG, Progress())
     output.unlink()
     assert not fit_gmm(digits, output, CONFIG, Progress()).reused
