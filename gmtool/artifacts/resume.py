@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gmtool.artifacts.checksum import checksum
 from gmtool.artifacts.files import is_part, reading, resolved, work_folder, written_aside
 from gmtool.errors import UserError
 
@@ -52,7 +53,10 @@ class ResumeFile:
                 if str(file[KEY]) != self.key:
                     return None
                 arrays = {name: file[name] for name in file.files if name not in (KEY, RECORD)}
-                return ResumeState(json.loads(str(file[RECORD])), arrays)
+                saved = json.loads(str(file[RECORD]))
+                if saved["checksums"] != _checksums(arrays):
+                    return None
+                return ResumeState(saved["record"], arrays)
         except UserError:
             return None
 
@@ -62,7 +66,8 @@ class ResumeFile:
 
     def save(self, state: ResumeState) -> None:
         """Replace the state on disk. Raises OSError when the disk is full; the state before is then still there."""
-        arrays: dict[str, Any] = {KEY: np.array(self.key), RECORD: np.array(json.dumps(state.record)), **state.arrays}
+        text = json.dumps({"record": state.record, "checksums": _checksums(state.arrays)})
+        arrays: dict[str, Any] = {KEY: np.array(self.key), RECORD: np.array(text), **state.arrays}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(self.path) as path, path.open("wb") as file:
             np.savez(file, **arrays)
@@ -74,3 +79,7 @@ class ResumeFile:
         if self.path.parent.is_dir():
             for path in (self.path, *filter(is_part, self.path.parent.iterdir())):
                 path.unlink(missing_ok=True)
+
+
+def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: checksum(np.asarray(values)) for name, values in arrays.items()}
