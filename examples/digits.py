@@ -39,6 +39,7 @@ from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.tokenizers.build import build_tokenizer
+from gmtool.tokenizers.settings import TokenizerSettings
 
 Part = Literal["validation", "test"]
 HELD_OUT = 397
@@ -77,7 +78,7 @@ def prepare(root: Path, part: Part) -> Digits:
         training, held_out = _cut(training, folder / "images")
     found = Digits(folder, folder / "latents.h5", held_out)
     if not found.latents.exists():
-        settings = EncodeConfig(tokenizer="pixels", patch_size=2, workers=0, device="cpu")
+        settings = EncodeConfig(TokenizerSettings("pixels", patch_size=2), workers=0, device="cpu")
         encode_images(training, found.latents, settings, ConsoleProgress())
     return found
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from gmtool.mixture.settings import EmSettings
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
+from gmtool.tokenizers.settings import TokenizerSettings
 
-PIXELS = EncodeConfig(tokenizer="pixels", patch_size=4, workers=0, device="cpu")
+PIXELS = EncodeConfig(TokenizerSettings("pixels", patch_size=4), workers=0, device="cpu")
 MIXTURE = FitGmmConfig(modes=4, em=EmSettings(10), device="cpu")
 
 

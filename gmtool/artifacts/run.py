@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import part_of, written_aside
+from gmtool.artifacts.files import is_part, written_aside
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.method_record import MethodRecord, read_method
@@ -155,8 +155,7 @@ def _averages(manifest: Manifest) -> tuple[str, ...]:
 
 def is_unfinished(path: Path) -> bool:
     """Whether a folder without a record is empty, or holds only what `create_run` writes before the record."""
-    begun = {path / STATISTICS, part_of(path / STATISTICS), part_of(path / CONFIG)}
-    return all(each in begun for each in path.iterdir())
+    return all(each == path / STATISTICS or is_part(each) for each in path.iterdir())
 
 
 def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tokenizer: TokenizerSpec) -> RunFolder:

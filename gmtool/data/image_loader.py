@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.image_sets import ImageSet, find_images
-from gmtool.data.images import bad_image_error, decoded_batches, default_workers
+from gmtool.data.images import bad_image_error, check_grey, decoded_batches, default_workers
 from gmtool.data.latent_loader import EVERY_ROW, LatentBatch, ShuffledRows, leave_interrupts_to_the_main_process
 from gmtool.errors import UserError
 from gmtool.streams import generator
 from gmtool.tokenizers.base import Tokenizer
-from gmtool.tokenizers.choose import check_colour
+from gmtool.tokenizers.build import takes_grey
 
 AT_ONCE = 64
 """Images a call of the tokenizer."""
@@ -46,12 +46,13 @@ class ImageSource:
         order = ShuffledRows(len(self.images), batch_size, seed)
         rows = (order.of_step(step)[share].tolist() for step in range(start, stop))
         workers = default_workers() if workers is None else workers
-        size = self.tokenizer.image_size
+        size, grey = self.tokenizer.image_size, takes_grey(self.tokenizer.spec())
         decoded = decoded_batches(self.images, size, rows, workers, leave_interrupts_to_the_main_process)
         for step, batch in enumerate(decoded, start):
             if batch.bad:
                 raise bad_image_error(self.images, batch.bad[0])
-            check_colour(self.tokenizer.spec(), self.images, batch)
+            if grey:
+                check_grey(self.images, batch)
             images = torch.from_numpy(batch.images)
             if self.flip:
                 images = _mirrored(images, torch.rand(batch_size, generator=generator(seed, "flip", step))[share])

@@ -1,43 +1,46 @@
 """Finding images: a class-folder tree or a flat folder, on disk, in a .zip or in a .tar (also compressed).
 
 The order is that of the paths, folder by folder, and does not depend on the file system. In a tree, an image's class
-is its top-level folder; an image that lies beside the class folders has none. In an archive, one top-level folder that
-holds everything is not part of the paths.
+is its top-level folder; an image that lies beside the class folders has none. Where a ``dataset.json`` gives labels, as
+in the archives of StyleGAN and EDM, these are the classes, and the folders mean nothing.
 """
 
 from __future__ import annotations
 
-import atexit
-import bz2
-import gzip
-import lzma
-import os
-import shutil
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
 
 import numpy as np
 
-from gmtool.artifacts.files import check_space
 from gmtool.artifacts.manifest import fingerprint
+from gmtool.data.file_trees import File, FilePlaces, FileReader, FileTree, LeftOut, list_files
 from gmtool.errors import UserError
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".avif"),
 )
-"""File names, in lower case, that are taken for images; other files are counted and ignored."""
+"""File names, in lower case, that are taken for images; other files are counted and left out."""
+LABELS = "dataset.json"
+"""At the root of a folder or archive of StyleGAN or EDM: the label of each image."""
+NO_IMAGES = "files that are no images"
+LISTED = 5
+"""Names that are listed of each kind of what is left out."""
 
-_DECOMPRESS: dict[bytes, Callable[[Path], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-}
+
+@dataclass(frozen=True)
+class LeftOutKind:
+    """Things left out for one reason: their number, and the names of the first few."""
+
+    reason: str
+    count: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.names) else ""
+        return f"{self.count:,} {self.reason} ({', '.join(self.names)}{more})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,32 +48,28 @@ class ImageSet:
     """Images that were found, in order.
 
     root: what the user named. names: paths relative to it, with forward slashes. labels: int64, index into classes or
-    -1. classes: sorted names of top-level folders; empty for a flat folder. others: files that are no images.
-    fingerprint: digest of names and file sizes. kind, store, places: how to read image i (`ImageReader`): the kind of
-    storage, the folder or archive, and per image the member's name, or (offset, size) in a tar.
+    -1. classes: sorted names of top-level folders, or the numbers of a ``dataset.json``; empty where there are none.
+    bytes: size of all. left_out: what is not among the images. files: how to read image i (`FileReader`).
+    fingerprint: digest of names, sizes and times of change (or checksums). listing: digest of names and sizes alone,
+    which older files name the images by.
     """
 
     root: Path
     names: tuple[str, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
-    others: int
+    bytes: int
+    left_out: tuple[LeftOutKind, ...]
+    files: FilePlaces
     fingerprint: str
-    kind: Literal["folder", "zip", "tar"]
-    store: Path
-    places: Sequence[str] | np.ndarray
+    listing: str
 
     def __len__(self) -> int:
         return len(self.names)
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """A file in a folder or archive: path below the root, size in bytes, place for the reader."""
-
-    path: str
-    size: int
-    place: str | tuple[int, int]
+    def is_known_by(self, recorded: str) -> bool:
+        """Whether these are the images that a manifest records by a fingerprint."""
+        return recorded in (self.fingerprint, self.listing)
 
 
 def find_images(path: Path) -> ImageSet:
@@ -78,20 +77,32 @@ def find_images(path: Path) -> ImageSet:
 
     Raises UserError when it is missing, no archive, damaged, or holds no images.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _image_set(path, "folder", path, _folder_entries(path))
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give a folder, .zip or .tar of images")
-    try:
-        if zipfile.is_zipfile(path):
-            return _image_set(path, "zip", path, _without_common_folder(_zip_entries(path)))
-        store = _plain_tar(path)
-        if tarfile.is_tarfile(store):
-            return _image_set(path, "tar", store, _without_common_folder(_tar_entries(store)))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is a damaged archive ({error}): make or fetch it again") from error
-    raise UserError(f"{path} is neither a folder nor a .zip or .tar archive: give one that holds images")
+    root = Path(path)
+    tree = list_files(root)
+    images = [file for file in tree.files if PurePosixPath(file.path).suffix.lower() in SUFFIXES]
+    others = [LeftOut(file.path, NO_IMAGES) for file in tree.files if _is_other(file)]
+    if not images:
+        raise UserError(
+            f"{root} holds no images (of {len(tree.files)} files): give a folder or archive of JPEG, PNG, ..."
+        )
+    images.sort(key=lambda file: file.path.split("/"))
+    for file in images:
+        if not _is_unicode(file.path):
+            raise UserError(f"{root} holds a file whose name is not UTF-8, {file.path!a}: rename it")
+    labels, classes = _labelled(root, tree, images)
+    places = [file.place for file in images]
+    uniform = tree.kind == "tar" and all(len(place) == 2 for place in places)
+    return ImageSet(
+        root=root,
+        names=tuple(file.path for file in images),
+        labels=labels,
+        classes=classes,
+        bytes=sum(file.size for file in images),
+        left_out=_by_reason([*others, *tree.left_out]),
+        files=FilePlaces(tree.kind, tree.store, np.array(places, dtype=np.int64) if uniform else tuple(places)),  # type: ignore[arg-type]  # numbers in rows
+        fingerprint=fingerprint(part for file in images for part in (file.path, str(file.size), str(file.stamp))),
+        listing=fingerprint(part for file in images for part in (file.path, str(file.size))),
+    )
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
@@ -101,137 +112,62 @@ def spread(count: int, limit: int | None) -> np.ndarray:
     return np.arange(limit) * count // limit
 
 
-class ImageReader:
-    """The bytes of the images of a set. Files are opened by the process that reads, never shared with a forked one."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self._images = images
-        self._archive: zipfile.ZipFile | IO[bytes] | None = None
-        self._owner = 0
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"_images": self._images, "_archive": None, "_owner": 0}
-
-    def read(self, index: int) -> bytes:
-        """The encoded bytes of image ``index``. Raises OSError or a zip error when they cannot be read."""
-        images, place = self._images, self._images.places[index]
-        if images.kind == "folder":
-            return (images.store / str(place)).read_bytes()
-        if self._archive is None or self._owner != os.getpid():
-            self._archive = zipfile.ZipFile(images.store) if images.kind == "zip" else images.store.open("rb")
-            self._owner = os.getpid()
-        if isinstance(self._archive, zipfile.ZipFile):
-            return self._archive.read(str(place))
-        offset, size = (int(number) for number in place)
-        self._archive.seek(offset)
-        return self._archive.read(size)
-
-
-def _image_set(root: Path, kind: Literal["folder", "zip", "tar"], store: Path, entries: Iterable[_Entry]) -> ImageSet:
-    """The images among ``entries``, sorted; of several entries with one path, the last counts (as tar does)."""
-    unique = {entry.path: entry for entry in entries if not _hidden(entry.path)}
-    images = [entry for entry in unique.values() if PurePosixPath(entry.path).suffix.lower() in SUFFIXES]
-    if not images:
-        raise UserError(f"{root} holds no images (of {len(unique)} files): give a folder or archive of JPEG, PNG, ...")
-    images.sort(key=lambda entry: entry.path.split("/"))
-    folders = [entry.path.split("/")[0] if "/" in entry.path else None for entry in images]
-    classes = tuple(sorted({folder for folder in folders if folder is not None}))
-    number = {name: index for index, name in enumerate(classes)}
-    try:
-        digest = fingerprint(part for entry in images for part in (entry.path, str(entry.size)))
-    except UnicodeEncodeError as error:
-        name = next(entry.path for entry in images if not _is_unicode(entry.path))
-        raise UserError(f"{root} holds a file whose name is not UTF-8, {name!a}: rename it") from error
-    places = [entry.place for entry in images]
-    return ImageSet(
-        root=root,
-        names=tuple(entry.path for entry in images),
-        labels=np.array([-1 if folder is None else number[folder] for folder in folders], dtype=np.int64),
-        classes=classes,
-        others=len(unique) - len(images),
-        fingerprint=digest,
-        kind=kind,
-        store=store,
-        places=np.array(places, dtype=np.int64) if kind == "tar" else tuple(map(str, places)),
-    )
-
-
-def _hidden(path: str) -> bool:
-    """Whether a path is hidden, or what macOS adds to archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+def _is_other(file: File) -> bool:
+    return file.path != LABELS and PurePosixPath(file.path).suffix.lower() not in SUFFIXES
 
 
 def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _folder_entries(root: Path) -> Iterator[_Entry]:
-    """All files below a folder. Links to folders are followed, but not into a folder that encloses them."""
-    pending: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]
-    while pending:
-        prefix, ancestors = pending.pop()
-        with os.scandir(root / prefix) as found:
-            for each in found:
-                path = f"{prefix}{each.name}"
-                if _hidden(each.name):
-                    continue
-                if each.is_dir():
-                    real = os.path.realpath(each.path)
-                    if real not in ancestors:
-                        pending.append((f"{path}/", (*ancestors, real)))
-                elif each.is_file():
-                    yield _Entry(path, each.stat().st_size, path)
+def _by_reason(left_out: Iterable[LeftOut]) -> tuple[LeftOutKind, ...]:
+    """What is left out, by its reasons."""
+    names: dict[str, list[str]] = {}
+    for each in left_out:
+        names.setdefault(each.reason, []).append(each.path.encode(errors="backslashreplace").decode())
+    return tuple(LeftOutKind(reason, len(found), tuple(sorted(found)[:LISTED])) for reason, found in names.items())
 
 
-def _zip_entries(path: Path) -> list[_Entry]:
-    with zipfile.ZipFile(path) as archive:
-        members = [each for each in archive.infolist() if not each.is_dir()]
-    locked = next((each.filename for each in members if each.flag_bits & 1), None)
-    if locked is not None:
-        raise UserError(f"{path} is encrypted ({locked}): unpack it, and give the folder")
-    return [_Entry(_relative(each.filename), each.file_size, each.filename) for each in members]
+def _labelled(root: Path, tree: FileTree, images: Sequence[File]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The label of each image, int64, and the names of the classes."""
+    record = next((file for file in tree.files if file.path == LABELS), None)
+    found = None if record is None else _read_labels(root, tree, record)
+    if found is None:
+        folders = [file.path.split("/")[0] if "/" in file.path else None for file in images]
+        classes = tuple(sorted({folder for folder in folders if folder is not None}))
+        number = {name: index for index, name in enumerate(classes)}
+        return np.array([-1 if folder is None else number[folder] for folder in folders], np.int64), classes
+    if not found:
+        return np.full(len(images), -1), ()
+    missing = [file.path for file in images if file.path not in found]
+    if missing:
+        raise UserError(
+            f"{root}: {LABELS} has no label for {missing[0]} ({len(missing):,} such images): add them, or remove it"
+        )
+    numbers, labels = np.unique([found[file.path] for file in images], return_inverse=True)
+    return labels.astype(np.int64), tuple(map(str, numbers.tolist()))
 
 
-def _tar_entries(path: Path) -> list[_Entry]:
-    with tarfile.open(path, "r:") as archive:
-        return [
-            _Entry(_relative(each.name), each.size, (each.offset_data, each.size)) for each in archive if each.isreg()
-        ]
+def _read_labels(root: Path, tree: FileTree, record: File) -> Mapping[str, int] | None:
+    """The labels of a ``dataset.json`` by path; empty where it says that there are none, None where it is another file.
 
-
-def _relative(member: str) -> str:
-    """A member's path without a leading ./ or /."""
-    return str(PurePosixPath(member.lstrip("/")))
-
-
-def _plain_tar(path: Path) -> Path:
-    """``path``, or when it is compressed a decompressed copy, for the time of this process, in the temporary folder.
-
-    A compressed tar can only be read from front to back, which is neither our order nor possible for several workers.
+    Raises UserError when it is damaged, or its labels are no whole numbers.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
-    decompress = next((opener for magic, opener in _DECOMPRESS.items() if head.startswith(magic)), None)
-    if decompress is None:
-        return path
-    handle, name = tempfile.mkstemp(prefix="gmtool-", suffix=".tar")
-    copy = Path(name)
-    atexit.register(_remove, copy, os.getpid())
-    check_space(copy, path.stat().st_size, f"{path} unpacked to")
-    with os.fdopen(handle, "wb") as plain, decompress(path) as compressed:
-        shutil.copyfileobj(compressed, plain, 2**20)
-    return copy
-
-
-def _remove(copy: Path, owner: int) -> None:
-    if os.getpid() == owner:  # forked workers inherit the exit handlers
-        copy.unlink(missing_ok=True)
-
-
-def _without_common_folder(entries: list[_Entry]) -> list[_Entry]:
-    """Entries with the one top-level folder that holds all of them, hidden ones aside, taken off their paths."""
-    tops = {entry.path.partition("/")[0] if "/" in entry.path else "" for entry in entries if not _hidden(entry.path)}
-    if len(tops) != 1 or tops == {""}:
-        return entries
-    cut = len(next(iter(tops))) + 1
-    return [_Entry(entry.path[cut:], entry.size, entry.place) for entry in entries if not _hidden(entry.path)]
+    whose = f"{root}: {LABELS}"
+    try:
+        content = json.loads(FileReader(FilePlaces(tree.kind, tree.store, (record.place,))).read(0))
+    except Exception as error:  # JSON, text, recursion, or the archive
+        raise UserError(f"{whose} cannot be read ({' '.join(str(error).split())}): repair or remove it") from error
+    if not isinstance(content, Mapping) or "labels" not in content:
+        return None
+    pairs = content["labels"]
+    if isinstance(pairs, Mapping):
+        pairs = list(pairs.items())
+    if pairs is None:
+        return {}
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise UserError(f"{whose}: labels must be a list of [file, label]: repair or remove it")
+    for name, label in pairs:
+        if not (isinstance(name, str) and type(label) is int and 0 <= label < 2**31):
+            raise UserError(f"{whose}: the label of {name!r} must be a whole number of at least 0, not {label!r}")
+    return {name.replace("\\", "/"): label for name, label in pairs}

@@ -11,25 +11,38 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
-from gmtool.data.image_sets import ImageReader, ImageSet
+from gmtool.data.file_trees import FileReader
+from gmtool.data.image_sets import ImageSet, spread
 from gmtool.distributed import neighbours
-from gmtool.errors import UserError
+from gmtool.errors import MachineError, UserError
+from gmtool.tokenizers.base import is_grey
 
 MAX_WORKERS = 16
+MAX_PIXELS = 2**27
+"""Pixels of an image that is decoded: 12000 x 11000, which take half a GiB."""
+LONGEST = 16
+"""An image whose long side is more than so many times the short one is cropped before it is resized."""
+SAMPLE_BATCH = 64
+"""Images in memory at once, where some are looked at before any is encoded."""
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be read: its index in the set, its name, and why in words."""
+    """An image that cannot be read: its index in the set, its name, and why in words.
+
+    out_of_memory: whether that is the machine's fault and not the image's.
+    """
 
     index: int
     name: str
     reason: str
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,27 +87,99 @@ def decoded_batches(
 ) -> Iterator[ImageBatch]:
     """The images of each of ``batches``, rows of the set, decoded ahead in ``workers`` processes; 0 decodes here.
 
-    begin_worker: called in each process with its number.
+    begin_worker: called in each process with its number. Raises MachineError when the processes cannot start or are
+    killed, or the memory does not suffice.
     """
-    yield from DataLoader(
+    loader = DataLoader(
         _Decoder(images, image_size),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=begin_worker,
     )
-
-
-def first_image_size(images: ImageSet, rows: np.ndarray, skip_bad: bool) -> tuple[int, int]:
-    """Width and height, upright, of the first of the images ``rows`` that can be read. Raises UserError without one."""
-    reader = ImageReader(images)
-    for index in rows.tolist():
+    started = _started(loader, workers)
+    while True:
         try:
-            return load_image(reader, index).size
-        except Exception as error:  # as below: broken data raise anything; the loader lists what is passed over here
-            if not skip_bad:
-                raise bad_image_error(images, BadImage(index, images.names[index], describe(error))) from error
-    raise no_image_error(images)
+            batch: ImageBatch | None = next(started, None)
+        except RuntimeError as error:
+            raise MachineError(
+                "a process that decodes images was killed, perhaps for want of memory: use fewer --workers, or a "
+                "smaller --batch-size"
+            ) from error
+        if batch is None:
+            return
+        if lacking := next((bad for bad in batch.bad if bad.out_of_memory), None):
+            raise MachineError(
+                f"{images.root}: out of memory while decoding {lacking.name}: use fewer --workers, or remove the image"
+            )
+        yield batch
+
+
+def _started(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
+    """The loader's batches. Raises MachineError when its processes cannot start."""
+    try:
+        return iter(loader)
+    except (OSError, RuntimeError) as error:  # too few file descriptors or processes, no room for semaphores
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise MachineError(
+            f"the {workers} processes that decode images cannot start ({reason}): use fewer --workers, or --workers 0, "
+            "or raise `ulimit -n` and `ulimit -u`, or enlarge /dev/shm"
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSample:
+    """The images ``rows`` of a set, which are to be encoded, as a tokenizer sees them beforehand.
+
+    It is the `gmtool.tokenizers.base.ImageSample`. workers: processes that decode. skip_bad: whether images that cannot
+    be read are passed over; else they raise UserError.
+    """
+
+    images: ImageSet
+    rows: np.ndarray
+    workers: int
+    skip_bad: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def first_size(self) -> tuple[int, int]:
+        """Width and height, upright, of the first that can be read. Raises UserError without one."""
+        reader = FileReader(self.images.files)
+        for index in self.rows.tolist():
+            try:
+                return load_image(reader, index).size
+            except Exception as error:  # as below; the loader lists what is passed over here
+                if not self.skip_bad:
+                    bad = BadImage(index, self.images.names[index], describe(error))
+                    raise bad_image_error(self.images, bad) from error
+        raise no_image_error(self.images)
+
+    def batches(self, size: int, limit: int, grey: bool = False) -> Iterator[np.ndarray]:
+        """At most ``limit`` of them, spread evenly, as uint8 (B, 3, size, size), B >= 1.
+
+        Raises UserError for a colour image where all should be ``grey``, and when none can be read.
+        """
+        rows = self.rows[spread(len(self.rows), limit)]
+        none = True
+        for batch in image_batches(
+            self.images, size, SAMPLE_BATCH, workers=self.workers, skip_bad=self.skip_bad, rows=rows
+        ):
+            if grey:
+                check_grey(self.images, batch)
+            if len(batch.images):
+                none = False
+                yield batch.images
+        if none:
+            raise no_image_error(self.images)
+
+
+def check_grey(images: ImageSet, batch: ImageBatch) -> None:
+    """Raise UserError, with its name, for a colour image in a batch for a tokenizer of grey ones."""
+    found = is_grey(batch.images)
+    if not found.all():
+        name = images.names[batch.indices[int(found.int().argmin())]]
+        raise UserError(f"{images.root}: {name} is a colour image: encode with --channels 3")
 
 
 def no_image_error(images: ImageSet) -> UserError:
@@ -116,14 +201,40 @@ def default_workers() -> int:
     return max(1, min(cores // neighbours(), MAX_WORKERS))
 
 
-def load_image(reader: ImageReader, index: int) -> Image.Image:
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+
+def load_image(reader: FileReader, index: int) -> Image.Image:
     """Image ``index`` of a set, whole, as 8-bit RGB. Raises some Exception when it cannot be read."""
     data = reader.read(index)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata that we do not use
         with Image.open(BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}: make it smaller")
+            # 16 bits of PNG and PGM come as mode I, whose white is then that of 16 bits
+            if image.mode == "I" and image.format not in ("PNG", "PPM"):
+                raise ValueError("32-bit or signed pixels have no defined range; convert it to 8 or 16 bits")
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            turn = _UPRIGHT.get(_orientation(image))
+            # Pillow's own exif_transpose writes the EXIF again, and fails where it cannot
+            return to_rgb(image if turn is None else image.transpose(turn))
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF raises anything, and then says nothing about the pixels
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -143,7 +254,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"pixels from {values.min()} to {values.max()} are beyond 16 bits")
     grey = ((values + 128) // 257).astype(np.uint8)
@@ -157,14 +268,21 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     """ADM's centre crop of an RGB image to uint8 (3, size, size).
 
     The image is halved (box filter) while its short side is at least twice ``size``, resized (bicubic) so that the
-    short side is ``size``, and cropped in the middle.
+    short side is ``size``, and cropped in the middle. Of an image much longer than wide only the middle is resized,
+    which would else take gigabytes.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.asarray(image)[top : top + size, left : left + size]
+    width, height = round(image.width * scale), round(image.height * scale)
+    left, top = (width - size) // 2, (height - size) // 2
+    if max(width, height) > LONGEST * size:
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    else:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image)[top : top + size, left : left + size]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -172,7 +290,7 @@ class _Decoder(Dataset):
     """Image i of a set as uint8 (3, S, S), or as a `BadImage`."""
 
     def __init__(self, images: ImageSet, image_size: int) -> None:
-        self._images, self._size, self._reader = images, image_size, ImageReader(images)
+        self._images, self._size, self._reader = images, image_size, FileReader(images.files)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -181,7 +299,7 @@ class _Decoder(Dataset):
         try:
             return index, centre_crop(load_image(self._reader, index), self._size)
         except MemoryError:
-            raise
+            return BadImage(index, self._images.names[index], "out of memory", out_of_memory=True)
         except Exception as error:  # a decoder meets broken data in any way it likes
             return BadImage(index, self._images.names[index], describe(error))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +19,9 @@ from gmtool.streams import generator
 
 EVERY_ROW = slice(None)
 DISK_WORKERS = 4
-"""Processes that read latents that do not fit in memory."""
+"""Threads that read latents that do not fit in memory."""
+AHEAD = 2
+"""Batches that each of them reads ahead."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,6 @@ class ShuffledRows:
         return np.concatenate(parts)
 
 
-class _Rows(torch.utils.data.Dataset[LatentBatch]):
-    """Reads whole batches in a worker process, which opens the file itself."""
-
-    def __init__(self, latents: LatentsFile, part: np.ndarray, order: ShuffledRows, share: slice) -> None:
-        self.latents, self.part, self.order, self.share = latents, part, order, share
-
-    def __getitem__(self, step: int) -> LatentBatch:
-        rows = self.part[self.order.of_step(step)]
-        return LatentBatch(rows, self.share, torch.from_numpy(self.latents.patches(rows[self.share])))
-
-
 def leave_interrupts_to_the_main_process(_worker: int) -> None:
     """What a worker process begins with."""
     # Ctrl-C reaches every process of the terminal; a worker that died of it would take the last step down with it
@@ -81,25 +74,78 @@ def latent_batches(
     workers: int | None,
     part: np.ndarray | None = None,
     share: slice = EVERY_ROW,
+    pin: bool = False,
 ) -> Iterator[LatentBatch]:
     """The batches of steps ``start`` ... ``stop`` - 1, from the rows ``part`` of the file; default: all.
 
-    share: what this process takes of each batch. workers: processes that read from disk; None keeps the latents in
-    memory when they take at most a quarter of it, else takes 4; 0 reads here.
+    share: what this process takes of each batch. workers: threads that read from disk ahead; None keeps the latents in
+    memory when they take at most a quarter of it, else uses 4; 0 reads when a batch is asked for. pin: whether the
+    latents come in page-locked memory, from which a GPU copies while the host goes on.
     """
     part = np.arange(len(latents)) if part is None else part
     order = ShuffledRows(len(part), batch_size, seed)
-    if workers is None and fits_in_memory(2 * len(part) * int(np.prod(latents.shape))):
-        everything = torch.from_numpy(latents.patches(part))
-        for step in range(start, stop):
-            places = order.of_step(step)
-            yield LatentBatch(part[places], share, everything[torch.from_numpy(places[share])])
+    everything = None
+    if workers is None:
+        workers = DISK_WORKERS
+        if fits_in_memory(2 * len(part) * int(np.prod(latents.shape))):
+            everything, workers = torch.from_numpy(latents.patches(part)), 1 if pin else 0
+    elif workers:
+        latents.patches(part[:1])  # opens the file, which the threads then share
+
+    def read(step: int) -> LatentBatch:
+        places = order.of_step(step)
+        rows = part[places]
+        if everything is None:
+            patches = torch.from_numpy(latents.patches(rows[share]))
+        else:
+            patches = everything[torch.from_numpy(places[share])]
+        return LatentBatch(rows, share, patches.pin_memory() if pin else patches)
+
+    yield from _ahead(read, range(start, stop), workers)
+
+
+def _ahead(read: Callable[[int], LatentBatch], steps: range, workers: int) -> Iterator[LatentBatch]:
+    """The batches of steps in order, read ahead by threads, two batches each.
+
+    Threads, since reading releases Python's lock, and batches of another process would come through /dev/shm, of which
+    a container has little.
+    """
+    if not workers:
+        yield from map(read, steps)
         return
-    loader = torch.utils.data.DataLoader(
-        _Rows(latents, part, order, share),
-        sampler=range(start, stop),
-        batch_size=None,
-        num_workers=DISK_WORKERS if workers is None else workers,
-        worker_init_fn=leave_interrupts_to_the_main_process,
-    )
-    yield from loader
+    with ThreadPoolExecutor(workers) as threads:
+        waiting: deque[Future[LatentBatch]] = deque()
+        try:
+            for step in steps:
+                waiting.append(threads.submit(read, step))
+                if len(waiting) > AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def batches_on(device: torch.device, batches: Iterable[LatentBatch]) -> Iterator[LatentBatch]:
+    """The batches with their latents on a device; of a GPU, the next one is copied while the present one is used.
+
+    The copy runs in a stream of its own, and overlaps only when the latents are in page-locked memory (``pin``).
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield replace(batch, patches=batch.patches.to(device))
+        return
+    copying = torch.cuda.Stream(device)
+    before: LatentBatch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            moved = replace(batch, patches=batch.patches.to(device, non_blocking=True))
+        if before is not None:
+            yield before
+        # what uses it from here on waits for the copy on the device, the host does not
+        torch.cuda.current_stream(device).wait_stream(copying)
+        moved.patches.record_stream(torch.cuda.current_stream(device))
+        before = moved
+    if before is not None:
+        yield before

@@ -36,8 +36,8 @@ from gmtool.evaluation.features import (
     gather_features,
 )
 from gmtool.progress import Progress
-from gmtool.tokenizers.build import build_tokenizer
-from gmtool.tokenizers.pixels import grey
+from gmtool.tokenizers.base import is_grey
+from gmtool.tokenizers.build import build_tokenizer, decodes_exactly, takes_grey
 
 
 class Reference(Protocol):
@@ -158,18 +158,18 @@ class LatentsReference:
         return (tokenizer.decode(torch.from_numpy(each).float()).cpu() for each in latents)
 
     def pictures(self) -> LatentsReference | ImagesReference:
-        """What gives the images: latents of ``pixels`` themselves, which decode exactly, else the encoded images.
+        """What gives the images: latents themselves where they decode exactly (``pixels``), else the encoded images.
 
         Raises UserError when those images are gone or have changed.
         """
-        if self.file.tokenizer.name == "pixels":
+        if decodes_exactly(self.file.tokenizer):
             return self
         recorded = self.file.manifest.input("images")
         if recorded is None or not Path(recorded.path).exists():
             where = "are not recorded" if recorded is None else f"are no longer at {recorded.path}"
             raise UserError(f"the images that {self.path} was made from {where}: give real images with --reference")
         images = find_images(Path(recorded.path))
-        if images.fingerprint != recorded.fingerprint:
+        if not images.is_known_by(recorded.fingerprint):
             raise UserError(f"{recorded.path} has changed since {self.path} was made from it: give it as --reference")
         encoded = set(self.file.names())
         rows = np.array([row for row, name in enumerate(images.names) if name in encoded], dtype=np.int64)
@@ -242,7 +242,7 @@ def reference_features(
             return stored
     share = world.share(len(pictures))
     batches = pictures.batches(side, batch_size, share)
-    if isinstance(extractor, TokenizerExtractor) and extractor.spec.settings.get("channels") == 1:
+    if isinstance(extractor, TokenizerExtractor) and takes_grey(extractor.spec):
         batches = _grey_batches(batches, reference.path)
     return gather_features(extract_features(extractor, batches, len(share), "the reference", progress), world)
 
@@ -275,7 +275,7 @@ def array_batches(images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
 def _grey_batches(batches: Iterator[Tensor], path: Path) -> Iterator[Tensor]:
     """The batches as they are. Raises UserError, naming ``path``, at one with a colour image."""
     for images in batches:
-        if not grey(images).all():
+        if not is_grey(images).all():
             raise UserError(f"{path} holds colour images, but the run's are grey: give grey ones as --reference")
         yield images
 

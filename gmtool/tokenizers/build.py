@@ -1,4 +1,4 @@
-"""A tokenizer from its record in a latents file, a run or samples."""
+"""A tokenizer from its record in a latents file, a run or samples, and what the record alone tells."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.runtime import compute_dtype
 from gmtool.settings import Precision
-from gmtool.tokenizers.base import Tokenizer
-from gmtool.tokenizers.dinov2 import Dinov2
-from gmtool.tokenizers.pixels import Pixels
-from gmtool.tokenizers.rae import load_decoder
-from gmtool.tokenizers.sd_vae import SdVae
+from gmtool.tokenizers.base import LatentSizes, Tokenizer
+from gmtool.tokenizers.dinov2 import Dinov2, dinov2_hidden_size
+from gmtool.tokenizers.table import family_of
 from gmtool.tokenizers.with_descriptor import WithDescriptor, describer_spec, undescribed
 
 
@@ -27,20 +25,59 @@ def build_tokenizer(
     decoder: hub id or folder of an AutoencoderRAE, for ``decode`` of a DINOv2. Raises UserError when the model's
     weights are no longer those of the record, MachineError when they cannot be fetched.
     """
-    if decoder is not None and spec.name != "dinov2":
-        raise UserError(f"--decoder is for latents of a DINOv2; those of {spec.name} need none: leave it out")
+    family = family_of(spec.name)
+    if decoder is not None and family.decoder_hint is None:
+        raise UserError(f"--decoder is for latents of a DINOv2; those of {spec.name} need none: remove the flag")
     dtype = compute_dtype(precision, device)
+    tokenizer = family.open(undescribed(spec), device, dtype, decoder)
+    describer = describer_spec(spec)
+    return tokenizer if describer is None else WithDescriptor(tokenizer, Dinov2(describer, device, dtype))
+
+
+def latent_sizes(spec: TokenizerSpec, images: int) -> LatentSizes:
+    """The sizes of the latents that the tokenizer makes, fitted or to be fitted to so many images.
+
+    Raises UserError when one of them is 0.
+    """
+    sizes = family_of(spec.name).sizes(undescribed(spec), images)
     describer = describer_spec(spec)
     if describer is not None:
-        alone = build_tokenizer(undescribed(spec), device, precision)
-        return WithDescriptor(alone, Dinov2(describer, device, dtype))
-    if spec.name == "pixels":
-        mean, components = (torch.from_numpy(spec.arrays[name]).to(device) for name in ("mean", "components"))
-        settings = spec.settings
-        return Pixels(settings["image_size"], settings["patch_size"], settings["channels"], mean, components)
-    if spec.name == "sd-vae":
-        return SdVae(spec, device, dtype)
-    if spec.name == "dinov2":
-        trained = None if decoder is None else load_decoder(decoder, device)
-        return Dinov2(spec, device, dtype, trained)
-    raise UserError(f"the tokenizer {spec.name!r} of this file is unknown to this gmtool: upgrade gmtool")
+        sizes = LatentSizes(sizes.shape, dinov2_hidden_size(describer))
+    if min(*sizes.shape, sizes.descriptor) < 1:
+        shape = " x ".join(map(str, sizes.shape))
+        raise UserError(
+            f"the tokenizer {model_of(spec) or spec.name} makes latents of {shape} and descriptors of "
+            f"{sizes.descriptor} numbers: choose another --tokenizer"
+        )
+    return sizes
+
+
+def missing_decoder(spec: TokenizerSpec, decoder: str | None) -> str | None:
+    """How to get the decoder that images need, where none is given; None where images can be made."""
+    return family_of(spec.name).decoder_hint if decoder is None else None
+
+
+def decodes_exactly(spec: TokenizerSpec) -> bool:
+    """Whether decoding the latents gives the very images that were encoded."""
+    return family_of(spec.name).exact
+
+
+def takes_grey(spec: TokenizerSpec) -> bool:
+    """Whether the tokenizer's images must be grey."""
+    return family_of(spec.name).takes_grey(spec)
+
+
+def depends_on_precision(spec: TokenizerSpec) -> bool:
+    """Whether a network of weights makes the latents or the descriptors."""
+    return family_of(spec.name).weights or describer_spec(spec) is not None
+
+
+def model_of(spec: TokenizerSpec) -> str | None:
+    """The folder or hub id of the tokenizer's network, None without one."""
+    model: str | None = spec.settings.get("model")
+    return model
+
+
+def image_size_of(spec: TokenizerSpec) -> int:
+    """Side, in pixels, of the images that the tokenizer takes."""
+    return int(spec.settings["image_size"])

@@ -10,6 +10,7 @@ embeddings are interpolated by the network itself. Decoding is `gmtool.tokenizer
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Encoded
+from gmtool.tokenizers.base import Encoded, ImageSample, LatentSizes, Settled, TokenizerFamily
 from gmtool.tokenizers.pretrained import model_folder, model_record, one_line, recorded_folder
-from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD, Decoder
+from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD, Decoder, load_decoder
+from gmtool.tokenizers.settings import TokenizerSettings
 
 DEFAULT_MODEL = "facebook/dinov2-with-registers-base"
+DEFAULT_IMAGE_SIZE = 256
+MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+"""What a model's configuration calls a DINOv2."""
 TOKEN_PIXELS = 16
 """Image pixels a token stands for, on each axis."""
 _ROLE = "--tokenizer"
@@ -89,10 +94,7 @@ class Dinov2:
     def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
         """See `Tokenizer.decode`."""
         if self._decoder is None:
-            raise UserError(
-                "latents of a DINOv2 become images by a trained decoder: pip install 'gmtool[rae]', and give --decoder "
-                "the hub id or folder of an AutoencoderRAE"
-            )
+            raise UserError(FAMILY.decoder_hint)
         return self._decoder.decode(latents.to(self._device, torch.float32), self.image_size, truncate)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -115,6 +117,42 @@ class Dinov2:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
 
+class Dinov2Family(TokenizerFamily):
+    """The `TokenizerFamily` of ``dinov2``."""
+
+    decoder_hint = (
+        "latents of a DINOv2 become images by a trained decoder: pip install '.[rae]', and give --decoder the hub id "
+        "or folder of an AutoencoderRAE"
+    )
+    content = weights = True
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """See `TokenizerFamily.recognises`."""
+        return config.get("model_type") in MODEL_TYPES
+
+    def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
+        """See `TokenizerFamily.settle`."""
+        return Settled(dinov2_spec(model or DEFAULT_MODEL, settings.image_size or DEFAULT_IMAGE_SIZE))
+
+    def sizes(self, spec: TokenizerSpec, images: int) -> LatentSizes:
+        """See `TokenizerFamily.sizes`."""
+        hidden_size = dinov2_hidden_size(spec)
+        return LatentSizes(dinov2_shape(hidden_size, spec.settings["image_size"]), hidden_size)
+
+    def open(self, spec: TokenizerSpec, device: torch.device, dtype: torch.dtype, decoder: str | None) -> Dinov2:
+        """See `TokenizerFamily.open`."""
+        return Dinov2(spec, device, dtype, None if decoder is None else load_decoder(decoder, device))
+
+    def save_random(self, folder: Path) -> None:
+        """See `TokenizerFamily.save_random`: a DINOv2-B with registers."""
+        from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+        Dinov2WithRegistersModel(Dinov2WithRegistersConfig(image_size=518)).save_pretrained(folder)
+
+
+FAMILY = Dinov2Family()
+
+
 def dinov2_shape(hidden_size: int, image_size: int) -> tuple[int, int, int]:
     """(C, H, W) of the latents: one token for 16 x 16 pixels of the image."""
     grid = image_size // TOKEN_PIXELS
@@ -132,7 +170,7 @@ def load_config(folder: Path, role: str = _ROLE) -> Any:
 
     with one_line(folder, role):
         config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in ("dinov2", "dinov2_with_registers"):
+    if config.model_type not in MODEL_TYPES:
         raise UserError(f"{role} {folder} is a {config.model_type}, not a DINOv2 (with or without registers)")
     return config
 

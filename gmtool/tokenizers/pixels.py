@@ -19,8 +19,14 @@ from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Encoded, to_uint8
+from gmtool.forecast import Choice
+from gmtool.tokenizers.base import Encoded, ImageSample, LatentSizes, Settled, TokenizerFamily, is_grey, to_uint8
+from gmtool.tokenizers.settings import TokenizerSettings
 
+FIT_IMAGES = 4096
+"""Images, spread evenly, that the PCA is fitted to, at most."""
+GREY_IMAGES = 256
+"""Images, spread evenly, that decide whether all are grey."""
 SMALL = 16
 """Side of the area-averaged image that the descriptor is made of."""
 COMPONENTS = 64
@@ -70,6 +76,61 @@ class Pixels:
         return (_small(signed) - self.mean) @ self.components.T
 
 
+class PixelsFamily(TokenizerFamily):
+    """The `TokenizerFamily` of ``pixels``."""
+
+    exact = True
+
+    def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
+        """See `TokenizerFamily.settle`: sizes by the first image, grey or RGB by a few hundred."""
+        choices = []
+        size = settings.image_size
+        if size is None:
+            side = min(images.first_size())
+            size = default_image_size(side) if settings.patch_size is None else min(side, 256)
+            choices.append(Choice("--image-size", str(size), f"the first image's short side is {side} pixels"))
+        patch = settings.patch_size or default_patch_size(size)
+        if settings.patch_size is None:
+            choices.append(Choice("--patch-size", str(patch), "an eighth of the image size, at most 16"))
+        if size % patch:
+            raise UserError(
+                f"--patch-size {patch} does not divide the image size {size}: choose a divisor, or --image-size"
+            )
+        if settings.channels == 2:
+            raise UserError("--channels must be 1 (grey) or 3 (RGB), not 2")
+        channels = settings.channels
+        if channels is None:
+            colour = any(not is_grey(batch).all() for batch in images.batches(size, GREY_IMAGES))
+            channels = 3 if colour else 1
+            choices.append(Choice("--channels", str(channels), "there are colour images" if colour else "all are grey"))
+        return Settled(TokenizerSpec("pixels", pixels_settings(size, patch, channels)), tuple(choices))
+
+    def sizes(self, spec: TokenizerSpec, images: int) -> LatentSizes:
+        """See `TokenizerFamily.sizes`."""
+        fitted = spec.arrays.get("components")
+        count = component_count(spec.settings, images) if fitted is None else len(fitted)
+        return LatentSizes(pixels_shape(spec.settings), count)
+
+    def fit(self, spec: TokenizerSpec, images: ImageSample) -> TokenizerSpec:
+        """See `TokenizerFamily.fit`: the PCA."""
+        size, channels = spec.settings["image_size"], spec.settings["channels"]
+        batches = images.batches(size, FIT_IMAGES, grey=channels == 1)
+        return fit_pixels(spec.settings, np.concatenate([small_images(batch, channels) for batch in batches]))
+
+    def open(self, spec: TokenizerSpec, device: torch.device, dtype: torch.dtype, decoder: str | None) -> Pixels:
+        """See `TokenizerFamily.open`; it always computes in float32."""
+        mean, components = (torch.from_numpy(spec.arrays[name]).to(device) for name in ("mean", "components"))
+        settings = spec.settings
+        return Pixels(settings["image_size"], settings["patch_size"], settings["channels"], mean, components)
+
+    def takes_grey(self, spec: TokenizerSpec) -> bool:
+        """See `TokenizerFamily.takes_grey`."""
+        return bool(spec.settings["channels"] == 1)
+
+
+FAMILY = PixelsFamily()
+
+
 def pixels_settings(image_size: int, patch_size: int, channels: int) -> dict[str, int]:
     """The settings of a `TokenizerSpec` of pixels."""
     return {"image_size": image_size, "patch_size": patch_size, "channels": channels}
@@ -114,12 +175,6 @@ def fit_pixels(settings: Mapping[str, int], small: np.ndarray) -> TokenizerSpec:
     )
 
 
-def grey(images: np.ndarray | Tensor) -> Tensor:
-    """Which of the images (B, 3, S, S) have equal channels: bool (B,)."""
-    images = torch.as_tensor(images)
-    return (images == images[:, :1]).flatten(1).all(dim=1)
-
-
 def default_patch_size(image_size: int) -> int:
     """The largest divisor of ``image_size`` up to an eighth of it, at most 16."""
     return max(size for size in range(1, max(1, min(16, image_size // 8)) + 1) if image_size % size == 0)
@@ -135,7 +190,7 @@ def default_image_size(short_side: int) -> int:
 
 def _signed(images: Tensor, channels: int) -> Tensor:
     """Images uint8 (B, 3, S, S) as float32 (B, channels, S, S) in [-1, 1]."""
-    if channels == 1 and not grey(images).all():
+    if channels == 1 and not is_grey(images).all():
         raise UserError("a colour image came to a tokenizer of grey ones: encode with --channels 3")
     return images[:, :channels].float() / 127.5 - 1
 

@@ -7,6 +7,7 @@ what described or decodes latents is what made them.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,12 @@ def model_folder(source: str, what: str) -> Path:
     return _checked(hub_folder(source, what, MODEL_FILES), what)
 
 
+def model_config(folder: Path, what: str) -> dict[str, Any]:
+    """A model folder's ``config.json``. Raises UserError when it is damaged."""
+    with one_line(folder, what):
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
 def model_record(source: str, what: str) -> dict[str, str]:
     """What a tokenizer's settings keep of its model: the folder or hub id, and a digest of the weights files.
 
@@ -60,7 +67,18 @@ def one_line(folder: Path, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what} {folder} cannot be loaded: {reason}") from error
 

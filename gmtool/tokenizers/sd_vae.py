@@ -12,8 +12,7 @@ Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Mo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,12 @@ from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.base import Encoded, to_uint8
-from gmtool.tokenizers.pretrained import model_folder, model_record, one_line, recorded_folder
+from gmtool.tokenizers.base import Encoded, ImageSample, LatentSizes, Settled, TokenizerFamily, to_uint8
+from gmtool.tokenizers.pretrained import model_config, model_folder, model_record, one_line, recorded_folder
+from gmtool.tokenizers.settings import TokenizerSettings
 
 DEFAULT_MODEL = "stabilityai/sd-vae-ft-ema"
+DEFAULT_IMAGE_SIZE = 256
 POOLED = 4
 """Side of the area-averaged latent that the descriptor is."""
 IMAGES_A_CALL = 16
@@ -35,9 +36,7 @@ IMAGES_A_CALL = 16
 _ROLE = "--tokenizer"
 
 
-def is_autoencoder(folder: Path) -> bool:
-    """Whether a model folder says that it is an AutoencoderKL."""
-    return bool(_config(folder).get("_class_name") == "AutoencoderKL")
+_NEEDS_DIFFUSERS = "latents of an sd-vae need diffusers: pip install '.[sd-vae]'"
 
 
 def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
@@ -46,8 +45,8 @@ def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
     Raises UserError for a wrong model or size, MachineError when it cannot be fetched.
     """
     folder = model_folder(model, _ROLE)
-    config = _config(folder)
-    if not is_autoencoder(folder):
+    config = model_config(folder, _ROLE)
+    if not FAMILY.recognises(config):
         raise UserError(f"{_ROLE} {folder} is a {config.get('_class_name', 'model of another kind')}, no AutoencoderKL")
     factor = _factor(config)
     if image_size % factor:
@@ -57,14 +56,14 @@ def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
 
 def sd_vae_shape(spec: TokenizerSpec) -> tuple[int, int, int]:
     """(C, H, W) of the latents."""
-    config = _config(model_folder(spec.settings["model"], _ROLE))
+    config = model_config(model_folder(spec.settings["model"], _ROLE), _ROLE)
     grid = int(spec.settings["image_size"]) // _factor(config)
     return int(config.get("latent_channels", 4)), grid, grid
 
 
 def pixels_a_position(model: str) -> int:
     """Pixels of the image that a position of the latents stands for, on each axis."""
-    return _factor(_config(model_folder(model, _ROLE)))
+    return _factor(model_config(model_folder(model, _ROLE), _ROLE))
 
 
 def pooled_size(shape: tuple[int, int, int]) -> int:
@@ -132,15 +131,51 @@ class SdVae:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
 
+class SdVaeFamily(TokenizerFamily):
+    """The `TokenizerFamily` of ``sd-vae``."""
+
+    weights = True
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """See `TokenizerFamily.recognises`."""
+        return bool(config.get("_class_name") == "AutoencoderKL")
+
+    def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
+        """See `TokenizerFamily.settle`."""
+        return Settled(sd_vae_spec(model or DEFAULT_MODEL, settings.image_size or DEFAULT_IMAGE_SIZE))
+
+    def sizes(self, spec: TokenizerSpec, images: int) -> LatentSizes:
+        """See `TokenizerFamily.sizes`."""
+        shape = sd_vae_shape(spec)
+        return LatentSizes(shape, pooled_size(shape))
+
+    def open(self, spec: TokenizerSpec, device: torch.device, dtype: torch.dtype, decoder: str | None) -> SdVae:
+        """See `TokenizerFamily.open`."""
+        return SdVae(spec, device, dtype)
+
+    def save_random(self, folder: Path) -> None:
+        """See `TokenizerFamily.save_random`: Stable Diffusion's autoencoder."""
+        try:
+            from diffusers import AutoencoderKL
+        except ImportError as error:
+            raise UserError(_NEEDS_DIFFUSERS) from error
+        network: Any = AutoencoderKL(  # type: ignore[no-untyped-call]  # diffusers has no types
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=256,
+        )
+        network.save_pretrained(folder)
+
+
+FAMILY = SdVaeFamily()
+
+
 def _in_parts(step: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """A step on a few images at a time, so that its memory does not grow with the batch."""
     return torch.cat([step(part) for part in batch.split(IMAGES_A_CALL)])
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """A model folder's configuration. Raises UserError when it is damaged."""
-    with one_line(folder, _ROLE):
-        return dict(json.loads((folder / "config.json").read_text()))
 
 
 def _factor(config: dict[str, Any]) -> int:
@@ -160,7 +195,7 @@ def _load_network(folder: Path) -> Any:
         from diffusers import AutoencoderKL
         from diffusers.utils import logging
     except ImportError as error:
-        raise UserError("latents of an sd-vae need diffusers: pip install 'gmtool[sd-vae]'") from error
+        raise UserError(_NEEDS_DIFFUSERS) from error
     logging.set_verbosity_error()
     with one_line(folder, _ROLE):
         network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types

@@ -405,7 +405,7 @@ def test_a_disk_that_is_full_during_training(
     shown = capsys.readouterr()
     assert ends_in_one_line(shown.err) and "the disk is full" in shown.err
     assert [each.name for each in (disk / "run/checkpoints").iterdir()] == ["step-00000001"]
-    assert not list(disk.rglob("*.part"))
+    assert not list(disk.rglob(".*"))
     filler.unlink()
     monkeypatch.undo()
     monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_: None)

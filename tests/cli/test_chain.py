@@ -58,7 +58,7 @@ def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.C
     types("sample --steps 6 --guidance prob --num 24", "eval")
     found = {each.name for each in folder.iterdir()}
     assert found == {"DIR", "latents.h5", "gmm.h5", "gmm.png", "run", "samples"}
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob(".*"))
     run = open_run(folder / "run")
     assert run.config.condition == ("mode" if flat else "class")
     assert run.architecture.shape == (192, 8, 8)
@@ -75,7 +75,7 @@ def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.C
     # each command again: it goes on where it was, or does the same again
     types("encode DIR --tokenizer pixels", "fit-gmm --modes 8", "train --objective gm-kl --steps 3")
     assert "nothing to do" in capsys.readouterr().out
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob(".*"))
 
 
 def test_the_chain_with_a_dinov2_from_a_folder(

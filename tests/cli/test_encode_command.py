@@ -47,7 +47,9 @@ def test_an_archive_with_settings(folder: Path) -> None:
 
 def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "images", "--tokenizer", "pixels", "--dry-run"]) == 0
-    assert "latents.h5: 12 samples of 3 x 8 x 8" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "12 images, 2 classes" in shown
+    assert "12 samples of 3 x 8 x 8" in shown
     assert [path.name for path in folder.iterdir()] == ["images"]
 
 

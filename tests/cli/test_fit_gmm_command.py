@@ -101,7 +101,7 @@ def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
         patch.setattr("os.posix_fallocate", full)
         assert main(["fit-gmm", "--modes", "2"]) == 1
     assert "the disk is full" in capsys.readouterr().err
-    assert sorted(each.name for each in folder.iterdir()) == ["gmm.h5.part.state", "latents.h5"]
+    assert sorted(each.name for each in folder.iterdir()) == [".gmm.h5.gmtool", "latents.h5"]
     assert main(["fit-gmm", "--modes", "2"]) == 0
     assert "resuming after" in capsys.readouterr().err
     assert sorted(each.name for each in folder.iterdir()) == ["gmm.h5", "gmm.png", "latents.h5"]

@@ -22,6 +22,7 @@ def test_the_json(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
         "shape": [60, 16, 2, 2],
         "dtype": "float16",
         "unit": "tokenizer output, not normalised",
+        "checksum": "",
     }
     assert [each["state"] for each in record["inputs"]] == ["matches"]
     assert record["facts"] == {"samples": "60", "classes": "3"}

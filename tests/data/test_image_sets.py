@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gmtool.data.image_sets import ImageReader, find_images, spread
+from gmtool.data.file_trees import HIDDEN, FileReader
+from gmtool.data.image_sets import NO_IMAGES, find_images, spread
 from gmtool.errors import UserError
 
 TREE = ["a/2.png", "a/10.JPG", "a-b/1.webp", "b/deep/1.png", "b/é.png"]
@@ -71,7 +72,9 @@ def test_a_tree_is_sorted_by_class_then_path(folder: Path) -> None:
     assert images.names == ("a/10.JPG", "a/2.png", "a-b/1.webp", "b/deep/1.png", "b/é.png")
     assert images.classes == ("a", "a-b", "b")
     assert images.labels.tolist() == [0, 0, 1, 2, 2]
-    assert images.others == 1
+    kinds = {kind.reason: kind for kind in images.left_out}
+    assert kinds[NO_IMAGES].names == ("labels.csv",)
+    assert kinds[HIDDEN].count == 4  # two files, two folders
     assert len(images) == 5
 
 
@@ -91,8 +94,8 @@ def test_archives_hold_what_the_folder_holds(folder: Path, packer: str, prefix: 
     assert images.root == archive
     assert (images.names, images.classes) == (expected.names, expected.classes)
     assert images.labels.tolist() == expected.labels.tolist()
-    assert images.fingerprint == expected.fingerprint
-    reader = ImageReader(images)
+    assert images.listing == expected.listing
+    reader = FileReader(images.files)
     for index in [4, 0, 2, 1, 3]:
         assert reader.read(index) == f"bytes of {images.names[index]}".encode()
 
@@ -120,7 +123,7 @@ def test_the_last_of_members_with_one_name_counts(folder: Path) -> None:
         archive.add(folder / "a/2.png", "a/2.png")
     images = find_images(path)
     assert len(images) == 5
-    assert ImageReader(images).read(images.names.index("a/2.png")) == b"updated"
+    assert FileReader(images.files).read(images.names.index("a/2.png")) == b"updated"
 
 
 def test_errors_name_the_path_and_the_repair(tmp_path: Path) -> None:

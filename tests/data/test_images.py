@@ -1,5 +1,11 @@
 """Decoding: every mode to the same RGB, ADM's crop, and batches that do not depend on the workers."""
 
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -7,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmtool.data.image_sets import ImageReader, find_images
+import gmtool
+from gmtool.data.file_trees import FileReader
+from gmtool.data.image_sets import find_images
 from gmtool.data.images import centre_crop, image_batches, load_image, to_rgb
-from gmtool.errors import UserError
+from gmtool.errors import MachineError, UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -17,7 +25,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 def decoded(path: Path, image: Image.Image, name: str, **options: object) -> np.ndarray:
     """What the reader makes of ``image`` saved under ``name``."""
     image.save(path / name, **options)
-    return np.asarray(load_image(ImageReader(find_images(path)), 0))
+    return np.asarray(load_image(FileReader(find_images(path).files), 0))
 
 
 def test_lossless_colour_and_grey_survive(tmp_path: Path) -> None:
@@ -76,8 +84,9 @@ def test_cmyk_and_bilevel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(tmp_path, bits, "x.png")[..., 0], [[0, 255], [255, 0]])
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.tiff", "x.webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation_is_undone(tmp_path: Path, orientation: int, name: str) -> None:
     # how the stored array becomes the upright one, by the standard's definition of the orientation values
     upright = {
         1: lambda a: a,
@@ -91,8 +100,113 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    seen = decoded(tmp_path, Image.fromarray(RGB), "x.png", exif=exif)
+    options = {"lossless": True} if name == "x.webp" else {}
+    seen = decoded(tmp_path, Image.fromarray(RGB), name, exif=exif, **options)
     np.testing.assert_array_equal(seen, upright(RGB))
+
+
+def jpeg(exif: bytes) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(RGB).save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack("<HHI", tag, kind, count) + value
+
+
+BAD_EXIF = {
+    # an XResolution that is text, which Pillow reads, and cannot write as the rational that it should be
+    "unwritable": [entry(0x0112, 3, 1, b"\6\0\0\0"), entry(0x011A, 2, 4, b"abc\0")],
+    "out of the file": [entry(0x0112, 3, 1, b"\6\0\0\0"), entry(0x010F, 2, 2**31, b"\xff\xff\xff\x7f")],
+    "of an unknown kind": [entry(0x0112, 3, 1, b"\6\0\0\0"), entry(0x010F, 77, 1, b"\0\0\0\0")],
+}
+
+
+@pytest.mark.parametrize("name", BAD_EXIF)
+def test_metadata_never_refuse_an_image(tmp_path: Path, name: str) -> None:
+    entries = BAD_EXIF[name]
+    block = b"II*\0\10\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
+    (tmp_path / "x.jpg").write_bytes(jpeg(b"Exif\0\0" + block))
+    (tmp_path / "y.jpg").write_bytes(jpeg(b"Exif\0\0II*\0"))
+    reader = FileReader(find_images(tmp_path).files)
+    plain = np.asarray(load_image(reader, 1))
+    assert plain.shape == RGB.shape
+    np.testing.assert_array_equal(np.asarray(load_image(reader, 0)), np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_a_tiff_whose_white_is_not_defined_is_refused(tmp_path: Path, dtype: type) -> None:
+    """Its values may be 0 ... 255, or 0 ... 2^32 - 1: as 16 bits the first are black."""
+    Image.fromarray(RGB[..., 0].astype(dtype)).save(tmp_path / "x.tiff")
+    with pytest.raises(UserError, match=r"x\.tiff cannot be read as an image \(.*convert it to 8 or 16 bits\)"):
+        list(image_batches(find_images(tmp_path), 12, 4, workers=0))
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A grey PNG, black, row by row: its maker needs no memory, a bomb's victim does."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, packed = zlib.compressobj(1), []
+    for _ in range(height):
+        packed.append(packer.compress(bytes(1 + width)))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = b"".join([*packed, packer.flush()])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png_of(16_384, 8_193))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"x\.png .*16384 x 8193 pixels are more than 134,217,728"):
+        list(image_batches(find_images(tmp_path), 12, 4, workers=0))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (3, 10_000)])
+def test_a_thin_image_is_cropped_before_it_is_enlarged(shape: tuple[int, int]) -> None:
+    """1 x 60,000 pixels at size 256 would be an image of 4 gigapixels. The middle is what a crop of less gives."""
+    pixels = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    found = centre_crop(Image.fromarray(pixels), 256)
+    # the middle alone, with an even rest so that it stays the middle; near enough to be resized as a whole
+    middle = tuple(slice((side - 4) // 2 - 3 * (side > 99), (side + 4) // 2 + 3 * (side > 99)) for side in shape)
+    part = pixels[middle[0] if shape[0] > 99 else slice(None), middle[1] if shape[1] > 99 else slice(None)]
+    expected = centre_crop(Image.fromarray(part), 256)
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 3  # the scales differ by how the sides round
+
+
+def test_want_of_memory_is_the_machine_s_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(MachineError, match=r"out of memory while decoding 00\.png: use fewer --workers"):
+        list(image_batches(find_images(folder), 12, 4, workers=0, skip_bad=True))
+
+
+def test_workers_that_cannot_start_are_one_line(folder: Path) -> None:
+    code = (
+        "import resource, sys, torch, torch.utils.data\n"
+        "from pathlib import Path\n"
+        "from gmtool.data.image_sets import find_images\n"
+        "from gmtool.data.images import image_batches\n"
+        "from gmtool.errors import MachineError\n"
+        "images = find_images(Path(sys.argv[1]))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
+        "try:\n"
+        "    print(sum(len(batch.images) for batch in image_batches(images, 12, 1, workers=11)))\n"
+        "except MachineError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1])}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert "the 11 processes that decode images cannot start" in found.stdout
+    assert "--workers 0" in found.stdout
 
 
 def test_the_crop_of_an_image_of_that_size_is_itself() -> None:
@@ -130,7 +244,7 @@ def test_batches_do_not_depend_on_the_workers(folder: Path) -> None:
         assert batches[0].images.dtype == np.uint8
         for batch in batches:
             for index, pixels in zip(batch.indices, batch.images, strict=True):
-                expected = np.asarray(load_image(ImageReader(images), index)).transpose(2, 0, 1)
+                expected = np.asarray(load_image(FileReader(images.files), index)).transpose(2, 0, 1)
                 np.testing.assert_array_equal(pixels, expected)
 
 

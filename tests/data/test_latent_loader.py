@@ -1,11 +1,14 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.data import latent_loader, memory
-from gmtool.data.latent_loader import LatentBatch, ShuffledRows, latent_batches
+from gmtool.data import memory
+from gmtool.data.latent_loader import LatentBatch, ShuffledRows, batches_on, latent_batches
+from gmtool.errors import UserError
 
 COUNT = 23
 
@@ -74,18 +77,58 @@ def test_from_the_middle(latents: LatentsFile, workers: int | None) -> None:
     assert take(latents, 11, 11, workers) == []
 
 
-def test_what_does_not_fit_in_memory_is_read_from_disk(latents: LatentsFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_loader, "fits_in_memory", lambda size: size < 2 * 6 * COUNT)
-    monkeypatch.setattr(latent_loader, "DISK_WORKERS", 1)
-    reads = []
+@pytest.mark.parametrize(("pages", "disk"), [(16, True), (10_000_000, False)])
+def test_what_does_not_fit_in_memory_is_read_from_disk(
+    latents: LatentsFile, monkeypatch: pytest.MonkeyPatch, pages: int, disk: bool
+) -> None:
+    expected = take(latents, 0, 30, 0)
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 64, "SC_PHYS_PAGES": pages}[name])
+    reads: list[tuple[int, bool]] = []
     real = LatentsFile.patches
-    monkeypatch.setattr(LatentsFile, "patches", lambda self, rows: reads.append(rows) or real(self, rows))
-    expected = take(latents, 0, 3, 0)
-    assert len(reads) == 3  # batch by batch
-    reads.clear()
-    found = take(latents, 0, 3, None)
-    assert reads == []  # in the worker
+
+    def patches(self: LatentsFile, rows: np.ndarray) -> np.ndarray:
+        reads.append((len(rows), threading.current_thread() is threading.main_thread()))
+        return real(self, rows)
+
+    monkeypatch.setattr(LatentsFile, "patches", patches)
+    found = []
+    for batch in latent_batches(latents, 5, 7, 0, 30, None):
+        found.append(batch)
+        assert len(reads) <= len(found) + 1 + 2 * 4 or not disk  # two batches each of four threads, and no more
     assert all(torch.equal(one.patches, other.patches) for one, other in zip(expected, found, strict=True))
+    in_threads = [size for size, main in reads if not main]
+    assert in_threads == ([5] * 30 if disk else [])
+
+
+def test_a_thread_s_error_is_the_reader_s(latents: LatentsFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LatentsFile.patches
+
+    def patches(self: LatentsFile, rows: np.ndarray) -> np.ndarray:
+        if len(rows) > 1:
+            raise UserError("damaged")
+        return real(self, rows)
+
+    monkeypatch.setattr(LatentsFile, "patches", patches)
+    with pytest.raises(UserError, match="damaged"):
+        take(latents, 0, 11, 2)
+
+
+def test_on_the_cpu_batches_stay_as_they_are(latents: LatentsFile) -> None:
+    expected, found = take(latents, 0, 4, 0), list(batches_on(torch.device("cpu"), take(latents, 0, 4, 0)))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        assert torch.equal(one.patches, other.patches)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same_batches_one_ahead(latents: LatentsFile) -> None:
+    device = torch.device("cuda")
+    expected = take(latents, 0, 11, 0)
+    found = list(batches_on(device, latent_batches(latents, 5, 7, 0, 11, 2, pin=True)))
+    assert len(found) == 11
+    for one, other in zip(expected, found, strict=True):
+        assert other.patches.is_cuda
+        assert torch.equal(one.patches, other.patches.cpu())
 
 
 def test_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

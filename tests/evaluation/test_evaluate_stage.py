@@ -135,7 +135,7 @@ def test_the_report_is_written_whole(world):
     assert written == json.loads(report.to_json())
     assert written["reference_fingerprint"] == report.reference_fingerprint != ""
     assert "pixels" in written["extractor"]
-    assert not list((world / "samples").glob("*.part"))
+    assert not list((world / "samples").glob(".*"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,19 +19,20 @@ import pytest
 import torch
 from PIL import Image
 
-from gmtool.artifacts.files import part_of
 from gmtool.artifacts.latents import open_latents
+from gmtool.artifacts.outputs import Output
+from gmtool.artifacts.resume import ResumeFile
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
-from gmtool.stages.encode import run as encode
+from gmtool.settings import make
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.plan import plan_encoding
 from gmtool.stages.encode.run import encode_images
-from gmtool.stages.encode.state import read_state, state_path
 from gmtool.tokenizers.build import build_tokenizer
+from gmtool.tokenizers.settings import TokenizerSettings
 
 ENCODER = Path(__file__).parents[1] / "data/rae_encoder"
-PIXELS = EncodeConfig(tokenizer="pixels", batch_size=7, workers=0)
+PIXELS = EncodeConfig(TokenizerSettings("pixels"), batch_size=7, workers=0)
 CPU = torch.device("cpu")
 
 
@@ -65,6 +67,14 @@ def paint(root: Path, count: int, size: int = 16, colour: bool = True) -> Path:
     return root
 
 
+def part_of(output: Path) -> Path:
+    return Output(output, output, "latents").part
+
+
+def resume_file(folder: Path, output: Path) -> ResumeFile:
+    return plan_encoding(folder, output, PIXELS).resume_file
+
+
 def assert_same_datasets(first: Path, second: Path) -> None:
     with h5py.File(first) as one, h5py.File(second) as two:
         names: list[str] = []
@@ -72,8 +82,11 @@ def assert_same_datasets(first: Path, second: Path) -> None:
         assert {"patches", "cls", "labels", "names", "flipped", "classes", "mean", "var"} <= set(names)
         for name in names:
             assert one[name].dtype == two[name].dtype
-            np.testing.assert_array_equal(one[name][...], two[name][...], err_msg=name)
-    assert open_latents(first).manifest.fingerprint == open_latents(second).manifest.fingerprint
+            count = min(len(one[name]), len(two[name]))  # a file may be longer than its samples
+            np.testing.assert_array_equal(one[name][:count], two[name][:count], err_msg=name)
+    one, two = open_latents(first), open_latents(second)
+    assert one.manifest.fingerprint == two.manifest.fingerprint
+    np.testing.assert_array_equal(one.patches(slice(None)), two.patches(slice(None)))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +123,7 @@ def test_pixels_come_back_exactly(folder: Path, whole: Path) -> None:
 def test_batch_size_and_workers_change_nothing(
     folder: Path, whole: Path, tmp_path: Path, changes: dict[str, int]
 ) -> None:
-    config = EncodeConfig(**({"tokenizer": "pixels", "batch_size": 7, "workers": 0} | changes))
+    config = make(EncodeConfig, {"tokenizer": "pixels", "batch_size": 7, "workers": 0} | changes)
     encode_images(folder, tmp_path / "latents.h5", config, Progress())
     with h5py.File(whole) as one, h5py.File(tmp_path / "latents.h5") as two:
         for name in ("patches", "names", "labels", "mean", "var"):
@@ -127,7 +140,7 @@ def test_an_interrupted_encoding_goes_on(folder: Path, whole: Path, tmp_path: Pa
     notes = Notes()
     encode_images(folder, output, PIXELS, notes)
     done = min(-(-images // 7) * 7, 90)
-    assert any(f"going on after {done} images" in line for line in notes.lines)
+    assert any(f"resuming after {done} images" in line for line in notes.lines)
     assert_same_datasets(output, whole)
     assert [path.name for path in tmp_path.iterdir()] == ["latents.h5"]
 
@@ -145,10 +158,9 @@ class Slow(Progress):
 
 
 def _encode_in_child(folder: Path, output: Path, state_seconds: float, limit: int, batches: "Queue[int]") -> None:
-    encode.STATE_SECONDS = state_seconds
     if limit > 90:  # where the finished file is renamed; the state's own renaming is os.replace
         Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
-    encode_images(folder, output, PIXELS, Slow(batches, limit))
+    encode_images(folder, output, PIXELS, Slow(batches, limit), state_seconds)
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +212,10 @@ def test_killed_between_finishing_and_renaming(
 
 def test_a_damaged_part_is_begun_again(folder: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "latents.h5"
-    for spoil in (lambda: part_of(output).write_bytes(b"no HDF5"), lambda: state_path(output).write_bytes(b"no state")):
+    for spoilt in (part_of(output), resume_file(folder, output).path):
         with pytest.raises(KeyboardInterrupt):
             encode_images(folder, output, PIXELS, Stop(30))
-        spoil()
+        spoilt.write_bytes(b"neither HDF5 nor a state")
         encode_images(folder, output, PIXELS, Progress())
         assert_same_datasets(output, whole)
         output.unlink()
@@ -213,15 +225,22 @@ def test_two_encodings_to_one_file_do_not_mix(folder: Path, tmp_path: Path) -> N
     output = tmp_path / "latents.h5"
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, PIXELS, Stop(30))
-    code = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    code = """
+import sys
+from pathlib import Path
+from gmtool.artifacts.outputs import output_of
+with output_of(Path(sys.argv[1]), "latents").locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(part_of(output))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UserError, match="another gmtool encode"):
+        with pytest.raises(UserError, match=rf"latents.h5 is being written by process {other.pid} on .*: wait for it"):
             encode_images(folder, output, PIXELS, Progress())
-    assert read_state(output) is not None
+    assert resume_file(folder, output).load() is not None
 
 
 def test_other_settings_start_over(folder: Path, tmp_path: Path) -> None:
@@ -229,7 +248,7 @@ def test_other_settings_start_over(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, PIXELS, Stop(30))
     notes = Notes()
-    encode_images(folder, output, EncodeConfig(tokenizer="pixels", patch_size=4, workers=0), notes)
+    encode_images(folder, output, EncodeConfig(TokenizerSettings("pixels", patch_size=4), workers=0), notes)
     assert any("starting over" in line for line in notes.lines)
     with open_latents(output) as latents:
         assert latents.shape == (48, 4, 4)
@@ -242,7 +261,7 @@ def test_a_finished_file_is_left_or_replaced_when_whole(folder: Path, tmp_path: 
     again = encode_images(folder, output, PIXELS, Progress())
     assert (first.fresh, again.fresh, again.samples) == (True, False, 90)
     assert output.stat().st_mtime_ns == before
-    other = EncodeConfig(tokenizer="pixels", limit=10, workers=0)
+    other = EncodeConfig(TokenizerSettings("pixels"), limit=10, workers=0)
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, other, Stop(1))
     assert len(open_latents(output)) == 90
@@ -255,16 +274,16 @@ def test_another_kind_of_file_is_not_overwritten(folder: Path, tmp_path: Path, w
     with h5py.File(output, "w") as file:
         file.attrs["manifest"] = "of a mixture"
     for _ in range(2):
-        with pytest.raises(UserError, match="no latents file: choose another name"):
+        with pytest.raises(UserError, match="no latents file that can be read: choose another name"):
             encode_images(folder, output, PIXELS, Progress())
         output.write_text("a letter")
-    output.write_bytes(whole.read_bytes()[:10_000])  # a damaged latents file is replaced
-    encode_images(folder, output, PIXELS, Progress())
-    assert_same_datasets(output, whole)
+    output.write_bytes(whole.read_bytes()[:10_000])  # it may be anything
+    with pytest.raises(UserError, match="no latents file that can be read: choose another name"):
+        encode_images(folder, output, PIXELS, Progress())
 
 
 def test_flips_follow_their_images(folder: Path, tmp_path: Path) -> None:
-    config = EncodeConfig(tokenizer="pixels", patch_size=1, flip="both", batch_size=4, workers=0, limit=10)
+    config = EncodeConfig(TokenizerSettings("pixels", patch_size=1), flip="both", batch_size=4, workers=0, limit=10)
     report = encode_images(folder, tmp_path / "latents.h5", config, Progress())
     assert report.samples == 20
     with open_latents(tmp_path / "latents.h5") as latents:
@@ -285,7 +304,7 @@ def test_bad_images_stop_or_are_left_out(tmp_path: Path) -> None:
         encode_images(folder, output, PIXELS, Progress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
     # one image a batch: then a gap does not change which images are computed together
-    skipping = EncodeConfig(tokenizer="pixels", batch_size=1, workers=0, skip_bad=True)
+    skipping = EncodeConfig(TokenizerSettings("pixels"), batch_size=1, workers=0, skip_bad=True)
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, skipping, Stop(8))
     report = encode_images(folder, output, skipping, Progress())
@@ -304,7 +323,7 @@ def test_no_good_image_at_all(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/x.png").write_text("no image")
     for size in (None, 8):
-        config = EncodeConfig(tokenizer="pixels", image_size=size, workers=0, skip_bad=True)
+        config = EncodeConfig(TokenizerSettings("pixels", image_size=size), workers=0, skip_bad=True)
         with pytest.raises(UserError, match="none of its 1 images"):
             encode_images(tmp_path / "images", tmp_path / "latents.h5", config, Progress())
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
@@ -317,12 +336,15 @@ def test_grey_is_found_and_colour_is_named(tmp_path: Path) -> None:
     assert plan_encoding(folder, tmp_path / "latents.h5", PIXELS).layout.shape == (3, 8, 8)
     with pytest.raises(UserError, match=r"b/colour\.png.*--channels 3"):
         encode_images(
-            folder, tmp_path / "latents.h5", EncodeConfig(tokenizer="pixels", channels=1, workers=0), Progress()
+            folder,
+            tmp_path / "latents.h5",
+            EncodeConfig(TokenizerSettings("pixels", channels=1), workers=0),
+            Progress(),
         )
 
 
 def test_a_dinov2_from_a_folder(folder: Path, tmp_path: Path) -> None:
-    config = EncodeConfig(tokenizer=str(ENCODER), image_size=32, batch_size=4, workers=0, limit=10)
+    config = EncodeConfig(TokenizerSettings(str(ENCODER), image_size=32), batch_size=4, workers=0, limit=10)
     output = tmp_path / "latents.h5"
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, config, Stop(5))
@@ -352,7 +374,7 @@ def test_latents_that_cannot_be_stored(
         safetensors.torch.save_file(weights, model / "model.safetensors")
     else:
         monkeypatch.setattr("gmtool.tokenizers.dinov2.Dinov2.encode", lambda self, images: _huge(len(images), value))
-    config = EncodeConfig(tokenizer=str(model), image_size=32, batch_size=4, workers=0)
+    config = EncodeConfig(TokenizerSettings(str(model), image_size=32), batch_size=4, workers=0)
     with pytest.raises(UserError, match=words):
         encode_images(folder, tmp_path / "latents.h5", config, Progress())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -371,14 +393,43 @@ def test_what_does_not_fit_is_refused_first(folder: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_meanwhile_stops_and_goes_on(
-    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from gmtool.errors import MachineError
+from gmtool.progress import Progress
+from gmtool.settings import make
+from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.encode.run import encode_images
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+class Later(Progress):
+    def advance(self, count=1, figures=None):
+        limit(100_000)
+
+at_once = sys.argv[3] == "at once"
+if at_once:
+    limit(10_000)
+try:
+    config = make(EncodeConfig, {"tokenizer": "pixels", "batch_size": 7, "workers": 0})
+    encode_images(Path(sys.argv[1]), Path(sys.argv[2]), config, Progress() if at_once else Later())
+except (MachineError, OSError) as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(("when", "words"), [("at once", "MachineError .*file too large"), ("later", "OSError .*File")])
+def test_a_write_that_fails_is_an_error_and_no_signal(
+    folder: Path, whole: Path, tmp_path: Path, when: str, words: str
 ) -> None:
     output = tmp_path / "latents.h5"
-    free = iter([10**9, 10**9, 10**9, *[10_000] * 9])  # the plan's, the first check's, one batch's, then no more
-    with monkeypatch.context() as patch, pytest.raises(MachineError, match=r"the rest of the latents file .* needs"):
-        patch.setattr("gmtool.artifacts.files.free_bytes", lambda path: next(free))
-        encode_images(folder, output, PIXELS, Progress())
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder), str(output), when], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(words, done.stdout)
     assert not output.exists()
     encode_images(folder, output, PIXELS, Progress())
     assert_same_datasets(output, whole)
@@ -387,10 +438,13 @@ def test_a_disk_that_fills_meanwhile_stops_and_goes_on(
 def test_the_plan_says_what_will_be_written(folder: Path, whole: Path, tmp_path: Path) -> None:
     plan = plan_encoding(folder, tmp_path / "new/latents.h5", PIXELS)
     assert plan.layout.bytes() == pytest.approx(whole.stat().st_size, rel=0.1)
-    first, second = plan.lines()
-    assert "90 images, 3 classes" in first
-    assert "90 samples of 12 x 8 x 8" in second
-    assert "are free" in second
+    forecast = plan.forecast()
+    assert "90 images, 3 classes" in forecast.title
+    assert "90 samples of 12 x 8 x 8" in dict(forecast.work)["makes"]
+    assert forecast.reads[0].bytes == sum(path.stat().st_size for path in folder.rglob("*.png"))
+    assert {choice.flag: choice.value for choice in forecast.choices} | {"--image-size": "16", "--channels": "3"} == {
+        choice.flag: choice.value for choice in forecast.choices
+    }
     assert list(tmp_path.iterdir()) == []
 
 
@@ -408,20 +462,19 @@ def test_settings_that_do_not_go_together(
     folder: Path, tmp_path: Path, settings: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        encode_images(folder, tmp_path / "latents.h5", EncodeConfig(workers=0, **settings), Progress())
+        encode_images(folder, tmp_path / "latents.h5", make(EncodeConfig, {"workers": 0, **settings}), Progress())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_state_is_saved_now_and_then(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_is_saved_now_and_then(folder: Path, tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Monitoring(Progress):
         def advance(self, count: int = 1, figures: object = None) -> None:
-            state = read_state(tmp_path / "latents.h5")
+            state = resume_file(folder, tmp_path / "latents.h5").load()
             assert state is not None
-            seen.append(state.images)
+            seen.append(state.record["images"])
 
-    monkeypatch.setattr(encode, "STATE_SECONDS", 0.0)
-    encode_images(folder, tmp_path / "latents.h5", PIXELS, Monitoring())
+    encode_images(folder, tmp_path / "latents.h5", PIXELS, Monitoring(), save_seconds=0.0)
     assert seen == list(range(0, 90, 7))
     assert [path.name for path in tmp_path.iterdir()] == ["latents.h5"]

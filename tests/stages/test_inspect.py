@@ -96,5 +96,5 @@ def test_a_damaged_mixture_is_called_one(finished: Path, tmp_path: Path) -> None
     shutil.copy(finished / "gmm.h5", tmp_path)
     with h5py.File(tmp_path / "gmm.h5", "r+") as file:
         del file["weights"]
-    with pytest.raises(UserError, match=r"gmm.h5 is damaged .*: make it again with `gmtool fit-gmm`"):
+    with pytest.raises(UserError, match=r"gmm.h5 is damaged .*: remove it, and make it again with `gmtool fit-gmm`"):
         describe(tmp_path / "gmm.h5")

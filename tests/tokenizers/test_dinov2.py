@@ -112,7 +112,7 @@ def test_the_record_rebuilds_the_encoder_and_notices_other_weights(tmp_path: Pat
 
 
 def test_without_a_decoder_the_error_says_how_to_get_one(encoder: Dinov2) -> None:
-    with pytest.raises(UserError, match=r"gmtool\[rae\].*--decoder"):
+    with pytest.raises(UserError, match=r"pip install '\.\[rae\]'.*--decoder"):
         encoder.decode(torch.zeros(1, 32, 4, 4))
 
 

@@ -23,6 +23,7 @@ from gmtool.tokenizers import sd_vae
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.dinov2 import Dinov2, dinov2_spec
 from gmtool.tokenizers.sd_vae import SdVae, sd_vae_spec
+from gmtool.tokenizers.settings import TokenizerSettings
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -131,7 +132,7 @@ def test_the_record_rebuilds_it_and_notices_other_weights(folder: Path, images: 
 @pytest.mark.parametrize("tokenizer", ["sd-vae", "pixels"])
 def test_a_dinov2_can_describe(folder: Path, pictures: Path, tmp_path: Path, tokenizer: str) -> None:
     name = str(folder) if tokenizer == "sd-vae" else tokenizer
-    config = EncodeConfig(tokenizer=name, image_size=16, descriptor=str(DINO), workers=0, device="cpu")
+    config = EncodeConfig(TokenizerSettings(name, image_size=16, descriptor=str(DINO)), workers=0, device="cpu")
     report = encode_images(pictures, tmp_path / "latents.h5", config, Progress())
     assert report.descriptor_size == 32
     describer = Dinov2(dinov2_spec(str(DINO), 16), CPU)
@@ -150,7 +151,9 @@ def test_a_dinov2_can_describe(folder: Path, pictures: Path, tmp_path: Path, tok
         assert rebuilt.decode(again.patches).shape == image.shape
     assert not encode_images(pictures, tmp_path / "latents.h5", config, Progress()).fresh
     with pytest.raises(UserError, match=r"--descriptor is for --tokenizer pixels or sd-vae"):
-        encode_images(pictures, tmp_path / "x.h5", EncodeConfig(tokenizer=str(DINO), descriptor=str(DINO)), Progress())
+        encode_images(
+            pictures, tmp_path / "x.h5", EncodeConfig(TokenizerSettings(str(DINO), descriptor=str(DINO))), Progress()
+        )
 
 
 def test_from_images_to_pictures(
@@ -195,4 +198,4 @@ def test_what_is_wrong_is_one_line(folder: Path, tmp_path: Path, monkeypatch: py
     refused("cannot be loaded")
     (other / "config.json").write_text(json.dumps(config))
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    refused(r"pip install 'gmtool\[sd-vae\]'")
+    refused(r"pip install '\.\[sd-vae\]'")

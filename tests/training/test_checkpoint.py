@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gmtool.artifacts.files import part_of
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
@@ -84,7 +85,7 @@ def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) -> None:
-    part, other = tmp_path / "step-00000007.part", tmp_path / "step-00000003.part"
+    part, other = part_of(tmp_path / "step-00000007"), part_of(tmp_path / "step-00000003")
     part.mkdir()
     other.mkdir()
     (part / "state.json").write_text("{}")

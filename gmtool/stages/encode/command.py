@@ -34,16 +34,16 @@ def command(
         bool, typer.Option("--dry-run", help="Print what would be encoded and the size of the file; write nothing.")
     ] = False,
 ) -> None:
-    """Encode images to latents. Run the same command again to go on after an interruption.
+    """Encode images to latents. Run the same command again to resume after an interruption.
 
     Example: gmtool encode imagenet/ latents.h5 --flip both --batch-size 256
     """
-    from gmtool.console import ConsoleProgress
+    from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.encode.plan import plan_encoding
     from gmtool.stages.encode.run import encode_images
 
     if dry_run:
-        print("\n".join(plan_encoding(images, latents, config).lines()))
+        print_forecast(plan_encoding(images, latents, config).forecast())
         return
     _print_report(encode_images(images, latents, config, ConsoleProgress()))
 
@@ -64,4 +64,6 @@ def _print_report(report: EncodeReport) -> None:
             print(f"  {bad.name}: {bad.reason}")
         if len(report.skipped) > LISTED:
             print(f"  and {len(report.skipped) - LISTED:,} more")
+    if report.empty_classes:
+        print(f"classes without images, which no network can learn: {report.empty_classes}")
     print(f"next: gmtool fit-gmm {report.path}, or gmtool train {report.path}")

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-import h5py
 import numpy as np
+import torch
 
-from gmtool.artifacts.files import check_writable, free_bytes, human_bytes
+from gmtool.artifacts.files import free_bytes, human_bytes
 from gmtool.artifacts.latents import Layout
 from gmtool.artifacts.manifest import fingerprint
+from gmtool.artifacts.outputs import Output, output_of
+from gmtool.artifacts.resume import ResumeFile
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images, spread
+from gmtool.data.images import ImageSample, default_workers
 from gmtool.distributed import join
-from gmtool.errors import UserError
+from gmtool.forecast import Choice, FileSize, Forecast
 from gmtool.runtime import compute_dtype
-from gmtool.settings import Precision
+from gmtool.settings import Precision, as_flat, changed
 from gmtool.stages.encode.config import EncodeConfig
-from gmtool.tokenizers.choose import choose_tokenizer, latent_sizes
-from gmtool.tokenizers.with_descriptor import describer_spec
+from gmtool.tokenizers.build import depends_on_precision, latent_sizes, takes_grey
+from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +32,8 @@ class EncodePlan:
     """What will be encoded, settled before anything is written.
 
     images: all that were found. rows: those to encode. tokenizer: its record, not fitted. layout: the sizes of the
-    file. key: digest of all that the result depends on. config: the settings, with defaults settled.
+    file. key: digest of all that the result depends on. settings: as the file records them, by name. choices: the
+    defaults that were settled. views: samples made of an image, 2 with its mirror image, else 1.
     """
 
     images: ImageSet
@@ -36,26 +41,65 @@ class EncodePlan:
     tokenizer: TokenizerSpec
     layout: Layout
     key: str
-    config: EncodeConfig
-    output: Path
+    settings: Mapping[str, Any]
+    choices: tuple[Choice, ...]
+    output: Output
+    views: int
+    batch_size: int
+    workers: int
+    skip_bad: bool
+    precision: Precision
 
     @property
-    def views(self) -> int:
-        """Samples made of an image: 2 with its mirror image, else 1."""
-        return 2 if self.config.flip == "both" else 1
+    def sample(self) -> ImageSample:
+        """The images to encode, as the tokenizer is fitted to them."""
+        return ImageSample(self.images, self.rows, self.workers, self.skip_bad)
 
-    def lines(self) -> tuple[str, ...]:
-        """The plan for people."""
+    @property
+    def grey(self) -> bool:
+        """Whether the images must be grey."""
+        return takes_grey(self.tokenizer)
+
+    @property
+    def resume_file(self) -> ResumeFile:
+        """How far the encoding has come. It is of no use once an image has changed."""
+        return ResumeFile(self.output.target, fingerprint([self.key, self.images.fingerprint]))
+
+    def class_counts(self) -> list[int]:
+        """Samples of each class, if every image can be read."""
+        return class_counts(self.images.labels[self.rows], len(self.images.classes), self.views)
+
+    def forecast(self) -> Forecast:
+        """The plan as ``--dry-run`` shows it."""
         found, layout = self.images, self.layout
-        classes = f"{len(found.classes)} classes" if found.classes else "no classes"
-        ignored = f", {found.others:,} other files ignored" if found.others else ""
-        taken = f", {len(self.rows):,} of them taken" if len(self.rows) < len(found) else ""
         shape = " x ".join(map(str, layout.shape))
-        return (
-            f"{found.root}: {len(found):,} images, {classes}{taken}{ignored}",
-            f"{self.output}: {layout.capacity:,} samples of {shape} and {layout.descriptor_size} numbers "
-            f"({self.tokenizer.name}), {human_bytes(layout.bytes())}; {human_bytes(free_bytes(self.output))} are free",
+        classes = f"{len(found.classes)} classes" if found.classes else "no classes"
+        taken = f", {len(self.rows):,} of them encoded" if len(self.rows) < len(found) else ""
+        empty = empty_classes(found.classes, self.class_counts())
+        return Forecast(
+            title=f"{found.root}: {len(found):,} images, {classes}{taken}",
+            reads=(FileSize(found.root, found.bytes),),
+            writes=(FileSize(self.output.path, layout.bytes()),),
+            work=(
+                ("makes", f"{layout.capacity:,} samples of {shape}, descriptors of {layout.descriptor_size}"),
+                ("tokenizer", self.tokenizer.name),
+                ("free", f"{human_bytes(free_bytes(self.output.target))} on the disk of {self.output.path}"),
+                *(("leaves out", str(kind)) for kind in found.left_out),
+                *(("classes without images", empty) for _ in range(bool(empty))),
+            ),
+            choices=self.choices,
         )
+
+
+def class_counts(labels: np.ndarray, classes: int, views: int) -> list[int]:
+    """Samples of each class, given the labels of the images, -1 for none."""
+    return (views * np.bincount(labels[labels >= 0], minlength=classes)).tolist()
+
+
+def empty_classes(classes: tuple[str, ...], counts: list[int]) -> str:
+    """The classes without a sample, in words; "" when there are none."""
+    names = [name for name, count in zip(classes, counts, strict=True) if not count]
+    return f"{len(names):,} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
 
 
 def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePlan:
@@ -63,57 +107,68 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
 
     Raises UserError for wrong images, settings or output, MachineError when weights cannot be fetched.
     """
-    output = Path(output)
-    check_writable(output, "the latents file")
-    if output.is_dir():
-        raise UserError(f"the latents file {output} is a folder: give a file name, such as {output / 'latents.h5'}")
-    _refuse_other_file(output)
+    written = output_of(output, "latents")
     found = find_images(images)
     rows = spread(len(found), config.limit)
+    workers = default_workers() if config.workers is None else config.workers
     device = join(config.device).device
-    tokenizer = choose_tokenizer(config, found, rows)
-    settings = tokenizer.settings
-    settled = replace(
-        config,
-        image_size=settings["image_size"],
-        patch_size=settings.get("patch_size"),
-        channels=settings.get("channels"),
-        device=str(device),
-        precision=cast(Precision, str(compute_dtype(config.precision, device)).removeprefix("torch.")),
+    settled = choose_tokenizer(config.tokenizer, ImageSample(found, rows, workers, config.skip_bad))
+    precision = _named(compute_dtype(config.precision, device))
+    settings = as_flat(
+        changed(
+            config,
+            {
+                **as_flat(settled_settings(config.tokenizer, settled.spec)),
+                "workers": workers,
+                "device": str(device),
+                "precision": precision,
+            },
+        )
     )
-    shape, descriptor_size = latent_sizes(tokenizer, len(rows))
-    samples = len(rows) * (2 if config.flip == "both" else 1)
+    sizes = latent_sizes(settled.spec, len(rows))
+    views = 2 if config.flip == "both" else 1
     name_size = max(len(found.names[row].encode()) for row in rows)
     return EncodePlan(
         images=found,
         rows=rows,
-        tokenizer=tokenizer,
-        layout=Layout(samples, shape, descriptor_size, found.classes, name_size),
-        key=_key(found, len(rows), tokenizer, settled),
-        config=settled,
-        output=output,
+        tokenizer=settled.spec,
+        layout=Layout(views * len(rows), sizes.shape, sizes.descriptor, found.classes, name_size),
+        key=_key(found, len(rows), settled.spec, config.flip, precision),
+        settings=settings,
+        choices=(*settled.choices, *_machine_choices(config, settings)),
+        output=written,
+        views=views,
+        batch_size=config.batch_size,
+        workers=workers,
+        skip_bad=config.skip_bad,
+        precision=precision,
     )
 
 
-def _refuse_other_file(output: Path) -> None:
-    """Raise UserError when the output exists and is something else than latents; damaged HDF5 may be replaced."""
-    if not output.is_file() or output.stat().st_size == 0:
-        return
-    with output.open("rb") as file:
-        is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
-    if is_hdf5:
-        try:
-            with h5py.File(output, "r", locking="best-effort") as opened:
-                if "patches" in opened and "cls" in opened:
-                    return
-        except OSError:
-            return
-    raise UserError(f"{output} exists and is no latents file: choose another name, or remove it")
+def _named(dtype: torch.dtype) -> Precision:
+    names: dict[torch.dtype, Precision] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]
 
 
-def _key(images: ImageSet, count: int, tokenizer: TokenizerSpec, config: EncodeConfig) -> str:
+def _machine_choices(config: EncodeConfig, settings: Mapping[str, Any]) -> tuple[Choice, ...]:
+    """The defaults that this machine settled."""
+    reasons = {
+        "device": ("auto", "the first GPU, else the CPU"),
+        "precision": ("auto", "bfloat16 on a GPU that has it, else float32"),
+        "workers": (None, "the CPU cores, at most 16"),
+    }
+    given = as_flat(config)
+    return tuple(
+        Choice(f"--{name}", str(settings[name]), why) for name, (auto, why) in reasons.items() if given[name] == auto
+    )
+
+
+def _key(images: ImageSet, count: int, tokenizer: TokenizerSpec, flip: str, precision: Precision) -> str:
     """Digest of all that the latents depend on: not of batch size, workers, device, or what to do with bad images."""
     settings = sorted(tokenizer.settings.items())
-    parts = [str(images.root.resolve()), images.fingerprint, count, tokenizer.name, settings, config.flip]
-    by_network = tokenizer.name != "pixels" or describer_spec(tokenizer) is not None
-    return fingerprint(map(str, [*parts, config.precision if by_network else ""]))
+    parts = [str(images.root.resolve()), images.listing, count, tokenizer.name, settings, flip]
+    return fingerprint(map(str, [*parts, precision if depends_on_precision(tokenizer) else ""]))

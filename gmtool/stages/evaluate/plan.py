@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +107,7 @@ def plan_evaluation(samples: Path, config: EvaluateConfig, progress: Progress, f
     damaged or do not fit together, MachineError when features were asked for that cannot be had.
     """
     folder = open_samples(samples)
-    check_writable(samples / REPORT, "metrics file")
+    _check_report(samples / REPORT)
     world = join(config.device)
     count, side = folder.image_shape()
     if count < 2:
@@ -138,6 +140,17 @@ def plan_evaluation(samples: Path, config: EvaluateConfig, progress: Progress, f
         left_out="" if fault is None else f"{_names(rows, features.value)} are left out: {fault}",
         world=world,
     )
+
+
+def _check_report(path: Path) -> None:
+    """Raise UserError unless the report can be written to ``path``, where nothing but an earlier report may be."""
+    check_writable(path, "metrics file")
+    if not path.exists():
+        return
+    with suppress(OSError, ValueError, TypeError):
+        if {"samples_fingerprint", "figures"} <= set(json.loads(path.read_bytes())):
+            return
+    raise UserError(f"{path} exists, and the report would replace it: move it away, or choose another name")
 
 
 def _holds_training_images(reference: Reference, samples: SamplesFolder) -> bool:

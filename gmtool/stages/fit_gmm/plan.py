@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import check_writable, human_bytes
+from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.gmm import gmm_bytes
-from gmtool.artifacts.latents import LatentsFile, open_latents
+from gmtool.artifacts.latents import LatentsFile
+from gmtool.artifacts.outputs import Output, output_of
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
 from gmtool.mixture.em import block_rows
@@ -31,7 +32,7 @@ class FitPlan:
 
     config: FitGmmConfig
     latents: Path
-    output: Path
+    output: Output
     shape: tuple[int, int, int]
     descriptor_size: int
     samples: int
@@ -45,7 +46,7 @@ class FitPlan:
     @property
     def picture(self) -> Path:
         """The picture beside the output."""
-        return _picture_of(self.output)
+        return _picture_of(self.output.path)
 
     @property
     def modes(self) -> int:
@@ -97,9 +98,9 @@ class FitPlan:
         reads = "once each" if self.passes == 1 else f"up to {self.passes} times each"
         processes = f", in each of {self.processes} processes" if self.processes > 1 else ""
         return Forecast(
-            title=f"Would fit {self.latents} -> {self.output}",
+            title=f"Would fit {self.latents} -> {self.output.path}",
             reads=(FileSize(self.latents, self.latents.stat().st_size),),
-            writes=(FileSize(self.output, self.bytes), FileSize(self.picture, None)),
+            writes=(FileSize(self.output.path, self.bytes), FileSize(self.picture, None)),
             work=(
                 ("images in the fit", f"{self.fitted:,} of {self.samples:,} ({self.mirrored:,} mirrored copies)"),
                 ("images held out", f"{self.held_out:,}"),
@@ -117,11 +118,7 @@ class FitPlan:
 
 def plan_fit(source: LatentsFile, output: Path, config: FitGmmConfig, processes: int) -> FitPlan:
     """The plan of a fit to ``source``. Raises UserError when it cannot be carried out."""
-    check_writable(output, "the mixture")
-    if output.is_dir():
-        raise UserError(f"the mixture {output} cannot be written: it is a folder; name a file in it")
-    if output.exists() and _is_latents(output):
-        raise UserError(f"{output} is a latents file and would be overwritten: choose another output")
+    written = output_of(output, "gmm")
     check_picture(_picture_of(output), output)
     if not (np.isfinite(source.mean).all() and np.isfinite(source.var).all()):
         raise UserError(f"{source.path} holds latents that are not finite; encode again with --precision float32")
@@ -141,7 +138,7 @@ def plan_fit(source: LatentsFile, output: Path, config: FitGmmConfig, processes:
     return FitPlan(
         config=config,
         latents=source.path,
-        output=output,
+        output=written,
         shape=source.shape,
         descriptor_size=source.descriptor_size,
         samples=len(source),
@@ -168,14 +165,6 @@ def _patch_memory(source: LatentsFile, modes: int, memory: float) -> PatchMemory
             f"give {math.ceil(1000 * least / 2**30) / 1000:g} or more"
         )
     return share_memory(modes, source.shape, memory)
-
-
-def _is_latents(path: Path) -> bool:
-    try:
-        open_latents(path).close()
-    except UserError:
-        return False
-    return True
 
 
 def _held_out(source: LatentsFile, share: float, seed: int) -> np.ndarray:

@@ -12,11 +12,12 @@ import torch
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.latents import LatentsFile
+from gmtool.artifacts.outputs import kind_of
 from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.plots import image_grid
 from gmtool.progress import Progress
 from gmtool.stages.fit_gmm.report import FitMetrics
-from gmtool.tokenizers.build import build_tokenizer
+from gmtool.tokenizers.build import build_tokenizer, missing_decoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,17 +36,19 @@ def check_picture(picture: Path, gmm: Path) -> None:
     """Raise UserError where ``picture`` is not one that was drawn of a mixture, or would replace ``gmm`` itself."""
     if picture == gmm:
         raise UserError(f"the mixture {gmm} would be replaced by its picture: give it a name that ends in .h5")
-    if picture.exists() and not _is_drawn(picture):
+    # versions before left Matplotlib's name in the picture beside a mixture
+    drawn_by = (SOFTWARE, "Matplotlib") if kind_of(gmm) == "gmm" else (SOFTWARE,)
+    if picture.exists() and not _is_drawn(picture, drawn_by):
         raise UserError(f"{picture} would be replaced by a picture of the mixture: choose another name for {gmm}")
 
 
-def _is_drawn(picture: Path) -> bool:
+def _is_drawn(picture: Path, drawn_by: tuple[str, ...]) -> bool:
     from PIL import Image
 
     try:
         with Image.open(picture) as image:
-            return str(image.info.get("Software")).startswith((SOFTWARE, "Matplotlib"))  # as versions before wrote
-    except OSError:  # no image
+            return str(image.info.get("Software")).startswith(drawn_by)
+    except (OSError, SyntaxError, ValueError):  # no image
         return False
 
 
@@ -87,7 +90,7 @@ def _means(
     gmm: GmmFile, latents: LatentsFile, decoder: str | None, device: torch.device, progress: Progress
 ) -> np.ndarray | None:
     """The largest modes' means as images (n, S, S, 3) uint8; None where they cannot be decoded."""
-    if latents.tokenizer.name == "dinov2" and decoder is None:
+    if missing_decoder(latents.tokenizer, decoder) is not None:
         return None
     order = np.argsort(-gmm.population, kind="stable")[:SHOWN]
     order = order[gmm.population[order] > 0]

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gmtool.artifacts.files import check_space, part_of
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.gmm import GmmWriter, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import fingerprint
@@ -56,25 +56,27 @@ def fit_gmm(
     """Fit a mixture to ``latents``, write it to ``output`` and draw it beside; see the module.
 
     Nothing is done when ``output`` is already what the same settings make of the same latents. Raises UserError when
-    the latents are missing, damaged or not finite, there are fewer images than modes, the memory is too small, or
-    ``output`` is no place for it. save_seconds: between two states on disk, at least.
+    the latents are missing, damaged, changed or not finite, there are fewer images than modes, the memory is too small,
+    or ``output`` is no place for it. save_seconds: between two states on disk, at least.
     """
     started = time.monotonic()
     world = join(config.device)
     with open_latents(latents) as source:
         plan = plan_fit(source, output, config, world.size)
-        metrics = _finished(source, plan)
-        reused = metrics is not None
-        resume = ResumeFile(output, _key(source, config))
-        if metrics is None:
-            for name, amount in plan.forecast().work:
-                progress.note(f"{name}: {amount}")
-            metrics = _fit(source, plan, resume, world, progress, save_seconds)
-        if world.first:
-            resume.remove()
-            if not (reused and plan.picture.exists()):
-                draw_fit(output, plan.picture, source, metrics, config.decoder, world.device, progress)
-        world.barrier()
+        source.verify_content()
+        with plan.output.locked(world.first):
+            metrics = _finished(source, plan)
+            world.barrier()  # all have looked, before the first one writes
+            reused = metrics is not None
+            if metrics is None:
+                for name, amount in plan.forecast().work:
+                    progress.note(f"{name}: {amount}")
+                metrics = _fit(source, plan, world, progress, save_seconds)
+            if world.first:
+                plan.output.discard()  # what another fit had begun
+                if not (reused and plan.picture.exists()):
+                    draw_fit(output, plan.picture, source, metrics, config.decoder, world.device, progress)
+            world.barrier()
     return FitReport(output, plan.picture, metrics, reused, time.monotonic() - started)
 
 
@@ -91,7 +93,7 @@ def _key(source: LatentsFile, config: FitGmmConfig) -> str:
 def _finished(source: LatentsFile, plan: FitPlan) -> FitMetrics | None:
     """The metrics in the output if it is what these settings make of these latents."""
     try:
-        with open_gmm(plan.output) as found:
+        with open_gmm(plan.output.target) as found:
             manifest = found.manifest
         used = manifest.input("latents")
         same_data = used is not None and used.fingerprint == source.manifest.fingerprint
@@ -102,20 +104,16 @@ def _finished(source: LatentsFile, plan: FitPlan) -> FitMetrics | None:
         return None
 
 
-def _fit(
-    source: LatentsFile, plan: FitPlan, resume: ResumeFile, world: World, progress: Progress, save_seconds: float
-) -> FitMetrics:
+def _fit(source: LatentsFile, plan: FitPlan, world: World, progress: Progress, save_seconds: float) -> FitMetrics:
     """Do what is left to do; the mixture is in its place when this returns."""
-    part = part_of(plan.output)
+    part, resume = plan.output.part, ResumeFile(plan.output.target, _key(source, plan.config))
     state = _resumable(load_state(resume, world.device), part)
     world.barrier()  # all have read what the first one will now replace
     if state is not None:
         progress.note(f"resuming after {state.in_words()}")
     elif world.first:
-        plan.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        resume.remove()
-        part.unlink(missing_ok=True)
-        check_space(plan.output, plan.bytes, "the mixture")
+        plan.output.discard()
+        check_space(plan.output.target, plan.bytes, "the mixture")
     with Checkpoints(resume, save_seconds, writes=world.first) as checkpoints:
         if not isinstance(state, InPatches):
             found = fit_descriptors(source, plan, state, world, progress, checkpoints)
@@ -125,7 +123,7 @@ def _fit(
             checkpoints.save(state, now=True)
         metrics = fit_patches(source, part, plan, state, world, progress, checkpoints)
     if world.first:
-        part.replace(plan.output)
+        plan.output.publish()
     world.barrier()  # the file is there for all
     return metrics
 
@@ -135,6 +133,6 @@ def _resumable(state: State | None, part: Path) -> State | None:
     if isinstance(state, InPatches):
         try:
             GmmWriter.reopen(part).close()
-        except (OSError, KeyError, RuntimeError):
+        except (OSError, KeyError, RuntimeError, ValueError):
             return None
     return state

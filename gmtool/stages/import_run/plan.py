@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmtool.artifacts.files import check_space, check_writable
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.gmm import gmm_bytes
+from gmtool.artifacts.outputs import output_of
 from gmtool.artifacts.run import CHECKPOINTS, MIXTURE
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
@@ -80,16 +81,14 @@ def prepare(source: str, path: Path, config: ImportConfig) -> ImportPlan:
     Raises UserError, naming the file or flag, for what cannot be read or does not fit together; MachineError when the
     tokenizer cannot be fetched or the run does not fit on the disk.
     """
-    check_writable(path, "the run")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists: choose another folder for the run")
+    output = output_of(path, "run")
     place = _place(source)
     if is_gmflow(place):
         network = read_published_gmflow(place, config)
     else:
         network = read_published_ditdh(_checkpoint_in(place), config)
-    plan = ImportPlan(path.absolute(), config, network)
-    check_space(path, plan.checkpoint_bytes + plan.mixture_bytes, "the run")
+    plan = ImportPlan(output.target, config, network)
+    check_space(output.target, plan.checkpoint_bytes + plan.mixture_bytes, "the run")
     return plan
 
 

@@ -28,7 +28,7 @@ from gmtool.nn.architecture import TransformerArchitecture
 from gmtool.settings import flag
 from gmtool.stages.import_run.config import ImportConfig
 from gmtool.tokenizers import dinov2, sd_vae
-from gmtool.tokenizers.choose import latent_sizes
+from gmtool.tokenizers.build import latent_sizes, model_of
 
 STATISTICS, PATCH_MIXTURE = "stat.pt", "spatial_gmm*.pkl"
 """What is looked for beside a checkpoint."""
@@ -181,11 +181,11 @@ def _check_size(mixture: ReleasedMixture, architecture: TransformerArchitecture,
 
 def _checked_tokenizer(spec: TokenizerSpec, shape: tuple[int, int, int]) -> TokenizerSpec:
     """The record of a tokenizer whose latents are of the network's shape. Raises UserError for another."""
-    made, _ = latent_sizes(spec, 1)
+    made = latent_sizes(spec, 1).shape
     if made != shape:
         sizes = [" x ".join(map(str, size)) for size in (made, shape)]
         raise UserError(
-            f"the tokenizer {spec.settings['model']} makes latents of {sizes[0]}, and the network takes {sizes[1]}: "
+            f"the tokenizer {model_of(spec)} makes latents of {sizes[0]}, and the network takes {sizes[1]}: "
             "give its own by --tokenizer"
         )
     return spec

@@ -6,7 +6,6 @@ fingerprints of those files, and is sampled and scored like any other.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import part_of
 from gmtool.artifacts.gmm import Assignments, DescriptorMixture, write_gmm
 from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, fingerprint
 from gmtool.artifacts.method_record import MethodRecord
+from gmtool.artifacts.outputs import output_of
 from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, create_run, run_details
 from gmtool.foreign.mixtures import ReleasedMixture, patch_modes
 from gmtool.settings import as_flat
 from gmtool.stages.import_run.config import ImportConfig
 from gmtool.stages.import_run.plan import ImportPlan
 from gmtool.stages.import_run.published import MIXTURE_FILE, Published
-from gmtool.tokenizers.choose import latent_sizes
+from gmtool.tokenizers.build import latent_sizes
 from gmtool.training.checkpoint import EMA, MODEL, Position, save_checkpoint
 
 AVERAGES = ("published",)
@@ -35,37 +34,34 @@ AVERAGES = ("published",)
 
 def import_run(plan: ImportPlan) -> None:
     """Write the run of a plan. Raises OSError when the disk is full; nothing is left of it then."""
-    path = plan.path
-    part = part_of(path)
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _write(part, plan)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.rmdir()
-        part.rename(path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    output = output_of(plan.path, "run")
+    with output.locked():
+        output.discard()
+        try:
+            _write(output.part, output.target, plan)
+            output.publish()
+        except BaseException:
+            output.discard()
+            raise
 
 
-def _write(part: Path, plan: ImportPlan) -> None:
-    """Write the run to the folder ``part``, which will be renamed to that of the plan."""
+def _write(part: Path, target: Path, plan: ImportPlan) -> None:
+    """Write the run to the folder ``part``, which will be renamed to ``target``."""
     part.mkdir(parents=True)
     published, statistics = plan.network, plan.network.statistics
     inputs = [Input(role, str(file.absolute()), file_fingerprint(file)) for role, file in published.files.items()]
     if published.mixture is not None:
         source = next(each for each in inputs if each.role == MIXTURE_FILE)
         manifest = _write_mixture(part / MIXTURE, published, published.mixture, source, plan.config)
-        inputs.append(Input("gmm", str(plan.path / MIXTURE), manifest.fingerprint))
+        inputs.append(Input("gmm", str(target / MIXTURE), manifest.fingerprint))
         weights = torch.from_numpy(published.mixture.weights).float().unsqueeze(0)
         statistics = LatentStatistics(statistics.mean, statistics.std, weights)
     files = {EMA: _float32(published.ema)}
     if published.model is not None:
         files[MODEL] = _float32(published.model)
     save_checkpoint(part / CHECKPOINTS, Position(published.step), files)
-    settings = _settings(published, plan.path)
-    _, descriptor_size = latent_sizes(published.tokenizer, 1)
+    settings = _settings(published, target)
+    descriptor_size = latent_sizes(published.tokenizer, 1).descriptor
     manifest = Manifest(
         kind="run",
         stage="import",

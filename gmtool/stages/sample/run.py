@@ -1,7 +1,8 @@
 """Sampling: draw latents in batches, decode them, and put together the samples folder.
 
-The work goes to ``<folder>.part``, a file a batch, so that a run that was stopped goes on; the folder appears when all
-is there. Of several processes each draws its share of the batches, and the first puts them together.
+The work goes to a hidden folder (`gmtool.artifacts.outputs`), a file a batch, so that the same command resumes what was
+stopped; the folder of samples appears when all is there. Of several processes each draws its share of the batches, and
+the first puts them together.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 
-from gmtool.artifacts.files import check_space, check_writable, part_of
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
 from gmtool.artifacts.manifest import Array, Input, Manifest, file_fingerprint
+from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.run import RunFolder, open_run
-from gmtool.artifacts.safetensors_io import write_tensors
+from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.samples import GRID, IMAGES, LATENTS, MANIFEST, PICTURES
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
@@ -47,6 +48,8 @@ GRID_IMAGES = 100
 """Images of the grid at most."""
 PLAN = "plan.json"
 """What an unfinished folder is being made by."""
+REMOVE = "remove it, and run the same command again"
+"""What mends a batch that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class SampleJob:
     """
 
     run: RunFolder
-    folder: Path
+    output: Output
     config: SampleConfig
     plan: SamplePlan
     labels: np.ndarray
@@ -82,7 +85,7 @@ class SampleJob:
     @property
     def part(self) -> Path:
         """Where the folder is until it is whole."""
-        return part_of(self.folder)
+        return self.output.part
 
     @property
     def batches(self) -> list[range]:
@@ -109,9 +112,9 @@ class SampleJob:
         evaluations = self.plan.steps * (1 if self.plan.guidance == "none" else 2)
         shape = " x ".join(map(str, self.run.architecture.shape))
         return Forecast(
-            title=f"{self.folder} from {self.weights}",
+            title=f"{self.output.path} from {self.weights}",
             reads=(FileSize(self.weights, self.weights.stat().st_size),),
-            writes=(FileSize(self.folder, self.bytes_needed(None)),),
+            writes=(FileSize(self.output.path, self.bytes_needed(None)),),
             work=(
                 ("samples", f"{len(self.labels):,} of {shape}, step {self.checkpoint.step:,}"),
                 ("by", self.plan.words),
@@ -134,15 +137,16 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
         with world.first_before_others():  # which may fetch the decoder
             tokenizer, no_images = decoder_of(job.run, config.decoder, world.device)
         side = None if tokenizer is None else tokenizer.image_size
-        check_space(folder, job.bytes_needed(side), "the folder")
+        check_space(job.output.target, job.bytes_needed(side), "the folder")
+        stack.enter_context(job.output.locked(world.first))
         if world.first:
             _prepare(job)
         world.barrier()
         _draw(job, model, tokenizer, world, progress)
-    if world.first:
-        _assemble(job, tokenizer)
-        _replace(folder, job.part)
-    world.barrier()
+        if world.first:
+            _assemble(job, tokenizer)
+            job.output.publish()
+        world.barrier()
     return SampleReport(folder, len(job.labels), job.plan, job.checkpoint.step, no_images)
 
 
@@ -151,7 +155,7 @@ def plan_samples(run_path: Path, folder: Path, config: SampleConfig) -> SampleJo
     run = open_run(run_path)
     plan = make_plan(config.sampling, run.method, run.architecture.spectral, config.selection.seed)
     labels, modes = labels_of(config.selection, run), modes_of(config.selection, run)
-    _check_folder(folder)
+    output = output_of(folder, "samples")
     checkpoint, weights = find_weights(config.weights, run)
     guide = None if config.sampling.guide is None else open_weaker(run, config.sampling.guide)
     inputs = (
@@ -159,7 +163,7 @@ def plan_samples(run_path: Path, folder: Path, config: SampleConfig) -> SampleJo
         *(used for used in run.manifest.inputs if used.role == "latents"),
         *(() if guide is None else (guide.input,)),
     )
-    return SampleJob(run, folder, config, plan, labels, modes, checkpoint, weights, guide, inputs)
+    return SampleJob(run, output, config, plan, labels, modes, checkpoint, weights, guide, inputs)
 
 
 def _load(job: SampleJob, world: World, stack: ExitStack) -> TrainedModel:
@@ -169,17 +173,6 @@ def _load(job: SampleJob, world: World, stack: ExitStack) -> TrainedModel:
     network = load_network(job.run.architecture, job.weights, device, config.compile)
     model = load_model(job.run, network, device, precision, config.weights.gmm, stack)
     return model if job.guide is None else replace(model, weaker=job.guide.load(device, precision, config.compile))
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a place that cannot be written, or holds something else than samples."""
-    check_writable(folder, "the folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another folder for the samples")
-    if Path.cwd().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder} holds the current folder, which the samples would replace: choose another folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise UserError(f"{folder} holds other things than samples: choose another folder")
 
 
 def _prepare(job: SampleJob) -> None:
@@ -278,8 +271,7 @@ def _assemble(job: SampleJob, tokenizer: Tokenizer | None) -> None:
 def _arrays(job: SampleJob, name: str, count: int | None = None) -> Iterator[np.ndarray]:
     """An array of each of the first ``count`` batches; default: of all."""
     for batch in job.batches[:count]:
-        with safe_open(_batch_file(job.part, batch), framework="np") as arrays:
-            yield arrays.get_tensor(name)
+        yield read_tensors(_batch_file(job.part, batch), [name], REMOVE)[name].numpy()
 
 
 def _write_npz(path: Path, shape: tuple[int, ...], images: Iterator[np.ndarray], labels: np.ndarray) -> None:
@@ -291,15 +283,3 @@ def _write_npz(path: Path, shape: tuple[int, ...], images: Iterator[np.ndarray],
                 stream.write(batch.tobytes())
         with archive.open("arr_1.npy", "w") as stream:
             np.lib.format.write_array(stream, labels)
-
-
-def _replace(folder: Path, part: Path) -> None:
-    """Rename the finished folder into place; an earlier folder of samples goes when the new one is whole."""
-    if folder.exists():
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        part.rename(folder)

@@ -1,0 +1,59 @@
+"""Which tokenizer images are encoded by, and what of it may be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from gmtool.settings import Option, Settings
+from gmtool.tokenizers.table import TOKENIZERS
+
+
+@dataclass(frozen=True)
+class TokenizerSettings(Settings):
+    """A tokenizer as a user names it. What is None is settled by the images, see `gmtool.tokenizers.choose`."""
+
+    TITLE = "Tokenizer"
+
+    tokenizer: Annotated[
+        str,
+        Option(
+            "; ".join(f"{name} ({row.help})" for name, row in TOKENIZERS.items())
+            + "; or the hub id or local folder of any DINOv2 or AutoencoderKL.",
+            metavar="NAME|ID|FOLDER",
+        ),
+    ] = "dinov2"
+    descriptor: Annotated[
+        str | None,
+        Option(
+            "What fit-gmm clusters, for pixels and sd-vae: dinov2, or the hub id or local folder of one, gives its "
+            "[CLS] token. Default: none, a summary of the image's own colours and layout.",
+            metavar="NAME|ID|FOLDER",
+        ),
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Option(
+            "Side in pixels of the centre crop. Default: 256; with pixels the short side of the first image, at most "
+            "256.",
+            metavar="PX",
+            minimum=1,
+        ),
+    ] = None
+    patch_size: Annotated[
+        int | None,
+        Option(
+            "Side in pixels of a patch of the pixels tokenizer. Default: an eighth of the image size, at most 16.",
+            metavar="PX",
+            minimum=1,
+        ),
+    ] = None
+    channels: Annotated[
+        int | None,
+        Option(
+            "Colour channels of the pixels tokenizer: 1 or 3. Default: 1 when the images are grey, else 3.",
+            metavar="N",
+            minimum=1,
+            maximum=3,
+        ),
+    ] = None

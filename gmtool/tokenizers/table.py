@@ -1,0 +1,48 @@
+"""The tokenizers there are: a row each. A new one is a file with a `TokenizerFamily`, and a row here.
+
+A row names its family by an import string, so that ``--help`` reads this table without importing a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gmtool.errors import UserError
+
+if TYPE_CHECKING:  # --help reads this module, and has no use for numpy
+    from gmtool.tokenizers.base import TokenizerFamily
+
+
+@dataclass(frozen=True)
+class TokenizerRow:
+    """where: ``module:object``, the family. help: what it is, in a few words. settings: those that it alone reads."""
+
+    where: str
+    help: str
+    settings: tuple[str, ...] = ()
+
+    def family(self) -> TokenizerFamily:
+        """The family, imported."""
+        module, _, name = self.where.partition(":")
+        found: TokenizerFamily = getattr(import_module(module), name)
+        return found
+
+
+TOKENIZERS: Mapping[str, TokenizerRow] = {
+    "dinov2": TokenizerRow("gmtool.tokenizers.dinov2:FAMILY", "facebook/dinov2-with-registers-base"),
+    "sd-vae": TokenizerRow("gmtool.tokenizers.sd_vae:FAMILY", "stabilityai/sd-vae-ft-ema; extra: sd-vae"),
+    "pixels": TokenizerRow(
+        "gmtool.tokenizers.pixels:FAMILY", "patches of pixels, needs no weights", ("patch_size", "channels")
+    ),
+}
+"""The tokenizers by name, as ``--tokenizer`` and the record of a tokenizer say it."""
+
+
+def family_of(name: str) -> TokenizerFamily:
+    """The family of a recorded name. Raises UserError for one that this version does not have."""
+    if name not in TOKENIZERS:
+        raise UserError(f"the tokenizer {name!r} of this file is unknown to this gmtool: upgrade gmtool")
+    return TOKENIZERS[name].family()

@@ -1,0 +1,245 @@
+"""Outputs: what they may replace, where they are made, and that two processes do not disturb each other."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+
+from gmtool.artifacts.files import check_writable, resolved, written_aside
+from gmtool.artifacts.manifest import KINDS, Kind, Manifest
+from gmtool.artifacts.outputs import LOCK, OLD, Output, held, output_of
+from gmtool.artifacts.samples import METRICS
+from gmtool.errors import UserError
+
+
+def artifact(path: Path, kind: str) -> Path:
+    text = Manifest(kind, "x", "00", {}).to_json()
+    if kind in ("run", "samples"):
+        path.mkdir()
+        (path / {"run": "config.json", "samples": "sampling.json"}[kind]).write_text(text)
+    else:
+        with h5py.File(path, "w") as file:
+            file.attrs["manifest"] = text
+    return path
+
+
+def fill(output: Output, text: str = "new") -> None:
+    if output.kind in ("run", "samples"):
+        output.part.mkdir()
+        record = {"run": "config.json", "samples": "sampling.json"}[output.kind]
+        (output.part / record).write_text(Manifest(output.kind, text, "00", {}).to_json())
+    else:
+        output.part.write_text(text)
+
+
+def make(path: Path, kind: Kind) -> None:
+    output = output_of(path, kind)
+    with output.locked():
+        fill(output)
+        output.publish()
+
+
+@pytest.mark.parametrize("kind", ["latents", "gmm", "samples", "run"])
+def test_an_output_appears_and_nothing_else(tmp_path: Path, kind: Kind) -> None:
+    make(tmp_path / "new/out", kind)
+    assert [each.name for each in (tmp_path / "new").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["latents", "gmm", "samples"])
+def test_an_output_of_the_same_kind_is_replaced(tmp_path: Path, kind: Kind) -> None:
+    make(artifact(tmp_path / "out", kind), kind)
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    record = tmp_path / "out" / "sampling.json" if kind == "samples" else tmp_path / "out"
+    assert "new" in record.read_text()
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("other", [*KINDS, "text", "HDF5", "folder"])
+def test_whatever_else_is_there_is_refused_and_kept(tmp_path: Path, kind: Kind, other: str) -> None:
+    path = tmp_path / "out"
+    if other == kind and kind != "run":
+        pytest.skip("replaced")
+    if other in KINDS:
+        artifact(path, other)
+    elif other == "folder":
+        path.mkdir()
+        (path / "thesis.txt").write_text("of years")
+    elif other == "HDF5":
+        h5py.File(path, "w").close()
+    else:
+        path.write_text("thesis")
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    with pytest.raises(UserError, match=r"out .*choose another|out .*give a file name") as caught:
+        output_of(path, kind)
+    assert "\n" not in str(caught.value)
+    assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "images/me.png", "images/sub/000001.png", "gmm.h5"])
+def test_samples_that_hold_something_of_the_user_s_are_kept(tmp_path: Path, name: str) -> None:
+    folder = artifact(tmp_path / "samples", "samples")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=r"which gmtool did not make: move it away"):
+        output_of(folder, "samples")
+    (folder / name).rename(tmp_path / "aside")
+    for empty in (folder / "images/sub", folder / "images"):
+        if empty.is_dir():
+            empty.rmdir()
+    (folder / METRICS).write_text("{}")
+    output = output_of(folder, "samples")
+    with output.locked():
+        fill(output)
+        (folder / "late.txt").write_text("put there meanwhile")
+        with pytest.raises(UserError, match=r"late\.txt"):
+            output.publish()
+    assert (folder / "late.txt").read_text() == "put there meanwhile"
+    assert output.part.is_dir()  # to be put in its place by the same command
+
+
+def test_neighbours_are_nobody_s_business(tmp_path: Path) -> None:
+    for name in ("samples.old", "samples.part", "samples.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    make(artifact(tmp_path / "samples", "samples"), "samples")
+    assert len(list(tmp_path.rglob("mine"))) == 3
+
+
+@pytest.mark.parametrize("kind", ["latents", "samples"])
+def test_links_are_followed_to_the_target_s_disk(tmp_path: Path, kind: Kind) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/out")
+    for _ in range(2):
+        output = output_of(tmp_path / "link", kind)
+        assert output.part.is_relative_to(tmp_path / "disk")
+        with output.locked():
+            fill(output)
+            if output.target.exists() and kind == "latents":
+                artifact(tmp_path / "x", kind).replace(output.target)
+            output.publish()
+        assert (tmp_path / "link").is_symlink()
+        if kind == "latents":
+            artifact(tmp_path / "x", kind).replace(output.target)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "link"]
+    assert [each.name for each in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_what_is_no_file_or_folder_is_refused(tmp_path: Path, kind: Kind) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    server = socket.socket(socket.AF_UNIX)
+    here = Path.cwd()
+    os.chdir(tmp_path)  # the name of a socket must be short
+    try:
+        server.bind("socket")
+    finally:
+        os.chdir(here)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "device").symlink_to(os.devnull)
+    for name in ("pipe", "socket", "loop", "device"):
+        with pytest.raises(UserError, match=name):
+            output_of(tmp_path / name, kind)
+    with pytest.raises(UserError, match="null"):
+        output_of(Path(os.devnull), kind)
+    server.close()
+
+
+def test_small_files_replace_no_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a regular file"), written_aside(tmp_path / "pipe"):
+        raise AssertionError("not reached")
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    with written_aside(tmp_path / "link") as part:
+        part.write_text("new")
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "real").read_text()) == (True, "new")
+
+
+def test_names_are_short_enough_and_paths_may_go_up(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x" * 250):
+        with pytest.raises(UserError, match=r"too long|cannot be used"):
+            output_of(tmp_path / name, "latents")
+    make(tmp_path / "a/b/../../c", "run")
+    assert [each.name for each in tmp_path.iterdir()] == ["c"]
+    assert resolved(tmp_path / "a/b/../../c") == (tmp_path / "c").resolve()
+    check_writable(tmp_path / "a/b/../../d", "it")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from gmtool.artifacts.outputs import output_of
+with output_of(Path(sys.argv[1]), "gmm").locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_second_process_says_who_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "gmm.h5"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        who = rf"gmm.h5 is being written by process {other.pid} on {socket.gethostname()}: wait for it"
+        with pytest.raises(UserError, match=who), output_of(path, "gmm").locked():
+            raise AssertionError("not reached")
+        with output_of(path, "gmm").locked(first=False):  # a process that helps the first
+            pass
+        other.kill()
+    make(path, "gmm")  # the lock went with the process
+    assert [each.name for each in tmp_path.iterdir()] == ["gmm.h5"]
+
+
+def test_where_there_are_no_locks_a_process_that_runs_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    lock = tmp_path / "lock"
+    host = socket.gethostname()
+    for holder in ("", "process 999999999 on " + host, f"process {os.getppid()} on another.host", "nonsense"):
+        lock.write_text(holder)
+        with held(lock, "it is being written"):
+            assert str(os.getpid()) in lock.read_text()
+    lock.write_text(f"process {os.getppid()} on {host}")
+    with pytest.raises(UserError, match=f"by process {os.getppid()}"), held(lock, "it is being written"):
+        raise AssertionError("not reached")
+
+
+def test_what_was_begun_stays_for_the_same_command(tmp_path: Path) -> None:
+    output = output_of(tmp_path / "gmm.h5", "gmm")
+    with pytest.raises(KeyboardInterrupt), output.locked():
+        fill(output)
+        raise KeyboardInterrupt
+    assert output.part.read_text() == "new"
+    with output_of(tmp_path / "gmm.h5", "gmm").locked():
+        output.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "samples", "samples")
+    output = output_of(folder, "samples")
+    output.work.mkdir()
+    folder.rename(output.work / OLD)
+    with output_of(folder, "samples").locked():
+        assert (folder / "sampling.json").exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["samples"]
+
+
+def test_a_hidden_folder_of_the_user_s_is_left_alone(tmp_path: Path) -> None:
+    output = output_of(tmp_path / "gmm.h5", "gmm")
+    output.work.mkdir()
+    (output.work / "mine").touch()
+    with pytest.raises(UserError, match="in the way, and gmtool did not make it"):
+        output_of(tmp_path / "gmm.h5", "gmm")
+    assert not (output.work / LOCK).exists()
