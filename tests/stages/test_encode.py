@@ -434,3 +434,57 @@ def test_the_state_is_saved_now_and_then(folder: Path, tmp_path: Path) -> None:
     encode_images(folder, tmp_path / "latents.h5", PIXELS, Monitoring(), save_seconds=0.0)
     assert seen == list(range(0, 90, 7))
     assert [path.name for path in tmp_path.iterdir()] == ["latents.h5"]
+
+
+def test_classes_without_an_image_are_counted_and_named(tmp_path: Path) -> None:
+    """By --limit, or since none of theirs can be read: a network cannot have learned them."""
+    folder = paint(tmp_path / "images", 30)
+    for path in (folder / "b").iterdir():
+        path.write_text("no image")
+    config = EncodeConfig(TokenizerSettings("pixels"), batch_size=7, workers=0, skip_bad=True, flip="both")
+    with pytest.raises(KeyboardInterrupt):
+        encode_images(folder, tmp_path / "latents.h5", config, Stop(14))
+    report = encode_images(folder, tmp_path / "latents.h5", config, Progress())
+    assert report.empty_classes == "1 (b)"
+    with open_latents(tmp_path / "latents.h5") as latents:
+        assert latents.classes == ("a", "b", "c")
+        assert latents.manifest.details["class_counts"] == [20, 0, 20]
+        np.testing.assert_array_equal(np.bincount(latents.labels, minlength=3), [20, 0, 20])
+    few = EncodeConfig(TokenizerSettings("pixels"), workers=0, limit=2, skip_bad=True)
+    assert dict(plan_encoding(folder, tmp_path / "few.h5", few).forecast().work)["classes without images"] == "1 (c)"
+
+
+def test_an_image_changed_in_place_is_encoded_again(tmp_path: Path) -> None:
+    """Its size in bytes does not tell: a BMP's never does."""
+    folder, output = tmp_path / "images", tmp_path / "latents.h5"
+    folder.mkdir()
+    for index in range(20):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index:02}.bmp")
+    encode_images(folder, output, PIXELS, Progress())
+    Image.new("RGB", (8, 8), (200, 100, 0)).save(folder / "03.bmp")
+    assert encode_images(folder, output, PIXELS, Progress()).fresh
+    assert not encode_images(folder, output, PIXELS, Progress()).fresh
+    with open_latents(output) as latents:
+        image = build_tokenizer(latents.tokenizer, CPU).decode(torch.from_numpy(latents.patches([3])).float())
+    assert image[0, :, 0, 0].tolist() == [200, 100, 0]
+    output.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        encode_images(folder, output, PIXELS, Stop(14))
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "03.bmp")
+    notes = Notes()
+    encode_images(folder, output, PIXELS, notes)
+    assert any("starting over" in line for line in notes.lines)
+
+
+def test_what_is_left_out_is_said(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "images")
+    (copy / "a/notes.txt").write_text("about the images")
+    (copy / "b/gone.png").symlink_to("nowhere.png")
+    notes = Notes()
+    encode_images(copy, tmp_path / "latents.h5", PIXELS, notes)
+    assert "left out: 1 files that are no images (a/notes.txt)" in notes.lines
+    assert "left out: 1 links that lead nowhere, or out of the archive (b/gone.png)" in notes.lines
+    plan = plan_encoding(copy, tmp_path / "latents.h5", PIXELS)
+    assert [text for name, text in plan.forecast().work if name == "leaves out"] == [
+        line.removeprefix("left out: ") for line in notes.lines if line.startswith("left out: ")
+    ]
