@@ -1,31 +1,95 @@
-"""Writing so that a file appears whole or not at all, and finding out early that it could not be written."""
+"""Writing so that a file appears whole or not at all, and reading so that all that is wrong with it is one line."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gmtool.errors import MachineError, UserError
 
+PART_SUFFIX = ".gmtool-part"
+"""Ends the hidden name of what is being written."""
+
+_DAMAGE = (
+    *(OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    *(EOFError, AssertionError, NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""What h5py, numpy, json, zipfile and our own look-ups raise on a file that is not as it was written."""
+
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the system that say nothing about the content of a file."""
+
 
 def part_of(path: Path) -> Path:
-    """The name under which ``path`` is written until it is whole."""
-    return path.with_name(path.name + ".part")
+    """The hidden name under which ``path`` is written until it is whole, in a folder that belongs to gmtool."""
+    return path.with_name(f".{path.name}{PART_SUFFIX}")
+
+
+def work_folder(target: Path) -> Path:
+    """The hidden folder beside an output, its links followed, in which it is made (`gmtool.artifacts.outputs`)."""
+    return target.with_name(f".{target.name}.gmtool")
+
+
+def is_part(path: Path) -> bool:
+    """Whether ``path`` is named as what `part_of` or `written_aside` was still writing when it was killed."""
+    return path.name.startswith(".") and path.name.endswith(PART_SUFFIX)
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on failure."""
-    part = part_of(path)
+    """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on failure.
+
+    The name is hidden and nobody else's. A link is followed: its target is replaced. Raises UserError where ``path`` is
+    a device or anything else that is no regular file.
+    """
+    target = resolved(path)
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path} is not a regular file: choose another output")
+    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{PART_SUFFIX}")
     try:
         yield part
-        part.replace(path)
+        part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def resolved(path: Path) -> Path:
+    """``path`` with its links followed, whether or not something is there. Raises UserError where it leads nowhere."""
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # which raises for links in a circle; resolve() does so in some versions of Python alone
+        return path.resolve()
+    except OSError as error:
+        reason = "it is a link to itself" if error.errno == errno.ELOOP else str(error.strerror).lower()
+        raise UserError(f"{path} cannot be used ({reason}): choose another path") from error
+
+
+@contextmanager
+def reading(path: Path, repair: str) -> Iterator[None]:
+    """Turn whatever goes wrong while ``path`` is read into one UserError that names it and ends in ``repair``.
+
+    Our own errors pass, and those of the system that say nothing about the file's content.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+            raise
+        raise UserError(f"{path} is damaged ({one_line(error)}): {repair}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, or its name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def flush_to_disk(path: Path) -> None:
@@ -42,7 +106,8 @@ def check_writable(path: Path, what: str) -> None:
 
     Nothing is left behind: the nearest existing parent is probed.
     """
-    parent = path.absolute().parent
+    path = resolved(path)
+    parent = path.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
@@ -55,7 +120,7 @@ def check_writable(path: Path, what: str) -> None:
 
 def free_bytes(path: Path) -> int:
     """Bytes free on the disk that will hold ``path``."""
-    parent = path.absolute().parent
+    parent = resolved(path).parent
     while not parent.exists():
         parent = parent.parent
     return shutil.disk_usage(parent).free
@@ -72,14 +137,26 @@ def check_space(path: Path, needed: int, what: str) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Give the file ``path``, created if need be, ``size`` bytes of disk at least. Raises OSError on a full disk."""
+    """Give the file ``path``, created if need be, ``size`` bytes of disk at least.
+
+    Raises MachineError where the disk, a quota or a limit on the size of files does not allow it.
+    """
     with path.open("ab") as file:
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(file.fileno(), 0, size)
+        try:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()
+            raise MachineError(
+                f"{path} cannot have the {human_bytes(size)} that it needs ({reason}): free some space, or choose "
+                "another disk"
+            ) from error
 
 
 def human_bytes(count: float) -> str:
-    """A byte count for people: 1536 -> '1.5 KiB'."""
+    """A byte count, human-readable: 1536 -> '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -7,10 +7,11 @@ HDF5, with K modes, N data, descriptors of size D and latents of shape (C, H, W)
     cls_weights    (K,) float64            the mixture over descriptors: weights, 0 for an empty mode,
     cls_mean       (K, D) float64            means
     cls_var        (K, D) float64            and variances
-    patch_mean     (K, C, H, W) float32    mean of the latents in a mode, one mode a chunk, not normalised
+    patch_mean     (K, C, H, W) float32    mean of the latents in a mode, not normalised
     patch_std      (K, C, H, W) float32    their standard deviation, never zero
     modes          (N, n) int32            the modes kept for a datum, most probable first (N = 0: not known),
     probabilities  (N, n) float32            and their probabilities, which sum to 1; both are 0 beyond the last
+    checksums/patch_mean, checksums/patch_std  (K,) uint64, of their rows (`gmtool.artifacts.hdf5`)
     manifest       attribute               the record (`gmtool.artifacts.manifest`)
 
 Drawing k from ``weights`` is drawing it from the kept modes of a random datum: what the source of a flow gives at
@@ -27,16 +28,26 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gmtool.artifacts.files import reserve, written_aside
-from gmtool.artifacts.hdf5 import Hdf5Reader, Hdf5Writer, Rows, allocate, one_line, open_hdf5
+from gmtool.artifacts.files import reading, written_aside
+from gmtool.artifacts.hdf5 import (
+    MANIFEST_BYTES,
+    Hdf5Reader,
+    Hdf5Writer,
+    Rows,
+    allocate_manifest,
+    allocate_rows,
+    expect_arrays,
+    open_artifact,
+    read_column,
+)
 from gmtool.artifacts.latents import LatentsFile
-from gmtool.artifacts.manifest import Array, Input, Manifest, expect_kind, fingerprint, parse_manifest
+from gmtool.artifacts.manifest import Array, Input, Manifest, fingerprint
 from gmtool.errors import UserError
 from gmtool.mixture.patch_moments import PatchMode
 
-MANIFEST = "manifest"
-_REPAIR = "make it again with `gmtool fit-gmm`"
-_ROWS_A_CHUNK = 4096
+_REPAIR = "remove it, and make it again with `gmtool fit-gmm`"
+_PATCHES = ("patch_mean", "patch_std")
+"""The datasets that are read mode by mode."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +75,23 @@ class GmmFile(Hdf5Reader):
     """A fitted mixture, opened for reading. Its small parts are read at once, modes' latents and data on demand."""
 
     def __init__(self, path: Path, manifest: Manifest, file: h5py.File) -> None:
-        super().__init__(path, _REPAIR)
-        self.manifest = manifest
-        self.weights: np.ndarray = file["weights"][:]
-        self.population: np.ndarray = file["population"][:]
-        self.cls_weights: np.ndarray = file["cls_weights"][:]
-        self.cls_mean: np.ndarray = file["cls_mean"][:]
-        self.cls_var: np.ndarray = file["cls_var"][:]
+        super().__init__(path, manifest, _REPAIR)
+        arrays = manifest.arrays
+        self.weights: np.ndarray = read_column(file, "weights", arrays)
+        self.population: np.ndarray = read_column(file, "population", arrays)
+        self.cls_weights: np.ndarray = read_column(file, "cls_weights", arrays)
+        self.cls_mean: np.ndarray = read_column(file, "cls_mean", arrays)
+        self.cls_var: np.ndarray = read_column(file, "cls_var", arrays)
         self.shape: tuple[int, int, int] = file["patch_mean"].shape[1:]
         self.top_k: int = file["modes"].shape[1]
-        for name, array in manifest.arrays.items():
-            if file[name].shape != array.shape:
-                raise KeyError(f"{name} has shape {file[name].shape}, not {array.shape}")
+        for name in ("weights", "population", "cls_weights", "cls_var"):
+            values = getattr(self, name)
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise ValueError(f"{name} holds a number that is NaN, infinite or negative")
+        if not np.isfinite(self.cls_mean).all():
+            raise ValueError("cls_mean holds a number that is NaN or infinite")
+        if not np.isclose(self.weights.sum(), 1.0, atol=1e-3):
+            raise ValueError("weights do not sum to 1")
 
     def __len__(self) -> int:
         """The number of modes."""
@@ -86,32 +102,49 @@ class GmmFile(Hdf5Reader):
 
     def patch_mean(self, modes: np.ndarray) -> np.ndarray:
         """Means float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated."""
-        return self.read("patch_mean", modes)
+        found = self.read("patch_mean", modes)
+        with reading(self.path, _REPAIR):
+            if not np.isfinite(found).all():
+                raise ValueError("patch_mean holds a number that is NaN or infinite")
+        return found
 
     def patch_std(self, modes: np.ndarray) -> np.ndarray:
         """Standard deviations float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated."""
-        return self.read("patch_std", modes)
+        found = self.read("patch_std", modes)
+        with reading(self.path, _REPAIR):
+            if not (np.isfinite(found).all() and (found > 0).all()):
+                raise ValueError("patch_std holds a number that is NaN, infinite or not positive")
+        return found
 
     def kept(self, rows: Rows) -> Assignments:
         """The kept modes of some data: a slice with a positive step, or indices in any order, also repeated."""
-        return Assignments(self.read("modes", rows), self.read("probabilities", rows))
+        modes, probabilities = self.column("modes"), self.column("probabilities")
+        with reading(self.path, _REPAIR):
+            if modes.size and not (modes.min() >= 0 and modes.max() < len(self)):
+                raise ValueError(f"modes holds a number that is none of its {len(self)} modes")
+            if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():
+                raise ValueError("probabilities holds a number that is no probability")
+        return Assignments(modes[rows], probabilities[rows])
+
+    def verify(self) -> None:
+        """Read everything. Raises UserError unless it is what was written; this holds for files of any version."""
+        self.kept(slice(None))
+        digests = []
+        for mode in range(len(self)):
+            patch = self.patch_mean(np.array([mode]))[0], self.patch_std(np.array([mode]))[0]
+            digests.append(fingerprint(patch))
+        small = [self.column(name) for name in _UNITS if name not in _PATCHES]
+        if fingerprint([*small, *digests]) != self.manifest.fingerprint:
+            raise UserError(f"{self.path} was changed since it was written: {_REPAIR}")
 
 
 def open_gmm(path: Path) -> GmmFile:
     """Open a fitted mixture. Raises UserError, naming the repair, when it is missing, damaged, or something else."""
     path = Path(path)
-    if not path.is_file():
-        where = "is a folder, not a fitted mixture" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {where}: fit a mixture with `gmtool fit-gmm`")
-    with open_hdf5(path, _REPAIR) as file:
-        if MANIFEST not in file.attrs:
-            raise UserError(f"{path} was not written by gmtool: fit a mixture with `gmtool fit-gmm`")
-        manifest = parse_manifest(file.attrs[MANIFEST], path)
-        expect_kind(manifest, "gmm", path)
-        try:
-            return GmmFile(path, manifest, file)
-        except (KeyError, OSError, AttributeError, IndexError) as error:
-            raise UserError(f"{path} is damaged ({one_line(error)}): {_REPAIR}") from error
+    file, manifest = open_artifact(path, "gmm", _REPAIR)
+    with file, reading(path, _REPAIR):
+        expect_arrays(file, path, manifest.arrays, (), _REPAIR)
+        return GmmFile(path, manifest, file)
 
 
 def expect_latents(gmm: GmmFile, latents: LatentsFile) -> None:
@@ -127,7 +160,7 @@ def expect_latents(gmm: GmmFile, latents: LatentsFile) -> None:
 
 def gmm_bytes(modes: int, descriptor_size: int, data: int, top_k: int, shape: tuple[int, int, int]) -> int:
     """Size of a mixture's file on disk, to about one percent."""
-    return modes * (16 * descriptor_size + 8 * int(np.prod(shape)) + 152) + 8 * data * top_k + (1 << 16)
+    return modes * (16 * descriptor_size + 8 * int(np.prod(shape)) + 40) + 8 * data * top_k + MANIFEST_BYTES + (1 << 15)
 
 
 _UNITS = {
@@ -144,13 +177,9 @@ _UNITS = {
 
 
 class GmmWriter(Hdf5Writer):
-    """A mixture being written. ``create`` lays its file out, ``reopen`` goes on with one that was laid out.
+    """A mixture being written. ``create`` lays its file out, ``reopen`` goes on with one that was laid out."""
 
-    Storage is allocated and the structure is on disk before the first mode, so that writing modes changes raw data only
-    and a process killed at any moment leaves a readable part.
-    """
-
-    datasets = tuple(_UNITS)
+    rows = _PATCHES
 
     @classmethod
     def create(
@@ -163,7 +192,7 @@ class GmmWriter(Hdf5Writer):
     ) -> GmmWriter:
         """Lay out a new file for modes of ``shape`` (C, H, W); its structure is on disk when this returns.
 
-        weights: see `write_gmm`.
+        weights: see `write_gmm`. Raises MachineError on a full disk.
         """
         modes, descriptor_size = descriptors.means.shape
         population = kept.population(modes)
@@ -177,22 +206,15 @@ class GmmWriter(Hdf5Writer):
             "probabilities": kept.probabilities,
         }
         data, top_k = kept.modes.shape
-        try:
-            # HDF5 that meets a full disk floods the terminal and may crash: a full disk shows here, before it begins
-            reserve(path, gmm_bytes(modes, descriptor_size, data, top_k, shape))
-            with h5py.File(path, "w", libver="earliest") as file:
-                for name, values in small.items():
-                    chunks = (min(len(values), _ROWS_A_CHUNK), *values.shape[1:]) if values.size else None
-                    file.create_dataset(name, data=values, chunks=chunks)
-                for name in ("patch_mean", "patch_std"):
-                    allocate(file, name, (modes, *shape), np.dtype(np.float32), (1, *shape))
-            reserve(path, path.stat().st_size)  # HDF5 cut the file, and allocated without writing
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        writer = cls.reopen(path)
-        writer.flush()
-        return writer
+
+        def build(file: h5py.File) -> None:
+            for name, values in small.items():
+                file.create_dataset(name, data=values)
+            for name in _PATCHES:
+                allocate_rows(file, name, (modes, *shape), np.dtype(np.float32))
+            allocate_manifest(file, Manifest("gmm", "fit-gmm", "", {}))
+
+        return cls.lay_out(path, gmm_bytes(modes, descriptor_size, data, top_k, shape), build)
 
     @property
     def kept(self) -> Assignments:
@@ -201,8 +223,8 @@ class GmmWriter(Hdf5Writer):
 
     def write(self, patch: PatchMode) -> str:
         """Write one mode's latents; return their digest."""
-        self._file["patch_mean"][patch.mode] = patch.mean
-        self._file["patch_std"][patch.mode] = patch.std
+        self._write_rows("patch_mean", patch.mode, patch.mean[None])
+        self._write_rows("patch_std", patch.mode, patch.std[None])
         return fingerprint([patch.mean, patch.std])
 
     def finish(
@@ -217,19 +239,12 @@ class GmmWriter(Hdf5Writer):
         modes = len(self._file["weights"])
         if len(digests) != modes:
             raise ValueError(f"{len(digests)} modes' latents for {modes} modes")
-        small = [self._file[name][:] for name in _UNITS if not name.startswith("patch_")]
-        manifest = Manifest(
-            kind="gmm",
-            stage=stage,
-            fingerprint=fingerprint([*small, *digests]),
-            config=config,
-            inputs=(latents,),
-            arrays={name: Array(values.shape, str(values.dtype), _UNITS[name]) for name, values in self._file.items()},
-            details=details,
-        )
-        self._file.attrs[MANIFEST] = manifest.to_json()
-        self.flush()
-        return manifest
+        small = [self._file[name][:] for name in _UNITS if name not in _PATCHES]
+        arrays = {
+            name: Array(self._file[name].shape, str(self._file[name].dtype), unit) for name, unit in _UNITS.items()
+        }
+        content = fingerprint([*small, *digests])
+        return self._write_manifest(Manifest("gmm", stage, content, config, (latents,), arrays, details))
 
 
 def write_gmm(

@@ -1,32 +1,60 @@
-"""HDF5 files, read by whichever process reads and written by one: what latents files and mixtures have in common."""
+"""HDF5 files, read by whichever process reads and written by one: what latents files and mixtures have in common.
+
+Every file has an attribute ``manifest``. Datasets that are read whole have their checksum in it; those that are read
+row by row are contiguous, with their rows' checksums in ``checksums/NAME`` (N,) uint64. Reading verifies either kind.
+Files of older versions have no checksums, and their rows may lie in chunks: those are read through h5py.
+
+A file is laid out whole when it is created: its storage is reserved and its structure is on disk before the first row,
+so that writing rows changes raw data only and a process killed at any moment leaves a readable part.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import h5py
 import numpy as np
 
-from gmtool.artifacts.files import flush_to_disk
-from gmtool.artifacts.hdf5_rows import RowPlaces, row_places, runs
+from gmtool.artifacts.checksum import checksum, row_checksums
+from gmtool.artifacts.files import flush_to_disk, one_line, reading, reserve
+from gmtool.artifacts.hdf5_rows import StoredRows, runs, stored_rows
+from gmtool.artifacts.manifest import KINDS, Array, Kind, Manifest, expect_kind, parse_manifest
 from gmtool.errors import UserError
 
 if TYPE_CHECKING:
     from typing import Self  # not there in Python 3.10
 
+MANIFEST = "manifest"
+MANIFEST_BYTES = 60_000
+"""Room for the manifest, which is rewritten in place; HDF5 holds attributes of less than 64 KiB."""
+
+ROWS_AT_ONCE = 4096
+"""Rows held in memory at once where whole columns are read."""
+
 Rows = slice | Sequence[int] | np.ndarray
 """Rows of a dataset: a slice with a positive step, or indices in any order, also repeated."""
 
 
+@dataclass(frozen=True, eq=False)
+class _RowSource:
+    """A dataset that is read row by row: how many rows count; where they lie, if known; their checksums, if it has."""
+
+    dataset: h5py.Dataset
+    count: int
+    stored: StoredRows | None
+    checksums: np.ndarray | None
+
+
 class _Open(NamedTuple):
-    """A file that a process has opened, and where the rows of its datasets lie, as far as they have been asked for."""
+    """A file that a process has opened, and its datasets as far as they have been asked for."""
 
     file: h5py.File
     owner: int
-    places: dict[str, RowPlaces | None]
+    sources: dict[str, _RowSource]
 
 
 class Hdf5Reader:
@@ -36,8 +64,8 @@ class Hdf5Reader:
     an instance may be passed to the workers of a data loader. ``repair`` ends the message about a damaged file.
     """
 
-    def __init__(self, path: Path, repair: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, manifest: Manifest, repair: str) -> None:
+        self.path, self.manifest = path, manifest
         self._repair = repair
         self._open: _Open | None = None
 
@@ -53,39 +81,60 @@ class Hdf5Reader:
             self._open.file.close()
         self._open = None
 
+    def column(self, name: str) -> np.ndarray:
+        """A whole dataset, one that is not read by rows. Raises UserError when it is not as it was written."""
+        with reading(self.path, self._repair):
+            return read_column(self._opened().file, name, self.manifest.arrays)
+
     def read(self, name: str, rows: Rows, room: np.ndarray | None = None) -> np.ndarray:
         """Rows of a dataset, in the order asked. ``room``, if given, is where increasing numbers of rows are read to.
 
-        Raises UserError when the file is damaged, IndexError beyond its end.
+        Raises UserError when the file is damaged or a row is not as it was written, IndexError beyond its end.
         """
+        with reading(self.path, self._repair):
+            source = self._source(name)
+        wanted = np.arange(source.count)[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < source.count):
+            last = source.count - 1
+            raise IndexError(f"{self.path} has rows 0 to {last} of {name}, not {wanted.min()} to {wanted.max()}")
+        unique, inverse = np.unique(wanted, return_inverse=True)
+        with reading(self.path, self._repair):
+            found = self._read_increasing(source, unique, room)
+            if source.checksums is not None:
+                changed = np.flatnonzero(row_checksums(found) != source.checksums[unique])
+                if len(changed):
+                    raise ValueError(f"the checksum of row {unique[changed[0]]} of {name} does not match")
+        return found if np.array_equal(unique, wanted) else found[inverse]
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """A dataset that is read by rows, from the first to the last, some rows at a time."""
+        count = self.manifest.arrays[name].shape[0]
+        row = np.prod(self.manifest.arrays[name].shape[1:], dtype=int)
+        step = min(ROWS_AT_ONCE, max(1, 2**26 // max(int(row), 1)))
+        return (self.read(name, slice(start, start + step)) for start in range(0, count, step))
+
+    def _opened(self) -> _Open:
         if self._open is None or self._open.owner != os.getpid():
             self._open = _Open(open_hdf5(self.path, self._repair), os.getpid(), {})
-        values = self._open.file[name]
-        try:
-            if isinstance(rows, slice):
-                return values[rows]
-            wanted = np.asarray(rows, dtype=np.int64)
-            if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(values)):
-                last = len(values) - 1
-                raise IndexError(f"{self.path} has rows 0 to {last} of {name}, not {wanted.min()} to {wanted.max()}")
-            unique, inverse = np.unique(wanted, return_inverse=True)
-            found = self._read_increasing(self._open, values, unique, room)
-            return found if np.array_equal(unique, wanted) else found[inverse]
-        except (OSError, RuntimeError) as error:  # h5py raises either, by where in the file the damage is
-            raise UserError(f"{self.path} is damaged ({one_line(error)}): {self._repair}") from error
+        return self._open
 
-    def _read_increasing(
-        self, opened: _Open, values: h5py.Dataset, rows: np.ndarray, room: np.ndarray | None
-    ) -> np.ndarray:
+    def _source(self, name: str) -> _RowSource:
+        opened = self._opened()
+        if name not in opened.sources:
+            dataset, known = opened.file[name], opened.file.get(f"checksums/{name}")
+            count = self.manifest.arrays[name].shape[0]
+            checksums = None if known is None else known[:count]
+            opened.sources[name] = _RowSource(dataset, count, stored_rows(dataset), checksums)
+        return opened.sources[name]
+
+    def _read_increasing(self, source: _RowSource, rows: np.ndarray, room: np.ndarray | None) -> np.ndarray:
+        values = source.dataset
         found = np.empty((len(rows), *values.shape[1:]), values.dtype) if room is None else room[: len(rows)]
-        if values.name not in opened.places:
-            opened.places[values.name] = row_places(values)
-        places = opened.places[values.name]
-        if places is not None:
-            places.read(opened.file.id.get_vfd_handle(), rows, found)
+        if source.stored is not None:
+            source.stored.read(self._opened().file.id.get_vfd_handle(), rows, found)
             return found
         # h5py takes increasing indices, but is slow at them: read runs of neighbours
-        for start, stop in runs(rows, 1):
+        for start, stop in runs(rows):
             first = int(rows[start])
             values.read_direct(found, np.s_[first : first + stop - start], np.s_[start:stop])
         return found
@@ -94,21 +143,43 @@ class Hdf5Reader:
 class Hdf5Writer:
     """A file that was laid out on disk, being filled; a context that closes it, finished or not.
 
-    datasets: those that every such file has.
+    rows: names of its datasets that are written row by row, which every such file has.
     """
 
-    datasets: ClassVar[tuple[str, ...]]
+    rows: ClassVar[tuple[str, ...]]
 
     def __init__(self, file: h5py.File) -> None:
         self._file = file
+        self._stored = {name: _expect_stored(file[name]) for name in self.rows}
+        self._checksums = {
+            name: _expect_stored(file[f"checksums/{name}"]) for name in self.rows if f"checksums/{name}" in file
+        }
+
+    @classmethod
+    def lay_out(cls, path: Path, size: int, build: Callable[[h5py.File], None]) -> Self:
+        """Make a new file of about ``size`` bytes, with what ``build`` puts into it; all is on disk when this returns.
+
+        Raises MachineError where the disk is too small.
+        """
+        try:
+            # HDF5 that meets a full disk floods the terminal and may crash: a full disk shows here, before it begins
+            reserve(path, size)
+            # the earliest file format keeps no "open for writing" mark, which would make a killed writer's file
+            # unreadable
+            with h5py.File(path, "w", libver="earliest", locking="best-effort") as file:
+                build(file)
+            reserve(path, path.stat().st_size)  # HDF5 cut the file, and allocated without writing
+            writer = cls.reopen(path)
+            writer.flush()
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return writer
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Go on with a file that was laid out. Raises OSError or KeyError when it is damaged."""
-        writer = cls(h5py.File(path, "r+", libver="earliest"))
-        for name in cls.datasets:
-            _ = writer._file[name].shape
-        return writer
+        """Go on with a file that was laid out. Raises OSError, KeyError or ValueError when it is damaged."""
+        return cls(h5py.File(path, "r+", libver="earliest", locking="best-effort"))
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +196,44 @@ class Hdf5Writer:
         self._file.flush()
         flush_to_disk(Path(self._file.filename))
 
+    def _write_rows(self, name: str, first: int, values: np.ndarray) -> None:
+        """Write values (n, ...) to the rows from ``first`` on, and their checksums. Raises OSError on a full disk."""
+        stored = self._stored[name]
+        values = np.ascontiguousarray(values, stored.dtype)
+        stored.write(self._file.id.get_vfd_handle(), first, values)
+        if name in self._checksums:
+            self._checksums[name].write(self._file.id.get_vfd_handle(), first, row_checksums(values))
+
+    def _read_rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """The rows from ``first`` to before ``last``, as they were written."""
+        stored = self._stored[name]
+        values = np.empty((last - first, *stored.shape), stored.dtype)
+        stored.read(self._file.id.get_vfd_handle(), np.arange(first, last), values)
+        return values
+
+    def _write_manifest(self, manifest: Manifest) -> Manifest:
+        """Add checksums of the columns to the manifest, put it in its place, flush; return it."""
+        checksums = {
+            name: checksum(read_column(self._file, name, manifest.arrays))
+            for name in manifest.arrays
+            if name not in self._checksums
+        }
+        manifest = replace(
+            manifest,
+            arrays={name: replace(array, checksum=checksums.get(name, "")) for name, array in manifest.arrays.items()},
+        )
+        attribute = self._file.attrs.get_id(MANIFEST)
+        attribute.write(np.array(manifest.to_json().encode(), dtype=attribute.dtype))
+        self.flush()
+        return manifest
+
+
+def _expect_stored(dataset: h5py.Dataset) -> StoredRows:
+    stored = stored_rows(dataset)
+    if stored is None:
+        raise ValueError(f"{dataset.name} does not lie in one piece")
+    return stored
+
 
 def open_hdf5(path: Path, repair: str) -> h5py.File:
     """Open a file for reading. Raises UserError, ending in ``repair``, when it is no whole HDF5 file."""
@@ -136,19 +245,76 @@ def open_hdf5(path: Path, repair: str) -> h5py.File:
         raise UserError(f"{path} is not a whole HDF5 file ({one_line(error)}): {repair}") from error
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
+def open_artifact(path: Path, kind: Kind, repair: str) -> tuple[h5py.File, Manifest]:
+    """Open an HDF5 file of gmtool's and read its manifest; the caller closes it.
+
+    Raises UserError, naming the repair, when it is missing, damaged, something else, or its arrays are not of the
+    sizes in its manifest.
+    """
+    words, command = KINDS[kind]
+    if not path.is_file():
+        where = f"is a folder, not {words}" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {where}: give what `{command}` writes")
+    file = open_hdf5(path, repair)
+    try:
+        with reading(path, repair):
+            manifest = read_manifest(file, path, f"give what `{command}` writes")
+            expect_kind(manifest, kind, path)
+        return file, manifest
+    except BaseException:
+        file.close()
+        raise
 
 
-def allocate(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int | None, ...]
-) -> None:
-    """Create a dataset, at most ``shape``, with all its storage allocated and not filled; None: the whole axis."""
+def read_manifest(file: h5py.File, path: Path, advice: str = "give what gmtool writes") -> Manifest:
+    """The manifest of an open file. Raises UserError, ending in ``advice``, when it has none that can be read."""
+    if MANIFEST not in file.attrs:
+        raise UserError(f"{path} was not written by gmtool: {advice}")
+    return parse_manifest(file.attrs[MANIFEST], path)
+
+
+def expect_arrays(file: h5py.File, path: Path, arrays: Mapping[str, Array], spare: Iterable[str], repair: str) -> None:
+    """Raise UserError unless the datasets have the types and shapes of the manifest; ``spare`` ones may be longer."""
+    for name, array in arrays.items():
+        shape = file[name].shape
+        length = shape[:1] if name in spare and shape[:1] >= array.shape[:1] else array.shape[:1]
+        if shape != (*length, *array.shape[1:]):
+            shapes = f"{name} is {shape}, not {array.shape}"
+            raise UserError(f"{path} is not as long as its record says ({shapes}): {repair}")
+        if array.dtype not in ("utf-8", str(file[name].dtype)):
+            raise UserError(f"{path} is damaged ({name} is {file[name].dtype}, not {array.dtype}): {repair}")
+
+
+def read_column(file: h5py.File, name: str, arrays: Mapping[str, Array]) -> np.ndarray:
+    """A whole dataset. Raises ValueError when its checksum is known and does not match."""
+    dataset, known = file[name], arrays.get(name)
+    values = dataset[...] if known is None or not known.shape else dataset[: known.shape[0]]
+    if dataset.dtype == object:  # texts of any length
+        values = np.array([each if isinstance(each, bytes) else str(each).encode() for each in values], np.bytes_)
+    if known is not None and known.checksum and known.checksum != checksum(values):
+        raise ValueError(f"the checksum of {name} does not match")
+    return values
+
+
+def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Create a contiguous dataset with all its storage allocated and not filled."""
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_chunk(tuple(size or whole for size, whole in zip(chunks, shape, strict=True)))
+    settings.set_layout(h5py.h5d.CONTIGUOUS)
     settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     settings.set_obj_track_times(False)
-    space = h5py.h5s.create_simple(shape, shape)
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, settings)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, settings, links)
+
+
+def allocate_rows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """`allocate` a dataset that is read row by row, and the checksums of its rows."""
+    allocate(file, name, shape, dtype)
+    allocate(file, f"checksums/{name}", shape[:1], np.dtype(np.uint64))
+
+
+def allocate_manifest(file: h5py.File, manifest: Manifest) -> None:
+    """Put a first manifest into a new file, with room for the final one."""
+    file.attrs.create(MANIFEST, manifest.to_json().encode(), dtype=h5py.string_dtype("utf-8", MANIFEST_BYTES))

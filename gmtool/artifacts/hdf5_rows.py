@@ -1,9 +1,9 @@
-"""Rows of an HDF5 dataset read from the file itself, where each lies in it as it is: one chunk, not compressed.
+"""Rows of a contiguous HDF5 dataset, read and written in the file itself, where they lie one after another.
 
-h5py holds Python's lock while the HDF5 library reads, so that nothing can be computed meanwhile, and every chunk is
-copied once more on its way. Reading the same bytes by ``preadv`` does neither. Rows are announced to the system before
-they are read: a disk that is asked for them one at a time, or by a process that has to wait for a processor, gives a
-part of its rate.
+h5py holds Python's lock while the HDF5 library reads, and a write that fails inside the library may end the process;
+``preadv`` and ``pwrite`` at the dataset's place do neither. (A memory map would be as simple, but gives half the rate,
+and a disk error or a file cut short kills the process.) Rows are announced to the system before they are read: a disk
+that is asked for them one at a time, or by a process that has to wait for a processor, gives a part of its rate.
 """
 
 from __future__ import annotations
@@ -17,57 +17,80 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-LONGEST = 1 << 30
-"""Bytes asked for at once; Linux gives no more than 2 GiB."""
-
-ANNOUNCED, ANNOUNCED_BYTES = 64, 1 << 19
-"""Parts of the rows, each of neighbours, that the system is told of in advance, and the longest such part, if a row is
-not longer: of what is longer Linux may heed only the beginning."""
+from gmtool.artifacts.checksum import as_bytes
 
 
-@dataclass(frozen=True, eq=False)
-class RowPlaces:
-    """Where the rows of a dataset begin in its file, (N,) bytes; shape and type of a row."""
+@dataclass(frozen=True)
+class ReadAhead:
+    """How rows are announced and read.
 
-    offsets: np.ndarray
+    parts: runs of neighbouring rows that the system is told of in advance. part_bytes: the longest such part, if a row
+    is not longer: of what is longer Linux may heed only the beginning. read_bytes: read at once, at most; Linux gives
+    no more than 2 GiB.
+    """
+
+    parts: int = 64
+    part_bytes: int = 1 << 19
+    read_bytes: int = 1 << 30
+
+
+READ_AHEAD = ReadAhead()
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A contiguous dataset: bytes before its first row, number of rows, shape and type of a row."""
+
+    offset: int
+    count: int
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self, descriptor: int, rows: np.ndarray, found: np.ndarray) -> None:
-        """Fill ``found`` with the rows, increasing numbers, of an open file. Raises OSError when that ends before."""
-        room = found.reshape(-1).view(np.uint8).data
-        size = math.prod(self.shape) * self.dtype.itemsize
-        offsets = self.offsets[rows]
-        parts = [part for run in runs(offsets, size) for part in _parts(*run, max(1, ANNOUNCED_BYTES // size))]
-        for index in range(0, len(parts), ANNOUNCED):
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, descriptor: int, rows: np.ndarray, out: np.ndarray, ahead: ReadAhead = READ_AHEAD) -> None:
+        """Fill ``out`` with the rows, increasing numbers, of an open file. Raises OSError when that ends before."""
+        room = out.reshape(-1).view(np.uint8).data
+        size = self.row_bytes
+        longest = max(1, ahead.part_bytes // max(size, 1))
+        parts = [part for run in runs(rows) for part in _parts(*run, longest)]
+        for index in range(0, len(parts), ahead.parts):
             # the first ones, and always those of the next turn
-            for first, last in parts[index + ANNOUNCED if index else 0 : index + 2 * ANNOUNCED]:
-                _announce(descriptor, int(offsets[first]), (last - first) * size)
-            begin, end = parts[index][0], parts[index : index + ANNOUNCED][-1][1]
-            for start, stop in runs(offsets[begin:end], size):
+            for first, last in parts[index + ahead.parts if index else 0 : index + 2 * ahead.parts]:
+                _announce(descriptor, self._place(rows[first]), (last - first) * size)
+            begin, end = parts[index][0], parts[index : index + ahead.parts][-1][1]
+            for start, stop in runs(rows[begin:end]):
                 where = slice((begin + start) * size, (begin + stop) * size)
-                _fill(descriptor, room[where], int(offsets[begin + start]))
+                _fill(descriptor, room[where], self._place(rows[begin + start]), ahead.read_bytes)
+
+    def write(self, descriptor: int, first: int, values: np.ndarray) -> None:
+        """Write values (n, ...) to the rows from ``first`` on. Raises OSError on a full disk."""
+        if first < 0 or first + len(values) > self.count or values.shape[1:] != self.shape:
+            raise ValueError(f"{values.shape} from row {first} do not fit {self.count} rows of {self.shape}")
+        content, place = as_bytes(values.astype(self.dtype, copy=False)).data, self._place(first)
+        while len(content):
+            written = os.pwrite(descriptor, content[: READ_AHEAD.read_bytes], place)
+            content, place = content[written:], place + written
+
+    def _place(self, row: int | np.integer) -> int:
+        return self.offset + int(row) * self.row_bytes
 
 
-def row_places(dataset: h5py.Dataset) -> RowPlaces | None:
+def stored_rows(dataset: h5py.Dataset) -> StoredRows | None:
     """Where a dataset's rows lie; None when they are stored otherwise, or this system cannot read at a place."""
-    plist = dataset.id.get_create_plist()
-    whole = dataset.chunks is not None and dataset.chunks == (1, *dataset.shape[1:])
-    if not (whole and plist.get_nfilters() == 0 and hasattr(os, "preadv") and hasattr(dataset.id, "chunk_iter")):
+    offset = dataset.id.get_offset() if dataset.size else 0
+    if offset is None or dataset.ndim == 0 or not hasattr(os, "preadv"):
         return None
-    offsets = np.full(len(dataset), -1, np.int64)
-
-    def place(chunk: h5py.h5d.StoreInfo) -> None:
-        offsets[chunk.chunk_offset[0]] = chunk.byte_offset
-
-    dataset.id.chunk_iter(place)
-    return RowPlaces(offsets, dataset.shape[1:], dataset.dtype) if (offsets >= 0).all() else None
+    return StoredRows(offset, len(dataset), dataset.shape[1:], dataset.dtype)
 
 
-def runs(places: np.ndarray, step: int) -> Iterator[tuple[int, int]]:
-    """Start and stop of each run of neighbours, ``step`` apart, in increasing ``places``."""
-    breaks = np.flatnonzero(np.diff(places) != step) + 1
-    edges = [0, *breaks.tolist(), len(places)]
+def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Start and stop of each run of neighbours in increasing ``rows``."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    edges = [0, *breaks.tolist(), len(rows)]
     return ((start, stop) for start, stop in itertools.pairwise(edges) if stop > start)
 
 
@@ -80,9 +103,9 @@ def _announce(descriptor: int, offset: int, length: int) -> None:
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
 
-def _fill(descriptor: int, room: memoryview, offset: int) -> None:
+def _fill(descriptor: int, room: memoryview, offset: int, at_once: int) -> None:
     while len(room):
-        count = os.preadv(descriptor, [room[:LONGEST]], offset)
+        count = os.preadv(descriptor, [room[:at_once]], offset)
         if count == 0:
             raise OSError(f"it ends before byte {offset + len(room)}")
         room, offset = room[count:], offset + count

@@ -2,7 +2,7 @@
 
 HDF5, with N samples of shape (C, H, W)::
 
-    patches    (N, C, H, W) float16   the latents, one sample a chunk, not normalised
+    patches    (N, C, H, W) float16   the latents, one after another, not normalised
     cls        (N, D) float32         one descriptor an image: DINOv2's [CLS] token, or its stand-in
     labels     (N,) int64             index into classes; -1 where there is none
     names      (N,) UTF-8             the image's path relative to the image root
@@ -10,10 +10,10 @@ HDF5, with N samples of shape (C, H, W)::
     classes    (n,) UTF-8             class names, none for a flat folder
     mean, var  (C, H, W) float64      mean and population variance of the patches over samples
     tokenizer/*                       the tokenizer's fitted arrays
+    checksums/patches, checksums/cls  (N,) uint64, of their rows (`gmtool.artifacts.hdf5`)
     manifest   attribute              the record (`gmtool.artifacts.manifest`)
 
-A file is laid out whole when it is created: its storage is allocated and its structure is on disk before the first
-sample, so that writing samples changes raw data only and a process killed at any moment leaves a readable part.
+Where images were skipped the first five are longer than the N of the manifest: what lies beyond is not used.
 """
 
 from __future__ import annotations
@@ -27,37 +27,52 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gmtool.artifacts.files import written_aside
-from gmtool.artifacts.hdf5 import Hdf5Reader, Hdf5Writer, Rows, allocate, one_line, open_hdf5
-from gmtool.artifacts.manifest import Array, Input, Manifest, expect_kind, fingerprint, parse_manifest
+from gmtool.artifacts.files import reading, written_aside
+from gmtool.artifacts.hdf5 import (
+    ROWS_AT_ONCE,
+    Hdf5Reader,
+    Hdf5Writer,
+    Rows,
+    allocate,
+    allocate_manifest,
+    allocate_rows,
+    expect_arrays,
+    open_artifact,
+    read_column,
+    read_manifest,
+)
+from gmtool.artifacts.manifest import Array, Input, Manifest, fingerprint
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.mixture.running_moments import RunningMoments
 
-MANIFEST = "manifest"
 _UNFINISHED = ""
 """The fingerprint in the manifest of a file that is still being written."""
-_MANIFEST_SLACK = 1024
-"""Bytes by which the final manifest may be longer than the first one: it is rewritten in place."""
-_REPAIR = "make it again with `gmtool encode`"
-_ROWS_A_BLOCK = 4096
-"""Rows held in memory at once where whole columns are read."""
+_REPAIR = "remove it, and make it again with `gmtool encode`"
+_SAMPLES = ("patches", "cls", "labels", "flipped", "names")
+"""The datasets with a row a sample."""
+_CONTENT = ("names", "labels", "flipped", "cls")
+"""Those of them that the fingerprint covers; the moments stand for the patches, since they depend on each of them."""
 
 
 class LatentsFile(Hdf5Reader):
     """A latents file, opened for reading. Its small parts are read at once, patches and descriptors on demand."""
 
     def __init__(self, path: Path, manifest: Manifest, file: h5py.File) -> None:
-        super().__init__(path, _REPAIR)
-        self.manifest = manifest
+        super().__init__(path, manifest, _REPAIR)
+        arrays = manifest.arrays
         self.shape: tuple[int, int, int] = file["patches"].shape[1:]
         self.descriptor_size: int = file["cls"].shape[1]
-        self.labels: np.ndarray = file["labels"][:]
-        self.flipped: np.ndarray = file["flipped"][:]
-        self.classes: tuple[str, ...] = tuple(file["classes"].asstr()[:])
-        self.mean: np.ndarray = file["mean"][:]
-        self.var: np.ndarray = file["var"][:]
+        self.labels: np.ndarray = read_column(file, "labels", arrays)
+        self.flipped: np.ndarray = read_column(file, "flipped", arrays)
+        self.classes: tuple[str, ...] = tuple(name.decode() for name in read_column(file, "classes", arrays))
+        self.mean: np.ndarray = read_column(file, "mean", arrays)
+        self.var: np.ndarray = read_column(file, "var", arrays)
         self.tokenizer = _read_tokenizer(manifest, file)
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.var).all() and (self.var >= 0).all()):
+            raise ValueError("its mean or variance is NaN, infinite or negative")
+        if ((self.labels < -1) | (self.labels >= max(len(self.classes), 1))).any():
+            raise ValueError(f"a label is none of its {len(self.classes)} classes")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,7 +90,34 @@ class LatentsFile(Hdf5Reader):
 
     def names(self) -> tuple[str, ...]:
         """Every sample's image, as a path relative to the image root."""
-        return tuple(name.decode() for name in self.read("names", slice(None)))
+        with reading(self.path, _REPAIR):
+            return tuple(name.decode() for name in self.column("names"))
+
+    def verify_content(self) -> None:
+        """Raise UserError unless names, labels, descriptors, moments and tokenizer are those that were written.
+
+        This reads all but the patches, and holds for files of any version.
+        """
+        columns = {
+            "names": _blocks_of(self.column("names")),
+            "labels": _blocks_of(self.labels),
+            "flipped": _blocks_of(self.flipped),
+            "cls": (self.descriptors(rows) for rows in _row_blocks(len(self))),
+        }
+        if _content_fingerprint(columns, self.mean, self.var, self.tokenizer) != self.manifest.fingerprint:
+            raise UserError(f"{self.path} was changed since it was written: {_REPAIR}")
+
+    def verify(self) -> None:
+        """`verify_content`, and the same of the patches. They must be finite and have the file's mean and variance."""
+        self.verify_content()
+        moments = RunningMoments.empty(self.shape)
+        for block in self.blocks("patches"):
+            if not np.isfinite(block).all():
+                raise UserError(f"{self.path} holds latents that are not finite: {_REPAIR}")
+            moments = moments.update(block)
+        for found, known in ((moments.mean, self.mean), (moments.variance, self.var)):
+            if not np.allclose(found, known, rtol=1e-9, atol=1e-12):
+                raise UserError(f"the latents of {self.path} were changed since they were written: {_REPAIR}")
 
 
 def open_latents(path: Path) -> LatentsFile:
@@ -84,24 +126,13 @@ def open_latents(path: Path) -> LatentsFile:
     Raises UserError, naming the repair, when it is missing, unfinished, damaged, or something else.
     """
     path = Path(path)
-    if not path.is_file():
-        where = "is a folder, not a latents file" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {where}: make latents with `gmtool encode IMAGES`")
-    with open_hdf5(path, _REPAIR) as file:
-        if MANIFEST not in file.attrs:
-            raise UserError(f"{path} was not written by gmtool: make latents with `gmtool encode IMAGES`")
-        manifest = _read_manifest(file)
-        expect_kind(manifest, "latents", path)
+    file, manifest = open_artifact(path, "latents", _REPAIR)
+    with file:
         if manifest.fingerprint == _UNFINISHED:
             raise UserError(f"{path} is unfinished: run the same `gmtool encode` command again to finish it")
-        try:
-            for name, array in manifest.arrays.items():
-                if file[name].shape != tuple(array.shape):
-                    shapes = f"{name} is {file[name].shape}, not {tuple(array.shape)}"
-                    raise UserError(f"{path} is not as long as its record says ({shapes}): {_REPAIR}")
+        with reading(path, _REPAIR):
+            expect_arrays(file, path, manifest.arrays, _SAMPLES, _REPAIR)
             return LatentsFile(path, manifest, file)
-        except (KeyError, OSError, AttributeError, IndexError) as error:
-            raise UserError(f"{path} is damaged ({one_line(error)}): {_REPAIR}") from error
 
 
 @dataclass(frozen=True)
@@ -190,65 +221,67 @@ class Layout:
         }
 
     def bytes(self) -> int:
-        """Size of the file on disk: samples, the index of their chunks, and a quarter MiB of other things."""
+        """Size of the file on disk: samples, their checksums, and a quarter MiB of other things."""
         values = int(np.prod(self.shape))
-        sample = 2 * values + 4 * self.descriptor_size + 8 + 1 + self.name_size
-        return self.capacity * (sample + 64) + 16 * values + 2**18
+        sample = 2 * values + 8 + 4 * self.descriptor_size + 8 + 8 + 1 + self.name_size
+        return self.capacity * sample + 16 * values + 2**18
 
 
 class LatentsWriter(Hdf5Writer):
     """A latents file being written. ``create`` lays it out on disk, ``reopen`` goes on with one that was laid out."""
 
-    datasets = ("patches", "cls", "labels", "flipped", "names", "mean", "var")
+    rows = _SAMPLES
 
     @classmethod
     def create(cls, path: Path, layout: Layout, tokenizer: TokenizerSpec, provenance: Provenance) -> LatentsWriter:
-        """Lay out a new file; its structure is on disk when this returns."""
+        """Lay out a new file; its structure is on disk when this returns. Raises MachineError on a full disk."""
+        fitted = {
+            f"tokenizer/{name}": Array(array.shape, str(array.dtype), "the tokenizer's fitted state")
+            for name, array in tokenizer.arrays.items()
+        }
         manifest = Manifest(
             kind="latents",
             stage=provenance.stage,
             fingerprint=_UNFINISHED,
             config=provenance.config,
             inputs=provenance.inputs,
-            arrays=layout.arrays(layout.capacity),
+            arrays={**layout.arrays(layout.capacity), **fitted},
             details={
                 **provenance.details,
                 "tokenizer": {"name": tokenizer.name, "settings": dict(tokenizer.settings)},
                 "samples": layout.capacity,
             },
         )
-        # the earliest file format keeps no "open for writing" mark, which would make a killed writer's file unreadable
-        file = h5py.File(path, "w", libver="earliest")
-        rows, shape = layout.capacity, layout.shape
-        block = min(rows, _ROWS_A_BLOCK)
-        allocate(file, "patches", (rows, *shape), np.dtype(np.float16), (1, *shape))
-        allocate(file, "cls", (rows, layout.descriptor_size), np.dtype(np.float32), (min(rows, 256), None))
-        allocate(file, "labels", (rows,), np.dtype(np.int64), (block,))
-        allocate(file, "flipped", (rows,), np.dtype(bool), (block,))
-        allocate(file, "names", (rows,), h5py.string_dtype("utf-8", max(layout.name_size, 1)), (block,))
-        file.create_dataset(
-            "classes", data=list(layout.classes), shape=(len(layout.classes),), dtype=h5py.string_dtype()
+        names, classes = (
+            h5py.string_dtype("utf-8", max(size, 1))
+            for size in (layout.name_size, max((len(each.encode()) for each in layout.classes), default=1))
         )
-        for name in ("mean", "var"):
-            file.create_dataset(name, data=np.zeros(shape))
-        for name, array in tokenizer.arrays.items():
-            file.create_dataset(f"tokenizer/{name}", data=array)
-        text = manifest.to_json().encode()
-        room = h5py.string_dtype("utf-8", len(text) + _MANIFEST_SLACK)
-        file.attrs.create(MANIFEST, text, dtype=room)
-        file.close()  # which also drops the index of all chunks from memory
-        writer = cls.reopen(path)
-        writer.flush()
-        return writer
+
+        def build(file: h5py.File) -> None:
+            count, shape = layout.capacity, layout.shape
+            allocate_rows(file, "patches", (count, *shape), np.dtype(np.float16))
+            allocate_rows(file, "cls", (count, layout.descriptor_size), np.dtype(np.float32))
+            allocate(file, "labels", (count,), np.dtype(np.int64))
+            allocate(file, "flipped", (count,), np.dtype(bool))
+            allocate(file, "names", (count,), names)
+            encoded = np.array([each.encode() for each in layout.classes], classes)
+            file.create_dataset("classes", data=encoded, dtype=classes)
+            for name in ("mean", "var"):
+                file.create_dataset(name, data=np.zeros(shape))
+            for name, array in tokenizer.arrays.items():
+                file.create_dataset(f"tokenizer/{name}", data=array)
+            allocate_manifest(file, manifest)
+
+        return cls.lay_out(path, layout.bytes(), build)
 
     @property
     def tokenizer(self) -> TokenizerSpec:
         """The tokenizer of the file."""
-        return _read_tokenizer(_read_manifest(self._file), self._file)
+        return _read_tokenizer(self._manifest(), self._file)
 
     def patches(self, rows: slice) -> np.ndarray:
         """Latents float16 (n, C, H, W) written earlier."""
-        return self._file["patches"][rows]
+        return self._read_rows("patches", rows.start, rows.stop)
 
     def write(
         self,
@@ -259,58 +292,69 @@ class LatentsWriter(Hdf5Writer):
         names: Sequence[str],
         flipped: np.ndarray,
     ) -> None:
-        """Write samples from ``row`` on: float16 patches (B, C, H, W), descriptors (B, D), and B of each other."""
-        rows = np.s_[row : row + len(patches)]
-        self._file["patches"][rows] = patches
-        self._file["cls"][rows] = descriptors
-        self._file["labels"][rows] = labels
-        self._file["flipped"][rows] = flipped
-        self._file["names"][rows] = [each.encode() for each in names]
+        """Write samples from ``row`` on: float16 patches (B, C, H, W), descriptors (B, D), and B of each other.
+
+        Raises OSError where the disk fails.
+        """
+        self._write_rows("patches", row, patches)
+        self._write_rows("cls", row, descriptors)
+        self._write_rows("labels", row, labels)
+        self._write_rows("flipped", row, flipped)
+        self._write_rows("names", row, np.array([each.encode() for each in names], np.bytes_))
 
     def finish(self, count: int, moments: RunningMoments, details: Mapping[str, Any] | None = None) -> Manifest:
-        """Cut the file to its ``count`` samples, add the moments and the final manifest, flush; return the manifest."""
-        if count < len(self._file["patches"]):
-            for name in ("patches", "cls", "labels", "flipped", "names"):
-                self._file[name].resize(count, axis=0)
+        """Say that ``count`` samples are there, add the moments and the final manifest, flush; return the manifest."""
         self._file["mean"][...] = moments.mean
         self._file["var"][...] = moments.variance
-        first = _read_manifest(self._file)
-        manifest = replace(
-            first,
-            fingerprint=self._fingerprint(),
-            arrays={name: replace(array, shape=self._file[name].shape) for name, array in first.arrays.items()},
-            details={**first.details, "samples": count, **(details or {})},
+        self._file.flush()
+        first = self._manifest()
+        columns = {name: self._blocks(name, count) for name in _CONTENT}
+        return self._write_manifest(
+            replace(
+                first,
+                fingerprint=_content_fingerprint(columns, moments.mean, moments.variance, self.tokenizer),
+                arrays={
+                    name: replace(array, shape=(count, *array.shape[1:])) if name in _SAMPLES else array
+                    for name, array in first.arrays.items()
+                },
+                details={**first.details, "samples": count, **(details or {})},
+            )
         )
-        text = manifest.to_json().encode()
-        attribute = self._file.attrs.get_id(MANIFEST)
-        attribute.write(np.array(text, dtype=attribute.dtype))
-        self.flush()
-        return manifest
 
-    def _fingerprint(self) -> str:
-        """Digest of the content; the moments stand for the patches, since they depend on each of them."""
-        tokenizer = self.tokenizer
+    def _blocks(self, name: str, count: int) -> Iterator[np.ndarray]:
+        return (self._read_rows(name, rows.start, rows.stop) for rows in _row_blocks(count))
 
-        def parts() -> Iterator[str | np.ndarray]:
-            for name in ("names", "labels", "flipped", "cls"):
-                values = self._file[name]
-                for start in range(0, len(values), _ROWS_A_BLOCK):
-                    yield values[start : start + _ROWS_A_BLOCK]
-            yield self._file["mean"][:]
-            yield self._file["var"][:]
-            yield repr((tokenizer.name, sorted(tokenizer.settings.items())))
-            for _, array in sorted(tokenizer.arrays.items()):
-                yield array
-
-        return fingerprint(parts())
+    def _manifest(self) -> Manifest:
+        return read_manifest(self._file, Path(self._file.filename))
 
 
-def _read_manifest(file: h5py.File) -> Manifest:
-    """The manifest of an open file. It has a fixed length, which h5py gives as bytes, to be rewritten in place."""
-    return parse_manifest(file.attrs[MANIFEST], Path(file.filename))
+def _row_blocks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS_AT_ONCE, count)) for start in range(0, count, ROWS_AT_ONCE))
+
+
+def _blocks_of(values: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[rows] for rows in _row_blocks(len(values)))
+
+
+def _content_fingerprint(
+    columns: Mapping[str, Iterator[np.ndarray]], mean: np.ndarray, var: np.ndarray, tokenizer: TokenizerSpec
+) -> str:
+    """Digest of the content: blocks of `ROWS_AT_ONCE` rows of each of `_CONTENT`, the moments, the tokenizer."""
+
+    def parts() -> Iterator[str | np.ndarray]:
+        for name in _CONTENT:
+            yield from columns[name]
+        yield mean
+        yield var
+        yield repr((tokenizer.name, sorted(tokenizer.settings.items())))
+        for _, array in sorted(tokenizer.arrays.items()):
+            yield array
+
+    return fingerprint(parts())
 
 
 def _read_tokenizer(manifest: Manifest, file: h5py.File) -> TokenizerSpec:
     recorded = manifest.details["tokenizer"]
-    arrays = {name: values[...] for name, values in file["tokenizer"].items()} if "tokenizer" in file else {}
+    names = tuple(file["tokenizer"]) if "tokenizer" in file else ()
+    arrays = {name: read_column(file, f"tokenizer/{name}", manifest.arrays) for name in names}
     return TokenizerSpec(recorded["name"], recorded["settings"], arrays)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from gmtool.errors import UserError
 
 FORMAT = 1
 """Version of the files' layout. A reader refuses a higher one."""
+
+CHECKSUM = "checksum"
+"""The entry that a manifest's JSON text has beside the manifest's own: a digest of all others."""
+
+T = TypeVar("T")
 
 Kind = Literal["latents", "gmm", "run", "samples"]
 
@@ -32,13 +37,18 @@ KINDS: Mapping[str, tuple[str, str]] = {
 """Each kind of artifact in words, and the command that makes it."""
 
 
+RECORDS: Mapping[str, str] = {"run": "config.json", "samples": "sampling.json"}
+"""The file that holds the manifest in those artifacts that are folders; HDF5 files hold it in an attribute."""
+
+
 @dataclass(frozen=True)
 class Array:
-    """Shape, type and unit of one stored array."""
+    """Shape, type and unit of one stored array; its checksum where it is read as a whole, else empty."""
 
     shape: tuple[int, ...]
     dtype: str
     unit: str
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,9 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """The manifest as indented JSON text; paths are written as text."""
-        return json.dumps(asdict(self), indent=1, default=str)
+        """The manifest as indented JSON text, with a checksum of itself; paths are written as text."""
+        text = json.dumps(asdict(self), indent=1, default=str)
+        return json.dumps({**json.loads(text), CHECKSUM: fingerprint([text])}, indent=1)
 
     def input(self, role: str) -> Input | None:
         """The input of this role, or None."""
@@ -79,26 +90,47 @@ class Manifest:
 
 
 def parse_manifest(text: str | bytes, path: Path) -> Manifest:
-    """The manifest in a JSON text read from ``path``. Raises UserError when it is not one or is of a newer format."""
+    """The manifest in a JSON text read from ``path``.
+
+    Raises UserError when it is not one, is of a newer format, or was changed since it was written.
+    """
     try:
         raw = json.loads(text)
+        known = raw.pop(CHECKSUM, None)  # older versions wrote none
+        if known is not None and known != fingerprint([json.dumps(raw, indent=1)]):
+            raise UserError(
+                f"the manifest of {path} was changed since gmtool wrote it: make it again, or restore a copy "
+                f'(if the change was meant, remove its entry "{CHECKSUM}")'
+            )
         if raw["format"] > FORMAT:
             raise UserError(f"{path} was written by gmtool {raw['gmtool']}, newer than this one: upgrade gmtool")
         return Manifest(
-            kind=raw["kind"],
-            stage=raw["stage"],
-            fingerprint=raw["fingerprint"],
-            config=raw["config"],
-            inputs=tuple(Input(**each) for each in raw["inputs"]),
+            kind=_expect(str, raw["kind"]),
+            stage=_expect(str, raw["stage"]),
+            fingerprint=_expect(str, raw["fingerprint"]),
+            config=_expect(dict, raw["config"]),
+            inputs=tuple(Input(**{name: _expect(str, text) for name, text in each.items()}) for each in raw["inputs"]),
             arrays={
-                name: Array(tuple(each["shape"]), each["dtype"], each["unit"]) for name, each in raw["arrays"].items()
+                name: Array(
+                    tuple(_expect(int, size) for size in each["shape"]),
+                    _expect(str, each["dtype"]),
+                    _expect(str, each["unit"]),
+                    _expect(str, each.get("checksum", "")),
+                )
+                for name, each in raw["arrays"].items()
             },
-            details=raw["details"],
-            gmtool=raw["gmtool"],
+            details=_expect(dict, raw["details"]),
+            gmtool=_expect(str, raw["gmtool"]),
             format=raw["format"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} holds no readable gmtool manifest ({error!r}): make it again") from error
+
+
+def _expect(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 def expect_kind(manifest: Manifest, kind: Kind, path: Path) -> None:

@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from gmtool.artifacts.files import part_of, written_aside
+from gmtool.artifacts.files import is_part, reading, resolved, work_folder, written_aside
+from gmtool.errors import UserError
 
+STATE = "state.npz"
+"""The state's file in the hidden folder in which the output is made."""
 KEY, RECORD = "key", "record"
 """Names of the two texts beside the arrays."""
 
@@ -41,18 +43,17 @@ class ResumeFile:
     @property
     def path(self) -> Path:
         """Where the state is."""
-        part = part_of(self.output)
-        return part.with_name(part.name + ".state")
+        return work_folder(resolved(self.output)) / STATE
 
     def load(self) -> ResumeState | None:
         """The state on disk; None when there is none of this key that can be read."""
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with reading(self.path, "it is made again"), np.load(self.path, allow_pickle=False) as file:
                 if str(file[KEY]) != self.key:
                     return None
                 arrays = {name: file[name] for name in file.files if name not in (KEY, RECORD)}
                 return ResumeState(json.loads(str(file[RECORD])), arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        except UserError:
             return None
 
     def exists(self) -> bool:
@@ -62,6 +63,7 @@ class ResumeFile:
     def save(self, state: ResumeState) -> None:
         """Replace the state on disk. Raises OSError when the disk is full; the state before is then still there."""
         arrays: dict[str, Any] = {KEY: np.array(self.key), RECORD: np.array(json.dumps(state.record)), **state.arrays}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(self.path) as path, path.open("wb") as file:
             np.savez(file, **arrays)
             file.flush()
@@ -69,5 +71,6 @@ class ResumeFile:
 
     def remove(self) -> None:
         """Forget the state, and one that was being written."""
-        for path in (self.path, part_of(self.path)):
-            path.unlink(missing_ok=True)
+        if self.path.parent.is_dir():
+            for path in (self.path, *filter(is_part, self.path.parent.iterdir())):
+                path.unlink(missing_ok=True)

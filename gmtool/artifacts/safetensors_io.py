@@ -1,25 +1,37 @@
-"""Files of named tensors (safetensors): whole or not at all, with the permissions of any other file."""
+"""Files of named tensors (safetensors): whole or not at all, with the permissions of any other file.
+
+They carry a checksum of each tensor, which reading verifies. Files without, of older versions and of other programs,
+are read as they are.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gmtool.artifacts.files import flush_to_disk, written_aside
+from gmtool.artifacts.files import flush_to_disk, reading, written_aside
 from gmtool.errors import UserError
+
+CHECKSUMS = "gmtool.checksums"
+"""The entry of a file's metadata that holds the checksums of its tensors, a JSON object by name."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors aside, then rename the file to ``path``. Raises OSError when the disk is full."""
     with written_aside(path) as part:
+        stored = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
+        checksums = {name: tensor_checksum(each) for name, each in stored.items()}
         try:
-            save_file({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, part)
+            save_file(stored, part, {CHECKSUMS: json.dumps(checksums)})
         except SafetensorError as error:
             # the system's error number is in the text alone
             if number := re.search(r"os error (\d+)", str(error)):
@@ -32,11 +44,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         part.chmod(0o666 & ~mask)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, on the CPU. Raises UserError when it is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except (SafetensorError, OSError) as error:
-        reason = f"is damaged ({' '.join(str(error).split())})" if path.exists() else "is missing"
-        raise UserError(f"{path} {reason}: remove it to use an older checkpoint, or train again") from error
+def read_tensors(
+    path: Path,
+    names: Iterable[str] | None = None,
+    repair: str = "remove it to use an older checkpoint, or train again",
+) -> dict[str, Tensor]:
+    """The tensors of a file, all or those of these names, on the CPU.
+
+    Raises UserError, ending in ``repair``, when the file is missing or damaged, or a tensor is not what was written.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {repair}")
+    with reading(path, repair):
+        try:
+            with safe_open(path, framework="pt") as file:
+                known = json.loads((file.metadata() or {}).get(CHECKSUMS, "null"))
+                present = set(file.keys())
+                if known is not None and known.keys() != present:
+                    raise ValueError("its tensors are not those that were written")
+                tensors = {name: file.get_tensor(name) for name in (present if names is None else names)}
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+        changed = next((name for name, each in tensors.items() if known and known[name] != tensor_checksum(each)), None)
+        if changed is not None:
+            raise ValueError(f"the checksum of {changed} does not match")
+    return tensors
+
+
+def tensor_checksum(values: Tensor) -> str:
+    """A 128-bit checksum, in hexadecimal, of a contiguous CPU tensor's type, shape and content."""
+    digest = xxhash.xxh3_128(f"{values.dtype}{tuple(values.shape)}".encode())
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

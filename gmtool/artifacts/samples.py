@@ -4,21 +4,27 @@ samples/sampling.json   the manifest
 samples/samples.npz     arr_0 uint8 (N, S, S, 3) RGB, arr_1 int64 (N,) labels; absent without a decoder
 samples/latents.h5      the generated latents, a latents file like any other
 samples/images/         the same images, 000000.png and on; samples/grid.png, a grid of the first ones
+samples/metrics.json    what `gmtool eval` found
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
+from gmtool.artifacts.files import is_part, reading
+from gmtool.artifacts.manifest import RECORDS, Manifest, expect_kind, parse_manifest
 from gmtool.errors import UserError
 
-MANIFEST, IMAGES, PICTURES, LATENTS, GRID = "sampling.json", "samples.npz", "images", "latents.h5", "grid.png"
+MANIFEST, IMAGES, PICTURES, LATENTS, GRID = RECORDS["samples"], "samples.npz", "images", "latents.h5", "grid.png"
+METRICS = "metrics.json"
+
+_OF_THE_SYSTEM = (".DS_Store", "Thumbs.db")
+"""Files that file managers leave in the folders that they show."""
+_REPAIR = "run gmtool sample again"
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,16 @@ class SamplesFolder:
         file = self.path / IMAGES
         if not file.is_file():
             raise UserError(
-                f"{self.path} holds latents but no images: sample again with --decoder (pip install 'gmtool[rae]')"
+                f"{self.path} holds latents but no images: sample again with --decoder (pip install '.[rae]')"
             )
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return arrays["arr_0"]
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{file} is damaged ({error}): run gmtool sample again") from error
+        with reading(file, _REPAIR), np.load(file, allow_pickle=False) as arrays:
+            images: np.ndarray = arrays["arr_0"]
+            if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+                raise ValueError(f"arr_0 is {images.dtype} {images.shape}, not uint8 (N, S, S, 3)")
+            known = self.manifest.arrays.get("arr_0")
+            if known is not None and known.shape != images.shape:
+                raise ValueError(f"arr_0 is {images.shape}, not {known.shape}")
+            return images
 
 
 def open_samples(path: Path) -> SamplesFolder:
@@ -57,3 +66,18 @@ def open_samples(path: Path) -> SamplesFolder:
     manifest = parse_manifest(record.read_bytes(), record)
     expect_kind(manifest, "samples", path)
     return SamplesFolder(path, manifest)
+
+
+def strangers(folder: Path) -> tuple[str, ...]:
+    """What is in a folder of samples, by its path in it, that neither ``gmtool sample`` nor ``gmtool eval`` wrote."""
+    own = {MANIFEST, IMAGES, LATENTS, GRID, METRICS, *_OF_THE_SYSTEM}
+    found = [path for path in folder.iterdir() if path.name not in own and not (path.is_file() and is_part(path))]
+    pictures = folder / PICTURES
+    if pictures in found and pictures.is_dir() and not pictures.is_symlink():
+        found.remove(pictures)
+        found += [
+            path
+            for path in pictures.iterdir()
+            if not re.fullmatch(r"\d{6,}\.png", path.name) and path.name not in _OF_THE_SYSTEM
+        ]
+    return tuple(sorted(str(path.relative_to(folder)) for path in found))

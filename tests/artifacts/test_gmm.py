@@ -106,8 +106,7 @@ def test_the_manifest_describes_the_arrays(gmm: GmmFile) -> None:
     assert manifest.arrays["patch_std"].shape == (MODES, *SHAPE)
     assert manifest.input("latents") == Input("latents", "latents.h5", "ab")
     with h5py.File(gmm.path) as file:
-        assert set(manifest.arrays) == set(file)
-        assert file["patch_mean"].chunks == file["patch_std"].chunks == (1, *SHAPE)
+        assert set(manifest.arrays) | {"checksums"} == set(file)
         for name, array in manifest.arrays.items():
             assert (file[name].shape, str(file[name].dtype)) == (array.shape, array.dtype)
 
@@ -175,7 +174,7 @@ def test_files_that_are_no_mixture(tmp_path: Path) -> None:
         "empty.h5": "not a whole HDF5 file",
         "strange.h5": "was not written by gmtool",
         "short.h5": "is damaged",
-        "shape.h5": "probabilities has shape",
+        "shape.h5": "probabilities is .2, 2., not",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
             open_gmm(tmp_path / name)
@@ -186,5 +185,5 @@ def test_files_that_are_no_mixture(tmp_path: Path) -> None:
 def test_the_size_is_foretold(tmp_path: Path) -> None:
     foretold = gmm_bytes(MODES, SIZE, DATA, 2, SHAPE)
     size = written(tmp_path / "gmm.h5").stat().st_size
-    assert size <= foretold < 70_000
+    assert size <= foretold < 110_000
     assert size < foretold - 20_000  # what was reserved and not used is given back

@@ -46,7 +46,9 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["patches", "labels"])
 def test_a_file_shorter_than_its_record(path: Path, name: str) -> None:
     with h5py.File(path, "r+") as file:
-        file[name].resize(COUNT - 2, axis=0)
+        short = file[name][: COUNT - 2]
+        del file[name]
+        file[name] = short
     with pytest.raises(
         UserError, match=rf"not as long as its record says \({name} is \(35.*\(37.*make it again"
     ) as caught:
@@ -102,12 +104,6 @@ def test_a_row_that_is_not_there_is_refused(path: Path, rows: list[int]) -> None
         latents.patches(rows)
 
 
-def test_one_sample_is_one_chunk(path: Path) -> None:
-    with h5py.File(path) as file:
-        assert file["patches"].chunks == (1, *SHAPE)
-        assert file["patches"].dtype == np.float16
-
-
 def _sum_in_child(latents: LatentsFile, queue: "multiprocessing.Queue[float]") -> None:
     queue.put(float(latents.patches(np.arange(COUNT)).astype(np.float64).sum()))
 
@@ -135,7 +131,8 @@ def test_batches_and_whole_arrays_make_the_same_file(path: Path, tmp_path: Path)
     again = write(tmp_path / "again.h5", patches=np.array_split(PATCHES, [5, 6, 30]))
     whole = open_latents(path)
     np.testing.assert_allclose(open_latents(tmp_path / "again.h5").var, whole.var, rtol=1e-12)
-    assert again.arrays == whole.manifest.arrays
+    for name, array in whole.manifest.arrays.items():
+        assert (again.arrays[name].shape, again.arrays[name].dtype) == (array.shape, array.dtype)
 
 
 @pytest.mark.parametrize(

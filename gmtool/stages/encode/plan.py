@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import check_writable, free_bytes, human_bytes
+from gmtool.artifacts.files import free_bytes, human_bytes
 from gmtool.artifacts.latents import Layout
 from gmtool.artifacts.manifest import fingerprint
+from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.resume import ResumeFile
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images, spread
 from gmtool.data.images import ImageSample, default_workers
 from gmtool.distributed import join
-from gmtool.errors import UserError
 from gmtool.forecast import Choice, FileSize, Forecast
 from gmtool.runtime import compute_dtype
 from gmtool.settings import Precision, as_flat, changed
@@ -44,7 +43,7 @@ class EncodePlan:
     key: str
     settings: Mapping[str, Any]
     choices: tuple[Choice, ...]
-    output: Path
+    output: Output
     views: int
     batch_size: int
     workers: int
@@ -64,7 +63,7 @@ class EncodePlan:
     @property
     def resume_file(self) -> ResumeFile:
         """How far the encoding has come. It is of no use once an image has changed."""
-        return ResumeFile(self.output, fingerprint([self.key, self.images.fingerprint]))
+        return ResumeFile(self.output.target, fingerprint([self.key, self.images.fingerprint]))
 
     def class_counts(self) -> list[int]:
         """Samples of each class, if every image can be read."""
@@ -80,11 +79,11 @@ class EncodePlan:
         return Forecast(
             title=f"{found.root}: {len(found):,} images, {classes}{taken}",
             reads=(FileSize(found.root, found.bytes),),
-            writes=(FileSize(self.output, layout.bytes()),),
+            writes=(FileSize(self.output.path, layout.bytes()),),
             work=(
                 ("makes", f"{layout.capacity:,} samples of {shape}, descriptors of {layout.descriptor_size}"),
                 ("tokenizer", self.tokenizer.name),
-                ("free", f"{human_bytes(free_bytes(self.output))} on the disk of {self.output}"),
+                ("free", f"{human_bytes(free_bytes(self.output.target))} on the disk of {self.output.path}"),
                 *(("leaves out", str(kind)) for kind in found.left_out),
                 *(("classes without images", empty) for _ in range(bool(empty))),
             ),
@@ -108,11 +107,7 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
 
     Raises UserError for wrong images, settings or output, MachineError when weights cannot be fetched.
     """
-    output = Path(output)
-    check_writable(output, "the latents file")
-    if output.is_dir():
-        raise UserError(f"the latents file {output} is a folder: give a file name, such as {output / 'latents.h5'}")
-    _refuse_other_file(output)
+    written = output_of(output, "latents")
     found = find_images(images)
     rows = spread(len(found), config.limit)
     workers = default_workers() if config.workers is None else config.workers
@@ -141,7 +136,7 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
         key=_key(found, len(rows), settled.spec, config.flip, precision),
         settings=settings,
         choices=(*settled.choices, *_machine_choices(config, settings)),
-        output=output,
+        output=written,
         views=views,
         batch_size=config.batch_size,
         workers=workers,
@@ -170,22 +165,6 @@ def _machine_choices(config: EncodeConfig, settings: Mapping[str, Any]) -> tuple
     return tuple(
         Choice(f"--{name}", str(settings[name]), why) for name, (auto, why) in reasons.items() if given[name] == auto
     )
-
-
-def _refuse_other_file(output: Path) -> None:
-    """Raise UserError when the output exists and is something else than latents; damaged HDF5 may be replaced."""
-    if not output.is_file() or output.stat().st_size == 0:
-        return
-    with output.open("rb") as file:
-        is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
-    if is_hdf5:
-        try:
-            with h5py.File(output, "r", locking="best-effort") as opened:
-                if "patches" in opened and "cls" in opened:
-                    return
-        except OSError:
-            return
-    raise UserError(f"{output} exists and is no latents file: choose another name, or remove it")
 
 
 def _key(images: ImageSet, count: int, tokenizer: TokenizerSpec, flip: str, precision: Precision) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import check_space, part_of
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.latents import LatentsWriter, Provenance, open_latents
 from gmtool.artifacts.manifest import Input, Manifest
 from gmtool.artifacts.resume import ResumeState
@@ -131,12 +131,14 @@ def encode_images(
         progress.note("defaults: " + " ".join(f"{choice.flag} {choice.value}" for choice in forecast.choices))
     for kind in plan.images.left_out:
         progress.note(f"left out: {kind}")
-    finished = _finished(plan)
-    if finished is not None:
-        progress.note(f"{plan.output} already holds these images in this encoding: nothing to do")
-        return _report(plan, finished, (), time.monotonic() - started, fresh=False)
-    manifest, skipped = _write(plan, world, progress, save_seconds) if world.first else _help(plan, world)
-    return _report(plan, manifest, skipped, time.monotonic() - started, fresh=True)
+    with plan.output.locked(world.first):
+        finished = _finished(plan)
+        world.barrier()  # all have looked, before the first one writes
+        if finished is not None:
+            progress.note(f"{plan.output.path} already holds these images in this encoding: nothing to do")
+            return _report(plan, finished, (), time.monotonic() - started, fresh=False)
+        manifest, skipped = _write(plan, world, progress, save_seconds) if world.first else _help(plan, world)
+        return _report(plan, manifest, skipped, time.monotonic() - started, fresh=True)
 
 
 def _write(
@@ -159,20 +161,19 @@ def _write(
             with suppress(Exception):  # the error itself matters more; the last state stays valid
                 _save(plan, writer, state)
             if not state.images:
-                _discard(plan)
+                plan.output.discard()
             raise
         finally:
             progress.end()
         if not state.samples:
-            _discard(plan)
+            plan.output.discard()
             raise no_image_error(plan.images)
         _save(plan, writer, state)
         total = state.moments.merge(_moments(state.pending, world.device))
         manifest = writer.finish(
             state.samples, total, {"skipped": len(state.skipped), CLASS_COUNTS: state.counts.tolist()}
         )
-    part_of(plan.output).replace(plan.output)
-    plan.resume_file.remove()
+    plan.output.publish()
     world.barrier()
     return manifest, state.skipped
 
@@ -184,7 +185,7 @@ def _help(plan: EncodePlan, world: World) -> tuple[Manifest, tuple[BadImage, ...
     for _ in encoded_batches(plan, replace(plan.tokenizer, arrays=told), done, world):
         raise AssertionError("batches go to the first process alone")
     world.barrier()
-    with open_latents(plan.output) as latents:
+    with open_latents(plan.output.target) as latents:
         return latents.manifest, ()
 
 
@@ -195,7 +196,6 @@ def _add(
     found, moments, pending = plan.images, state.moments, state.pending
     if len(batch.patches):
         indices = batch.indices.repeat(plan.views)
-        _check_rest(plan)
         writer.write(
             state.samples,
             batch.patches,
@@ -235,10 +235,10 @@ def _save(plan: EncodePlan, writer: LatentsWriter, state: EncodeState) -> None:
 
 def _finished(plan: EncodePlan) -> Manifest | None:
     """The manifest of the output, if it is a whole latents file that this plan would make again."""
-    if not plan.output.exists():
+    if not plan.output.target.exists():
         return None
     try:
-        with open_latents(plan.output) as latents:
+        with open_latents(plan.output.target) as latents:
             manifest = latents.manifest
     except UserError:
         return None
@@ -251,22 +251,10 @@ def _finished(plan: EncodePlan) -> Manifest | None:
     return manifest if same else None
 
 
-def _check_rest(plan: EncodePlan) -> None:
-    """Raise MachineError when what is still to be written no longer fits: HDF5 itself may crash on a full disk."""
-    written = 512 * part_of(plan.output).stat().st_blocks
-    check_space(plan.output, plan.layout.bytes() - written, "the rest of the latents file")
-
-
-def _discard(plan: EncodePlan) -> None:
-    """Remove what was begun; the state first, since it vouches for the rest."""
-    plan.resume_file.remove()
-    part_of(plan.output).unlink(missing_ok=True)
-
-
 @contextmanager
 def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWriter, EncodeState]]:
     """The file being written and how far it goes: an earlier one of the same plan, or a new one."""
-    part, resume = part_of(plan.output), plan.resume_file
+    part, resume = plan.output.part, plan.resume_file
     writer = _reopen(part, progress) if part.exists() else None
     saved = None if writer is None else resume.load()
     if writer is not None and saved is not None:
@@ -277,7 +265,7 @@ def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWr
             writer.close()
             if resume.exists():
                 progress.note(f"{part} was begun with other images or settings: starting over")
-        _discard(plan)
+        plan.output.discard()
         writer, state = _create(plan, part), EncodeState.start(plan)
         resume.save(state.saved())
     with writer:
@@ -287,19 +275,16 @@ def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWr
 def _reopen(part: Path, progress: Progress) -> LatentsWriter | None:
     try:
         return LatentsWriter.reopen(part)
-    except BlockingIOError as error:
-        raise UserError(f"{part} is being written by another gmtool encode: wait for it, or stop it") from error
-    except (OSError, KeyError, RuntimeError, UserError):
+    except (OSError, KeyError, RuntimeError, ValueError, UserError):
         progress.note(f"{part} is damaged: starting over")
         return None
 
 
 def _create(plan: EncodePlan, part: Path) -> LatentsWriter:
     """Fit the tokenizer and lay out the file."""
-    check_space(plan.output, plan.layout.bytes(), "the latents file")
+    check_space(plan.output.target, plan.layout.bytes(), "the latents file")
     spec = fit_tokenizer(plan.tokenizer, plan.sample)
     layout = replace(plan.layout, descriptor_size=latent_sizes(spec, len(plan.rows)).descriptor)
-    part.parent.mkdir(parents=True, exist_ok=True)
     root = str(plan.images.root.resolve())
     details: dict[str, Any] = {
         "key": plan.key,
@@ -320,13 +305,13 @@ def _report(
     _, channels, height, width = arrays["patches"].shape
     counts = manifest.details.get(CLASS_COUNTS, [1] * len(classes))  # files of older versions lack them
     return EncodeReport(
-        path=plan.output,
+        path=plan.output.path,
         samples=arrays["patches"].shape[0],
         shape=(channels, height, width),
         descriptor_size=arrays["cls"].shape[1],
         classes=len(classes),
         empty_classes=empty_classes(classes, counts),
-        bytes=plan.output.stat().st_size,
+        bytes=plan.output.target.stat().st_size,
         seconds=seconds,
         skipped=skipped,
         fresh=fresh,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from gmtool.artifacts.files import check_writable, written_aside
 from gmtool.artifacts.latents import open_latents
-from gmtool.artifacts.samples import SamplesFolder, open_samples
+from gmtool.artifacts.samples import METRICS, SamplesFolder, open_samples
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.comparison import RealPair, Settings, figures_of, real_pair
@@ -43,8 +45,6 @@ from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.trajectories import run_of, trajectory_figures
 from gmtool.streams import generator
 
-METRICS = "metrics.json"
-"""The report's file in the folder of samples."""
 SATURATION_IMAGES = 2000
 """Real images whose values are looked at: evenly spaced ones of a larger reference."""
 
@@ -111,7 +111,7 @@ def _report(
 def _open_inputs(samples: Path, config: EvaluateConfig, progress: Progress) -> _Inputs:
     """Open and check all inputs, the quick ones first; nothing is computed before this has passed."""
     folder = open_samples(samples)
-    check_writable(samples / METRICS, "metrics file")
+    _check_metrics(samples / METRICS)
     world = join(config.device)
     images = folder.images()
     if len(images) < 2:
@@ -127,6 +127,17 @@ def _open_inputs(samples: Path, config: EvaluateConfig, progress: Progress) -> _
     with open_latents(folder.latents) as latents, world.first_before_others():  # which may fetch weights
         extractor = choose_extractor(config, latents.tokenizer, world.device, progress)
     return _Inputs(folder, images, reference, _fitting_statistics(reference, extractor), extractor, world)
+
+
+def _check_metrics(path: Path) -> None:
+    """Raise UserError unless the report can be written to ``path``, where nothing but an earlier report may be."""
+    check_writable(path, "metrics file")
+    if not path.exists():
+        return
+    with suppress(OSError, ValueError, TypeError):
+        if {"samples_fingerprint", "figures"} <= set(json.loads(path.read_bytes())):
+            return
+    raise UserError(f"{path} exists, and the report would replace it: move it away, or choose another name")
 
 
 def _fitting_statistics(reference: Reference, extractor: Extractor) -> FeatureStatistics | None:

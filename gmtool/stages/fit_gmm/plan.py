@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import check_writable, human_bytes
+from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.gmm import gmm_bytes
-from gmtool.artifacts.latents import LatentsFile, open_latents
+from gmtool.artifacts.latents import LatentsFile
+from gmtool.artifacts.outputs import Output, output_of
 from gmtool.errors import UserError
 from gmtool.mixture.em import block_rows
 from gmtool.mixture.patch_moments import ROW_BYTES, SUMS_BYTES, WORK_BYTES, PatchMemory, least_memory, share_memory
@@ -37,7 +38,7 @@ class FitPlan:
     memory: PatchMemory
     processes: int
     bytes: int
-    output: Path
+    output: Output
     held: np.ndarray
 
     @property
@@ -90,11 +91,7 @@ class FitPlan:
 
 def prepare(source: LatentsFile, output: Path, config: FitGmmConfig, processes: int) -> FitPlan:
     """The plan. Raises UserError when it cannot be carried out."""
-    check_writable(output, "the mixture")
-    if output.is_dir():
-        raise UserError(f"the mixture {output} cannot be written: it is a folder; name a file in it")
-    if output.exists() and _is_latents(output):
-        raise UserError(f"{output} is a latents file and would be overwritten: choose another output")
+    written = output_of(output, "gmm")
     if not (np.isfinite(source.mean).all() and np.isfinite(source.var).all()):
         raise UserError(f"{source.path} holds latents that are not finite; encode again with --precision float32")
     mirrored = int(source.flipped.sum())
@@ -120,7 +117,7 @@ def prepare(source: LatentsFile, output: Path, config: FitGmmConfig, processes: 
         memory=_patch_memory(source, math.ceil(config.modes / processes), config.memory * 2**30),
         processes=processes,
         bytes=gmm_bytes(config.modes, source.descriptor_size, len(source), top_k, source.shape),
-        output=output,
+        output=written,
         held=held,
     )
 
@@ -134,14 +131,6 @@ def _patch_memory(source: LatentsFile, modes: int, memory: float) -> PatchMemory
             f"give {math.ceil(1000 * least / 2**30) / 1000:g} or more"
         )
     return share_memory(modes, source.shape, memory)
-
-
-def _is_latents(path: Path) -> bool:
-    try:
-        open_latents(path).close()
-    except UserError:
-        return False
-    return True
 
 
 def _held_out(source: LatentsFile, share: float, seed: int) -> np.ndarray:

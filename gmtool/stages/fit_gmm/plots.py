@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.latents import LatentsFile
-from gmtool.errors import GmtoolError
+from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.plots import image_grid
 from gmtool.progress import Progress
 from gmtool.stages.fit_gmm.report import FitFigures
@@ -20,6 +22,9 @@ from gmtool.tokenizers.build import build_tokenizer, missing_decoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+SOFTWARE = "gmtool fit-gmm"
+"""What the picture says that it was made by."""
 
 SHOWN = 64
 """Modes, the largest ones, whose means are shown."""
@@ -31,6 +36,19 @@ DECODED = 16
 def picture_path(gmm: Path) -> Path:
     """Where the picture of a mixture is: ``gmm.h5`` -> ``gmm.png``."""
     return gmm.with_suffix(".png")
+
+
+def check_picture(gmm: Path) -> None:
+    """Raise UserError where the picture of a mixture would replace something that is not such a picture."""
+    path = picture_path(gmm)
+    if path == gmm:
+        raise UserError(f"{gmm} is the name of its own picture: name the mixture otherwise, such as gmm.h5")
+    if not path.exists():
+        return
+    with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+        if image.info.get("Software") == SOFTWARE:
+            return
+    raise UserError(f"{path} exists, and the picture of {gmm} would replace it: move it away, or choose another output")
 
 
 def draw_fit(
@@ -63,7 +81,7 @@ def draw_fit(
             axes.set_title(f"means of the {len(images)} largest modes, largest first")
             axes.set_axis_off()
     with written_aside(picture_path(gmm_path)) as part:
-        figure.savefig(part, format="png", dpi=100)
+        figure.savefig(part, format="png", dpi=100, metadata={"Software": SOFTWARE})
 
 
 def _means(

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import check_space, part_of
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.gmm import Assignments, DescriptorMixture, GmmWriter, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import Input, fingerprint
@@ -52,7 +52,7 @@ from gmtool.progress import Progress
 from gmtool.settings import as_flat
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.plan import FitPlan, prepare
-from gmtool.stages.fit_gmm.plots import draw_fit, picture_path
+from gmtool.stages.fit_gmm.plots import check_picture, draw_fit, picture_path
 from gmtool.stages.fit_gmm.report import (
     FitFigures,
     descriptor_figures,
@@ -61,7 +61,7 @@ from gmtool.stages.fit_gmm.report import (
     figures_from_json,
     with_distances,
 )
-from gmtool.stages.fit_gmm.state import FitState, KMeansState, PatchState, StateKeeper, read_state, remove_state
+from gmtool.stages.fit_gmm.state import FitState, KMeansState, PatchState, StateKeeper, read_state
 
 MACHINE_SETTINGS = frozenset({"device", "memory", "decoder"})
 """Settings that do not change the mixture."""
@@ -91,26 +91,30 @@ def fit_gmm(latents: Path, output: Path, config: FitGmmConfig, progress: Progres
     """Fit a mixture to ``latents``, write it to ``output`` and draw it beside; see the module.
 
     Nothing is done when ``output`` is already what the same settings make of the same latents. Raises UserError when
-    the latents are missing, damaged or not finite, there are fewer images than modes, the memory is too small, or
-    ``output`` is no place for it.
+    the latents are missing, damaged, changed or not finite, there are fewer images than modes, the memory is too small,
+    or ``output`` is no place for it.
     """
     started = time.monotonic()
     world = join(config.device)
     with open_latents(latents) as source:
         plan = prepare(source, output, config, world.size)
-        figures = _finished(output, source, config)
-        reused = figures is not None
-        if figures is None:
-            for name, text in plan.rows():
-                progress.note(f"{name}: {text}")
-            _Fitting(source, plan, config, world, progress).run()
+        source.verify_content()
+        with plan.output.locked(world.first):
             figures = _finished(output, source, config)
-            assert figures is not None
-        if world.first:
-            remove_state(output)
-            if not (reused and picture_path(output).exists()):
+            world.barrier()  # all have looked, before the first one writes
+            reused = figures is not None
+            if figures is None:
+                check_picture(output)
+                for name, text in plan.rows():
+                    progress.note(f"{name}: {text}")
+                _Fitting(source, plan, config, world, progress).run()
+                figures = _finished(output, source, config)
+                assert figures is not None
+            elif world.first:
+                plan.output.discard()
+            if world.first and not (reused and picture_path(output).exists()):
                 draw_fit(output, source, figures, config.decoder, world.device, progress)
-        world.barrier()
+            world.barrier()
     return FitReport(output, picture_path(output), figures, reused, time.monotonic() - started)
 
 
@@ -139,10 +143,10 @@ class _Fitting:
         self, source: LatentsFile, plan: FitPlan, config: FitGmmConfig, world: World, progress: Progress
     ) -> None:
         self.source, self.plan, self.config, self.world, self.progress = source, plan, config, world, progress
-        self.part = part_of(plan.output)
-        self._keeper = StateKeeper(plan.output)
+        self.part = plan.output.part
+        self._keeper = StateKeeper(plan.output.target)
         key = fingerprint([source.manifest.fingerprint, repr(sorted(_decisive(as_flat(config)).items()))])
-        self.state = read_state(plan.output, key, world.device)
+        self.state = read_state(plan.output.target, key, world.device)
         if self.state.patches is not None and not _readable(self.part):
             self.state = FitState(key)
 
@@ -153,9 +157,8 @@ class _Fitting:
         if begun:
             self.progress.note(f"going on after {begun}")
         elif self.world.first:
-            remove_state(self.plan.output)
-            self.part.unlink(missing_ok=True)
-            check_space(self.plan.output, self.plan.bytes, "the mixture")
+            self.plan.output.discard()
+            check_space(self.plan.output.target, self.plan.bytes, "the mixture")
         try:
             if self.state.patches is None:
                 self._fit_descriptors()
@@ -165,7 +168,7 @@ class _Fitting:
                 self._save(self.state, now=True)
             raise
         if self.world.first:
-            self.part.replace(self.plan.output)
+            self.plan.output.publish()
         self.world.barrier()  # the file is there for all
 
     def _save(self, state: FitState, now: bool = False) -> None:
@@ -360,7 +363,7 @@ def _readable(part: Path) -> bool:
     """Whether a mixture that was laid out can be gone on with."""
     try:
         GmmWriter.reopen(part).close()
-    except (OSError, KeyError, RuntimeError):
+    except (OSError, KeyError, RuntimeError, ValueError):
         return False
     return True
 

@@ -17,7 +17,8 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import part_of, written_aside
+from gmtool.artifacts.files import resolved, work_folder, written_aside
+from gmtool.artifacts.resume import STATE
 from gmtool.mixture.em import DiagonalMixture, Fit
 from gmtool.mixture.patch_moments import Distances
 from gmtool.stages.fit_gmm.report import distances_from_json
@@ -66,8 +67,7 @@ class FitState:
 
 def state_path(output: Path) -> Path:
     """Where the state of the fit of ``output`` is."""
-    part = part_of(output)
-    return part.with_name(part.name + ".state")
+    return work_folder(resolved(output)) / STATE
 
 
 class StateKeeper:
@@ -120,9 +120,3 @@ def read_state(output: Path, key: str, device: torch.device) -> FitState:
             return replace(state, kmeans=KMeansState(arrays["centroids"], tuple(record["kmeans"]["history"])))
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
         return FitState(key)
-
-
-def remove_state(output: Path) -> None:
-    """Forget the state, and a state that was being written."""
-    for path in (state_path(output), part_of(state_path(output))):
-        path.unlink(missing_ok=True)

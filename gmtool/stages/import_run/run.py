@@ -6,7 +6,6 @@ fingerprints of those files, and is sampled and scored like any other.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import check_space, check_writable, part_of
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.gmm import Assignments, DescriptorMixture, gmm_bytes, write_gmm
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
+from gmtool.artifacts.outputs import output_of
 from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, RunFolder, create_run, run_details
 from gmtool.errors import UserError
 from gmtool.foreign.gmflow import INDEX, is_gmflow
@@ -54,27 +54,22 @@ def import_run(source: str, path: Path, config: ImportConfig) -> ImportReport:
     Raises UserError, naming the file or flag, for what cannot be read or does not fit together; MachineError when the
     tokenizer cannot be fetched or the run does not fit on the disk.
     """
-    check_writable(path, "the run")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists: choose another folder for the run")
+    output = output_of(path, "run")
     place = _place(source)
     if is_gmflow(place):
         published = read_published_gmflow(place, config)
     else:
         published = read_published_ditdh(_checkpoint_in(place), config)
     parameters = check_weights(place, published)
-    check_space(path, _bytes_needed(published, parameters), "the run")
-    part = part_of(path)
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _write(part, path.absolute(), published, config, parameters)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.rmdir()
-        part.rename(path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    check_space(output.target, _bytes_needed(published, parameters), "the run")
+    with output.locked():
+        output.discard()
+        try:
+            _write(output.part, output.target, published, config, parameters)
+            output.publish()
+        except BaseException:
+            output.discard()
+            raise
     return _report(published, parameters)
 
 

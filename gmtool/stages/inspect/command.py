@@ -14,19 +14,26 @@ if TYPE_CHECKING:
 def command(
     path: Annotated[Path, typer.Argument(metavar="FILE-OR-FOLDER", help="Anything that gmtool wrote.")],
     *,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything, and check that all of it is what was written.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Say what a file or folder is, how it was made, and whether its inputs are still what they were.
 
-    Example: gmtool inspect gmm.h5
+    Example: gmtool inspect gmm.h5 --verify
     """
-    from gmtool.stages.inspect.run import describe
+    from gmtool.stages.inspect import run
 
-    description = describe(path)
+    description = run.describe(path)
+    if verify:
+        run.verify(path)
     if json:
         print(_to_json(description))
     else:
         _print(description)
+        if verify:
+            print(f"{path}: everything was read, and is what was written")
 
 
 def _to_json(description: Description) -> str:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gmtool.artifacts.files import reading
 from gmtool.artifacts.gmm import open_gmm
-from gmtool.artifacts.hdf5 import open_hdf5
-from gmtool.artifacts.latents import MANIFEST as RECORD
+from gmtool.artifacts.hdf5 import open_hdf5, read_manifest
 from gmtool.artifacts.latents import open_latents
-from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, parse_manifest
-from gmtool.artifacts.run import CONFIG, open_run
+from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint
+from gmtool.artifacts.run import CONFIG, MIXTURE, open_run
+from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.samples import MANIFEST, open_samples
 from gmtool.data.image_sets import find_images
 from gmtool.errors import GmtoolError, UserError
@@ -22,7 +23,7 @@ State = Literal["matches", "changed", "missing"]
 
 @dataclass(frozen=True)
 class InputState:
-    """One input, and whether what is there now is what was read then."""
+    """One input, and whether its fingerprint still matches."""
 
     input: Input
     state: State
@@ -44,6 +45,34 @@ def describe(path: Path) -> Description:
     return Description(path, manifest, tuple(InputState(each, _state(each)) for each in manifest.inputs), facts)
 
 
+def verify(path: Path) -> None:
+    """Read everything in a latents file, a mixture, a run or samples.
+
+    Raises UserError, naming the file, unless all of it is what was written. What an older version wrote without
+    checksums is held against its fingerprint and its statistics; of its weights only the format is checked.
+    """
+    manifest, _ = _open(path)
+    if manifest.kind == "latents":
+        with open_latents(path) as latents:
+            latents.verify()
+    elif manifest.kind == "gmm":
+        with open_gmm(path) as gmm:
+            gmm.verify()
+    elif manifest.kind == "run":
+        run = open_run(path)
+        run.statistics()
+        for checkpoint in list_checkpoints(run.checkpoints):
+            for file in sorted(checkpoint.path.glob("*.safetensors")):
+                read_tensors(file)
+        if (path / MIXTURE).exists():
+            verify(path / MIXTURE)
+    else:
+        samples = open_samples(path)
+        if "arr_0" in manifest.arrays:
+            samples.images()
+        verify(samples.latents)
+
+
 def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     if not path.exists():
         raise UserError(f"{path} does not exist")
@@ -55,15 +84,16 @@ def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
         return open_samples(path).manifest, ()
     if path.is_dir():
         raise UserError(f"{path} is neither a run nor a folder of samples: it holds no {CONFIG} and no {MANIFEST}")
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: give something that gmtool wrote")
     return _open_file(path)
 
 
 def _open_file(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     """A latents file or a mixture, as its record says."""
-    with open_hdf5(path, "give something that gmtool wrote") as file:
-        if RECORD not in file.attrs:
-            raise UserError(f"{path} was not written by gmtool")
-        kind = parse_manifest(file.attrs[RECORD], path).kind
+    advice = "give something that gmtool wrote"
+    with open_hdf5(path, advice) as file, reading(path, advice):
+        kind = read_manifest(file, path, advice).kind
     if kind == "gmm":
         with open_gmm(path) as gmm:
             return gmm.manifest, (("modes", f"{len(gmm):,}"),)
@@ -72,7 +102,7 @@ def _open_file(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
 
 
 def _state(known: Input) -> State:
-    """Whether the input still is what it was: its fingerprint is computed, or read from its manifest, again."""
+    """Whether the input's fingerprint, computed or read from its manifest again, still matches."""
     path = Path(known.path)
     if not path.exists():
         return "missing"

@@ -1,7 +1,8 @@
 """Sampling: draw latents in batches, decode them, and put together the samples folder.
 
-The work goes to ``<folder>.part``, a file a batch, so that a run that was stopped goes on; the folder appears when all
-is there. Of several processes each draws its share of the batches, and the first puts them together.
+The work goes to a hidden folder (`gmtool.artifacts.outputs`), a file a batch, so that the same command resumes what was
+stopped; the folder of samples appears when all is there. Of several processes each draws its share of the batches, and
+the first puts them together.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 
-from gmtool.artifacts.files import check_space, check_writable, part_of
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
 from gmtool.artifacts.manifest import Array, Input, Manifest, file_fingerprint
+from gmtool.artifacts.outputs import output_of
 from gmtool.artifacts.run import MIXTURE, RunFolder, open_run
-from gmtool.artifacts.safetensors_io import write_tensors
+from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.samples import GRID, IMAGES, LATENTS, MANIFEST, PICTURES
 from gmtool.data.mode_statistics import ModeFrames
 from gmtool.distributed import World, join
@@ -68,7 +69,7 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     plan = make_plan(config, run.config)
     labels = choose_labels(config.classes, run, config.num)
     modes = choose_modes(config.modes, run, config.num)
-    _check_folder(folder)
+    output = output_of(folder, "samples")
     checkpoint = find_checkpoint(run.checkpoints, config.checkpoint)
     weights = checkpoint.path / weights_file(config, run.config)
     world = join(config.device)
@@ -83,18 +84,18 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
             model = replace(model, weaker=guide.load(config, world.device))
         with world.first_before_others():  # which may fetch the decoder
             tokenizer, no_images = decoder_of(run, config.decoder, world.device)
-        check_space(folder, _bytes_needed(run, config.num, tokenizer), "the folder")
-        part = part_of(folder)
-        made_from = [each.fingerprint for each in inputs]
+        check_space(output.target, _bytes_needed(run, config.num, tokenizer), "the folder")
+        stack.enter_context(output.locked(world.first))
+        part, made_from = output.part, [each.fingerprint for each in inputs]
         if world.first:
             _prepare(part, json.dumps({"plan": asdict(plan), "inputs": made_from, "config": _settings(config)}))
         world.barrier()
         batches = _batches(config.num, config.batch_size)
         _draw(model, plan, labels, modes, tokenizer, part, batches, world, progress)
-    if world.first:
-        _assemble(part, batches, labels, run, config, plan, tuple(inputs), tokenizer)
-        _replace(folder, part)
-    world.barrier()
+        if world.first:
+            _assemble(part, batches, labels, run, config, plan, tuple(inputs), tokenizer)
+            output.publish()
+        world.barrier()
     return SampleReport(folder, config.num, plan, checkpoint.step, no_images)
 
 
@@ -183,17 +184,6 @@ def _bytes_needed(run: RunFolder, count: int, tokenizer: Tokenizer | None) -> in
     """Latents twice (the batches and the file), images three times (the batches, the array, the PNGs)."""
     image = 3 * tokenizer.image_size**2 if tokenizer is not None else 0
     return count * (4 * int(np.prod(run.architecture.shape)) + 3 * image)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a place that cannot be written, or holds something else than samples."""
-    check_writable(folder, "the folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another folder for the samples")
-    if Path.cwd().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder} holds the current folder, which the samples would replace: choose another folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise UserError(f"{folder} holds other things than samples: choose another folder")
 
 
 def _prepare(part: Path, plan: str) -> None:
@@ -302,8 +292,7 @@ def _assemble(
 
 def _arrays(part: Path, batches: Sequence[range], name: str) -> Iterator[np.ndarray]:
     for batch in batches:
-        with safe_open(_batch_file(part, batch), framework="np") as arrays:
-            yield arrays.get_tensor(name)
+        yield read_tensors(_batch_file(part, batch), [name], "remove it, and run the same command again")[name].numpy()
 
 
 def _write_npz(path: Path, shape: tuple[int, ...], images: Iterator[np.ndarray], labels: np.ndarray) -> None:
@@ -315,15 +304,3 @@ def _write_npz(path: Path, shape: tuple[int, ...], images: Iterator[np.ndarray],
                 stream.write(batch.tobytes())
         with archive.open("arr_1.npy", "w") as stream:
             np.lib.format.write_array(stream, labels)
-
-
-def _replace(folder: Path, part: Path) -> None:
-    """Rename the finished folder into place; an earlier folder of samples goes when the new one is whole."""
-    if folder.exists():
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        part.rename(folder)

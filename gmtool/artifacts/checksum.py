@@ -1,0 +1,30 @@
+"""Checksums of arrays: what was written is what is read, or the file is refused.
+
+XXH3 (https://xxhash.com) runs at the speed of memory, many times faster than the disk and than HDF5's own Fletcher
+filter. It guards against damage, not against forgery.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import xxhash
+
+
+def checksum(values: np.ndarray) -> str:
+    """A 128-bit checksum, in hexadecimal, of an array's type, shape and content."""
+    digest = xxhash.xxh3_128(f"{values.dtype.str}{values.shape}".encode())
+    digest.update(as_bytes(values).data)
+    return digest.hexdigest()
+
+
+def row_checksums(rows: np.ndarray) -> np.ndarray:
+    """A 64-bit checksum of the content of each row of an array (n, ...): (n,) uint64."""
+    content = as_bytes(rows).reshape(len(rows), math.prod(rows.shape[1:]) * rows.dtype.itemsize)
+    return np.fromiter((xxhash.xxh3_64_intdigest(row.data) for row in content), np.uint64, len(rows))
+
+
+def as_bytes(values: np.ndarray) -> np.ndarray:
+    """The content of an array in one row of bytes, without a copy where it lies together in memory."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -1,0 +1,240 @@
+"""What a stage writes: where it is made, when it appears, and what it may replace.
+
+An output is made in a hidden folder beside it, ``.NAME.gmtool/``, on the disk that will hold it:
+
+    lock        locked by the process that works there, and says which one that is
+    part        the file or folder, until it is whole
+    state.npz   how far its making has come (`gmtool.artifacts.resume`)
+    old         the folder that is being replaced, between two renames
+
+Only what a manifest says is an output of the same kind is ever replaced; everything else is refused before any work.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import h5py
+
+from gmtool.artifacts.files import check_writable, flush_to_disk, is_part, resolved, work_folder
+from gmtool.artifacts.hdf5 import read_manifest
+from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, parse_manifest
+from gmtool.artifacts.resume import STATE
+from gmtool.artifacts.samples import strangers
+from gmtool.errors import UserError
+
+LOCK, PART, OLD = "lock", "part", "old"
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""Errors of a file system that has no locks."""
+
+NAME_BYTES = 255
+"""Longest name of a file on the usual file systems."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a stage makes. path: as the user named it; target: the same with its links followed."""
+
+    path: Path
+    target: Path
+    kind: Kind
+
+    @property
+    def work(self) -> Path:
+        """The hidden folder in which it is made."""
+        return work_folder(self.target)
+
+    @property
+    def part(self) -> Path:
+        """Where it is until it is whole."""
+        return self.work / PART
+
+    @contextmanager
+    def locked(self, first: bool = True) -> Iterator[None]:
+        """Keep the making of the output to this process, or to the first of several (the others pass, first=False).
+
+        The hidden folder is there meanwhile; it stays when there is something to resume. Raises UserError, saying who,
+        when another process is at it.
+        """
+        if not first:
+            yield
+            return
+        with held(self.work / LOCK, f"{self.path} is being written"):
+            self._recover()
+            try:
+                yield
+            finally:
+                if not (self.part.exists() or (self.work / STATE).exists()):
+                    (self.work / LOCK).unlink(missing_ok=True)
+                    with suppress(OSError):  # something of the user's, which is left to them
+                        self.work.rmdir()
+
+    def publish(self) -> None:
+        """Put what was made into its place, and forget the state of its making. What is replaced is checked again."""
+        self.check()
+        flush_to_disk(self.part)
+        old = self.work / OLD
+        if self.target.is_dir():
+            self.target.rename(old)
+        self.part.replace(self.target)
+        flush_to_disk(self.target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        (self.work / STATE).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove what was begun; the state first, since it vouches for the rest."""
+        (self.work / STATE).unlink(missing_ok=True)
+        if self.part.is_dir():
+            shutil.rmtree(self.part)
+        else:
+            self.part.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise UserError unless the output can be written, and there is nothing that it must not replace."""
+        words, path = KINDS[self.kind][0], self.path
+        if len(os.fsencode(self.work.name)) > NAME_BYTES:
+            raise UserError(f"{path.name[:40]}... is too long a name for {words}: choose a shorter one")
+        check_writable(self.target, words.replace("a ", "the ", 1))
+        if self.target.exists():
+            if self.kind in RECORDS:
+                self._check_folder()
+            else:
+                self._check_file()
+        if self.work.exists() and (
+            not self.work.is_dir()
+            or self.work.is_symlink()
+            or any(each.name not in (LOCK, PART, STATE, OLD) and not is_part(each) for each in _in(self.work))
+        ):
+            raise UserError(f"{self.work} is in the way, and gmtool did not make it: move it away")
+
+    def _check_file(self) -> None:
+        path, noun = self.path, KINDS[self.kind][0].removeprefix("a ")
+        if self.target.is_dir():
+            raise UserError(f"the {noun} {path} cannot be written: it is a folder; give a file name in it")
+        if not self.target.is_file():
+            raise UserError(f"the {noun} {path} cannot be written: it is no regular file; choose another output")
+        found = kind_of(self.target)
+        if self.target.stat().st_size and found != self.kind:
+            if found is not None and found in KINDS:
+                raise UserError(f"{path} is {KINDS[found][0]} and would be overwritten: choose another output")
+            raise UserError(f"{path} exists and is no {noun} that can be read: choose another name, or remove it")
+
+    def _check_folder(self) -> None:
+        path, noun = self.path, KINDS[self.kind][0].removeprefix("a ")
+        if not self.target.is_dir():
+            raise UserError(f"{path} is a file: choose another folder for the {noun}")
+        if Path.cwd().is_relative_to(self.target):
+            raise UserError(f"{path} holds the current folder, which the {noun} would replace: choose another folder")
+        if not _in(self.target):
+            return
+        if self.kind == "run":
+            raise UserError(f"{path} exists: choose another folder for the run")
+        if kind_of(self.target) != self.kind:
+            raise UserError(f"{path} holds other things than samples: choose another folder")
+        if found := strangers(self.target):
+            raise UserError(
+                f"{path} holds {found[0]}, which gmtool did not make: move it away, or choose another folder"
+            )
+
+    def _recover(self) -> None:
+        """Put back, or remove, the folder that was being replaced when a process was killed."""
+        old = self.work / OLD
+        if old.is_dir() and not self.target.exists():
+            old.rename(self.target)
+        elif old.is_dir() and not strangers(old):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def output_of(path: Path, kind: Kind) -> Output:
+    """The output ``path`` of a stage. Raises UserError where it cannot be written or must not be replaced."""
+    output = Output(path, resolved(path), kind)
+    output.check()
+    return output
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of an artifact, as its manifest says; None for all that has no manifest that can be read."""
+    try:
+        if path.is_dir():
+            record = next((path / name for name in RECORDS.values() if (path / name).is_file()), None)
+            return None if record is None else parse_manifest(record.read_bytes(), record).kind
+        if not path.is_file() or not h5py.is_hdf5(path):
+            return None
+        with h5py.File(path, "r", locking="best-effort") as file:
+            return read_manifest(file, path).kind
+    except (UserError, OSError, RuntimeError, LookupError, ValueError):
+        return None
+
+
+@contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file ``path``, made in a folder that is made if need be. Raises UserError, beginning with ``busy``
+    and saying who, when another process holds it.
+
+    The lock is the process's own: worker processes do not inherit it, and it goes with the process, however that ends.
+    """
+    with _locked_file(path, busy) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _locked_file(path: Path, busy: str) -> IO[str]:
+    """The lock file, opened and locked."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:  # another process has just finished there, and removed the folder
+            continue
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read(200)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                taken = True
+            elif error.errno in _NO_LOCKS:
+                taken = _is_alive(holder)  # some network file systems have no locks: what is written there must do
+            else:
+                file.close()
+                raise
+            if taken:
+                file.close()
+                by = f" by {holder}" if holder else " by another process"
+                raise UserError(f"{busy}{by}: wait for it, or choose another output") from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # it was removed before it was locked
+
+
+def _is_alive(holder: str) -> bool:
+    """Whether the process that a lock file names is another one on this machine that runs."""
+    words = holder.split()
+    if len(words) != 4 or words[3] != socket.gethostname() or not words[1].isdecimal():
+        return False
+    pid = int(words[1])
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return pid != os.getpid()
+
+
+def _in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
