@@ -95,6 +95,9 @@ def _digest(folder: Path) -> str:
 def _checked(folder: Path, what: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{what} {folder} holds no config.json: give a model folder as transformers saves it")
-    if not any(folder.glob("*.safetensors")):
+    weights = sorted(folder.glob("*.safetensors"))
+    if special := next((file for file in weights if file.exists() and not file.is_file()), None):
+        raise UserError(f"{what} {special} is no regular file: give a model folder as transformers saves it")
+    if not any(file.is_file() for file in weights):
         raise UserError(f"{what} {folder} holds no .safetensors weights: save it with save_pretrained()")
     return folder

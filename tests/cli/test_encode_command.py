@@ -72,7 +72,7 @@ def test_skipped_images_are_listed(folder: Path, capsys: pytest.CaptureFixture[s
         (["images", "--tokenizer", "pixels", "--patch-size", "3"], "--patch-size 3 does not divide"),
         (["images", "--tokenizer", "./no-model"], "--tokenizer ./no-model is no folder"),
         (["images", "--tokenizer", "pixels", "--device", "tpu"], "--device must be"),
-        (["images", "images", "--tokenizer", "pixels"], "is a folder: give a file name"),
+        (["images", "images", "--tokenizer", "pixels"], "it is a folder; give a file name in it"),
         (["images", "--tokenizer", "pixels", "--flap", "both"], "--flap"),
     ],
 )

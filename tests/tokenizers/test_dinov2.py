@@ -1,18 +1,24 @@
 """dinov2 against values computed with RAE's public implementation, and its errors."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from gmtool.data.image_sets import find_images
+from gmtool.data.images import ImageSample
 from gmtool.errors import MachineError, UserError
 from gmtool.runtime import compute_dtype
 from gmtool.tokenizers.build import build_tokenizer
+from gmtool.tokenizers.choose import choose_tokenizer
 from gmtool.tokenizers.dinov2 import Dinov2, dinov2_spec
+from gmtool.tokenizers.settings import TokenizerSettings
 
 DATA = Path(__file__).parents[1] / "data"
 CPU = torch.device("cpu")
@@ -165,3 +171,30 @@ def test_no_network_is_one_line_and_the_machine_s_fault(tmp_path: Path, monkeypa
 def test_an_image_too_small_for_a_token() -> None:
     with pytest.raises(UserError, match="--image-size must be at least 16"):
         dinov2_spec(str(DATA / "rae_encoder"), 8)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_weights_that_never_end_are_not_read(tmp_path: Path, kind: str) -> None:
+    folder = shutil.copytree(DATA / "rae_encoder", tmp_path / "dino")
+    weights = folder / "more.safetensors"
+    if kind == "pipe":
+        os.mkfifo(weights)
+    else:
+        weights.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"more\.safetensors is no regular file"):
+        dinov2_spec(str(folder), 64)
+
+
+def test_a_model_of_another_kind_is_named(tmp_path: Path) -> None:
+    """Whether by --tokenizer, where its configuration says what it is, or of a damaged configuration."""
+    folder = shutil.copytree(DATA / "rae_encoder", tmp_path / "model")
+    Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
+    for text, words in (
+        ('{"model_type": "bert"}', "is a bert: give a DINOv2"),
+        ("{", "cannot be loaded"),
+        ("[]", "kind"),
+    ):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=words) as caught:
+            choose_tokenizer(TokenizerSettings(str(folder)), ImageSample(find_images(tmp_path), np.arange(1), 0, False))
+        assert "\n" not in str(caught.value)

@@ -219,9 +219,11 @@ def _add(
 
 
 def _moments(patches: np.ndarray, device: torch.device) -> RunningMoments:
-    """The moments of samples (B, C, H, W) float16, summed in float64 on a device; B may be 0."""
+    """The moments of samples (B, C, H, W) float16, in float64, summed on a GPU where there is one; B may be 0."""
     if not len(patches):
         return RunningMoments.empty(patches.shape[1:])
+    if device.type == "cpu":  # where numpy takes a third of the time
+        return RunningMoments.of(patches)
     values = torch.from_numpy(patches).to(device).double()
     mean = values.mean(0)
     return RunningMoments(len(patches), mean.cpu().numpy(), (values - mean).square_().sum(0).cpu().numpy())
