@@ -41,12 +41,26 @@ Rows = slice | Sequence[int] | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class _RowSource:
-    """A dataset that is read row by row: how many rows count; where they lie, if known; their checksums, if it has."""
+    """A dataset that is read row by row: how many rows count; where they lie, if known; their checksums, if it has.
+
+    verified: (count,) bool, the rows that this process has read before: each is checked once, since an epoch of
+    training would else pay for it again.
+    """
 
     dataset: h5py.Dataset
     count: int
     stored: StoredRows | None
     checksums: np.ndarray | None
+    verified: np.ndarray
+
+    def check(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Raise ValueError where one of the values (n, ...) of some rows is not what was written."""
+        if self.checksums is None or self.verified[rows].all():
+            return
+        changed = np.flatnonzero(row_checksums(values) != self.checksums[rows])
+        if len(changed):
+            raise ValueError(f"the checksum of row {rows[changed[0]]} of {self.dataset.name[1:]} does not match")
+        self.verified[rows] = True
 
 
 class _Open(NamedTuple):
@@ -100,10 +114,6 @@ class Hdf5Reader:
         unique, inverse = np.unique(wanted, return_inverse=True)
         with reading(self.path, self._repair):
             found = self._read_increasing(source, unique, room)
-            if source.checksums is not None:
-                changed = np.flatnonzero(row_checksums(found) != source.checksums[unique])
-                if len(changed):
-                    raise ValueError(f"the checksum of row {unique[changed[0]]} of {name} does not match")
         return found if np.array_equal(unique, wanted) else found[inverse]
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
@@ -124,19 +134,25 @@ class Hdf5Reader:
             dataset, known = opened.file[name], opened.file.get(f"checksums/{name}")
             count = self.manifest.arrays[name].shape[0]
             checksums = None if known is None else known[:count]
-            opened.sources[name] = _RowSource(dataset, count, stored_rows(dataset), checksums)
+            opened.sources[name] = _RowSource(dataset, count, stored_rows(dataset), checksums, np.zeros(count, bool))
         return opened.sources[name]
 
     def _read_increasing(self, source: _RowSource, rows: np.ndarray, room: np.ndarray | None) -> np.ndarray:
         values = source.dataset
         found = np.empty((len(rows), *values.shape[1:]), values.dtype) if room is None else room[: len(rows)]
         if source.stored is not None:
-            source.stored.read(self._opened().file.id.get_vfd_handle(), rows, found)
+            source.stored.read(
+                self._opened().file.id.get_vfd_handle(),
+                rows,
+                found,
+                lambda first, last: source.check(rows[first:last], found[first:last]),
+            )
             return found
         # h5py takes increasing indices, but is slow at them: read runs of neighbours
         for start, stop in runs(rows):
             first = int(rows[start])
             values.read_direct(found, np.s_[first : first + stop - start], np.s_[start:stop])
+        source.check(rows, found)
         return found
 
 

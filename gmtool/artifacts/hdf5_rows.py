@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import h5py
@@ -51,8 +51,19 @@ class StoredRows:
         """Bytes of a row."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, descriptor: int, rows: np.ndarray, out: np.ndarray, ahead: ReadAhead = READ_AHEAD) -> None:
-        """Fill ``out`` with the rows, increasing numbers, of an open file. Raises OSError when that ends before."""
+    def read(
+        self,
+        descriptor: int,
+        rows: np.ndarray,
+        out: np.ndarray,
+        on_part: Callable[[int, int], None] | None = None,
+        ahead: ReadAhead = READ_AHEAD,
+    ) -> None:
+        """Fill ``out`` with the rows, increasing numbers, of an open file. Raises OSError when that ends before.
+
+        on_part: called with the first and last + 1 of ``out``'s rows that have just been read, and are in the
+        processor's cache, while the system fetches the next ones.
+        """
         room = out.reshape(-1).view(np.uint8).data
         size = self.row_bytes
         longest = max(1, ahead.part_bytes // max(size, 1))
@@ -61,10 +72,10 @@ class StoredRows:
             # the first ones, and always those of the next turn
             for first, last in parts[index + ahead.parts if index else 0 : index + 2 * ahead.parts]:
                 _announce(descriptor, self._place(rows[first]), (last - first) * size)
-            begin, end = parts[index][0], parts[index : index + ahead.parts][-1][1]
-            for start, stop in runs(rows[begin:end]):
-                where = slice((begin + start) * size, (begin + stop) * size)
-                _fill(descriptor, room[where], self._place(rows[begin + start]), ahead.read_bytes)
+            for first, last in parts[index : index + ahead.parts]:
+                _fill(descriptor, room[first * size : last * size], self._place(rows[first]), ahead.read_bytes)
+                if on_part is not None:
+                    on_part(first, last)
 
     def write(self, descriptor: int, first: int, values: np.ndarray) -> None:
         """Write values (n, ...) to the rows from ``first`` on. Raises OSError on a full disk."""

@@ -5,6 +5,7 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ TRAINING = 1400
 def write_digits(folder: Path) -> tuple[Path, Path]:
     """Write the digits as PNG class folders ``train/<digit>/`` and ``held-out/<digit>/``; return the two folders.
 
-    Which digit goes where is fixed. Digits that are there already are written again, with the same content.
+    Which digit goes where is fixed. A digit that is there already is left alone, so that its time of change stays.
     """
     from sklearn.datasets import load_digits
 
@@ -27,5 +28,9 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
     for place, index in enumerate(order):
         part = folder / ("train" if place < TRAINING else "held-out") / str(data.target[index])
         part.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[index]).save(part / f"{index:04d}.png")
+        content = io.BytesIO()
+        Image.fromarray(images[index]).save(content, "PNG")
+        path = part / f"{index:04d}.png"
+        if not path.exists() or path.read_bytes() != content.getvalue():
+            path.write_bytes(content.getvalue())
     return folder / "train", folder / "held-out"

@@ -10,6 +10,7 @@ from small import MIXTURE, PIXELS, Small
 
 from gmtool.errors import UserError
 from gmtool.progress import Progress
+from gmtool.settings import make as settings_from
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.inspect.run import describe
@@ -18,7 +19,10 @@ from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 
-TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", objective="mm-fm", save_every=1)
+TRAINING = settings_from(
+    TrainConfig,
+    {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "objective": "mm-fm", "save_every": 1},
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,9 @@ def make(small: Small, root: Path) -> Path:
     encode_images(root / "images", root / "latents.h5", PIXELS, Progress())
     fit_gmm(root / "latents.h5", root / "gmm.h5", MIXTURE, Progress())
     train(root / "latents.h5", root / "run", TRAINING, Progress())
-    sample(root / "run", root / "samples", SampleConfig(num=4, steps=1, device="cpu"), Progress())
+    sample(
+        root / "run", root / "samples", settings_from(SampleConfig, {"num": 4, "steps": 1, "device": "cpu"}), Progress()
+    )
     return root
 
 
