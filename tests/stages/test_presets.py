@@ -12,7 +12,7 @@ from gmtool.cli.app import main
 from gmtool.errors import UserError
 from gmtool.sampling.plan import make_plan
 from gmtool.settings import expect_type, settings_of
-from gmtool.stages.presets import FOLDER, STAGES, load_preset, preset_names
+from gmtool.stages.presets import FOLDER, STAGES, load_preset, preset_names, tomllib
 from gmtool.stages.train.config import TrainConfig
 
 PUBLISHED = (
@@ -30,8 +30,8 @@ def test_the_presets_that_come_with_gmtool() -> None:
 
 
 def test_presets_are_installed_with_the_package() -> None:
-    text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
-    assert '[tool.setuptools.package-data]\ngmtool = ["presets/*.toml"]' in text
+    project = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
+    assert "presets/*.toml" in project["tool"]["setuptools"]["package-data"]["gmtool"]
     assert FOLDER.name == "presets" and FOLDER.parent.name == "gmtool"
 
 
