@@ -32,7 +32,9 @@ class SpectrumMLP(nn.Module):
 
     def forward(self, gaussian: IsotropicGaussian) -> Tensor:
         """The log power, for a mean (B, C, H, W) and a variance (B, 1, H, W or ones)."""
-        spread = gaussian.mean.flatten(2).var(2).mean(1)
+        positions = gaussian.mean.flatten(2)
+        # one position has no spread: by the unbiased estimate, 0 / 0
+        spread = positions.var(2, correction=min(1, positions.shape[2] - 1)).mean(1)
         sizes = torch.stack([gaussian.variance.flatten(1).mean(1), spread], 1)
         logits = self.mlp(sizes).reshape(-1, *self.shape)
         for dimension, size in zip((2, 3), gaussian.mean.shape[2:], strict=True):

@@ -1,19 +1,18 @@
 import golden
 import pytest
 import torch
-from gmtool.flow.guidance.auto import auto_mixture, auto_velocity
-from gmtool.flow.prediction import sample_gaussian, sample_mean, unguided
-from gmtool.flow.solvers.mixture import gm_ode
-from gmtool.flow.solvers.table import integrate
-from toys import exact_posterior, random_mixture, random_point
+from toys import exact_posterior, random_mixture, random_point, solve
 
-from gmtool.flow.guidance.cfg import classifier_free
+from gmtool.flow.guidance import GUIDANCES
+from gmtool.flow.guidance.cfg import ClassifierFree
 from gmtool.flow.guidance.interval import within
-from gmtool.flow.guidance.probabilistic import guidance_bias, guide, probabilistic
-from gmtool.flow.guidance.weights import component_weights, reweight
+from gmtool.flow.guidance.probabilistic import Probabilistic, guidance_bias, guide
+from gmtool.flow.guidance.weights import ComponentWeights, reweight
+from gmtool.flow.model import Prediction, sample_gaussian, sample_mean, unguided
 from gmtool.flow.path import mean_velocity
+from gmtool.flow.solvers.euler import Euler
+from gmtool.flow.solvers.gm_ode import GmOde
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.streams import Noise
 
 G = golden.arrays("gmflow_math")
 
@@ -23,9 +22,9 @@ def test_probabilistic_guidance_matches_the_reference(case):
     scale, orthogonal = float(G[f"guid_{case}_scale"]), float(G[f"guid_{case}_orthogonal"])
     found = guide(golden.predicted(G), G["uncond_mean"], scale, orthogonal)
     expected = golden.mixture(G, f"guid_{case}")
-    torch.testing.assert_close(found.bias, G[f"guid_{case}_bias"], **golden.TOLERANCE)
+    torch.testing.assert_close(found.guidance.bias, G[f"guid_{case}_bias"], **golden.TOLERANCE)
     torch.testing.assert_close(found.gaussian.variance, G[f"guid_{case}_avg_var"], **golden.TOLERANCE)
-    torch.testing.assert_close(found.gaussian.mean + found.bias, G[f"guid_{case}_gauss_mean"], **golden.TOLERANCE)
+    torch.testing.assert_close(found.gaussian.mean + found.guidance.bias, G[f"guid_{case}_gauss_mean"], **golden.TOLERANCE)
     torch.testing.assert_close(found.mixture.means, expected.means, **golden.TOLERANCE)
     torch.testing.assert_close(found.mixture.variance, expected.variance, **golden.TOLERANCE)
     torch.testing.assert_close(found.mixture.log_weights, expected.log_weights, **golden.TOLERANCE)
@@ -43,7 +42,7 @@ def test_one_component_guides_to_the_shifted_gaussian():
     """With K = 1 and equal positions the mixture is its own Gaussian, and the product is the guided Gaussian."""
     mixture = random_mixture(3, components=1)
     found = guide(mixture, random_point(4, mixture), scale=0.5, orthogonal=0.0)
-    torch.testing.assert_close(found.mixture.mean(), found.gaussian.mean + found.bias)
+    torch.testing.assert_close(found.mixture.mean(), found.gaussian.mean + found.guidance.bias)
     torch.testing.assert_close(found.mixture.variance, 0.75 * mixture.variance)
 
 
@@ -55,9 +54,9 @@ def test_no_scale_changes_nothing_but_rounding():
 
 def test_classifier_free_guidance_extrapolates():
     x, t = torch.randn(2, 3), torch.ones(2)
-    guided = classifier_free(lambda x, t: x + 1, lambda x, t: x - 1, 2.0)
+    guided = ClassifierFree(2.0)(lambda x, t: x + 1, lambda x, t: x - 1)
     torch.testing.assert_close(guided(x, t), x + 3)
-    torch.testing.assert_close(classifier_free(lambda x, t: x + 1, lambda x, t: x - 1, 1.0)(x, t), x + 1)
+    torch.testing.assert_close(ClassifierFree(1.0)(lambda x, t: x + 1, lambda x, t: x - 1)(x, t), x + 1)
 
 
 def with_weights(mixture, weights):
@@ -97,24 +96,83 @@ def test_reweighting_sends_more_samples_where_the_condition_points():
     centers = torch.tensor([[-3.0], [3.0]], dtype=torch.float64)
     models = [exact_posterior(centers, 0.2, torch.tensor(w, dtype=torch.float64)) for w in ([0.2, 0.8], [0.5, 0.5])]
     x, t = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    found = component_weights(*models, 2.0)(x, t).mixture.log_weights.exp().flatten()
+    found = ComponentWeights(2.0)(*models)(x, t).mixture.log_weights.exp().flatten()
     torch.testing.assert_close(found, torch.tensor([0.04, 0.64], dtype=torch.float64) / 0.68)
 
 
 def test_autoguidance_of_a_velocity_extrapolates_from_the_weaker_model():
     x, t = torch.randn(2, 3), torch.ones(2)
-    torch.testing.assert_close(auto_velocity(lambda x, t: x + 1, lambda x, t: x - 1, 1.5)(x, t), x + 2)
+    auto = GUIDANCES["auto"].forms["velocity"].make(1.5, 1.0)
+    torch.testing.assert_close(auto(lambda x, t: x + 1, lambda x, t: x - 1)(x, t), x + 2)
 
 
-def test_autoguidance_of_a_mixture_is_probabilistic_guidance_against_the_weaker_mean():
+@pytest.mark.parametrize("name", ["prob", "auto"])
+def test_probabilistic_guidance_is_away_from_the_mean_of_the_other_velocity(name):
     strong, weak = random_mixture(0), random_mixture(1)
     x, t = random_point(2, strong), torch.tensor([0.4, 0.9], dtype=torch.float64)
-    weaker = lambda x, t: mean_velocity(x, t, weak.mean())  # noqa: E731
-    found = auto_mixture(lambda x, t: unguided(strong), weaker, 0.3, 0.5)(x, t)
-    expected = probabilistic(lambda x, t: unguided(strong), lambda x, t: unguided(weak), 0.3, 0.5)(x, t)
+    scheme = GUIDANCES[name].forms["mixture"].make(0.3, 0.5)
+    found = scheme(lambda x, t: unguided(strong), lambda x, t: mean_velocity(x, t, weak.mean()))(x, t)
+    expected = guide(strong, weak.mean(), 0.3, 0.5)
     torch.testing.assert_close(found.mixture.mean(), expected.mixture.mean())
-    torch.testing.assert_close(found.bias, expected.bias)
-    assert found.scale == 0.3
+    torch.testing.assert_close(found.guidance.bias, expected.guidance.bias)
+    assert found.guidance.scale == 0.3
+
+
+def on_velocity(x, t):
+    return -x
+
+
+def on_mixture(x, t):
+    return unguided(random_mixture(7, batch=len(x)))
+
+
+FORMS = [(name, on) for name, entry in GUIDANCES.items() for on in entry.forms]
+
+
+@pytest.mark.parametrize(("name", "on"), FORMS)
+def test_every_form_of_the_table_makes_a_guided_model_of_its_kind(name, on):
+    """It is called with the kinds of model that its row says, asks each once, and changes nothing at the least scale."""
+    form, calls = GUIDANCES[name].forms[on], []
+    models = {"velocity": on_velocity, "mixture": on_mixture}
+    others = {"velocity": lambda x, t: x + 1, "mixture": lambda x, t: unguided(random_mixture(8, batch=len(x)))}
+    x, t = random_point(9, random_mixture(7)), torch.full((2,), 0.5, dtype=torch.float64)
+
+    def value(model):
+        found = model(x, t)
+        assert isinstance(found, Prediction if on == "mixture" else torch.Tensor)
+        return found.mixture.mean() if on == "mixture" else found
+
+    def guided(scale):
+        scheme = form.make(scale, 1.0)
+        assert scheme.scale == scale
+        return scheme(counted(calls, "model", models[on]), counted(calls, "other", others[form.other]))
+
+    plain, default = value(models[on]), value(guided(form.scale.default))
+    assert [name for name, _ in sorted(calls)] == ["model", "other"]
+    assert (default - plain).abs().max() > 1e-3
+    torch.testing.assert_close(value(guided(form.scale.minimum)), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "on"), FORMS)
+def test_a_range_of_scales_holds_its_default_and_numbers_alone(name, on):
+    scale = GUIDANCES[name].forms[on].scale
+    assert scale.default in scale and scale.minimum in scale
+    assert all(each not in scale for each in (scale.minimum - 1e-9, float("nan"), float("inf"), -float("inf")))
+    assert scale.below not in scale if scale.below is not None else 1e9 in scale
+    assert str(scale) == ("at least 1" if scale.below is None else "in [0, 1)")
+
+
+def test_only_probabilistic_guidance_has_an_orthogonal_part():
+    """Of a direction along the mean alone nothing is left by orthogonal = 1, and all of it by 0."""
+    mixture = random_mixture(10, components=1)
+    x, t = random_point(11, mixture), torch.full((2,), 0.5, dtype=torch.float64)
+    for name, on in FORMS:
+        form = GUIDANCES[name].forms[on]
+        if form.orthogonal:
+            along = lambda x, t: mean_velocity(x, t, 0.5 * mixture.mean())  # noqa: E731
+            whole, none = (form.make(0.5, share)(lambda x, t: unguided(mixture), along)(x, t) for share in (0.0, 1.0))
+            assert none.guidance.bias.abs().max() < 1e-6 < 0.1 < whole.guidance.bias.abs().max()
+    assert {name for name, on in FORMS if GUIDANCES[name].forms[on].orthogonal} == {"prob", "auto"}
 
 
 def counted(calls, name, model):
@@ -130,9 +188,9 @@ def test_the_interval_includes_its_ends_and_spares_the_evaluations_outside(dtype
     """On the grid 1, 0.9, ... 0.1 the interval 0.3,0.7 guides five times; elsewhere the plain model is asked alone."""
     calls = []
     plain = counted(calls, "conditional", lambda x, t: 0 * x)
-    guided = classifier_free(plain, counted(calls, "hidden", lambda x, t: 0 * x + 1), 2.0)
+    guided = ClassifierFree(2.0)(plain, counted(calls, "hidden", lambda x, t: 0 * x + 1))
     x = torch.zeros(2, 1, dtype=dtype)
-    end = integrate("euler", within((0.3, 0.7), guided, plain), x, 10, 1.0, Noise(0, range(2)))
+    end = solve(Euler(), within((0.3, 0.7), guided, plain), x, 10)
     assert [time for name, time in calls if name == "hidden"] == [0.7, 0.6, 0.5, 0.4, 0.3]
     assert len(calls) == 15
     # guided, the velocity is 1 + 2 (0 - 1) = -1 over five steps of -0.1
@@ -142,7 +200,8 @@ def test_the_interval_includes_its_ends_and_spares_the_evaluations_outside(dtype
 def test_the_interval_of_a_mixture_switches_to_the_conditional_prediction():
     mixture, other = random_mixture(0), random_mixture(1)
     plain = lambda x, t: unguided(mixture)  # noqa: E731
-    model = within((0.5, 1.0), probabilistic(plain, lambda x, t: unguided(other), 0.5), plain)
+    away_from = lambda x, t: mean_velocity(x, t, other.mean())  # noqa: E731
+    model = within((0.5, 1.0), Probabilistic(0.5)(plain, away_from), plain)
     x = random_point(2, mixture)
     found, expected = model(x, torch.full((2,), 0.5)), guide(mixture, other.mean(), 0.5, 1.0)
     torch.testing.assert_close(found.mixture.means, expected.mixture.means)
@@ -153,7 +212,8 @@ def test_the_interval_of_a_mixture_switches_to_the_conditional_prediction():
 def test_an_interval_of_all_times_is_no_interval():
     centers, draw = torch.tensor([[-1.0, 0.5], [1.0, 0.8]], dtype=torch.float64), torch.Generator().manual_seed(0)
     plain = exact_posterior(centers, 0.3, torch.tensor([0.2, 0.8], dtype=torch.float64))
-    guided = probabilistic(plain, exact_posterior(centers, 0.3, torch.tensor([0.5, 0.5], dtype=torch.float64)), 0.4)
+    other = exact_posterior(centers, 0.3, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    guided = Probabilistic(0.4)(plain, lambda x, t: mean_velocity(x, t, other(x, t).gaussian.mean))
     x = torch.randn(3, 2, dtype=torch.float64, generator=draw)
-    found = gm_ode(within((0.0, 1.0), guided, plain), x, 4, 1.0, order=2, substeps=3)
-    torch.testing.assert_close(found, gm_ode(guided, x, 4, 1.0, order=2, substeps=3))
+    solver = GmOde(substeps=3)
+    torch.testing.assert_close(solve(solver, within((0.0, 1.0), guided, plain), x, 4), solve(solver, guided, x, 4))

@@ -2,14 +2,13 @@ import math
 
 import pytest
 import torch
-from gmtool.flow.solvers.ancestral import denoise, deterministic_step
-from gmtool.flow.solvers.dpm import Memory, dpmpp_2m, extrapolated, step_length
+from toys import solve
 
 from gmtool.flow.path import per_sample
-from gmtool.flow.solvers.unipc import corrected, unipc
-from gmtool.flow.times import time_grid
-
-GRID = time_grid(5, 1.0)
+from gmtool.flow.solvers.ddim import denoise, deterministic_step
+from gmtool.flow.solvers.dpmpp import DataStep, Dpmpp2M, extrapolated, step_length
+from gmtool.flow.solvers.unipc import UniPC, corrected
+from gmtool.flow.times import full_grid
 
 
 def log_ratio(t):
@@ -30,40 +29,38 @@ def constant_data(value):
 
 
 def test_step_length_is_the_difference_of_lambda_and_infinite_at_both_ends():
-    assert step_length(GRID[1], GRID[2]) == pytest.approx(log_ratio(0.6) - log_ratio(0.8))
-    assert math.isinf(step_length(GRID[0], GRID[1])) and math.isinf(step_length(GRID[4], GRID[5]))
+    assert step_length(0.8, 0.6) == pytest.approx(log_ratio(0.6) - log_ratio(0.8))
+    assert math.isinf(step_length(1.0, 0.8)) and math.isinf(step_length(0.2, 0.0))
 
 
 def test_the_flow_with_constant_data_is_integrated_exactly():
     """x_t = (1 - t) x + t z: whatever the steps, from t = 1 and onto t = 0."""
     x = start()
     for time in (0.75, 0.2, 0.0):
-        grid = torch.tensor([1.0, time], dtype=torch.float64)
-        found = deterministic_step(x, grid[0], grid[1], torch.full_like(x, 0.3))
+        found = deterministic_step(x, 1.0, time, torch.full_like(x, 0.3))
         torch.testing.assert_close(found, (1 - time) * torch.full_like(x, 0.3) + time * x)
-    for solve in (dpmpp_2m, unipc):
-        torch.testing.assert_close(solve(constant_data(0.3), x, 6, 2.0), torch.full_like(x, 0.3))
+    for solver in (Dpmpp2M(), UniPC()):
+        torch.testing.assert_close(solve(solver, constant_data(0.3), x, 6, 2.0), torch.full_like(x, 0.3))
 
 
 def test_dpmpp_takes_the_published_steps():
     """Lu et al., algorithm 2, written out for 4 steps in alpha, sigma, h and r."""
     x = start()
-    grid = time_grid(4, 1.0)
-    times = grid.tolist()
-    first = denoise(field, x, grid[0])
+    times = full_grid(4).tolist()
+    first = denoise(field, x, times[0])
     state = times[1] * x + (1 - times[1]) * first
     before, slopes = first, {2: 0.0}
     for i in (2, 3):
         now, then = times[i - 1], times[i]
-        data = denoise(field, state, grid[i - 1])
+        data = denoise(field, state, now)
         h = log_ratio(then) - log_ratio(now)
         if i == 3:
             slopes[3] = h / (2 * (log_ratio(now) - log_ratio(times[i - 2])))
         mixed = (1 + slopes[i]) * data - slopes[i] * before
         state = then / now * state - (1 - then) * math.expm1(-h) * mixed
         before = data
-    expected = denoise(field, state, grid[3])
-    torch.testing.assert_close(dpmpp_2m(field, x, 4, 1.0), expected)
+    expected = denoise(field, state, times[3])
+    torch.testing.assert_close(solve(Dpmpp2M(), field, x, 4), expected)
 
 
 @pytest.mark.parametrize("power", [0, 1, 2])
@@ -71,8 +68,8 @@ def test_the_corrector_integrates_parabolas_in_lambda_exactly(power):
     t, s, h, h_before = 0.7, 0.55, log_ratio(0.55) - log_ratio(0.7), log_ratio(0.7) - log_ratio(0.9)
     x = torch.zeros(1, 1, dtype=torch.float64)
     data = lambda offset: torch.full_like(x, offset**power)  # noqa: E731
-    mean = corrected(data(h), Memory(data(0.0), h), Memory(data(-h_before), h_before))
-    found = deterministic_step(x, torch.tensor(t), torch.tensor(s), mean).item()
+    mean = corrected(data(h), DataStep(data(0.0), h), DataStep(data(-h_before), h_before))
+    found = deterministic_step(x, t, s, mean).item()
     fine = torch.linspace(0, h, 20_001, dtype=torch.float64)
     integral = torch.trapezoid((fine + log_ratio(t)).exp() * fine**power, fine).item()
     assert found == pytest.approx(s * integral, rel=1e-6)
@@ -80,24 +77,22 @@ def test_the_corrector_integrates_parabolas_in_lambda_exactly(power):
 
 def test_the_corrector_uses_the_two_ends_while_lambda_is_infinite():
     old, new = torch.zeros(1, 1), torch.ones(1, 1)
-    assert corrected(new, Memory(old, math.inf), None).item() == 0.5
-    assert corrected(new, Memory(old, 1.0), Memory(old, math.inf)).item() == 0.5
+    assert corrected(new, DataStep(old, math.inf), None).item() == 0.5
+    assert corrected(new, DataStep(old, 1.0), DataStep(old, math.inf)).item() == 0.5
 
 
 def test_the_predictor_extrapolates_half_a_step():
     before, now = torch.zeros(1, 1), torch.ones(1, 1)
-    assert extrapolated(now, 1.0, Memory(before, 2.0)).item() == 1.25
-    assert extrapolated(now, 1.0, Memory(before, math.inf)).item() == 1
-    assert extrapolated(now, math.inf, Memory(before, 2.0)).item() == 1
+    assert extrapolated(now, 1.0, DataStep(before, 2.0)).item() == 1.25
+    assert extrapolated(now, 1.0, DataStep(before, math.inf)).item() == 1
+    assert extrapolated(now, math.inf, DataStep(before, 2.0)).item() == 1
     assert extrapolated(now, 1.0, None).item() == 1
 
 
 def test_solvers_agree_on_the_first_two_steps_but_for_the_corrector():
     """Two steps: the predictors have nothing to extrapolate yet; UniPC corrects the first one by the trapezoid."""
     x = start()
-    grid = time_grid(2, 1.0)
-    first = denoise(field, x, grid[0])
-    middle = deterministic_step(x, grid[0], grid[1], first)
-    second = denoise(field, middle, grid[1])
-    torch.testing.assert_close(dpmpp_2m(field, x, 2, 1.0), second)
-    torch.testing.assert_close(unipc(field, x, 2, 1.0), second)
+    first = denoise(field, x, 1.0)
+    second = denoise(field, deterministic_step(x, 1.0, 0.5, first), 0.5)
+    torch.testing.assert_close(solve(Dpmpp2M(), field, x, 2), second)
+    torch.testing.assert_close(solve(UniPC(), field, x, 2), second)

@@ -8,9 +8,12 @@ from gmtool.flow.solvers.velocity import euler
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gmtool.flow.guidance.cfg import classifier_free
+from gmtool.flow.guidance.cfg import ClassifierFree
 from gmtool.flow.guidance.interval import within
-from gmtool.flow.times import RAE_LAST, time_grid
+from gmtool.flow.model import VelocityModel
+from gmtool.flow.solvers.base import integrate
+from gmtool.flow.solvers.euler import Euler
+from gmtool.flow.times import rae_grid
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.ditdh import DiTDH, DiTDHArchitecture
 
@@ -21,13 +24,13 @@ NULL = 10
 
 @pytest.mark.parametrize("points", [2, 10, 50])
 def test_the_grid(points: int) -> None:
-    found = time_grid(points - 1, SHIFT, RAE_LAST)
+    found = rae_grid(points - 1, SHIFT)
     torch.testing.assert_close(found.float(), VALUES[f"grid_n{points}_s6.9282"], **golden.TOLERANCE)
     assert found[-1] == pytest.approx(0.0069, abs=5e-5)
 
 
 def test_the_grid_without_shift() -> None:
-    torch.testing.assert_close(time_grid(49, 1.0, RAE_LAST).float(), VALUES["grid_n50_s1.0000"], **golden.TOLERANCE)
+    torch.testing.assert_close(rae_grid(49).float(), VALUES["grid_n50_s1.0000"], **golden.TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def test_whole_runs(name: str, scale: float, interval: tuple[float, float]) -> N
         return lambda x_t, t: network(x_t, t, Conditions(labels))
 
     plain = given(VALUES["y"])
-    guided = classifier_free(plain, given(torch.full_like(VALUES["y"], NULL)), scale)
+    guided = ClassifierFree(scale)(plain, given(torch.full_like(VALUES["y"], NULL)))
     model = plain if scale == 1 else within(interval, guided, plain)
-    found = euler(model, VALUES["ode_x_init"], 9, SHIFT, RAE_LAST)
+    found = integrate(Euler(), model, VALUES["ode_x_init"], rae_grid(9, SHIFT))
     torch.testing.assert_close(found, VALUES[name], **golden.TOLERANCE)

@@ -4,7 +4,8 @@ from gmtool.flow.solvers.mixture import independent_draw
 from scipy import stats
 from toys import random_mixture, random_point
 
-from gmtool.flow.spectral import spectral_draw, spectral_loss, spectral_nll, transform
+from gmtool.flow.solvers.gm_sde import independent_draw
+from gmtool.flow.spectral import Spectrum, spectral_loss, spectral_nll, transform
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.mixture.knothe_rosenblatt import principal_axes, to_gaussian
 from gmtool.nn.spectrum import SpectrumMLP
@@ -59,7 +60,7 @@ def test_nll_is_least_at_the_power():
 def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum, leading):
     count = 400
     mixture = one_mixture(count)
-    x = spectral_draw(spectrum, leading)(mixture, Noise(0, range(count)))
+    x = Spectrum(spectrum, leading).draw(mixture, Noise(0, range(count)))
     z = to_gaussian(mixture, x, principal_axes(mixture))
     for channel in range(2):
         # one position a sample: those of a sample depend on each other
@@ -73,7 +74,7 @@ def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum
 
 def test_white_spectral_draws_have_the_moments_of_independent_ones():
     mixture, count = one_mixture(300), 300
-    spectral = spectral_draw(white, 2)(mixture, Noise(0, range(count)))
+    spectral = Spectrum(white, 2).draw(mixture, Noise(0, range(count)))
     independent = independent_draw(mixture, Noise(1, range(count)))
     matched = mixture.moment_matched()
     error = 5 * (matched.variance.max() * 2 / (count * SIZE**2)).sqrt().item()
@@ -87,12 +88,12 @@ def test_the_network_learns_the_spectrum_of_the_data():
     torch.manual_seed(0)
     network, mixture = SpectrumMLP((2, SIZE, SIZE)), one_mixture(256, components=2)
     mixture = GaussianMixture(mixture.means.float(), mixture.log_weights.float(), mixture.variance.float())
-    x = spectral_draw(falling, 2)(mixture, Noise(0, range(256)))
+    x = Spectrum(falling, 2).draw(mixture, Noise(0, range(256)))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
     uniform = torch.rand(256, 1, SIZE, SIZE)
     for _ in range(150):
         optimizer.zero_grad()
-        spectral_loss(network, mixture, x, 2, uniform).mean().backward()
+        spectral_loss(Spectrum(network, 2), mixture, x, uniform).mean().backward()
         optimizer.step()
     found, expected = network(mixture.moment_matched())[0], falling(mixture.moment_matched())[0]
     assert (found - expected).abs().mean() < 0.15 * expected.abs().mean()
@@ -104,12 +105,25 @@ def test_the_loss_trains_the_spectrum_alone_in_float32():
     learnt = torch.zeros(1, 3, 2, 2, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         loss = spectral_loss(
-            lambda gaussian: learnt.expand_as(gaussian.mean),
+            Spectrum(lambda gaussian: learnt.expand_as(gaussian.mean), 3),
             GaussianMixture(means, mixture.log_weights, mixture.variance),
             random_point(2, mixture),
-            3,
             torch.rand(2, 1, 2, 2),
         )
     assert loss.shape == (2,) and loss.dtype == torch.float32
     loss.sum().backward()
     assert means.grad is None and learnt.grad.any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3)])
+def test_latents_of_few_positions_have_a_finite_loss_and_draw(size):
+    """One position has no spectrum: its noise is white, and its loss is 0."""
+    mixture = random_mixture(3, spatial=size, dtype=torch.float32)
+    spectrum = Spectrum(SpectrumMLP((3, *size)), 3)
+    loss = spectral_loss(spectrum, mixture, random_point(4, mixture), torch.rand(2, 1, *size))
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(spectrum.draw(mixture, Noise(0, range(2)))).all()
+    loss.sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in spectrum.model.parameters())
+    if size == (1, 1):
+        assert not loss.any()

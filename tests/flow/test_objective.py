@@ -4,6 +4,7 @@ import torch
 from gmtool.flow.objectives import flow_matching_loss, mixture_nll, squared_distance, transition_loss
 from toys import exact_posterior, random_mixture, random_point
 
+from gmtool.flow.objective import flow_matching_loss, mixture_nll, squared_distance, transition_loss
 from gmtool.flow.path import data_mixture, forward_transition, interpolate, transition_mixture
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 
