@@ -24,7 +24,9 @@ def test_probabilistic_guidance_matches_the_reference(case):
     expected = golden.mixture(G, f"guid_{case}")
     torch.testing.assert_close(found.guidance.bias, G[f"guid_{case}_bias"], **golden.TOLERANCE)
     torch.testing.assert_close(found.gaussian.variance, G[f"guid_{case}_avg_var"], **golden.TOLERANCE)
-    torch.testing.assert_close(found.gaussian.mean + found.guidance.bias, G[f"guid_{case}_gauss_mean"], **golden.TOLERANCE)
+    torch.testing.assert_close(
+        found.gaussian.mean + found.guidance.bias, G[f"guid_{case}_gauss_mean"], **golden.TOLERANCE
+    )
     torch.testing.assert_close(found.mixture.means, expected.means, **golden.TOLERANCE)
     torch.testing.assert_close(found.mixture.variance, expected.variance, **golden.TOLERANCE)
     torch.testing.assert_close(found.mixture.log_weights, expected.log_weights, **golden.TOLERANCE)
@@ -131,7 +133,7 @@ FORMS = [(name, on) for name, entry in GUIDANCES.items() for on in entry.forms]
 
 @pytest.mark.parametrize(("name", "on"), FORMS)
 def test_every_form_of_the_table_makes_a_guided_model_of_its_kind(name, on):
-    """It is called with the kinds of model that its row says, asks each once, and changes nothing at the least scale."""
+    """It takes models of the kinds that its row says, asks each once, and changes nothing at the least scale."""
     form, calls = GUIDANCES[name].forms[on], []
     models = {"velocity": on_velocity, "mixture": on_mixture}
     others = {"velocity": lambda x, t: x + 1, "mixture": lambda x, t: unguided(random_mixture(8, batch=len(x)))}

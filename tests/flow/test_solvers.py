@@ -1,33 +1,46 @@
 import itertools
 import math
-from typing import get_args
 
 import golden
 import pytest
 import torch
-from gmtool.flow.prediction import unguided
-from gmtool.flow.solvers.mixture import gm_ode, gm_sde, mean_at
-from gmtool.flow.solvers.substeps import axes_of, span_of
-from gmtool.flow.solvers.table import VELOCITY_SOLVERS, OdeSolver, integrate
-from gmtool.flow.solvers.velocity import euler
 from scipy.integrate import solve_ivp
-from toys import exact_posterior
+from toys import exact_posterior, solve, solve_by_name
 
-from gmtool.flow.guidance.probabilistic import probabilistic
+from gmtool.flow.guidance.probabilistic import Probabilistic
+from gmtool.flow.model import unguided
 from gmtool.flow.path import mean_velocity
+from gmtool.flow.posterior import DirectPosterior
+from gmtool.flow.solvers import SOLVERS, SolverEntry, names_on
+from gmtool.flow.solvers.base import Memoryless, SolverOptions, integrate
+from gmtool.flow.solvers.euler import Euler
+from gmtool.flow.solvers.gm_ode import GmOde
+from gmtool.flow.solvers.gm_sde import GmSde
+from gmtool.flow.solvers.second_order import Damping
+from gmtool.flow.times import expand, full_grid
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.stages.sample.config import VelocitySolver
-from gmtool.streams import Noise
+from gmtool.streams import Noise, SharedNoise, generator
 
 G = golden.arrays("gmflow_math")
 CENTERS = torch.tensor([[-1.0, 0.5], [1.0, 0.8], [0.3, -1.2]], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 STD = 0.4
 MODEL = exact_posterior(CENTERS, STD, WEIGHTS)
+UNDAMPED = Damping(added=0.0)
+VELOCITY = names_on("velocity")
 
 
-def exact_velocity(x, t):
-    return mean_velocity(x, t.clamp(min=1e-9), MODEL(x, t.clamp(min=1e-9)).mixture.mean())
+def velocity_of(model):
+    """The velocity of a model of a mixture; onto t = 0 by its limit."""
+
+    def velocity(x, t):
+        t = t.clamp(min=1e-9)
+        return mean_velocity(x, t, model(x, t).mixture.mean())
+
+    return velocity
+
+
+exact_velocity = velocity_of(MODEL)
 
 
 def start(count=8):
@@ -46,39 +59,40 @@ def truth(x):
     return almost - 1e-6 * exact_velocity(almost, torch.full((len(x),), 1e-6, dtype=torch.float64))
 
 
-def slope(solve, steps):
+def slope(found, steps):
     """The measured order: the slope of log error against log step."""
     x = start()
     expected = truth(x)
-    errors = [(solve(x, n) - expected).norm().item() for n in steps]
+    errors = [(found(x, n) - expected).norm().item() for n in steps]
     return [math.log(a / b) / math.log(m / n) for (n, a), (m, b) in itertools.pairwise(zip(steps, errors, strict=True))]
 
 
 def test_mean_at_another_point_matches_the_reference():
-    found = mean_at(golden.predicted(G), G["x_t"], G["t"], G["x_s"], G["s"])
-    torch.testing.assert_close(found, G["x0_mean_at_s"], **golden.TOLERANCE)
+    mixture, t, s = golden.predicted(G), G["t"].tolist(), G["s"].tolist()
+    for i in range(len(t)):
+        one = GaussianMixture(mixture.means[i : i + 1], mixture.log_weights[i : i + 1], mixture.variance[i : i + 1])
+        found = DirectPosterior(one, G["x_t"][i : i + 1], t[i]).mean_at(G["x_s"][i : i + 1], s[i])
+        torch.testing.assert_close(found, G["x0_mean_at_s"][i : i + 1], **golden.TOLERANCE)
 
 
-@pytest.mark.parametrize("coordinates", [axes_of, span_of])
 @pytest.mark.parametrize("run", golden.runs(), ids=lambda run: f"run{run['run']}")
-def test_whole_runs_match_the_reference(run, coordinates, monkeypatch):
-    monkeypatch.setattr("gmtool.flow.solvers.substeps.coordinates_of", coordinates)
+def test_whole_runs_match_the_reference(run):
     std = float(G["data_std"])
     model = exact_posterior(G["data_centers"], std, G["data_weights"])
     if run["guidance_scale"]:
-        conditional = exact_posterior(G["data_centers"], std, G["data_cond_weights"])
-        model = probabilistic(conditional, model, run["guidance_scale"], run["orthogonal"])
-    found = gm_ode(model, G["noise"], run["steps"], run["shift"], run["order"], run["substeps"])
+        scheme = Probabilistic(run["guidance_scale"], run["orthogonal"])
+        model = scheme(exact_posterior(G["data_centers"], std, G["data_cond_weights"]), velocity_of(model))
+    solver = GmOde(run["order"], run["substeps"], run["shift"])
+    found = solve(solver, model, G["noise"], run["steps"], run["shift"])
     torch.testing.assert_close(found, G[f"run{run['run']}_x"], **golden.TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [name for name, each in VELOCITY_SOLVERS.items() if isinstance(each, OdeSolver)])
+@pytest.mark.parametrize("name", [name for name in VELOCITY if not SOLVERS[name].noisy])
 def test_solvers_have_their_declared_order(name):
     # even counts: a closing Euler step of heun onto t = 0 would leave an error of order 2 in the step's own length only
     # large counts: the error of dpmpp-2m is steps^-2 log(steps)
-    solver = VELOCITY_SOLVERS[name]
-    for order in slope(lambda x, n: solver.solve(exact_velocity, x, n, 1.0), (256, 512, 1024)):
-        assert order == pytest.approx(solver.order, abs=0.25)
+    for order in slope(lambda x, n: solve_by_name(name, exact_velocity, x, n), (256, 512, 1024)):
+        assert order == pytest.approx(SOLVERS[name].order, abs=0.25)
 
 
 def test_gm_ode_with_many_substeps_follows_the_exact_flow_in_one_evaluation():
@@ -88,7 +102,7 @@ def test_gm_ode_with_many_substeps_follows_the_exact_flow_in_one_evaluation():
         calls.append(t)
         return MODEL(x_t, t)
 
-    found = gm_ode(model, x, 1, 1.0, order=1, substeps=4096)
+    found = solve(GmOde(order=1, substeps=4096), model, x, 1)
     assert len(calls) == 1
     torch.testing.assert_close(found, truth(x), atol=1e-3, rtol=0)
 
@@ -102,54 +116,42 @@ def one_gaussian(x, t):
 
 @pytest.mark.parametrize("substeps", [1, 8])
 def test_gm_ode_1_has_order_1_in_network_evaluations(substeps):
-    for order in slope(lambda x, n: gm_ode(one_gaussian, x, n, 1.0, 1, substeps), (16, 32, 64)):
+    for order in slope(lambda x, n: solve(GmOde(1, substeps), one_gaussian, x, n), (16, 32, 64)):
         assert order == pytest.approx(1, abs=0.1)
 
 
-def test_gm_ode_2_gains_an_order_but_for_its_damping(monkeypatch):
+def test_gm_ode_2_gains_an_order_but_for_its_damping():
     """With sub-steps that leave no error of their own. GMFlow's damping fades the correction out in small steps."""
     x = start(32)
     expected = truth(x)
 
-    def error(steps, order):
-        return (gm_ode(one_gaussian, x, steps, 1.0, order, 256 // steps) - expected).norm()
+    def error(steps, order, damping=Damping()):
+        return (solve(GmOde(order, 256 // steps, damping=damping), one_gaussian, x, steps) - expected).norm()
 
     assert error(8, 2) < 0.5 * error(8, 1)
-    monkeypatch.setattr("gmtool.flow.solvers.mixture.DAMPING_ADDED", 0.0)
-    assert error(16, 2) < error(8, 2) / 2**1.4 < error(4, 2) / 2**2.8
+    assert error(16, 2, UNDAMPED) < error(8, 2, UNDAMPED) / 2**1.4 < error(4, 2, UNDAMPED) / 2**2.8
 
 
 def test_gm_ode_2_converges_where_its_steps_are_many():
     """The floor in a quotient of Gaussians must not act beside variances that are as small."""
     x = start()
     expected = truth(x)
-    few, many = ((gm_ode(one_gaussian, x, steps, 1.0, order=2) - expected).norm() for steps in (32, 512))
+    few, many = ((solve(GmOde(), one_gaussian, x, steps) - expected).norm() for steps in (32, 512))
     assert many < few / 8
 
 
-def test_gm_ode_is_the_same_however_its_substeps_are_split():
+@pytest.mark.parametrize("order", [1, 2])
+def test_gm_ode_is_the_same_however_its_substeps_are_split(order):
     """With the exact posterior a network evaluation brings nothing that the sub-steps did not know."""
     x = start()
-    torch.testing.assert_close(gm_ode(MODEL, x, 4, 1.0, substeps=16), gm_ode(MODEL, x, 1, 1.0, substeps=64))
+    together, split = (solve(GmOde(order, 64 // steps), MODEL, x, steps) for steps in (1, 4))
+    torch.testing.assert_close(together, split)
 
 
 def test_gm_ode_with_one_substep_is_euler():
     x = start()
-    found = gm_ode(MODEL, x, 9, 3.0, order=1, substeps=1)
-    torch.testing.assert_close(found, euler(exact_velocity, x, 9, 3.0))
-
-
-class OneStream(Noise):
-    """All samples' numbers from one stream, which is fast for many."""
-
-    def __init__(self, count):
-        self.count, self.stream = count, torch.Generator().manual_seed(2)
-
-    def normal(self, shape):
-        return torch.randn(self.count, *shape, generator=self.stream)
-
-    def uniform(self, shape):
-        return torch.rand(self.count, *shape, generator=self.stream)
+    found = solve(GmOde(order=1, substeps=1), MODEL, x, 9, 3.0)
+    torch.testing.assert_close(found, solve(Euler(), exact_velocity, x, 9, 3.0))
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -158,7 +160,8 @@ def test_gm_sde_draws_from_the_data(order):
     count = 40_000
     draw = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
-    found = gm_sde(MODEL, draw, 16 if order == 2 else 4, 1.0, OneStream(count), order)
+    noise = SharedNoise(count, generator(2))
+    found = solve(GmSde(order), MODEL, draw, 16 if order == 2 else 4, noise=noise)
     mean = (WEIGHTS[:, None] * CENTERS).sum(0)
     variance = STD**2 + (WEIGHTS[:, None] * (CENTERS - mean).square()).sum(0)
     tolerance = 0.02 if order == 1 else 0.06  # the second order is a correction, not exact
@@ -198,18 +201,18 @@ def test_gm_sde_1_has_order_1_where_positions_depend_on_each_other():
     errors = []
     for steps in (16, 32, 64):
         noise = UnitNoise(1 + 2 * steps)
-        x = gm_sde(pair_posterior, noise.normal((1, 2)).double(), steps, 1.0, noise)[:, 0]
+        x = solve(GmSde(1), pair_posterior, noise.normal((1, 2)).double(), steps, noise=noise)[:, 0]
         errors.append((x.T @ x - PAIR).norm().item())
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([0.95, 0.98], abs=0.02)
 
 
-def test_gm_sde_2_gains_an_order_but_for_its_damping(monkeypatch):
-    monkeypatch.setattr("gmtool.flow.solvers.mixture.DAMPING_ADDED", 0.0)
+def test_gm_sde_2_gains_an_order_but_for_its_damping():
     count = 100_000
 
     def error(steps, order):
-        noise = OneStream(count)
-        x = gm_sde(pair_posterior, noise.normal((1, 2)).double(), steps, 1.0, noise, order)[:, 0]
+        noise = SharedNoise(count, generator(2))
+        solver = GmSde(order, damping=UNDAMPED)
+        x = solve(solver, pair_posterior, noise.normal((1, 2)).double(), steps, noise=noise)[:, 0]
         return (x.T @ x / count - PAIR).norm().item()
 
     assert error(8, 1) < 0.6 * error(4, 1)
@@ -218,7 +221,7 @@ def test_gm_sde_2_gains_an_order_but_for_its_damping(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])
-@pytest.mark.parametrize("name", VELOCITY_SOLVERS)
+@pytest.mark.parametrize("name", VELOCITY)
 def test_solvers_count_network_evaluations(name, steps):
     calls = []
 
@@ -226,48 +229,104 @@ def test_solvers_count_network_evaluations(name, steps):
         calls.append(t)
         return exact_velocity(x, t)
 
-    found = integrate(name, model, start(), steps, 1.0, Noise(0, range(8)))
+    found = solve_by_name(name, model, start(), steps, noise=Noise(0, range(8)))
     assert len(calls) == steps
     assert torch.isfinite(found).all()
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "unipc", "heun", "ddpm-small", "ddpm-large", "dpmpp-2m-sde"])
+@pytest.mark.parametrize("name", VELOCITY)
 def test_one_step_is_one_euler_step(name):
     """From t = 1 onto t = 0 every solver gives the mean of the data seen at pure noise."""
     x = start()
-    found = integrate(name, exact_velocity, x, 1, 1.0, Noise(0, range(8)))
-    torch.testing.assert_close(found, euler(exact_velocity, x, 1, 1.0))
-
-
-def test_samples_do_not_depend_on_the_batch():
-    seeds = range(6)
-    together = gm_sde(MODEL, start(6), 4, 1.0, Noise(3, seeds), 2)
-    alone = [gm_sde(MODEL, start(6)[i : i + 1], 4, 1.0, Noise(3, [i]), 2) for i in seeds]
-    torch.testing.assert_close(together, torch.cat(alone))
+    found = solve_by_name(name, exact_velocity, x, 1, noise=Noise(0, range(8)))
+    ones = torch.ones(len(x), dtype=torch.float64)
+    torch.testing.assert_close(found, MODEL(x, ones).gaussian.mean)
 
 
 def guided(weights, order=(0, 1, 2)):
     """Exact models of the data, guided towards other weights; the components in some order."""
     chosen = list(order)
     unconditional = exact_posterior(CENTERS[chosen], STD, WEIGHTS[chosen])
-    return probabilistic(exact_posterior(CENTERS[chosen], STD, weights[chosen]), unconditional, 0.3)
+    return Probabilistic(0.3)(exact_posterior(CENTERS[chosen], STD, weights[chosen]), velocity_of(unconditional))
 
 
 def test_whole_runs_depend_neither_on_the_batch_nor_on_the_order_of_components():
     weights = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
-    together = gm_ode(guided(weights), start(5), 4, 2.0, 2, 3)
-    alone = [gm_ode(guided(weights), start(5)[i : i + 1], 4, 2.0, 2, 3) for i in range(5)]
+    solver = GmOde(2, substeps=3, shift=2.0)
+    together = solve(solver, guided(weights), start(5), 4, 2.0)
+    alone = [solve(solver, guided(weights), start(5)[i : i + 1], 4, 2.0) for i in range(5)]
     torch.testing.assert_close(together, torch.cat(alone))
-    torch.testing.assert_close(together, gm_ode(guided(weights, (2, 0, 1)), start(5), 4, 2.0, 2, 3))
+    torch.testing.assert_close(together, solve(solver, guided(weights, (2, 0, 1)), start(5), 4, 2.0))
 
 
-@pytest.mark.parametrize("name", VELOCITY_SOLVERS)
-def test_samples_of_a_velocity_do_not_depend_on_the_batch(name):
-    seeds = range(6)
-    together = integrate(name, exact_velocity, start(6), 5, 1.0, Noise(3, seeds))
-    alone = [integrate(name, exact_velocity, start(6)[i : i + 1], 5, 1.0, Noise(3, [i])) for i in seeds]
+MODELS = {"velocity": exact_velocity, "mixture": MODEL}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_samples_do_not_depend_on_the_batch(name):
+    model, seeds = MODELS[SOLVERS[name].on], range(6)
+    together = solve_by_name(name, model, start(6), 5, noise=Noise(3, seeds))
+    alone = [solve_by_name(name, model, start(6)[i : i + 1], 5, noise=Noise(3, [i])) for i in seeds]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-def test_the_table_holds_every_solver_of_the_command_line():
-    assert set(VELOCITY_SOLVERS) == set(get_args(VelocitySolver))
+@pytest.mark.parametrize("name", SOLVERS)
+def test_rows_say_what_they_integrate_and_whether_they_add_noise(name):
+    entry = SOLVERS[name]
+    wrong = MODELS["mixture" if entry.on == "velocity" else "velocity"]
+    with pytest.raises((TypeError, AttributeError)):
+        solve_by_name(name, wrong, start(), 4, noise=Noise(0, range(8)))
+    first, second = (solve_by_name(name, MODELS[entry.on], start(), 4, noise=Noise(seed, range(8))) for seed in (0, 1))
+    assert torch.equal(first, second) is not entry.noisy
+    if entry.noisy:
+        with pytest.raises(ValueError, match="adds noise"):
+            solve_by_name(name, MODELS[entry.on], start(), 4)
+    else:
+        assert torch.equal(solve_by_name(name, MODELS[entry.on], start(), 4), first)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_rows_say_which_options_concern_them(name):
+    """Another order, number of sub-steps or draw changes a solver whose row says so, and no other."""
+    entry = SOLVERS[name]
+
+    def run(**options):
+        solver = entry.make(SolverOptions(4, **options))
+        return solve(solver, MODELS[entry.on], start(), 4, noise=Noise(0, range(8)))
+
+    usual = run()
+    assert torch.equal(run(order=1), usual) is (entry.order is not None)
+    assert torch.equal(run(substeps=3), usual) is not entry.substeps
+    assert torch.equal(run(draw=lambda mixture, noise: mixture.mean()), usual) is not entry.spectral
+
+
+class Midpoint(Memoryless):
+    """A solver of a user's own: the midpoint rule."""
+
+    def intervals(self, evaluations):
+        return evaluations // 2
+
+    def step(self, model, x, t, s, state, noise):
+        half = (s - t) / 2
+        middle = x + half * model(x, expand(t, x))
+        return x + 2 * half * model(middle, expand(t + half, x)), None
+
+
+@pytest.mark.parametrize("where", [Midpoint, f"{__name__}:Midpoint"])
+def test_a_solver_from_elsewhere_is_a_row_like_any_other(where):
+    entry = SolverEntry(where, "velocity", False, "the midpoint rule", order=2)
+    assert "midpoint" in names_on("velocity", {**SOLVERS, "midpoint": entry})
+    orders = slope(lambda x, n: solve(entry.make(SolverOptions(n)), exact_velocity, x, n), (64, 128, 256))
+    assert orders == pytest.approx([entry.order] * 2, abs=0.25)
+
+
+def test_the_observer_sees_every_time_of_the_grid_and_the_point_there():
+    seen = []
+    grid = full_grid(4, 2.0)
+    found = integrate(
+        Euler(), lambda x, t: torch.ones_like(x), torch.zeros(2, 1), grid, observe=lambda *at: seen.append(at)
+    )
+    assert [t for t, _ in seen] == grid.tolist()
+    for t, x in seen:
+        torch.testing.assert_close(x, torch.full((2, 1), t - 1))
+    assert torch.equal(seen[-1][1], found)
