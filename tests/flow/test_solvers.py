@@ -140,12 +140,12 @@ def test_gm_ode_2_converges_where_its_steps_are_many():
     assert many < few / 8
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_gm_ode_is_the_same_however_its_substeps_are_split(order):
+@pytest.mark.parametrize(("order", "tolerance"), [(1, 1e-12), (2, 1e-4)])  # the second order has floors of 1e-6
+def test_gm_ode_is_the_same_however_its_substeps_are_split(order, tolerance):
     """With the exact posterior a network evaluation brings nothing that the sub-steps did not know."""
     x = start()
     together, split = (solve(GmOde(order, 64 // steps), MODEL, x, steps) for steps in (1, 4))
-    torch.testing.assert_close(together, split)
+    torch.testing.assert_close(together, split, atol=tolerance, rtol=0)
 
 
 def test_gm_ode_with_one_substep_is_euler():
