@@ -1,3 +1,5 @@
+"""Two forms of the posterior: the definition is the truth, the reduced one must be it on a few numbers a position."""
+
 import itertools
 
 import pytest
@@ -6,77 +8,152 @@ from gmtool.flow.solvers.mixture import mean_at
 from gmtool.flow.solvers.substeps import Axes, Span, coordinates_of, follow
 from toys import random_mixture, random_point
 
-from gmtool.flow.path import mean_velocity
-from gmtool.flow.times import expand, time_grid
+from gmtool.flow.guidance.probabilistic import guide
+from gmtool.flow.posterior import Axes, DirectPosterior, Span, axes_of, reduced_posteriors, span_of, vectors_of
+from gmtool.flow.solvers.second_order import Damping, second_order
+from gmtool.flow.times import full_grid
 from gmtool.mixture.gaussian_mixture import GaussianFactor, GaussianMixture, rows
 
+FORMS = pytest.mark.parametrize("form", [axes_of, span_of])
 
-def directly(mixture, x, points):
-    """The definition: at every sub-step the mixture is multiplied by the bridge's factor in all its channels."""
-    x_t, t = x, expand(points[0], x)
-    mean = mixture.mean()
-    for start, stop in itertools.pairwise(points):
-        now = expand(start, x)
-        if start < points[0]:
-            mean = mean_at(mixture, x_t, t, x, now)
-        x = x + mean_velocity(x, now, mean) * float(stop - start)
-    return x
+
+def along(posterior, points):
+    """The end of Euler's steps through the points, and the mean there unless it is the data, as tensors."""
+    point = posterior.start
+    for r, after in itertools.pairwise(points):
+        point = after / r * point + (1 - after / r) * posterior.mean_at(point, r)
+    return posterior.lift(points[-1], point, posterior.mean_at(point, points[-1]) if points[-1] > 0 else None)
+
+
+def assert_same_way(reduced, direct, points, **tolerance):
+    """The same end and the same mean there."""
+    for found, expected in zip(along(reduced, points), along(direct, points), strict=True):
+        if expected is None:
+            assert found is None
+        else:
+            torch.testing.assert_close(found.to(expected), expected, **tolerance)
 
 
 def some_factor(seed, like):
-    """A factor as guidance and second order make them, centred anywhere."""
+    """A factor centred anywhere."""
     shift, center = random_point(seed, like), random_point(seed + 1, like)
     precision = torch.rand(len(shift), 1, *[1] * (shift.dim() - 2), dtype=shift.dtype)
     return GaussianFactor(precision, shift, center)
 
 
+def factors_of(seed, mixture):
+    """No factor, that of guidance, and that of guidance with the second order."""
+    prediction = guide(mixture, random_point(seed, mixture), 0.3, 1.0)
+    second = second_order(prediction, random_point(seed + 1, mixture), 0.2, 0.25, Damping(added=0.0, guided=0.0))
+    return [None, prediction.factor, second]
+
+
+def cast(value, dtype):
+    """A mixture or a factor in another precision."""
+    return None if value is None else type(value)(*(each.to(dtype) for each in vars(value).values()))
+
+
 def grids(substeps):
     """A first step from the source, one in the middle, and a last one onto the data."""
-    whole = time_grid(3 * substeps, 2.0)
+    whole = full_grid(3 * substeps, 2.0).tolist()
     return [whole[i * substeps : (i + 1) * substeps + 1] for i in range(3)]
 
 
+@FORMS
+@pytest.mark.parametrize(
+    ("components", "channels", "spatial"),
+    [
+        (1, 1, ()),
+        (1, 768, (2,)),
+        (2, 3, (2, 2)),
+        (4, 40, (5,)),
+        (8, 768, (1,)),
+        (64, 1, (2,)),
+        (64, 12, (3,)),
+        (64, 768, (1,)),
+    ],
+)
+def test_the_reduced_posterior_is_the_definition(components, channels, spatial, form):
+    """At several later points and along whole steps; to rounding, relative to the size of the numbers."""
+    mixture = cast(random_mixture(20, 2, components, channels, spatial), torch.float32)
+    x = random_point(21, mixture)
+    size = max(mixture.means.abs().max().item(), x.abs().max().item())
+    for factor in factors_of(22, mixture):
+        exact = cast(mixture, torch.float64)
+        exact = exact if factor is None else exact.times(cast(factor, torch.float64))
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+            given = cast(mixture, dtype), x.to(dtype)
+            for t in (1.0, 0.4):
+                (reduced,) = reduced_posteriors(*given, t, [cast(factor, dtype)], form=form)
+                direct = DirectPosterior(exact, x.double(), t)
+                for r in (t, 0.95 * t, 0.6 * t, 0.02 * t):
+                    point = r / t * reduced.start + (1 - r / t) * reduced.mean_at(reduced.start, t)
+                    x_r, mean = reduced.lift(r, point, reduced.mean_at(point, r))
+                    expected = direct.mean_at(x_r.double(), r)
+                    torch.testing.assert_close(mean.double(), expected, atol=tolerance * size, rtol=0)
+                points = torch.linspace(t, 0.25 * t, 5, dtype=torch.float64).tolist()
+                assert_same_way(reduced, direct, points, atol=tolerance * size, rtol=0)
+
+
+@FORMS
 @pytest.mark.parametrize("spatial", [(), (5,), (2, 3)])
 @pytest.mark.parametrize(("components", "channels"), [(1, 3), (4, 2), (3, 40)])
-@pytest.mark.parametrize("substeps", [1, 2, 9])
-def test_coefficients_follow_the_direct_formula(components, channels, spatial, substeps):
+def test_whole_steps_follow_the_definition(components, channels, spatial, form):
     mixture = random_mixture(0, components=components, channels=channels, spatial=spatial)
     x = random_point(1, mixture)
-    for points in grids(substeps):
-        torch.testing.assert_close(follow(mixture, x, points.tolist()).x, directly(mixture, x, points))
+    for substeps in (1, 2, 9):
+        for points in grids(substeps):
+            (reduced,) = reduced_posteriors(mixture, x, points[0], form=form)
+            assert_same_way(reduced, DirectPosterior(mixture, x, points[0]), points)
 
 
+@FORMS
 @pytest.mark.parametrize(("components", "channels"), [(5, 2), (4, 30)])
-def test_a_factor_and_the_mean_ahead_follow_the_direct_formula(components, channels):
-    """As if the mixture had been multiplied first; what is remembered is the other product, seen at the end."""
+def test_points_pass_between_the_posteriors_of_several_factors(components, channels, form):
+    """Each is as if the mixture had been multiplied first; a point that one found is a point of the other."""
     mixture = random_mixture(10, components=components, channels=channels)
-    x, factor, remembered = random_point(11, mixture), some_factor(12, mixture), some_factor(14, mixture)
-    for points, substeps in ((grids(n)[i], n) for n in (1, 7) for i in (0, 1)):
-        found = follow(mixture, x, points.tolist(), factor, remembered, look_ahead=True)
-        torch.testing.assert_close(found.x, directly(mixture.times(factor), x, points))
-        for kept, other in ((remembered, mixture.times(remembered)), (None, mixture)):
-            found = follow(mixture, x, points.tolist(), factor, kept, look_ahead=True)
-            start, stop = expand(points[0], x), expand(points[substeps], x)
-            torch.testing.assert_close(found.mean, mean_at(other, x, start, found.x, stop))
-    assert follow(mixture, x, grids(3)[2].tolist(), factor).mean is None
+    x, first, second = random_point(11, mixture), some_factor(12, mixture), some_factor(14, mixture)
+    for t, s in ((1.0, 0.7), (0.6, 0.2)):
+        for one, other in ((first, second), (first, None), (None, second), (first, first)):
+            leading, ahead = reduced_posteriors(mixture, x, t, (one, other), form=form)
+            point = s / t * leading.start + (1 - s / t) * leading.mean_at(leading.start, t)
+            found, mean = leading.lift(s, point, ahead.mean_at(point, s))
+            led, seen = (mixture if each is None else mixture.times(each) for each in (one, other))
+            torch.testing.assert_close(found, s / t * x + (1 - s / t) * led.mean())
+            torch.testing.assert_close(mean, DirectPosterior(seen, x, t).mean_at(found, s))
+
+
+def test_a_mean_that_is_known_is_not_needed_exactly():
+    """It only centres the numbers."""
+    mixture = random_mixture(18)
+    x, points = random_point(19, mixture), grids(3)[1]
+    near = mixture.mean() + 0.1 * random_point(20, mixture)
+    (reduced,) = reduced_posteriors(mixture, x, points[0], mean=near)
+    assert_same_way(reduced, DirectPosterior(mixture, x, points[0]), points)
 
 
 @pytest.mark.parametrize(("components", "channels", "kind"), [(64, 2, Axes), (8, 4, Axes), (8, 768, Span)])
-def test_the_coordinates_are_the_cheaper_ones(components, channels, kind):
+def test_the_form_is_the_cheaper_one(components, channels, kind):
     mixture = random_mixture(16, components=components, channels=channels)
     vector = random_point(17, mixture).flatten(2).movedim(1, -1).unsqueeze(2)
-    assert isinstance(coordinates_of(rows(mixture.means), [vector]), kind)
+    assert isinstance(vectors_of(rows(mixture.means), [vector]), kind)
 
 
+@FORMS
 @pytest.mark.parametrize("each", [(4, 1, 1), (1, 2, 2), (4, 2, 2)], ids=["component", "position", "both"])
-def test_variances_of_components_and_positions_follow_the_direct_formula(each):
+def test_variances_of_components_and_positions_follow_the_definition(each, form):
     mixture = random_mixture(2)
     components, *spatial = each
     varied = torch.rand(2, components, 1, *spatial, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mixture = GaussianMixture(mixture.means, mixture.log_weights, varied + 0.1)
-    x = random_point(3, mixture)
+    x, factor = random_point(3, mixture), some_factor(4, mixture)
     for points in grids(6):
-        torch.testing.assert_close(follow(mixture, x, points.tolist()).x, directly(mixture, x, points))
+        plain, tilted = reduced_posteriors(mixture, x, points[0], (None, factor), form=form)
+        assert_same_way(plain, DirectPosterior(mixture, x, points[0]), points)
+        assert_same_way(tilted, DirectPosterior(mixture.times(factor), x, points[0]), points)
+
+
+HARD = ["plain", "nearly equal means", "equal means", "tiny variance", "no variance", "far means", "a weight of zero"]
 
 
 def strained(name, channels):
@@ -97,20 +174,17 @@ def strained(name, channels):
     }[name]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["plain", "nearly equal means", "equal means", "tiny variance", "no variance", "far means", "a weight of zero"],
-)
+@FORMS
+@pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("channels", [2, 64])
-def test_float32_is_exact_to_rounding(name, channels):
-    exact = strained(name, channels)
-    single = GaussianMixture(exact.means.float(), exact.log_weights.float(), exact.variance.float())
-    rounded = GaussianMixture(single.means.double(), single.log_weights.double(), single.variance.double())
-    x = random_point(5, exact).float()
-    size = exact.means.abs().max().item()
+def test_float32_is_exact_to_rounding(name, channels, form):
+    single = cast(strained(name, channels), torch.float32)
+    x = random_point(5, single)
+    size = single.means.abs().max().item()
     for points in grids(16):
-        found = follow(single, x, points.tolist()).x
-        truth = directly(rounded, x.double(), points)
+        (reduced,) = reduced_posteriors(single, x, points[0], form=form)
+        direct = DirectPosterior(cast(single, torch.float64), x.double(), points[0])
+        found, truth = along(reduced, points)[0], along(direct, points)[0]
         torch.testing.assert_close(found.double(), truth, atol=2e-6 * max(1, size), rtol=2e-6)
 
 
@@ -118,14 +192,17 @@ def test_the_memory_layout_of_the_means_does_not_matter():
     mixture = random_mixture(6)
     inner = mixture.means.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
     other = GaussianMixture(inner, mixture.log_weights, mixture.variance)
-    x, points = random_point(7, mixture), grids(5)[1].tolist()
-    torch.testing.assert_close(follow(other, x, points).x, follow(mixture, x, points).x)
+    x, points = random_point(7, mixture), grids(5)[1]
+    first, second = (reduced_posteriors(each, x, points[0])[0] for each in (mixture, other))
+    assert_same_way(first, second, points)
 
 
-def test_nothing_is_written_into_the_arguments():
+@FORMS
+def test_nothing_is_written_into_the_arguments(form):
     mixture = random_mixture(8)
-    x = random_point(9, mixture)
-    before = [each.clone() for each in (x, mixture.means, mixture.log_weights, mixture.variance)]
-    follow(mixture, x, grids(4)[0].tolist())
-    for each, old in zip((x, mixture.means, mixture.log_weights, mixture.variance), before, strict=True):
-        assert torch.equal(each, old)
+    x, factor = random_point(9, mixture), some_factor(10, mixture)
+    arguments = [x, *vars(mixture).values(), *vars(factor).values()]
+    before = [each.clone() for each in arguments]
+    points = grids(4)[0]
+    along(reduced_posteriors(mixture, x, points[0], [factor], form=form)[0], points)
+    assert all(torch.equal(each, old) for each, old in zip(arguments, before, strict=True))
