@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import point_flows
 import torch
 from matplotlib.image import imsave
+from point_flows import optimise
 from torch import Tensor
 
 from gmtool.console import print_table
@@ -84,7 +84,7 @@ def train(method: Method, components: int, setting: Setting, seed: int, device: 
     torch.manual_seed(seed)
     network = PointNetwork(2, setting.width, setting.depth, components).to(device)
     stream = generator(seed, "train", device=device)
-    return point_flows.train(network, lambda: losses(network, method, setting.batch, stream), setting.rate, setting.steps)
+    return optimise(network, lambda: losses(network, method, setting.batch, stream), setting.rate, setting.steps)
 
 
 @torch.inference_mode()

@@ -1,10 +1,10 @@
 """Sources and couplings in ten dimensions, where paths can be measured: MM-FM's study, with GMFlow and the union.
 
-The data are eight curved modes (`point_flows`): "Compact", which overlap, and "Spread", which are far apart. The mixture
-that flows start from is fitted to them by EM, not told. For every method the tables hold length, straightness and mean
-Lipschitz constant of the flow (`gmtool.evaluation.trajectory`) along 100 Euler steps; then W2^2 on moderate sets and
-squared sliced W2 on large ones, by network evaluations, 0 being the source itself, beside the same between two samples
-of the data. The row "told its mode" says what that knowledge, which the union's network must have, is worth alone.
+The data are eight curved modes (`point_flows`): "Compact", which overlap, and "Spread", which are far apart. The
+mixture that flows start from is fitted to them by EM, not told. For every method the tables hold length, straightness
+and mean Lipschitz constant of the flow (`gmtool.evaluation.trajectory`) along 100 Euler steps; then W2^2 on moderate
+sets and squared sliced W2 on large ones, by network evaluations, 0 being the source itself, beside the same between two
+samples of the data. The row "told its mode" says what that knowledge, which the union's network must have, is worth.
 
     python examples/mixture_source.py             # about 40 minutes on one idle core
     python examples/mixture_source.py --quick     # the same in miniature, for a look at the output
@@ -16,9 +16,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import point_flows
 import torch
 from matplotlib.figure import Figure
+from point_flows import DIMENSIONS, MODES, curved_modes, optimise
 from sklearn.mixture import GaussianMixture as EM
 from torch import Tensor
 
@@ -57,7 +57,7 @@ FLOWS: dict[str, tuple[Method, bool]] = {
 def fit(x: Tensor, seed: int) -> tuple[ModeMixture, Tensor]:
     """A diagonal mixture of eight modes, by EM from k-means, and p(k | x) of the data, (N, 8)."""
     data = x.flatten(1).double().numpy()
-    em = EM(point_flows.MODES, covariance_type="diag", random_state=seed).fit(data)
+    em = EM(MODES, covariance_type="diag", random_state=seed).fit(data)
     found = (em.weights_, em.means_, em.covariances_, em.predict_proba(data))
     weights, means, variances, shares = (torch.from_numpy(each).float() for each in found)
     return ModeMixture(weights, means[..., None, None], variances[..., None, None].sqrt()), shares
@@ -68,22 +68,22 @@ def train(flow: str, x: Tensor, shares: Tensor, mixture: ModeMixture, steps: int
     torch.manual_seed(seed)
     method, told = FLOWS[flow]
     components, rate = (COMPONENTS, 1e-2) if method.objective.mixture else (0, 3e-3)
-    labels, stream = point_flows.MODES if told else 0, generator(seed, "train")
-    network = PointNetwork(point_flows.DIMENSIONS, WIDTH, DEPTH, components, frequencies=0, modes=labels)
+    labels, stream = MODES if told else 0, generator(seed, "train")
+    network = PointNetwork(DIMENSIONS, WIDTH, DEPTH, components, frequencies=0, modes=labels)
 
     def losses() -> Tensor:
         rows = torch.randint(len(x), (BATCH,), generator=stream)
         t = method.times.draw(BATCH, stream)
         noise, onward = torch.randn(2, *x[rows].shape, generator=stream)
         if method.coupling.own_mode:
-            every = torch.arange(point_flows.MODES).expand(BATCH, -1)
+            every = torch.arange(MODES).expand(BATCH, -1)
             modes = draw_modes(every, shares[rows], torch.rand(BATCH, generator=stream))
         else:
             modes = mixture.draw(BATCH, stream)
         pairs = method.pair(x[rows], noise, mixture.at(modes))
         return method.loss(partial(network, modes=modes), pairs, Draws(t, noise, onward))
 
-    return point_flows.train(network, losses, rate, steps)
+    return optimise(network, losses, rate, steps)
 
 
 @torch.inference_mode()
@@ -96,7 +96,7 @@ def draw(method: Method, predict: Predict, own: ModeStatistics, noise: Tensor, c
 def study(name: str, steps: int, count: int, seed: int, folder: Path) -> None:
     """All methods on one data set of so many points: tables and a picture."""
     parts = ("training", "held out", "other")
-    x, held_out, other = (point_flows.curved_modes(DISTANCES[name], count, generator(part)) for part in parts)
+    x, held_out, other = (curved_modes(DISTANCES[name], count, generator(part)) for part in parts)
     mixture, shares = fit(x, seed)
     stream = generator(seed, "draw")
     modes, noise = mixture.draw(count, stream), torch.randn(x.shape, generator=stream)

@@ -41,7 +41,7 @@ def curved_modes(distance: float, count: int, stream: torch.Generator) -> Tensor
     return ((points - means.mean(0)) / variance.sqrt()).reshape(count, DIMENSIONS, 1, 1)
 
 
-def train(network: Network, losses: Callable[[], Tensor], rate: float, steps: int) -> Network:
+def optimise(network: Network, losses: Callable[[], Tensor], rate: float, steps: int) -> Network:
     """The network after ``steps`` steps, each on the mean of fresh ``losses()`` (B,); the rate falls to 0."""
     optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
