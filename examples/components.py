@@ -11,17 +11,18 @@ deviation over the seeds.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
 from digits import SAMPLES, Digits, Score, budget, prepare, score, trained
 
 from gmtool.console import print_table
-from gmtool.stages.sample.config import SampleConfig, Solver
+from gmtool.settings import changed, make
+from gmtool.stages.sample.config import SampleConfig
 
 COMPONENTS = (1, 2, 4, 8)
-SOLVERS: tuple[Solver, ...] = ("gm-ode", "gm-sde")
+SOLVERS = ("gm-ode", "gm-sde")
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,14 @@ class Spent:
     seeds: int
 
 
-def scores(digits: Digits, components: int, solver: Solver, spent: Spent) -> list[Score]:
+def scores(digits: Digits, components: int, solver: str, spent: Spent) -> list[Score]:
     """The scores of K = ``components`` under a solver of order 2, one a seed."""
     found = []
     for seed in range(spent.seeds):
-        config = replace(
-            budget(spent.steps, seed),
-            objective="gm-kl",
-            source="gaussian",
-            components=components,
-            batch_size=spent.batch,
-        )
-        sampling = SampleConfig(solver=solver, steps=spent.evaluations, num=spent.samples, seed=seed, device="cpu")
-        found.append(score(digits, trained(digits, config), sampling))
+        training = {"objective": "gm-kl", "source": "gaussian", "components": components, "batch_size": spent.batch}
+        sampling = {"solver": solver, "steps": spent.evaluations, "num": spent.samples, "seed": seed, "device": "cpu"}
+        run = trained(digits, changed(budget(spent.steps, seed), training))
+        found.append(score(digits, run, make(SampleConfig, sampling)))
     return found
 
 
@@ -56,7 +52,7 @@ def spread(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def report(found: dict[Solver, dict[int, list[float]]], floor: float, evaluations: int, path: Path) -> None:
+def report(found: dict[str, dict[int, list[float]]], floor: float, evaluations: int, path: Path) -> None:
     """Print the table, and draw it into ``path``. found: the distances of each solver and K, one a seed."""
     print_table(
         f"Fréchet distance to held-out digits at {evaluations} evaluations (real digits: {floor:.2f})",

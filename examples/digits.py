@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ from gmtool.console import ConsoleProgress
 from gmtool.data.digits import write_digits
 from gmtool.evaluation.features import feature_statistics
 from gmtool.evaluation.metrics.frechet_distance import frechet_distance
+from gmtool.settings import as_flat, make, settings_of
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.config import FitGmmConfig
@@ -103,18 +104,22 @@ def mixture(digits: Digits, modes: int, seed: int) -> Path:
 
 
 def budget(steps: int, seed: int) -> TrainConfig:
-    """The network and the training that the methods of a study have in common; `dataclasses.replace` the rest."""
-    return TrainConfig(
-        condition="class",
-        model="tiny",
-        steps=steps,
-        batch_size=128,
-        schedule="cosine",
-        save_every=500,
-        keep=1,
-        preview_every=0,
-        device="cpu",
-        seed=seed,
+    """The network and the training that the methods of a study have in common; `gmtool.settings.changed` the rest."""
+    return make(
+        TrainConfig,
+        {
+            "condition": "class",
+            "model": "tiny",
+            "steps": steps,
+            "batch_size": 128,
+            "lr_knots": "100%:0",
+            "lr_curve": "cosine",
+            "save_every": 500,
+            "keep": 1,
+            "preview_every": 0,
+            "device": "cpu",
+            "seed": seed,
+        },
     )
 
 
@@ -158,7 +163,6 @@ def _score(digits: Digits, images: np.ndarray) -> Score:
 
 def _key(config: TrainConfig | SampleConfig) -> str:
     """A name for settings, made of what is not at its default."""
-    values = {
-        each.name: getattr(config, each.name) for each in fields(config) if getattr(config, each.name) != each.default
-    }
+    settings = settings_of(type(config))
+    values = {name: value for name, value in as_flat(config).items() if value != settings[name].default}
     return hashlib.blake2b(str(values).encode(), digest_size=8).hexdigest()

@@ -21,8 +21,9 @@ from statistics import mean, stdev
 from digits import SAMPLES, Digits, Score, budget, mixture, prepare, score, trained
 
 from gmtool.console import print_table
-from gmtool.stages.sample.config import SampleConfig, Solver
-from gmtool.stages.train.config import Objective, TrainConfig
+from gmtool.settings import changed, make
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Method:
     """A corner of the study; modes of its source, 0 for a Gaussian one."""
 
     name: str
-    objective: Objective
+    objective: str
     modes: int
 
     @property
@@ -50,8 +51,8 @@ class Setting:
     seeds: int
     samples: int
     modes: tuple[int, ...]
-    velocity: tuple[tuple[Solver, tuple[int, ...]], ...]
-    mixture: tuple[tuple[Solver, tuple[int, ...]], ...]
+    velocity: tuple[tuple[str, tuple[int, ...]], ...]
+    mixture: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 ALL, FEW = (1, 2, 4, 6, 10, 50), (4, 6, 10)
@@ -91,17 +92,18 @@ class Curve:
     """One method under one solver from one seed: the score at each number of evaluations."""
 
     method: Method
-    solver: Solver
+    solver: str
     seed: int
     scores: dict[int, Score]
 
 
 def training(digits: Digits, method: Method, setting: Setting, seed: int) -> TrainConfig:
     """The settings of a method's run."""
-    config = replace(budget(setting.steps, seed), objective=method.objective, batch_size=setting.batch)
-    if not method.modes:
-        return replace(config, source="gaussian")
-    return replace(config, source="gmm", coupling="mode", gmm=mixture(digits, method.modes, seed))
+    source = {"source": "gaussian"}
+    if method.modes:
+        source = {"source": "gmm", "coupling": "mode", "gmm": mixture(digits, method.modes, seed)}
+    chosen = {"objective": method.objective, "batch_size": setting.batch, **source}
+    return changed(budget(setting.steps, seed), chosen)
 
 
 def curves(digits: Digits, method: Method, setting: Setting, seed: int) -> list[Curve]:
@@ -109,8 +111,8 @@ def curves(digits: Digits, method: Method, setting: Setting, seed: int) -> list[
     run = trained(digits, training(digits, method, setting, seed))
     found = []
     for solver, evaluations in setting.mixture if method.objective == "gm-kl" else setting.velocity:
-        sampling = SampleConfig(solver=solver, num=setting.samples, seed=seed, device="cpu")
-        scores = {count: score(digits, run, replace(sampling, steps=count)) for count in evaluations}
+        sampling = make(SampleConfig, {"solver": solver, "num": setting.samples, "seed": seed, "device": "cpu"})
+        scores = {count: score(digits, run, changed(sampling, {"steps": count})) for count in evaluations}
         found.append(Curve(method, solver, seed, scores))
     return found
 
@@ -126,7 +128,7 @@ class Line:
 
 def lines(found: list[Curve], value: Callable[[Score], float]) -> list[Line]:
     """A value of the scores, the curves of the same method and solver put together."""
-    groups: dict[tuple[Method, Solver], list[Curve]] = {}
+    groups: dict[tuple[Method, str], list[Curve]] = {}
     for each in found:
         groups.setdefault((each.method, each.solver), []).append(each)
     result = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -21,10 +21,10 @@ import numpy as np
 from digits import budget, prepare, trained
 
 from gmtool.console import ConsoleProgress, print_table
-from gmtool.evaluation.extractors import ExtractorSettings
+from gmtool.settings import changed, make
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.run import evaluate
-from gmtool.stages.sample.config import Guidance, SampleConfig, Solver
+from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 
 LEVELS = 4
@@ -35,8 +35,8 @@ LEVELS = 4
 class Scheme:
     """A kind of guidance, the solver that carries it, and its scales in rising order."""
 
-    guidance: Guidance
-    solver: Solver
+    guidance: str
+    solver: str
     scales: tuple[float, ...]
 
 
@@ -72,12 +72,8 @@ def draw_curve(run: Path, folder: Path, scheme: Scheme, sampling: SampleConfig, 
     curve = {}
     for scale in scheme.scales:
         plain = scale == (1 if scheme.guidance == "cfg" else 0)
-        guided = replace(
-            sampling,
-            solver=scheme.solver,
-            guidance="none" if plain else scheme.guidance,
-            guidance_scale=None if plain else scale,
-        )
+        guided = {} if plain else {"guidance": scheme.guidance, "guidance_scale": scale}
+        guided = changed(sampling, {"solver": scheme.solver, **guided})
         curve[scale] = measure(run, folder, guided, scoring)
     return curve
 
@@ -182,14 +178,15 @@ def main() -> None:
     options = parse()
     run = options.run
     if run is None:
-        config = replace(budget(options.training_steps, 0), objective="gm-kl", source="gaussian")
+        config = changed(budget(options.training_steps, 0), {"objective": "gm-kl", "source": "gaussian"})
         run = trained(prepare(options.folder, "test"), config)
-    sampling = SampleConfig(steps=options.steps, num=options.num, decoder=options.decoder, device=options.device)
-    scoring = EvaluateConfig(options.reference, ExtractorSettings(options.features), device=options.device)
+    drawing = {"steps": options.steps, "num": options.num, "decoder": options.decoder, "device": options.device}
+    comparison = {"reference": options.reference, "features": options.features, "device": options.device}
+    sampling, scoring = make(SampleConfig, drawing), make(EvaluateConfig, comparison)
     schemes = (Scheme("cfg", options.cfg_solver, options.cfg), Scheme("prob", options.prob_solver, options.prob))
     curves = {
         scheme: [
-            draw_curve(run, options.folder / "samples", scheme, replace(sampling, seed=seed), scoring)
+            draw_curve(run, options.folder / "samples", scheme, changed(sampling, {"seed": seed}), scoring)
             for seed in range(options.seeds)
         ]
         for scheme in schemes

@@ -13,13 +13,13 @@ import gc
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from gmtool.artifacts.files import human_bytes
 from gmtool.console import print_table
 from gmtool.data.digits import write_digits
 from gmtool.progress import Progress
+from gmtool.settings import changed
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.presets import load_preset
 from gmtool.stages.train.config import TrainConfig
@@ -61,7 +61,8 @@ def main() -> None:
         folder = Path(name)
         images, _ = write_digits(folder / "digits")
         encode_images(images, folder / "latents.h5", preset.config("encode"), Progress())
-        config: TrainConfig = replace(preset.config("train"), steps=options.steps, batch_size=options.batch_size)
+        budget = {"steps": options.steps, "batch_size": options.batch_size}
+        config: TrainConfig = changed(preset.config("train"), budget)
         train(folder / "latents.h5", folder / "run", config, log)
     first = log.resident[min(step for step in log.resident if step >= options.steps / 10)]
     growth = log.resident[max(log.resident)] - first

@@ -12,6 +12,7 @@ def ablation():
     return load_example("components")
 
 
+@pytest.mark.slow
 def test_the_ablation_in_miniature(ablation, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "COMPONENTS", (1, 2))
     arguments = "--steps 2 --batch 16 --evaluations 1 --samples 30 --seeds 1"

@@ -1,34 +1,25 @@
 """The digits that studies share, and the study of methods: its arithmetic, and a run of it in miniature."""
 
-import importlib.util
 import sys
 from dataclasses import replace
-from pathlib import Path
 from statistics import stdev
 
 import numpy as np
 import pytest
 from PIL import Image
+from user import load_example
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+from gmtool.settings import changed
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("digits")
+    return load_example("digits")
 
 
 @pytest.fixture(scope="module")
 def study(digits):
-    return load("digits_study")
+    return load_example("digits_study")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +53,7 @@ def test_the_score_tells_copies_from_new_digits(digits, root):
     assert copies.distance > 0.1
 
 
+@pytest.mark.slow
 def test_the_study_in_miniature_and_again(digits, study, root, monkeypatch, capsys):
     """The table and the picture come out; the second time nothing is trained or drawn again."""
     tiny = replace(study.QUICK, seeds=1, samples=20, velocity=(("euler", (1,)),), mixture=(("gm-ode", (1,)),))
@@ -100,5 +92,5 @@ def test_lines_hold_mean_and_deviation_over_seeds(digits, study):
 
 def test_settings_that_differ_are_trained_apart(digits):
     base = digits.budget(10, 0)
-    keys = {digits._key(each) for each in (base, replace(base, seed=1), replace(base, objective="gm-kl"))}
+    keys = {digits._key(each) for each in (base, changed(base, {"seed": 1}), changed(base, {"objective": "gm-kl"}))}
     assert len(keys) == 3 and digits._key(digits.budget(10, 0)) in keys

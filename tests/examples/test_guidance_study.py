@@ -38,6 +38,7 @@ def test_levels_are_those_that_all_curves_reach(study):
     assert study.common_levels([low, curve(study, (0.85, 0.9), (0.9, 0.5))]) == []
 
 
+@pytest.mark.slow
 def test_the_study_in_miniature(study, tmp_path, monkeypatch, capsys):
     arguments = "--training-steps 2 --num 30 --steps 1 --seeds 1 --cfg 1,2 --prob 0.5 --device cpu"
     monkeypatch.setattr(sys, "argv", ["guidance_study.py", str(tmp_path), *arguments.split()])

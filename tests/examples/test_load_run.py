@@ -1,6 +1,5 @@
 """The example loads a run without gmtool's readers, and draws what gmtool sample draws."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import Small
+from user import load_example
 
 import gmtool
 from gmtool.artifacts.latents import open_latents
@@ -21,10 +21,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "load_run.py"
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("load_run", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("load_run")
 
 
 @pytest.mark.parametrize(("model", "objective"), [("tiny", "fm"), ("DH-tiny", "gm-kl")])
@@ -48,6 +45,7 @@ def test_it_draws_what_gmtool_draws(
     assert not torch.equal(next(last.parameters()), next(network.parameters()))
 
 
+@pytest.mark.slow
 def test_the_command_reads_three_files_and_no_more_of_gmtool(small: Small, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = ["train", str(small.latents("classes")), str(run), "--objective", "fm", "--condition", "class"]
