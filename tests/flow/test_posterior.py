@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from gmtool.flow.solvers.mixture import mean_at
-from gmtool.flow.solvers.substeps import Axes, Span, coordinates_of, follow
 from toys import random_mixture, random_point
 
 from gmtool.flow.guidance.probabilistic import guide
