@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,13 @@ from small import Small
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.run import open_run
 from gmtool.artifacts.samples import open_samples
-from gmtool.data.mode_statistics import ModeFrames
+from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import Model, flow_of, generate
+from gmtool.settings import changed, make
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.run import evaluate
 from gmtool.stages.sample.config import SampleConfig
@@ -25,8 +25,8 @@ from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 
-TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu")
-SAMPLING = SampleConfig(num=40, steps=50, solver="euler", device="cpu")
+TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu"})
+SAMPLING = make(SampleConfig, {"num": 40, "steps": 50, "solver": "euler", "device": "cpu"})
 JUDGE = EvaluateConfig(features="tokenizer", trajectories=30, batch_size=16, device="cpu")
 METRICS = ("path_length", "straightness", "lipschitz", "transport", "sliced_transport")
 
@@ -35,7 +35,7 @@ METRICS = ("path_length", "straightness", "lipschitz", "transport", "sliced_tran
 def samples(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Samples of an mm-fm run by Euler's method in as many steps as paths are followed in."""
     root = tmp_path_factory.mktemp("trajectories")
-    train(small.latents("classes"), root / "run", replace(TRAINING, objective="mm-fm"), Progress())
+    train(small.latents("classes"), root / "run", changed(TRAINING, {"objective": "mm-fm"}), Progress())
     sample(root / "run", root / "samples", SAMPLING, Progress())
     return root / "samples"
 
@@ -47,19 +47,19 @@ def samples(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_flow_is_the_one_that_samples_follow(small: Small, tmp_path: Path, settings: dict) -> None:
     """Euler's method along `flow_of` ends where `generate` does, whatever coordinates the run works in."""
-    train(small.latents("classes"), tmp_path / "run", replace(TRAINING, steps=1, **settings), Progress())
+    train(small.latents("classes"), tmp_path / "run", changed(TRAINING, {"steps": 1, **settings}), Progress())
     run = open_run(tmp_path / "run")
     network = build_network(run.architecture, 0).eval()
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # heads begin at 0
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=stream))
     frames = (
-        ModeFrames(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
+        ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
         if run.config.source == "gmm"
         else None
     )
     model = Model(network, run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
-    plan = make_plan(replace(SAMPLING, steps=7), run.config)
+    plan = make_plan(changed(SAMPLING, {"steps": 7}), run.config)
     classes = torch.arange(5) % 3
     with torch.no_grad():
         field, x = flow_of(model, plan.seed, range(5), classes)
@@ -85,7 +85,7 @@ def test_figures_are_those_of_the_samples(samples: Path) -> None:
 
 
 def test_without_the_flag_nothing_is_followed(samples: Path) -> None:
-    report = evaluate(samples, replace(JUDGE, trajectories=0), Progress())
+    report = evaluate(samples, changed(JUDGE, {"trajectories": 0}), Progress())
     assert all(report.figure(each) is None for each in METRICS)
 
 
@@ -96,7 +96,7 @@ def test_other_weights_than_those_that_drew_are_refused(samples: Path, small: Sm
     try:
         with pytest.raises(UserError, match="does not exist: give the folder that `gmtool train` writes"):
             evaluate(tmp_path / "samples", JUDGE, Progress())
-        train(small.latents("classes"), run, replace(TRAINING, objective="mm-fm", seed=5), Progress())
+        train(small.latents("classes"), run, changed(TRAINING, {"objective": "mm-fm", "seed": 5}), Progress())
         with pytest.raises(UserError, match=r"was drawn with other weights than .* has now: run gmtool sample again"):
             evaluate(tmp_path / "samples", JUDGE, Progress())
     finally:

@@ -1,21 +1,30 @@
 """The cost of a step: operations by hand, memory against what the same step keeps when it is computed."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
 from gmtool.training.cost import StepCost, step_cost
-from gmtool.training.loss import Batch, draw, training_loss
+from gmtool.training.task import Batch, draw, training_loss
 
-FM = TrainConfig(objective="fm", source="gaussian", coupling="independent", condition="class", time_shift=1.0, lr=1e-3)
-GM_KL = replace(FM, objective="gm-kl")
-UNION = replace(GM_KL, source="gmm", coupling="mode")
+FM = make(
+    TrainConfig,
+    {
+        "objective": "fm",
+        "source": "gaussian",
+        "coupling": "independent",
+        "condition": "class",
+        "time_shift": 1.0,
+        "lr": 1e-3,
+    },
+)
+GM_KL = changed(FM, {"objective": "gm-kl"})
+UNION = changed(GM_KL, {"source": "gmm", "coupling": "mode"})
 CHANNELS, HEIGHT, WIDTH = SHAPE = (6, 4, 4)
 SMALL = DiTArchitecture(SHAPE, depth=3, width=32, heads=2, classes=5)
 
@@ -35,10 +44,10 @@ def dit_products(architecture: DiTArchitecture) -> int:
     ("config", "architecture"),
     [
         (FM, SMALL),
-        (FM, replace(SMALL, depth=1, width=64)),
-        (GM_KL, replace(SMALL, components=3)),
-        (UNION, replace(SMALL, components=3, modes=7)),
-        (replace(UNION, mode_mean=True), replace(SMALL, components=3, modes=7, context=CHANNELS)),
+        (FM, changed(SMALL, {"depth": 1, "width": 64})),
+        (GM_KL, changed(SMALL, {"components": 3})),
+        (UNION, changed(SMALL, {"components": 3, "modes": 7})),
+        (changed(UNION, {"mode_mean": True}), changed(SMALL, {"components": 3, "modes": 7, "context": CHANNELS})),
     ],
     ids=["fm", "wide", "gm-kl", "union", "context"],
 )
@@ -57,10 +66,10 @@ def test_precision_changes_memory_but_no_operation() -> None:
 
 def test_activation_checkpointing_keeps_the_input_of_each_block_alone() -> None:
     """A block more keeps its input, (tokens, width) float32; the condition, which all share, is kept anyway."""
-    config = replace(FM, checkpoint_activations=True)
-    deep, shallow = (step_cost(replace(SMALL, depth=depth), config, torch.float32) for depth in (5, 4))
+    config = changed(FM, {"checkpoint_activations": True})
+    deep, shallow = (step_cost(changed(SMALL, {"depth": depth}), config, torch.float32) for depth in (5, 4))
     assert deep.datum_bytes - shallow.datum_bytes == 4 * HEIGHT * WIDTH * SMALL.width
-    assert deep.flops == step_cost(replace(SMALL, depth=5), FM, torch.float32).flops
+    assert deep.flops == step_cost(changed(SMALL, {"depth": 5}), FM, torch.float32).flops
 
 
 def kept_bytes(count: int) -> int:

@@ -1,7 +1,6 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,28 @@ from safetensors.torch import load_file
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, Position, list_checkpoints, remove_old, save_checkpoint
+from gmtool.training.logging import MetricsFile
 from gmtool.training.loop import DivergedError, Event, Loop
-from gmtool.training.loss import Batch
-from gmtool.training.metrics import MetricsFile
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
+from gmtool.training.task import Batch
 
-CONFIG = TrainConfig(
-    steps=6, lr=1e-2, warmup=0, time_shift=1.0, condition="none", source="gaussian", save_every=2, preview_every=0
+CONFIG = make(
+    TrainConfig,
+    {
+        "steps": 6,
+        "lr": 1e-2,
+        "warmup": 0,
+        "time_shift": 1.0,
+        "condition": "none",
+        "source": "gaussian",
+        "save_every": 2,
+        "preview_every": 0,
+    },
 )
 
 
@@ -77,12 +87,12 @@ class Counter(Progress):
 
 
 def test_the_average_is_the_recursion(tmp_path: Path) -> None:
-    config = replace(CONFIG, ema=(0.3,))
+    config = changed(CONFIG, {"ema": (0.3,)})
     subject = trainee(config)
     names = [name for name, _ in subject.network.named_parameters()]
     expected = {name: each.detach().clone() for name, each in subject.network.named_parameters()}
     for step, batch in enumerate(batches(6)):
-        train(tmp_path, [batch], replace(config, steps=step + 1), subject, Position(step))
+        train(tmp_path, [batch], changed(config, {"steps": step + 1}), subject, Position(step))
         decay = min(0.3, (1 + step) / (10 + step))
         for name, each in subject.network.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * each.detach()
@@ -95,7 +105,7 @@ def test_the_average_is_the_recursion(tmp_path: Path) -> None:
 def test_lines_checkpoints_previews_and_progress(tmp_path: Path) -> None:
     seen: list[int] = []
     heard = Counter()
-    config = replace(CONFIG, steps=5, warmup=4, preview_every=3)
+    config = changed(CONFIG, {"steps": 5, "warmup": 4, "preview_every": 3})
     train(tmp_path, batches(5), config, previews=seen, progress=heard)
     assert [each["step"] for each in lines(tmp_path)] == [1, 2, 3, 4, 5]
     assert [each["lr"] for each in lines(tmp_path)] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
@@ -124,14 +134,14 @@ def test_clipping_bounds_the_step_and_the_norm_is_that_before(tmp_path: Path) ->
     for clip in (0.0, 1e-3, 1e3):
         folder = tmp_path / str(clip)
         folder.mkdir()
-        train(folder, batches(1), replace(CONFIG, steps=1, clip=clip))
+        train(folder, batches(1), changed(CONFIG, {"steps": 1, "clip": clip}))
         norms[clip] = lines(folder)[0]["grad_norm"]
     assert norms[0.0] == norms[1e-3] == norms[1e3] > 1e-2
 
 
 def test_the_gradient_is_clipped(tmp_path: Path) -> None:
     subject = trainee()
-    train(tmp_path, batches(1), replace(CONFIG, steps=1, clip=1e-3), subject)
+    train(tmp_path, batches(1), changed(CONFIG, {"steps": 1, "clip": 1e-3}), subject)
     total = math.sqrt(sum(float(each.grad.square().sum()) for each in subject.network.parameters()))
     assert total == pytest.approx(1e-3, rel=1e-3)
 
@@ -160,7 +170,7 @@ SPOILS = {
 def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str, optimizer: str
 ) -> None:
-    config = replace(CONFIG, steps=4, save_every=1, keep=9, optimizer=optimizer, weight_decay=0.1)
+    config = changed(CONFIG, {"steps": 4, "save_every": 1, "keep": 9, "optimizer": optimizer, "weight_decay": 0.1})
     poison(monkeypatch, {1, 3}, SPOILS[spoil])
     train(tmp_path, batches(4), config)
     first, second, third, fourth = list_checkpoints(tmp_path / "checkpoints")
@@ -184,7 +194,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(
 
 
 def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, heard = replace(CONFIG, steps=8, skip_limit=3), Counter()
+    config, heard = changed(CONFIG, {"steps": 8, "skip_limit": 3}), Counter()
     poison(monkeypatch, {2, 4, 5, 6}, SPOILS["nan"])
     with pytest.raises(DivergedError) as caught:
         train(tmp_path, batches(8), config, progress=heard)
@@ -201,7 +211,7 @@ def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
-    config = replace(CONFIG, optimizer=optimizer, ema_power=(0.1,), weight_decay=0.1)
+    config = changed(CONFIG, {"optimizer": optimizer, "ema_power": (0.1,), "weight_decay": 0.1})
     network = build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0).cuda()
     stepper = Stepper(config, make_state(network, config), micro_batch=4)
     data = [Batch(each.x.cuda()) for each in batches(4)]

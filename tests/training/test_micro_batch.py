@@ -1,26 +1,29 @@
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from gmtool.errors import MachineError, UserError
-from gmtool.flow.source import Frame
+from gmtool.flow.source import ModeStatistics
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import step as step_module
-from gmtool.training.loss import Batch
 from gmtool.training.micro_batch import choose_micro_batch, divisors, largest_that_fits
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper, StepResult
+from gmtool.training.task import Batch
 
 CPU = torch.device("cpu")
-PLAIN = TrainConfig(lr=1e-2, warmup=0, time_shift=1.0, source="gaussian", coupling="independent", condition="class")
-TRANSPORT = replace(PLAIN, source="gmm", coupling="batch-ot")
-MIXTURE = replace(PLAIN, objective="gm-kl", components=2, spectral=1)
-UNION = replace(PLAIN, objective="gm-kl", components=2, source="gmm", coupling="mode")
+PLAIN = make(
+    TrainConfig,
+    {"lr": 1e-2, "warmup": 0, "time_shift": 1.0, "source": "gaussian", "coupling": "independent", "condition": "class"},
+)
+TRANSPORT = changed(PLAIN, {"source": "gmm", "coupling": "batch-ot"})
+MIXTURE = changed(PLAIN, {"objective": "gm-kl", "components": 2, "spectral": 1})
+UNION = changed(PLAIN, {"objective": "gm-kl", "components": 2, "source": "gmm", "coupling": "mode"})
 
 
 def subject(config: TrainConfig) -> TrainState:
@@ -44,7 +47,7 @@ def batch(count: int) -> Batch:
         return torch.randn(count, 2, 2, 2, generator=draw)
 
     labels = torch.arange(count)
-    return Batch(normal(), labels % 3, labels % 2, Frame(normal(), normal().abs() + 0.5))
+    return Batch(normal(), labels % 3, labels % 2, ModeStatistics(normal(), normal().abs() + 0.5))
 
 
 def step(config: TrainConfig, size: int | None) -> tuple[StepResult, TrainState]:
@@ -84,7 +87,7 @@ def test_all_micro_batches_but_the_last_are_held_back() -> None:
         held.append(now[0])
         return trainee.network(*arguments)
 
-    Stepper(PLAIN, replace(trainee, forward=forward, hold=Hold), micro_batch=4).take(batch(12), 0, 0)
+    Stepper(PLAIN, changed(trainee, {"forward": forward, "hold": Hold}), micro_batch=4).take(batch(12), 0, 0)
     assert held == [True, True, False]
 
 
@@ -142,27 +145,27 @@ def test_out_of_memory_names_the_micro_batch_to_try(monkeypatch: pytest.MonkeyPa
 def test_what_is_asked_is_taken() -> None:
     stepper = Stepper(PLAIN, subject(PLAIN))
     assert choose_micro_batch(stepper, PLAIN, 12, CPU) == 12
-    assert choose_micro_batch(stepper, replace(PLAIN, micro_batch="3"), 12, CPU) == 3
+    assert choose_micro_batch(stepper, changed(PLAIN, {"micro_batch": "3"}), 12, CPU) == 3
     with pytest.raises(UserError, match="--micro-batch 5 does not divide the 12 images of a step: take 4"):
-        choose_micro_batch(stepper, replace(PLAIN, micro_batch="5"), 12, CPU)
+        choose_micro_batch(stepper, changed(PLAIN, {"micro_batch": "5"}), 12, CPU)
     with pytest.raises(UserError, match="--micro-batch 99 does not divide the 12 images of a step: take 12"):
-        choose_micro_batch(stepper, replace(PLAIN, micro_batch="99"), 12, CPU)
+        choose_micro_batch(stepper, changed(PLAIN, {"micro_batch": "99"}), 12, CPU)
 
 
 @pytest.mark.parametrize("word", ["0", "-4", "many", "2.5", ""])
 def test_words_that_are_no_micro_batch(word: str) -> None:
     with pytest.raises(UserError, match="--micro-batch is a number of images or auto"):
-        TrainConfig(micro_batch=word)
+        make(TrainConfig, {"micro_batch": word})
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_auto_fits_on_the_gpu() -> None:
     device = torch.device("cuda")
-    config = replace(PLAIN, condition="none")
+    config = changed(PLAIN, {"condition": "none"})
     network = build_network(DiTArchitecture((4, 16, 16), depth=12, width=768, heads=12), 0).to(device)
     stepper = Stepper(config, make_state(network, config))
     found = largest_that_fits(stepper, 2048, device)
     assert 1 <= found < 2048
-    taken = replace(stepper, micro_batch=found).take(Batch(torch.randn(2048, 4, 16, 16, device=device)), 0, 0)
+    taken = changed(stepper, {"micro_batch": found}).take(Batch(torch.randn(2048, 4, 16, 16, device=device)), 0, 0)
     assert not taken.skipped

@@ -12,8 +12,7 @@ from gmtool.errors import UserError
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training import loggers as loggers_module
-from gmtool.training.loggers import TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
-from gmtool.training.metrics import MetricsFile
+from gmtool.training.logging import MetricsFile, TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
 
 
 def run_in(folder: Path) -> RunFolder:

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from gmtool.errors import UserError
-from gmtool.flow.source import Frame
+from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
+from gmtool.settings import make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
-from gmtool.training.loss import Batch, draw, pair, training_loss
+from gmtool.training.task import Batch, draw, pair, training_loss
 
 SHAPE = (2, 2, 2)
 CLASSES, MODES = 3, 5
@@ -32,7 +33,7 @@ def combinations() -> list[dict[str, str]]:
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         try:
-            TrainConfig(**settings)
+            make(TrainConfig, settings)
         except UserError:
             continue
         found.append(settings)
@@ -42,7 +43,7 @@ def combinations() -> list[dict[str, str]]:
 def configure(**settings: object) -> TrainConfig:
     """Resolved settings."""
     known = {"source": "gaussian", "coupling": "independent", "condition": "none", "time_shift": 1.0, "lr": 1e-3}
-    return TrainConfig(**(known | settings))
+    return make(TrainConfig, known | settings)
 
 
 def make_batch(config: TrainConfig, count: int, seed: int = 0) -> Batch:
@@ -53,7 +54,7 @@ def make_batch(config: TrainConfig, count: int, seed: int = 0) -> Batch:
         x=torch.randn(count, *SHAPE, generator=draw),
         classes=torch.arange(count) % CLASSES if config.condition == "class" else None,
         modes=modes,
-        frame=Frame(mean[modes], std[modes]) if config.source == "gmm" else None,
+        frame=ModeStatistics(mean[modes], std[modes]) if config.source == "gmm" else None,
     )
 
 
@@ -142,7 +143,7 @@ def test_points_are_on_the_path_to_the_mode() -> None:
     mean, std, x = 3.0, 0.25, -2.0
     ones = torch.ones(20_000, *SHAPE)
     spy = Spy(DiTArchitecture(SHAPE, 1, 16, 2), torch.zeros_like(ones))
-    loss_of(spy, Batch(x * ones, frame=Frame(mean * ones, std * ones)), config)
+    loss_of(spy, Batch(x * ones, frame=ModeStatistics(mean * ones, std * ones)), config)
     time = spy.times.reshape(-1, 1, 1, 1)
     z = (spy.points - (1 - time) * x) / time
     late = z[spy.times > 0.1]
