@@ -83,7 +83,9 @@ def _random_autoencoder(folder: Path) -> None:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
-        raise UserError("the preset's sd-vae needs diffusers: run pip install '.[sd-vae]' in the clone of gmtool") from error
+        raise UserError(
+            "the preset's sd-vae needs diffusers: run pip install '.[sd-vae]' in the clone of gmtool"
+        ) from error
     network: Any = AutoencoderKL(  # type: ignore[no-untyped-call]  # diffusers has no types
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
