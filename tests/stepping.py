@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.nn.architecture import Architecture
@@ -14,7 +17,7 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.training.method import resolve_method
 from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
-from gmtool.training.task import task_of
+from gmtool.training.task import Forward, Prepared, Task, task_of
 
 
 def method_for(architecture: Architecture, settings: Mapping[str, Any]) -> MethodRecord:
@@ -35,3 +38,22 @@ def stepper_for(network: Network, settings: Mapping[str, Any], micro_batch: int 
 def small_stepper(architecture: Architecture, settings: Mapping[str, Any], micro_batch: int | None = None) -> Stepper:
     """`stepper_for` a new network."""
     return stepper_for(build_network(architecture, 0), settings, micro_batch)
+
+
+Losses = Callable[[Forward, Prepared], Tensor]
+"""`Task.losses` of a task."""
+
+
+@dataclass(frozen=True)
+class AlteredTask(Task):
+    """A task whose losses are ``alter`` (the true ones, forward, prepared)."""
+
+    alter: Callable[[Losses, Forward, Prepared], Tensor]
+
+    def losses(self, forward: Forward, prepared: Prepared) -> Tensor:
+        return self.alter(super().losses, forward, prepared)
+
+
+def with_losses(stepper: Stepper, alter: Callable[[Losses, Forward, Prepared], Tensor]) -> Stepper:
+    """The stepper with other losses; see `AlteredTask`."""
+    return replace(stepper, task=AlteredTask(**vars(stepper.task), alter=alter))

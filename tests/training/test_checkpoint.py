@@ -7,7 +7,6 @@ from gmtool.errors import UserError
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
-from gmtool.settings import make
 from gmtool.training.checkpoint import (
     EMA,
     MODEL,

@@ -1,30 +1,21 @@
 """The cost of a step: operations by hand, memory against what the same step keeps when it is computed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
-from gmtool.settings import changed, make
-from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
 from gmtool.training.cost import StepCost, step_cost
-from gmtool.training.task import Batch, draw, training_loss
+from gmtool.training.task import Batch, task_of
 
-FM = make(
-    TrainConfig,
-    {
-        "objective": "fm",
-        "source": "gaussian",
-        "coupling": "independent",
-        "condition": "class",
-        "time_shift": 1.0,
-        "lr": 1e-3,
-    },
-)
-GM_KL = changed(FM, {"objective": "gm-kl"})
-UNION = changed(GM_KL, {"source": "gmm", "coupling": "mode"})
+FM = MethodRecord("fm", "gaussian", "independent", "class", False, 0.5, "logit-normal", 1.0, 0.1)
+GM_KL = replace(FM, objective="gm-kl")
+UNION = replace(GM_KL, source="gmm", coupling="mode")
 CHANNELS, HEIGHT, WIDTH = SHAPE = (6, 4, 4)
 SMALL = DiTArchitecture(SHAPE, depth=3, width=32, heads=2, classes=5)
 
@@ -41,18 +32,18 @@ def dit_products(architecture: DiTArchitecture) -> int:
 
 
 @pytest.mark.parametrize(
-    ("config", "architecture"),
+    ("method", "architecture"),
     [
         (FM, SMALL),
-        (FM, changed(SMALL, {"depth": 1, "width": 64})),
-        (GM_KL, changed(SMALL, {"components": 3})),
-        (UNION, changed(SMALL, {"components": 3, "modes": 7})),
-        (changed(UNION, {"mode_mean": True}), changed(SMALL, {"components": 3, "modes": 7, "context": CHANNELS})),
+        (FM, replace(SMALL, depth=1, width=64)),
+        (GM_KL, replace(SMALL, components=3)),
+        (UNION, replace(SMALL, components=3, modes=7)),
+        (replace(UNION, mode_mean=True), replace(SMALL, components=3, modes=7, context=CHANNELS)),
     ],
     ids=["fm", "wide", "gm-kl", "union", "context"],
 )
-def test_operations_are_those_of_the_closed_form(config: TrainConfig, architecture: DiTArchitecture) -> None:
-    cost = step_cost(architecture, config, torch.float32)
+def test_operations_are_those_of_the_closed_form(method: MethodRecord, architecture: DiTArchitecture) -> None:
+    cost = step_cost(architecture, method, torch.float32)
     assert cost.flops == 3 * 2 * dit_products(architecture)
     assert cost.parameters == sum(each.numel() for each in build_network(architecture, 0).parameters())
 
@@ -66,10 +57,11 @@ def test_precision_changes_memory_but_no_operation() -> None:
 
 def test_activation_checkpointing_keeps_the_input_of_each_block_alone() -> None:
     """A block more keeps its input, (tokens, width) float32; the condition, which all share, is kept anyway."""
-    config = changed(FM, {"checkpoint_activations": True})
-    deep, shallow = (step_cost(changed(SMALL, {"depth": depth}), config, torch.float32) for depth in (5, 4))
+    deep, shallow = (
+        step_cost(replace(SMALL, depth=depth), FM, torch.float32, checkpoint_activations=True) for depth in (5, 4)
+    )
     assert deep.datum_bytes - shallow.datum_bytes == 4 * HEIGHT * WIDTH * SMALL.width
-    assert deep.flops == step_cost(changed(SMALL, {"depth": 5}), FM, torch.float32).flops
+    assert deep.flops == step_cost(replace(SMALL, depth=5), FM, torch.float32).flops
 
 
 def kept_bytes(count: int) -> int:
@@ -82,9 +74,10 @@ def kept_bytes(count: int) -> int:
         return tensor
 
     batch = Batch(torch.zeros(count, *SHAPE), torch.zeros(count, dtype=torch.long))
-    draws = draw(count, SMALL, FM, generator(0))
+    task = task_of(FM, network)
+    prepared = task.prepare(batch, task.draw(count, generator(0)))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        training_loss(network, batch, draws, FM)
+        task.losses(network, prepared)
     return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
 
 
@@ -101,15 +94,16 @@ def test_memory_counts_weights_gradients_moments_and_averages() -> None:
 
 @pytest.mark.gpu
 def test_the_estimate_is_near_what_a_gpu_takes() -> None:
-    config, architecture = FM, DiTArchitecture((64, 16, 16), depth=8, width=512, heads=8, classes=5)
-    cost, count = step_cost(architecture, config, torch.bfloat16), 32
+    architecture = DiTArchitecture((64, 16, 16), depth=8, width=512, heads=8, classes=5)
+    cost, count = step_cost(architecture, FM, torch.bfloat16), 32
     network = build_network(architecture, 0).cuda()
     labels = torch.zeros(count, dtype=torch.long, device="cuda")
     batch = Batch(torch.zeros(count, 64, 16, 16, device="cuda"), labels)
-    draws = draw(count, architecture, config, generator(0, device="cuda"))
+    task = task_of(FM, network)
+    prepared = task.prepare(batch, task.draw(count, generator(0, device="cuda")))
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with torch.autocast("cuda", torch.bfloat16):
-        training_loss(network, batch, draws, config).mean().backward()
+        task.losses(network, prepared).mean().backward()
     taken = torch.cuda.max_memory_allocated() - before - 4 * cost.parameters  # the gradients
     assert 0.7 < (cost.fixed_bytes + count * cost.datum_bytes) / taken < 1.4
