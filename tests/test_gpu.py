@@ -1,7 +1,6 @@
 """What runs otherwise on a GPU than on a CPU: precision, random numbers, fused kernels, a resumed run, EM."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,32 @@ from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
 from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.streams import generator
 from gmtool.training.checkpoint import MODEL, list_checkpoints
 from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
+from gmtool.training.task import Batch
 
 pytestmark = pytest.mark.gpu
 
-CONFIG = TrainConfig(
-    steps=6, batch_size=8, model="tiny", save_every=3, preview_every=0, tensorboard=False, device="cuda"
+CONFIG = make(
+    TrainConfig,
+    {
+        "steps": 6,
+        "batch_size": 8,
+        "model": "tiny",
+        "save_every": 3,
+        "preview_every": 0,
+        "tensorboard": False,
+        "device": "cuda",
+    },
 )
-STEP = TrainConfig(lr=1e-3, time_shift=1.0, condition="none", source="gaussian", coupling="independent")
+STEP = make(
+    TrainConfig, {"lr": 1e-3, "time_shift": 1.0, "condition": "none", "source": "gaussian", "coupling": "independent"}
+)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -59,7 +71,7 @@ def test_a_fused_step_in_float32_is_that_of_the_cpu() -> None:
         stepper = Stepper(STEP, trainee)
         batch = Batch(torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(1)).to(device))
         draws = stepper._draw(16, generator(0))
-        draws = replace(draws, **{name: each.to(device) for name, each in vars(draws).items() if each is not None})
+        draws = changed(draws, {name: each.to(device) for name, each in vars(draws).items() if each is not None})
         stepper._accumulate(batch, draws)
         trainee.optimizer.step(1e-3, torch.tensor(False, device=device))
         found[device] = {name: each.detach().cpu() for name, each in trainee.network.named_parameters()}
@@ -71,7 +83,7 @@ def test_a_loss_in_bfloat16_is_near_that_in_float32_and_float32_itself(small: Sm
     losses = {}
     for precision in ("float32", "bfloat16"):
         run = tmp_path / precision
-        train(small.latents("classes"), run, replace(CONFIG, precision=precision), Progress())
+        train(small.latents("classes"), run, changed(CONFIG, {"precision": precision}), Progress())
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses[precision] = [each["loss"] for each in lines if "loss" in each]
         assert all(each.dtype == torch.float32 for each in weights(run).values())
@@ -81,9 +93,9 @@ def test_a_loss_in_bfloat16_is_near_that_in_float32_and_float32_itself(small: Sm
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path, workers: int) -> None:
     """With worker processes the latents pass through pinned memory."""
-    config = replace(CONFIG, precision="float32", workers=workers)
+    config = changed(CONFIG, {"precision": "float32", "workers": workers})
     train(small.latents("classes"), tmp_path / "whole", config, Progress())
-    train(small.latents("classes"), tmp_path / "parts", replace(config, steps=3), Progress())
+    train(small.latents("classes"), tmp_path / "parts", changed(config, {"steps": 3}), Progress())
     train(small.latents("classes"), tmp_path / "parts", config, Progress())
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     for name, value in whole.items():

@@ -92,7 +92,7 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 def _make_muon(matrices: list[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Muon at AdamW's scale: an update has the root mean square of one of AdamW's. Source: arXiv 2502.16982."""
     if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"--optimizer muon needs torch 2.9, and this is {torch.__version__}: upgrade, or take adamw")
+        raise UserError(f"--optimizer muon needs torch 2.9, and this is {torch.__version__}: upgrade, or use adamw")
     return torch.optim.Muon(
         matrices, lr=rate, weight_decay=weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
     )

@@ -34,7 +34,8 @@ class Schedule:
             return points[-1][1]
         for (first, before), (last, after) in pairwise(points):
             if step < last:
-                done = max(0, step - first) / (last - first)
+                # in the warm-up, which may end at or after a knot, step lies before first
+                done = (step - first) / (last - first) if step > first else 0.0
                 left = 1 - done if self.curve == "linear" else 0.5 * (1 + math.cos(math.pi * done))
                 return after + (before - after) * left
         return self.rate

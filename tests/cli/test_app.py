@@ -21,6 +21,7 @@ from user import start_gmtool
 from gmtool import __version__
 from gmtool.cli.app import app, main
 from gmtool.progress import Progress
+from gmtool.settings import make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.training.checkpoint import list_checkpoints
@@ -177,7 +178,7 @@ def trained(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         ("mixture", "classes", {"objective": "gm-kl"}),
         ("alone", "classes", {"objective": "gm-kl", "condition": "none"}),
     ):
-        train(small.latents(kind), root / name, TrainConfig(**base, **settings), Progress())
+        train(small.latents(kind), root / name, make(TrainConfig, {**base, **settings}), Progress())
     return {each.name: each for each in root.iterdir()}
 
 
@@ -319,7 +320,9 @@ def test_an_interrupted_training_goes_on(work: Path, small: Small) -> None:
     saved = list_checkpoints(work / "run/checkpoints")[-1].step
     assert 6 <= saved < 24
     assert saved == lines(work / "run/metrics.jsonl")  # it saved the step that it was in
-    config = TrainConfig(steps=24, batch_size=8, save_every=4, preview_every=0, device="cpu", workers=1)
+    config = make(
+        TrainConfig, {"steps": 24, "batch_size": 8, "save_every": 4, "preview_every": 0, "device": "cpu", "workers": 1}
+    )
     assert train(Path("latents.h5"), Path("run"), config, Progress()).resumed_from == saved
     train(Path("latents.h5"), Path("whole"), config, Progress())
     assert (work / "run/metrics.jsonl").read_text() == (work / "whole/metrics.jsonl").read_text()

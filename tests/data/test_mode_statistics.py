@@ -12,7 +12,7 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import LatentStatistics, latent_statistics
 from gmtool.data import mode_statistics as modes_file
-from gmtool.data.mode_statistics import FLOOR, ModeFrames
+from gmtool.data.mode_statistics import FLOOR, ModeTable
 from gmtool.mixture.patch_moments import PatchMode
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def test_frames_are_the_modes_in_normalised_coordinates(
     picked = torch.tensor([2, 0, 2, 3])
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents)
-        found = ModeFrames(gmm, statistics, CPU, whitened=True).frame(picked)
+        found = ModeTable(gmm, statistics, CPU, whitened=True).frame(picked)
         mean, std = (torch.from_numpy(each(picked.numpy())) for each in (gmm.patch_mean, gmm.patch_std))
     torch.testing.assert_close(statistics.restore(found.mean), mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.std, (std / statistics.std).clamp(min=FLOOR))
@@ -47,8 +47,8 @@ def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
     )
     statistics = LatentStatistics(torch.zeros(shape), torch.full(shape, 2.0))
     with open_gmm(tmp_path / "gmm.h5") as gmm:
-        frame = ModeFrames(gmm, statistics, CPU, whitened=True).frame(torch.tensor([0]))
-        drawn_from = ModeFrames(gmm, statistics, CPU, whitened=False).frame(torch.tensor([0]))
+        frame = ModeTable(gmm, statistics, CPU, whitened=True).frame(torch.tensor([0]))
+        drawn_from = ModeTable(gmm, statistics, CPU, whitened=False).frame(torch.tensor([0]))
     torch.testing.assert_close(drawn_from.std, torch.tensor([[[[5e-8, 1.5]]]]))
     torch.testing.assert_close(frame.std, torch.tensor([[[[FLOOR, 1.5]]]]))
     x = torch.tensor([[[[0.3, -2.0]]]])
@@ -62,8 +62,8 @@ def test_frames_are_the_same_on_a_gpu(small: Small, monkeypatch: pytest.MonkeyPa
     picked = torch.tensor([2, 0, 2, 3])
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents)
-        expected = ModeFrames(gmm, statistics, CPU, whitened=True).frame(picked)
-        frames = ModeFrames(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"), whitened=True)
+        expected = ModeTable(gmm, statistics, CPU, whitened=True).frame(picked)
+        frames = ModeTable(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"), whitened=True)
         for modes in (picked, picked.cuda()):
             found = frames.frame(modes)
             assert found.mean.is_cuda and found.std.is_cuda

@@ -1,6 +1,5 @@
 """Autoguidance from end to end, and what may guide what."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from gmtool.artifacts.samples import open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.progress import Progress
+from gmtool.settings import changed, make
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.sample.config import SampleConfig
@@ -19,8 +19,11 @@ from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 
-SHORT = TrainConfig(steps=2, batch_size=4, preview_every=0, device="cpu", precision="float32", components=2)
-FEW = SampleConfig(num=3, steps=3, device="cpu", precision="float32")
+SHORT = make(
+    TrainConfig,
+    {"steps": 2, "batch_size": 4, "preview_every": 0, "device": "cpu", "precision": "float32", "components": 2},
+)
+FEW = make(SampleConfig, {"num": 3, "steps": 3, "device": "cpu", "precision": "float32"})
 
 
 def write(path: Path, seed: int) -> Path:
@@ -44,19 +47,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     latents = write(folder / "latents.h5", 0)
     fit_gmm(latents, folder / "gmm.h5", FitGmmConfig(modes=2, device="cpu"), Progress())
     made = {
-        "velocity": replace(SHORT, condition="class"),
-        "mixture": replace(SHORT, objective="gm-kl", condition="class", seed=1),
-        "plain": replace(SHORT, condition="none", seed=2),
-        "moded": replace(SHORT, objective="mm-fm"),
+        "velocity": changed(SHORT, {"condition": "class"}),
+        "mixture": changed(SHORT, {"objective": "gm-kl", "condition": "class", "seed": 1}),
+        "plain": changed(SHORT, {"condition": "none", "seed": 2}),
+        "moded": changed(SHORT, {"objective": "mm-fm"}),
     }
     for name, config in made.items():
         train(latents, folder / name, config, Progress())
-    train(write(folder / "other.h5", 1), folder / "other", replace(SHORT, condition="none"), Progress())
+    train(write(folder / "other.h5", 1), folder / "other", changed(SHORT, {"condition": "none"}), Progress())
     return SimpleNamespace(folder=folder, **{name: folder / name for name in (*made, "other")})
 
 
 def drawn(run: Path, target: Path, **changes: object) -> np.ndarray:
-    sample(run, target, replace(FEW, **changes), Progress())
+    sample(run, target, changed(FEW, changes), Progress())
     with open_latents(target / "latents.h5") as found:
         return found.patches(slice(None)).astype(np.float32)
 

@@ -8,6 +8,7 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.sampling import model as load
+from gmtool.settings import make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
@@ -22,12 +23,15 @@ def test_a_compiled_network_draws_the_same(small: Small, tmp_path: Path, monkeyp
     train(
         small.latents("classes"),
         tmp_path / "run",
-        TrainConfig(steps=3, batch_size=8, preview_every=0, device="cpu"),
+        make(TrainConfig, {"steps": 3, "batch_size": 8, "preview_every": 0, "device": "cpu"}),
         Progress(),
     )
     drawn = []
     for compiling in (False, True):
-        sampling = SampleConfig(num=5, steps=2, batch_size=3, compile=compiling, precision="float32", device="cpu")
+        sampling = make(
+            SampleConfig,
+            {"num": 5, "steps": 2, "batch_size": 3, "compile": compiling, "precision": "float32", "device": "cpu"},
+        )
         sample(tmp_path / "run", tmp_path / "samples", sampling, Progress())
         with open_latents(tmp_path / "samples" / "latents.h5") as latents:
             drawn.append(torch.from_numpy(latents.patches(slice(None)).astype("float32")))

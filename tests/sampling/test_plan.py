@@ -4,12 +4,15 @@ import pytest
 
 from gmtool.errors import UserError
 from gmtool.sampling.plan import make_plan
+from gmtool.settings import make
 from gmtool.stages.sample.config import SampleConfig, parse_interval
 from gmtool.stages.train.config import TrainConfig
 
-VELOCITY = TrainConfig(source="gaussian", condition="class", time_shift=1.0)
-MIXTURE = TrainConfig(objective="gm-kl", source="gaussian", condition="class", time_shift=1.0)
-MODES = TrainConfig(objective="mm-fm", source="gmm", coupling="mode", condition="none", time_shift=1.0)
+VELOCITY = make(TrainConfig, {"source": "gaussian", "condition": "class", "time_shift": 1.0})
+MIXTURE = make(TrainConfig, {"objective": "gm-kl", "source": "gaussian", "condition": "class", "time_shift": 1.0})
+MODES = make(
+    TrainConfig, {"objective": "mm-fm", "source": "gmm", "coupling": "mode", "condition": "none", "time_shift": 1.0}
+)
 GUIDE = {"guidance": "auto", "guide": "weaker"}
 
 
@@ -29,7 +32,7 @@ GUIDE = {"guidance": "auto", "guide": "weaker"}
     ],
 )
 def test_what_is_left_open_is_filled_in(run, settings, expected):
-    plan = make_plan(SampleConfig(**settings), run)
+    plan = make_plan(make(SampleConfig, settings), run)
     assert (plan.solver, plan.order, plan.scale) == expected
 
 
@@ -46,7 +49,7 @@ def test_what_is_left_open_is_filled_in(run, settings, expected):
 )
 def test_what_the_run_cannot_do_is_refused(run, settings, message):
     with pytest.raises(UserError, match=message):
-        make_plan(SampleConfig(**settings), run)
+        make_plan(make(SampleConfig, settings), run)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +74,11 @@ def test_what_the_run_cannot_do_is_refused(run, settings, message):
 )
 def test_settings_that_do_not_belong_together_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        SampleConfig(**settings)
+        make(SampleConfig, settings)
 
 
 def test_interval():
     assert parse_interval(None) == (0, 1)
     assert parse_interval("0.25, 0.75") == (0.25, 0.75)
-    plan = make_plan(SampleConfig(guidance="cfg", guidance_interval="0.1,0.6"), VELOCITY)
+    plan = make_plan(make(SampleConfig, {"guidance": "cfg", "guidance_interval": "0.1,0.6"}), VELOCITY)
     assert plan.interval == (0.1, 0.6)

@@ -1,7 +1,6 @@
 """What the machine is measured by, and what follows from it."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from gmtool.cli.app import main
 from gmtool.data.image_sets import find_images
 from gmtool.nn import model_names
+from gmtool.settings import changed, make
 from gmtool.stages.bench import run as bench
 from gmtool.stages.bench.inputs import SIDE, write_images
 from gmtool.stages.presets import load_preset
@@ -64,10 +64,10 @@ def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
         return StepCost(10 * (1 + names.index(config.model)), datum_bytes=1, fixed_bytes=0, parameters=1)
 
     monkeypatch.setattr(bench, "_cost", cost)
-    config: Any = TrainConfig(model=wanted, device="cpu")  # type: ignore[arg-type]
+    config: Any = make(TrainConfig, {"model": wanted, "device": "cpu"})  # type: ignore[arg-type]
     found, its_cost = bench._affordable(config, *NOTHING, operations, cost(config))
-    assert found == replace(config, model=taken) and its_cost == cost(found)
-    on_gpu = replace(config, device="cuda")
+    assert found == changed(config, {"model": taken}) and its_cost == cost(found)
+    on_gpu = changed(config, {"device": "cuda"})
     assert bench._affordable(on_gpu, *NOTHING, 1, cost(config)) == (on_gpu, cost(config))
 
 

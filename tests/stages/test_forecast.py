@@ -1,6 +1,5 @@
 """What a run will take, told before it is begun."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,14 @@ from gmtool.cli.app import main
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.forecast import forecast
 from gmtool.stages.train.plan import architecture_for
 from gmtool.stages.train.run import train
 from gmtool.throughput import Speed, device_name, keep_speed
 
-QUICK = TrainConfig(steps=30, batch_size=8, keep=1, preview_every=0, device="cpu")
+QUICK = make(TrainConfig, {"steps": 30, "batch_size": 8, "keep": 1, "preview_every": 0, "device": "cpu"})
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_a_forecast_counts_the_run_and_writes_nothing(small: Small, tmp_path: Pa
 
 
 def test_the_files_that_are_foretold_are_those_that_come(small: Small, tmp_path: Path) -> None:
-    config = replace(QUICK, steps=2, ema=(0.9, 0.99))
+    config = changed(QUICK, {"steps": 2, "ema": (0.9, 0.99)})
     found = forecast(small.latents("classes"), tmp_path / "run", config)
     train(small.latents("classes"), tmp_path / "run", config, Progress())
     for each in found.writes:
@@ -52,18 +52,18 @@ def test_the_files_that_are_foretold_are_those_that_come(small: Small, tmp_path:
 
 
 def test_the_fitted_mixture_is_read_where_it_is_used(small: Small, tmp_path: Path) -> None:
-    config = replace(QUICK, objective="gm-kl", source="gmm")
+    config = changed(QUICK, {"objective": "gm-kl", "source": "gmm"})
     found = forecast(small.latents("classes"), tmp_path / "run", config)
     assert [each.path.name for each in found.reads] == ["latents.h5", "gmm.h5"]
     with pytest.raises(UserError, match="does not exist"):
-        forecast(small.latents("classes"), tmp_path / "run", replace(config, gmm=tmp_path / "none.h5"))
+        forecast(small.latents("classes"), tmp_path / "run", changed(config, {"gmm": tmp_path / "none.h5"}))
 
 
 def test_time_follows_from_the_measured_speed(small: Small, tmp_path: Path) -> None:
     keep_speed(Speed(device_name(torch.device("cpu")), "float32", matmul=1e11, train=5e10, network="B"))
     found = forecast(small.latents("classes"), tmp_path / "run", QUICK)
     assert found.seconds == 30 * 8 * found.cost.flops / 5e10
-    other = forecast(small.latents("classes"), tmp_path / "run", replace(QUICK, precision="bfloat16"))
+    other = forecast(small.latents("classes"), tmp_path / "run", changed(QUICK, {"precision": "bfloat16"}))
     assert other.seconds is None
 
 

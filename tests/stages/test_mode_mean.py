@@ -1,6 +1,5 @@
 """--mode-mean: the mean of the mode as channels of the network's input, in training, sampling and guidance."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from small import Small
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
-from gmtool.data.mode_statistics import ModeFrames
+from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import UserError
 from gmtool.nn.architecture import Conditions, TransformerArchitecture
 from gmtool.nn.build import build_network
@@ -20,14 +19,15 @@ from gmtool.nn.network import Network
 from gmtool.progress import Progress
 from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import Model, generate
+from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import architecture_for, resolve
 from gmtool.stages.train.run import train
 
-TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", mode_mean=True)
-SAMPLING = SampleConfig(num=6, steps=2, device="cpu")
+TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "mode_mean": True})
+SAMPLING = make(SampleConfig, {"num": 6, "steps": 2, "device": "cpu"})
 UNION = {"objective": "gm-kl", "source": "gmm"}
 
 
@@ -43,7 +43,7 @@ UNION = {"objective": "gm-kl", "source": "gmm"}
     ids=["union", "union without", "gm-kl", "mm-fm", "mm-fm with"],
 )
 def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown: bool) -> None:
-    config = TrainConfig(device="cpu", **settings)
+    config = make(TrainConfig, {"device": "cpu", **settings})
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         resolved = resolve(config, latents, gmm, torch.device("cpu"))
         assert resolved.mode_mean is shown
@@ -56,7 +56,7 @@ def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown
     ids=["dit", "ditdh"],
 )
 def test_networks_see_the_context(kind: TransformerArchitecture) -> None:
-    network = build_network(replace(kind, patch=2, context=3), 0)
+    network = build_network(changed(kind, {"patch": 2, "context": 3}), 0)
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # some begin at 0
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=stream))
@@ -82,12 +82,12 @@ class Seen(Network):
 def test_sampling_shows_the_mean_of_the_samples_mode_and_hides_it_for_guidance(
     small: Small, tmp_path: Path, settings: dict
 ) -> None:
-    train(small.latents("classes"), tmp_path / "run", replace(TRAINING, **settings), Progress())
+    train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())
     run = open_run(tmp_path / "run")
     assert run.architecture.context == 16
-    frames = ModeFrames(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
+    frames = ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
     model = Model(Seen(run.architecture), run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
-    plan = make_plan(replace(SAMPLING, steps=1, guidance="cfg"), run.config)
+    plan = make_plan(changed(SAMPLING, {"steps": 1, "guidance": "cfg"}), run.config)
     modes = torch.tensor([3, 0, 1])
     generate(model, plan, range(3), torch.zeros(3, dtype=torch.long), modes)
     hidden, shown = model.network.contexts  # classifier-free guidance asks without the condition first
@@ -110,10 +110,10 @@ def test_training_shows_the_mean_of_the_datums_mode(
     monkeypatch.setattr(torch.nn.Module, "__call__", watch)
     for name, settings in (("mode", {"condition": "mode"}), ("union", UNION | {"condition": "mode"})):
         seen.clear()
-        train(small.latents("classes"), tmp_path / name, replace(TRAINING, dropout=0.5, **settings), Progress())
+        train(small.latents("classes"), tmp_path / name, changed(TRAINING, {"dropout": 0.5, **settings}), Progress())
         statistics = open_run(tmp_path / name).statistics()
         with open_gmm(small.gmm("classes")) as gmm:
-            means = ModeFrames(gmm, statistics, torch.device("cpu"), whitened=False).frame(torch.arange(4)).mean
+            means = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).frame(torch.arange(4)).mean
         modes, contexts = (torch.cat([getattr(each, part) for each in seen]) for part in ("modes", "context"))
         hidden = modes == 4
         assert hidden.any() == (name == "mode") and len(modes) == 32
@@ -122,11 +122,11 @@ def test_training_shows_the_mean_of_the_datums_mode(
 
 
 def test_a_union_with_means_draws(small: Small, tmp_path: Path) -> None:
-    train(small.latents("classes"), tmp_path / "run", replace(TRAINING, **UNION), Progress())
+    train(small.latents("classes"), tmp_path / "run", changed(TRAINING, UNION), Progress())
     assert sample(tmp_path / "run", tmp_path / "samples", SAMPLING, Progress()).count == 6
 
 
 def test_a_mean_needs_a_mode(small: Small, tmp_path: Path) -> None:
     for settings in ({"condition": "class"}, {"objective": "mm-fm"}):
         with pytest.raises(UserError, match="--mode-mean shows the network what it knows of a mode: take --condition"):
-            train(small.latents("classes"), tmp_path / "run", replace(TRAINING, **settings), Progress())
+            train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,23 @@ from small import Small
 from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
 from gmtool.progress import Progress
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.online_eval import Scorer
 from gmtool.stages.train.run import train
 
-CONFIG = TrainConfig(
-    steps=4, batch_size=8, eval_every=2, eval_num=20, preview_every=0, tensorboard=False, device="cpu", save_every=1
+CONFIG = make(
+    TrainConfig,
+    {
+        "steps": 4,
+        "batch_size": 8,
+        "eval_every": 2,
+        "eval_num": 20,
+        "preview_every": 0,
+        "tensorboard": False,
+        "device": "cpu",
+        "save_every": 1,
+    },
 )
 
 
@@ -53,7 +63,7 @@ def test_scores_at_intervals(small: Small, tmp_path: Path) -> None:
     assert "--batch-size 8 " in settings and "--model tiny " in settings
     assert {"loss", "images/s", "waiting"} <= set(heard.figures[-1])
     # going on repeats no score, and finds the same ones
-    whole = replace(CONFIG, steps=6)
+    whole = changed(CONFIG, {"steps": 6})
     train(small.latents("classes"), tmp_path / "run", whole, Progress())
     train(small.latents("classes"), tmp_path / "whole", whole, Progress())
     assert records(tmp_path / "run") == records(tmp_path / "whole")
@@ -78,7 +88,7 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(
             return latents
 
     class Run:
-        config = TrainConfig(seed=3)
+        config = make(TrainConfig, {"seed": 3})
 
     with open_latents(small.latents("classes")) as latents:
         kept = Assignments()
@@ -92,7 +102,7 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(
 
 def test_the_parts_of_the_real_images_are_apart(small: Small) -> None:
     class Run:
-        config = TrainConfig(seed=3)
+        config = make(TrainConfig, {"seed": 3})
 
     with open_latents(small.latents("classes")) as latents:
         few, many = (Scorer(Run(), latents, None, count, []) for count in (4, 1000))  # type: ignore[arg-type]

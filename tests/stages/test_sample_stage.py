@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,21 +17,22 @@ from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.artifacts.samples import open_samples
-from gmtool.data.mode_statistics import ModeFrames
+from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import MachineError, UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT
 from gmtool.progress import Progress
 from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import Model, generate
+from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig, Solver
 from gmtool.stages.sample.run import choose_labels, choose_modes, sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.tokenizers.build import build_tokenizer
 
-QUICK = SampleConfig(num=12, steps=2, device="cpu")
-TRAINING = TrainConfig(steps=2, batch_size=16, preview_every=0, device="cpu", ema=(0.5,))
+QUICK = make(SampleConfig, {"num": 12, "steps": 2, "device": "cpu"})
+TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "ema": (0.5,)})
 MakeRun = Callable[..., Path]
 
 
@@ -45,7 +45,7 @@ def make_run(small: Small, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         key = (kind, *sorted(settings.items()))
         if key not in known:
             known[key] = root / str(len(known))
-            train(small.latents(kind), known[key], replace(TRAINING, **settings), Progress())
+            train(small.latents(kind), known[key], changed(TRAINING, settings), Progress())
         return known[key]
 
     return make
@@ -78,7 +78,7 @@ def latents(folder: Path) -> np.ndarray:
 )
 def test_the_batch_size_changes_nothing(make_run: MakeRun, tmp_path: Path, training: dict, sampling: dict) -> None:
     for size in (1, 3, 64):
-        sample(make_run(**training), tmp_path / str(size), replace(QUICK, batch_size=size, **sampling), Progress())
+        sample(make_run(**training), tmp_path / str(size), changed(QUICK, {"batch_size": size, **sampling}), Progress())
     for size in ("1", "3"):
         np.testing.assert_allclose(latents(tmp_path / size), latents(tmp_path / "64"), atol=2e-3)
         differences = np.abs(images(tmp_path / size).astype(int) - images(tmp_path / "64"))
@@ -90,7 +90,7 @@ def test_the_batch_size_changes_nothing(make_run: MakeRun, tmp_path: Path, train
 def test_generate_is_the_same_one_by_one(small: Small, make_run: MakeRun) -> None:
     """In float32, before rounding to the file's float16."""
     model = load(make_run(**UNION), small)
-    plan = make_plan(replace(QUICK, guidance="prob"), model.config)
+    plan = make_plan(changed(QUICK, {"guidance": "prob"}), model.config)
     classes = torch.arange(6) % 3
     together = generate(model, plan, range(6), classes)
     apart = torch.cat([generate(model, plan, [i], classes[i : i + 1]) for i in range(6)])
@@ -101,7 +101,7 @@ def test_generate_is_the_same_one_by_one(small: Small, make_run: MakeRun) -> Non
 
 def test_more_samples_begin_with_the_fewer_and_the_seed_changes_them(make_run: MakeRun, tmp_path: Path) -> None:
     for name, changes in (("few", {}), ("more", {"num": 20}), ("other", {"seed": 1})):
-        sample(make_run(), tmp_path / name, replace(QUICK, **changes), Progress())
+        sample(make_run(), tmp_path / name, changed(QUICK, changes), Progress())
     np.testing.assert_allclose(latents(tmp_path / "more")[:12], latents(tmp_path / "few"), atol=2e-3)
     assert np.abs(latents(tmp_path / "other") - latents(tmp_path / "few")).max() > 0.1
 
@@ -110,7 +110,7 @@ def test_more_samples_begin_with_the_fewer_and_the_seed_changes_them(make_run: M
 
 
 def test_what_is_written(small: Small, make_run: MakeRun, tmp_path: Path) -> None:
-    report = sample(make_run(), tmp_path / "samples", replace(QUICK, batch_size=5), Progress())
+    report = sample(make_run(), tmp_path / "samples", changed(QUICK, {"batch_size": 5}), Progress())
     folder = tmp_path / "samples"
     assert (report.count, report.step, report.no_images) == (12, 2, None)
     assert sorted(each.name for each in folder.iterdir()) == [
@@ -151,7 +151,7 @@ class Shown(Progress):
 
 @pytest.mark.parametrize("stopped", [1, 5, 12])
 def test_an_interrupted_sampling_goes_on(make_run: MakeRun, tmp_path: Path, stopped: int) -> None:
-    config = replace(QUICK, batch_size=4)
+    config = changed(QUICK, {"batch_size": 4})
     sample(make_run(), tmp_path / "whole", config, Progress())
     with pytest.raises(KeyboardInterrupt):
         sample(make_run(), tmp_path / "cut", config, Stop(stopped))
@@ -166,10 +166,10 @@ def test_an_interrupted_sampling_goes_on(make_run: MakeRun, tmp_path: Path, stop
 
 
 def test_another_plan_does_not_go_on_with_the_rest(make_run: MakeRun, tmp_path: Path) -> None:
-    sample(make_run(), tmp_path / "expected", replace(QUICK, seed=3), Progress())
+    sample(make_run(), tmp_path / "expected", changed(QUICK, {"seed": 3}), Progress())
     with pytest.raises(KeyboardInterrupt):
-        sample(make_run(), tmp_path / "samples", replace(QUICK, batch_size=4), Stop(8))
-    sample(make_run(), tmp_path / "samples", replace(QUICK, seed=3), Progress())
+        sample(make_run(), tmp_path / "samples", changed(QUICK, {"batch_size": 4}), Stop(8))
+    sample(make_run(), tmp_path / "samples", changed(QUICK, {"seed": 3}), Progress())
     np.testing.assert_array_equal(images(tmp_path / "samples"), images(tmp_path / "expected"))
     assert len(list((tmp_path / "samples/images").iterdir())) == 12
 
@@ -191,7 +191,7 @@ def test_stopped_while_putting_together(make_run: MakeRun, tmp_path: Path, monke
 
 def test_an_older_folder_of_samples_is_replaced_whole(make_run: MakeRun, tmp_path: Path) -> None:
     folder = tmp_path / "samples"
-    sample(make_run(), folder, replace(QUICK, num=20), Progress())
+    sample(make_run(), folder, changed(QUICK, {"num": 20}), Progress())
     (folder / "metrics.json").write_text("{}")  # the scores of the older samples
     with pytest.raises(KeyboardInterrupt):
         sample(make_run(), folder, QUICK, Stop(1))
@@ -262,7 +262,7 @@ def load(path: Path, small: Small, network: type[DiT] = DiT) -> Model:
     statistics = run.statistics()
     frames = None
     if run.config.source == "gmm":
-        frames = ModeFrames(open_gmm(small.gmm("classes")), statistics, torch.device("cpu"), whitened=False)
+        frames = ModeTable(open_gmm(small.gmm("classes")), statistics, torch.device("cpu"), whitened=False)
     built = network(run.architecture) if network is not DiT else build_network(run.architecture, 0)
     return Model(built, run.config, statistics, frames, torch.device("cpu"), torch.float32)
 
@@ -270,7 +270,7 @@ def load(path: Path, small: Small, network: type[DiT] = DiT) -> Model:
 def test_modes_are_drawn_by_the_class(small: Small, make_run: MakeRun) -> None:
     """With velocity 0 a sample stays where the source put it: at its mode."""
     model = load(make_run(objective="mm-fm", condition="class"), small, Exact)
-    plan = make_plan(replace(QUICK, steps=1), model.config)
+    plan = make_plan(changed(QUICK, {"steps": 1}), model.config)
     weights = model.statistics.mode_weights
     assert weights is not None and weights.shape == (3, 4)
     assert (weights.sum(1) - 1).abs().max() < 1e-5
@@ -291,7 +291,7 @@ def test_modes_are_drawn_by_the_class(small: Small, make_run: MakeRun) -> None:
 def test_samples_take_the_chosen_modes_in_turn(small: Small, make_run: MakeRun) -> None:
     """With velocity 0 a sample is its noise in its mode's frame; the noise is that of the drawn mode."""
     model = load(make_run(objective="mm-fm"), small, Exact)
-    plan = make_plan(replace(QUICK, steps=1), model.config)
+    plan = make_plan(changed(QUICK, {"steps": 1}), model.config)
     modes = choose_modes("3, 1", open_run(make_run(objective="mm-fm")), 6)
     assert modes is not None and modes.tolist() == [3, 1, 3, 1, 3, 1]
     nobody = torch.zeros(6, dtype=torch.long)
@@ -312,7 +312,7 @@ def test_modes_reach_the_condition_too(small: Small, make_run: MakeRun, tmp_path
     model = load(run, small, Exact)
     generate(model, make_plan(QUICK, model.config), range(3), torch.zeros(3, dtype=torch.long), torch.tensor([2, 0, 2]))
     assert model.network.seen.modes.tolist() == [2, 0, 2]
-    sample(run, tmp_path / "samples", replace(QUICK, num=4, modes="2"), Progress())
+    sample(run, tmp_path / "samples", changed(QUICK, {"num": 4, "modes": "2"}), Progress())
     assert open_samples(tmp_path / "samples").manifest.config["modes"] == "2"
 
 
@@ -330,7 +330,7 @@ def test_modes_that_cannot_be_chosen(
     make_run: MakeRun, tmp_path: Path, training: dict, modes: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        sample(make_run(**training), tmp_path / "samples", replace(QUICK, modes=modes), Progress())
+        sample(make_run(**training), tmp_path / "samples", changed(QUICK, {"modes": modes}), Progress())
     assert not list(tmp_path.iterdir())
 
 
@@ -338,7 +338,7 @@ def test_modes_that_cannot_be_chosen(
 def test_a_source_apart_from_the_data_is_the_whole_mixture(small: Small, make_run: MakeRun, settings: dict) -> None:
     """Without mode coupling a datum's noise does not know its class or mode: in sampling neither may the start."""
     model = load(make_run(**({"source": "gmm"} | settings)), small, Exact)
-    plan = make_plan(replace(QUICK, steps=1), model.config)
+    plan = make_plan(changed(QUICK, {"steps": 1}), model.config)
     found = generate(model, plan, range(600), torch.zeros(600, dtype=torch.long))
     with open_gmm(small.gmm("classes")) as gmm:
         means = torch.from_numpy(gmm.patch_mean(np.arange(4)))
@@ -389,15 +389,15 @@ def test_every_guidance_with_every_solver(
     possible = possible and (guidance != "cfg" or not mixture_solver) and (gm or not mixture_solver)
     if not possible:
         with pytest.raises(UserError, match=r"--solver|--objective|--guidance"):
-            make_plan(replace(QUICK, guidance=guidance, solver=solver), model.config)
+            make_plan(changed(QUICK, {"guidance": guidance, "solver": solver}), model.config)
         return
-    config = replace(QUICK, steps=3, guidance=guidance, solver=solver)
+    config = changed(QUICK, {"steps": 3, "guidance": guidance, "solver": solver})
     plan = make_plan(config, model.config)
     found = generate(model, plan, range(4), torch.arange(4) % 3)
     assert found.shape == (4, 16, 2, 2)
     assert torch.isfinite(found).all()
     if guidance != "none":
-        unguided = make_plan(replace(config, guidance="none", solver=plan.solver), model.config)
+        unguided = make_plan(changed(config, {"guidance": "none", "solver": plan.solver}), model.config)
         assert (generate(model, unguided, range(4), torch.arange(4) % 3) - found).abs().max() > 1e-4
 
 
@@ -414,7 +414,7 @@ def load_trained(path: Path, small: Small) -> Model:
 def test_guidance_of_strength_nothing_changes_nothing(small: Small, make_run: MakeRun) -> None:
     for training, guidance, scale in (({}, "cfg", 1.0), ({"objective": "gm-kl"}, "prob", 0.0)):
         model = load_trained(make_run(**training), small)
-        guided = make_plan(replace(QUICK, guidance=guidance, guidance_scale=scale), model.config)
+        guided = make_plan(changed(QUICK, {"guidance": guidance, "guidance_scale": scale}), model.config)
         classes = torch.arange(4) % 3
         expected = generate(model, make_plan(QUICK, model.config), range(4), classes)
         torch.testing.assert_close(generate(model, guided, range(4), classes), expected, atol=1e-3, rtol=1e-3)
@@ -435,8 +435,8 @@ def test_guidance_of_strength_nothing_changes_nothing(small: Small, make_run: Ma
     ],
 )
 def test_plans_follow_the_objective(training: dict, sampling: dict, expected: tuple) -> None:
-    run = TrainConfig(**training, condition="class", time_shift=1.0, source="gaussian")
-    plan = make_plan(SampleConfig(**sampling), run)
+    run = make(TrainConfig, {**training, "condition": "class", "time_shift": 1.0, "source": "gaussian"})
+    plan = make_plan(make(SampleConfig, sampling), run)
     assert (plan.solver, plan.order, plan.substeps, plan.scale) == expected
 
 
@@ -452,9 +452,9 @@ def test_plans_follow_the_objective(training: dict, sampling: dict, expected: tu
     ],
 )
 def test_what_a_run_cannot_do(training: dict, sampling: dict, words: str) -> None:
-    run = TrainConfig(**({"condition": "class", "time_shift": 1.0} | training))
+    run = make(TrainConfig, {"condition": "class", "time_shift": 1.0} | training)
     with pytest.raises(UserError, match=words):
-        make_plan(SampleConfig(**sampling), run)
+        make_plan(make(SampleConfig, sampling), run)
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ def test_what_a_run_cannot_do(training: dict, sampling: dict, words: str) -> Non
 )
 def test_settings_that_contradict_each_other(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        SampleConfig(**settings)
+        make(SampleConfig, settings)
 
 
 # --- checkpoints, weights, mixtures, decoders -------------------------------------------------------------------------
@@ -487,28 +487,28 @@ def test_the_average_that_is_sampled(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(ema=(0.2, 0.01), ema_power=(0.1,), warmup=0, lr=0.01)
     names = (None, "0.2", "0.01", "power-0.1")
     for name in names:
-        sample(run, tmp_path / str(name), replace(QUICK, ema=name), Progress())
+        sample(run, tmp_path / str(name), changed(QUICK, {"ema": name}), Progress())
     found = {name: latents(tmp_path / str(name)) for name in names}
     np.testing.assert_array_equal(found[None], found["0.2"])
     assert np.abs(found["0.2"] - found["0.01"]).max() > 1e-3
     assert np.abs(found["0.2"] - found["power-0.1"]).max() > 1e-3
     with pytest.raises(UserError, match=r"--ema 0.9: the run keeps 0.2, 0.01, power-0.1"):
-        sample(run, tmp_path / "none", replace(QUICK, ema="0.9"), Progress())
+        sample(run, tmp_path / "none", changed(QUICK, {"ema": "0.9"}), Progress())
     with pytest.raises(UserError, match=r"--ema 0.2 has no effect with --weights model"):
-        replace(QUICK, ema="0.2", weights="model")
+        changed(QUICK, {"ema": "0.2", "weights": "model"})
 
 
 def test_checkpoints_and_weights(small: Small, tmp_path: Path) -> None:
-    config = replace(TRAINING, steps=4, save_every=2)
+    config = changed(TRAINING, {"steps": 4, "save_every": 2})
     train(small.latents("classes"), tmp_path / "run", config, Progress())
     report = sample(tmp_path / "run", tmp_path / "newest", QUICK, Progress())
     assert report.step == 4
-    assert sample(tmp_path / "run", tmp_path / "older", replace(QUICK, checkpoint=2), Progress()).step == 2
-    sample(tmp_path / "run", tmp_path / "model", replace(QUICK, weights="model"), Progress())
+    assert sample(tmp_path / "run", tmp_path / "older", changed(QUICK, {"checkpoint": 2}), Progress()).step == 2
+    sample(tmp_path / "run", tmp_path / "model", changed(QUICK, {"weights": "model"}), Progress())
     found = [latents(tmp_path / name) for name in ("newest", "older", "model")]
     assert all(np.abs(found[i] - found[j]).max() > 0 for i in range(3) for j in range(i))
     with pytest.raises(UserError, match=r"--checkpoint 3: .* has 2, 4"):
-        sample(tmp_path / "run", tmp_path / "none", replace(QUICK, checkpoint=3), Progress())
+        sample(tmp_path / "run", tmp_path / "none", changed(QUICK, {"checkpoint": 3}), Progress())
     weights = tmp_path / "run/checkpoints/step-00000004/ema.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))  # one cut short would be passed over
     with pytest.raises(UserError, match=r"ema.safetensors is damaged .*: remove it to use an older checkpoint"):
@@ -530,21 +530,21 @@ def test_the_mixture_is_found_from_elsewhere(small: Small, tmp_path: Path, monke
     shutil.copy(small.latents("classes"), work)
     shutil.copy(small.gmm("classes"), work)
     monkeypatch.chdir(work)
-    train(Path("latents.h5"), Path("run"), replace(TRAINING, objective="mm-fm"), Progress())
+    train(Path("latents.h5"), Path("run"), changed(TRAINING, {"objective": "mm-fm"}), Progress())
     monkeypatch.chdir(tmp_path)
     sample(Path("work/run"), Path("samples"), QUICK, Progress())
     # moved, it is asked for, and another one is refused
     (work / "gmm.h5").rename(tmp_path / "moved.h5")
     with pytest.raises(UserError, match=r"work/gmm.h5 does not exist"):
         sample(Path("work/run"), Path("samples"), QUICK, Progress())
-    sample(Path("work/run"), Path("samples"), replace(QUICK, gmm=Path("moved.h5")), Progress())
+    sample(Path("work/run"), Path("samples"), changed(QUICK, {"gmm": Path("moved.h5")}), Progress())
     with pytest.raises(UserError, match="was trained with another mixture than"):
-        sample(Path("work/run"), Path("samples"), replace(QUICK, gmm=small.gmm("flat")), Progress())
+        sample(Path("work/run"), Path("samples"), changed(QUICK, {"gmm": small.gmm("flat")}), Progress())
 
 
 def test_a_decoder_for_pixels_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--decoder is for latents of a DINOv2"):
-        sample(make_run(), tmp_path / "samples", replace(QUICK, decoder="some/decoder"), Progress())
+        sample(make_run(), tmp_path / "samples", changed(QUICK, {"decoder": "some/decoder"}), Progress())
 
 
 def test_weights_that_give_no_numbers(make_run: MakeRun, tmp_path: Path) -> None:

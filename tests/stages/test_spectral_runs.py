@@ -1,6 +1,5 @@
 """A run with a spectrum network: trained beside the mixture, sampled by gm-sde, refused where there is none."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,20 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.errors import UserError
 from gmtool.progress import Progress
+from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 
 TRAINING = TrainConfig("gm-kl", spectral=2, steps=3, batch_size=8, preview_every=0, device="cpu", warmup=0, ema=(0.0,))
-SAMPLING = SampleConfig(num=6, steps=2, solver="gm-sde", device="cpu")
+SAMPLING = make(SampleConfig, {"num": 6, "steps": 2, "solver": "gm-sde", "device": "cpu"})
 
 
 @pytest.fixture(scope="module", params=["gaussian", "gmm"])
 def run(small: Small, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("spectral") / "run"
-    train(small.latents("classes"), path, replace(TRAINING, source=request.param), Progress())
+    train(small.latents("classes"), path, changed(TRAINING, {"source": request.param}), Progress())
     return path
 
 
@@ -36,7 +36,7 @@ def latents(path: Path) -> torch.Tensor:
 def test_the_spectrum_is_learnt_stored_and_changes_the_samples(run: Path, tmp_path: Path):
     weights = load_file(run / "checkpoints" / "step-00000003" / "ema.safetensors")
     assert weights["spectrum.mlp.4.weight"].any() or weights["spectrum.mlp.4.bias"].any()
-    sample(run, tmp_path / "spectral", replace(SAMPLING, spectral=True), Progress())
+    sample(run, tmp_path / "spectral", changed(SAMPLING, {"spectral": True}), Progress())
     sample(run, tmp_path / "white", SAMPLING, Progress())
     spectral, white = latents(tmp_path / "spectral"), latents(tmp_path / "white")
     assert torch.isfinite(spectral).all() and spectral.shape == white.shape
@@ -45,7 +45,7 @@ def test_the_spectrum_is_learnt_stored_and_changes_the_samples(run: Path, tmp_pa
 
 def test_spectral_samples_do_not_depend_on_the_batch(run: Path, tmp_path: Path):
     for size in (6, 4):
-        sample(run, tmp_path / str(size), replace(SAMPLING, spectral=True, batch_size=size), Progress())
+        sample(run, tmp_path / str(size), changed(SAMPLING, {"spectral": True, "batch_size": size}), Progress())
     torch.testing.assert_close(latents(tmp_path / "6"), latents(tmp_path / "4"), atol=5e-3, rtol=1e-2)
 
 
@@ -53,7 +53,7 @@ def test_the_mixture_learns_as_without_the_spectrum(small: Small, tmp_path: Path
     """The spectrum's loss reaches no other weight: but for the clipping, which is off here, nothing changes."""
     found = []
     for spectral in (0, 2):
-        config = replace(TRAINING, spectral=spectral, steps=1, clip=0.0)
+        config = changed(TRAINING, {"spectral": spectral, "steps": 1, "clip": 0.0})
         train(small.latents("classes"), tmp_path / str(spectral), config, Progress())
         found.append(load_file(tmp_path / str(spectral) / "checkpoints" / "step-00000001" / "model.safetensors"))
     plain, both = found
@@ -64,12 +64,12 @@ def test_the_mixture_learns_as_without_the_spectrum(small: Small, tmp_path: Path
 
 def test_what_does_not_go_together_is_refused(small: Small, run: Path, tmp_path: Path):
     with pytest.raises(UserError, match="--spectral belongs to --objective gm-kl"):
-        TrainConfig(spectral=1)
+        make(TrainConfig, {"spectral": 1})
     with pytest.raises(UserError, match="take --solver gm-sde"):
-        SampleConfig(spectral=True)
+        make(SampleConfig, {"spectral": True})
     with pytest.raises(UserError, match=r"--spectral 99: the latents of .* have 16 channels"):
-        train(small.latents("classes"), tmp_path / "many", replace(TRAINING, spectral=99), Progress())
-    train(small.latents("classes"), tmp_path / "plain", replace(TRAINING, spectral=0, steps=1), Progress())
+        train(small.latents("classes"), tmp_path / "many", changed(TRAINING, {"spectral": 99}), Progress())
+    train(small.latents("classes"), tmp_path / "plain", changed(TRAINING, {"spectral": 0, "steps": 1}), Progress())
     assert open_run(tmp_path / "plain").architecture.spectral == 0
     with pytest.raises(UserError, match="this run has none"):
-        sample(tmp_path / "plain", tmp_path / "samples", replace(SAMPLING, spectral=True), Progress())
+        sample(tmp_path / "plain", tmp_path / "samples", changed(SAMPLING, {"spectral": True}), Progress())

@@ -1,7 +1,6 @@
 """The network's settings on their way from the command line into a run and its samples."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from gmtool.nn import model_names
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
-from gmtool.settings import settings_of
+from gmtool.settings import changed, make, settings_of
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train import run as train_stage
@@ -25,7 +24,7 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import architecture_for, resolve
 from gmtool.stages.train.run import train
 
-QUICK = TrainConfig(steps=3, batch_size=8, preview_every=0, device="cpu", warmup=0)
+QUICK = make(TrainConfig, {"steps": 3, "batch_size": 8, "preview_every": 0, "device": "cpu", "warmup": 0})
 
 
 def architecture(small: Small, config: TrainConfig) -> Architecture:
@@ -42,7 +41,7 @@ def test_every_name_can_be_asked_for() -> None:
 
 
 def test_a_name_is_a_published_network(small: Small) -> None:
-    dit, ditdh = (architecture(small, replace(QUICK, model=name)) for name in ("XL", "DH-XL"))
+    dit, ditdh = (architecture(small, changed(QUICK, {"model": name})) for name in ("XL", "DH-XL"))
     assert (dit.kind, dit.depth, dit.width, dit.heads) == ("dit", 28, 1152, 16)
     assert not (dit.rms_norm or dit.swiglu or dit.rope or dit.qk_norm)
     assert (ditdh.kind, ditdh.depth, ditdh.width, ditdh.heads) == ("ditdh", 28, 1152, 16)
@@ -52,15 +51,15 @@ def test_a_name_is_a_published_network(small: Small) -> None:
 
 
 def test_flags_change_its_patches_and_blocks(small: Small) -> None:
-    found = architecture(small, replace(QUICK, patch_size=2, blocks="modern", qk_norm=True))
+    found = architecture(small, changed(QUICK, {"patch_size": 2, "blocks": "modern", "qk_norm": True}))
     assert (found.patch, found.rms_norm, found.swiglu, found.rope, found.qk_norm) == (2, True, True, True, True)
-    found = architecture(small, replace(QUICK, model="DH-S", blocks="classic"))
+    found = architecture(small, changed(QUICK, {"model": "DH-S", "blocks": "classic"}))
     assert (found.patch, found.rms_norm, found.swiglu, found.rope, found.qk_norm) == (1, False, False, False, False)
 
 
 def test_patches_that_do_not_fit(small: Small) -> None:
     with pytest.raises(UserError, match=r"--patch-size 3 does not divide the latents of .*latents.h5, 2 x 2"):
-        architecture(small, replace(QUICK, patch_size=3))
+        architecture(small, changed(QUICK, {"patch_size": 3}))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +72,10 @@ def test_patches_that_do_not_fit(small: Small) -> None:
     ids=["ditdh", "ditdh-union", "modern/2"],
 )
 def test_every_kind_of_network_trains_and_is_sampled(small: Small, tmp_path: Path, changes: dict) -> None:
-    train(small.latents("classes"), tmp_path / "run", replace(QUICK, **changes), Progress())
-    sample(tmp_path / "run", tmp_path / "samples", SampleConfig(num=4, steps=2, device="cpu"), Progress())
+    train(small.latents("classes"), tmp_path / "run", changed(QUICK, changes), Progress())
+    sample(
+        tmp_path / "run", tmp_path / "samples", make(SampleConfig, {"num": 4, "steps": 2, "device": "cpu"}), Progress()
+    )
     with open_latents(tmp_path / "samples" / "latents.h5") as latents:
         assert torch.from_numpy(latents.patches(slice(None)).astype("float32")).isfinite().all()
 
@@ -85,10 +86,10 @@ def test_compiling_and_checkpointing_change_a_run_by_rounding_alone(
     """The run without them goes on with them."""
     monkeypatch.setattr(train_stage, "compile_network", partial(compile_network, backend="eager"))
     torch.compiler.reset()
-    config = replace(QUICK, model="DH-tiny", objective="gm-kl")
+    config = changed(QUICK, {"model": "DH-tiny", "objective": "gm-kl"})
     train(small.latents("classes"), tmp_path / "plain", config, Progress())
-    train(small.latents("classes"), tmp_path / "frugal", replace(config, steps=2), Progress())
-    frugal = replace(config, compile=True, checkpoint_activations=True)
+    train(small.latents("classes"), tmp_path / "frugal", changed(config, {"steps": 2}), Progress())
+    frugal = changed(config, {"compile": True, "checkpoint_activations": True})
     assert train(small.latents("classes"), tmp_path / "frugal", frugal, Progress()).resumed_from == 2
     plain, other = weights(tmp_path / "plain"), weights(tmp_path / "frugal")
     assert plain.keys() == other.keys()
@@ -107,4 +108,4 @@ def test_a_run_from_before_these_settings_opens_and_goes_on(small: Small, tmp_pa
     details["architecture"] = {name: details["architecture"][name] for name in known}
     (path / "config.json").write_text(json.dumps(record))
     assert open_run(path).architecture == architecture(small, QUICK)
-    assert train(small.latents("classes"), path, replace(QUICK, steps=4), Progress()).resumed_from == 3
+    assert train(small.latents("classes"), path, changed(QUICK, {"steps": 4}), Progress()).resumed_from == 3

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +20,31 @@ from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import latent_statistics, open_run
 from gmtool.data.latent_loader import latent_batches
-from gmtool.data.mode_statistics import ModeFrames
+from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import architecture_for, resolve
 from gmtool.stages.train.run import train
 from gmtool.training.batches import BatchBuilder, known_modes, mode_weights
 from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, Position, find_checkpoint, list_checkpoints
 from gmtool.training.step import Stepper, StepResult
+from gmtool.training.task import Batch
 
 CPU = torch.device("cpu")
-QUICK = TrainConfig(steps=5, batch_size=7, warmup=2, save_every=2, preview_every=0, tensorboard=False, device="cpu")
+QUICK = make(
+    TrainConfig,
+    {
+        "steps": 5,
+        "batch_size": 7,
+        "warmup": 2,
+        "save_every": 2,
+        "preview_every": 0,
+        "tensorboard": False,
+        "device": "cpu",
+    },
+)
 
 
 def run(
@@ -77,17 +89,20 @@ def assert_same_run(first: Path, second: Path) -> None:
 )
 def test_defaults(small: Small, kind: str, with_gmm: bool, given: dict, settled: tuple[str, str, str]) -> None:
     with open_latents(small.latents(kind)) as latents, open_gmm(small.gmm(kind)) as gmm:
-        found = resolve(TrainConfig(**given), latents, gmm if with_gmm else None, CPU)
+        found = resolve(make(TrainConfig, given), latents, gmm if with_gmm else None, CPU)
     assert (found.source, found.coupling, found.condition) == settled
     assert (found.model, found.batch_size, found.lr, found.time_shift) == ("tiny", 32, 2e-3, 1.0)
     assert found.gmm == (small.gmm(kind) if with_gmm else None)
 
 
 def test_what_is_given_stays(small: Small) -> None:
-    config = TrainConfig(model="small", batch_size=7, lr=0.5, time_shift=3.0, condition="none", source="gaussian")
+    config = make(
+        TrainConfig,
+        {"model": "small", "batch_size": 7, "lr": 0.5, "time_shift": 3.0, "condition": "none", "source": "gaussian"},
+    )
     with open_latents(small.latents("classes")) as latents:
         found = resolve(config, latents, None, CPU)
-    assert found == replace(config, coupling="independent", mode_mean=False)
+    assert found == changed(config, {"coupling": "independent", "mode_mean": False})
 
 
 @pytest.mark.parametrize(
@@ -103,15 +118,15 @@ def test_what_is_given_stays(small: Small) -> None:
 )
 def test_the_network_takes_the_labels_it_needs(small: Small, given: dict, labels: tuple[int, int, int]) -> None:
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
-        found = architecture_for(resolve(TrainConfig(**given), latents, gmm, CPU), latents, gmm)
+        found = architecture_for(resolve(make(TrainConfig, given), latents, gmm, CPU), latents, gmm)
     assert (found.classes, found.modes, found.components) == labels
     assert found.shape == (16, 2, 2)
 
 
 def test_a_mixture_beside_the_latents_is_found_on_its_own(small: Small, tmp_path: Path) -> None:
-    assert run(small, tmp_path / "flat", replace(QUICK, steps=1), "flat").config.condition == "mode"
+    assert run(small, tmp_path / "flat", changed(QUICK, {"steps": 1}), "flat").config.condition == "mode"
     shutil.copy(small.latents("flat"), tmp_path / "latents.h5")
-    report = train(tmp_path / "latents.h5", tmp_path / "alone", replace(QUICK, steps=1), Progress())
+    report = train(tmp_path / "latents.h5", tmp_path / "alone", changed(QUICK, {"steps": 1}), Progress())
     assert (report.config.condition, report.config.gmm) == ("none", None)
 
 
@@ -133,7 +148,7 @@ def test_mode_weights_are_those_of_the_data(small: Small) -> None:
 
 
 def test_the_run_folder(small: Small, tmp_path: Path) -> None:
-    report = run(small, tmp_path / "run", replace(QUICK, objective="gm-kl", source="gmm", preview_every=3))
+    report = run(small, tmp_path / "run", changed(QUICK, {"objective": "gm-kl", "source": "gmm", "preview_every": 3}))
     assert (report.resumed_from, report.steps) == (0, 5)
     found = open_run(tmp_path / "run")
     assert found.config == report.config
@@ -155,7 +170,7 @@ def test_the_run_folder(small: Small, tmp_path: Path) -> None:
 
 
 def test_the_loss_falls(small: Small, tmp_path: Path) -> None:
-    run(small, tmp_path / "run", replace(QUICK, steps=60, batch_size=32, save_every=60))
+    run(small, tmp_path / "run", changed(QUICK, {"steps": 60, "batch_size": 32, "save_every": 60}))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5])
 
@@ -171,7 +186,7 @@ TRANSPORT = {"source": "gmm", "coupling": "batch-ot", "condition": "mode"}
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     small: Small, tmp_path: Path, settings: dict, stopped: int
 ) -> None:
-    config = replace(QUICK, **settings)
+    config = changed(QUICK, settings)
     run(small, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         run(small, tmp_path / "cut", config, progress=Stop(stopped))
@@ -182,22 +197,22 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 def test_other_workers_and_more_steps_give_the_same(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "whole")
-    run(small, tmp_path / "other", replace(QUICK, workers=0, steps=3))
+    run(small, tmp_path / "other", changed(QUICK, {"workers": 0, "steps": 3}))
     # step 3 was its last, so that it is saved
-    report = run(small, tmp_path / "other", replace(QUICK, workers=2))
+    report = run(small, tmp_path / "other", changed(QUICK, {"workers": 2}))
     assert (report.resumed_from, report.steps) == (3, 5)
     assert_same_run(tmp_path / "whole", tmp_path / "other")
 
 
 def test_previews_change_nothing(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "whole")
-    run(small, tmp_path / "other", replace(QUICK, preview_every=2))
+    run(small, tmp_path / "other", changed(QUICK, {"preview_every": 2}))
     assert_same_run(tmp_path / "whole", tmp_path / "other")
 
 
 def test_the_seed_decides(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "one")
-    run(small, tmp_path / "two", replace(QUICK, seed=1))
+    run(small, tmp_path / "two", changed(QUICK, {"seed": 1}))
     assert (tmp_path / "one/metrics.jsonl").read_text() != (tmp_path / "two/metrics.jsonl").read_text()
 
 
@@ -206,7 +221,7 @@ def test_a_finished_run_is_left_alone(small: Small, tmp_path: Path) -> None:
     before = {each: each.stat().st_mtime_ns for each in (tmp_path / "run").rglob("*") if each.is_file()}
     report = run(small, tmp_path / "run")
     assert (report.resumed_from, report.steps) == (5, 5)
-    assert run(small, tmp_path / "run", replace(QUICK, steps=2)).steps == 5
+    assert run(small, tmp_path / "run", changed(QUICK, {"steps": 2})).steps == 5
     assert {each: each.stat().st_mtime_ns for each in (tmp_path / "run").rglob("*") if each.is_file()} == before
 
 
@@ -214,7 +229,7 @@ def test_killed_it_still_ends_the_same(small: Small, tmp_path: Path) -> None:
     """kill -9 of the command at some moment after its first checkpoint."""
     arguments = ["train", str(small.latents("classes")), "run", "--steps", "20", "--batch-size", "7", "--save-every"]
     arguments += ["3", "--preview-every", "0", "--device", "cpu"]
-    config = TrainConfig(steps=20, batch_size=7, save_every=3, preview_every=0, device="cpu")
+    config = make(TrainConfig, {"steps": 20, "batch_size": 7, "save_every": 3, "preview_every": 0, "device": "cpu"})
     process = start_gmtool(arguments, tmp_path)
     while process.poll() is None and not list_checkpoints(tmp_path / "run/checkpoints"):
         time.sleep(0.001)
@@ -255,7 +270,7 @@ def test_a_run_stopped_before_its_record_begins_anew(small: Small, tmp_path: Pat
 )
 def test_resuming_with_other_settings(small: Small, finished: Path, changes: dict, flag: str) -> None:
     with pytest.raises(UserError, match=f"was begun with {flag}"):
-        run(small, finished, replace(QUICK, **changes))
+        run(small, finished, changed(QUICK, changes))
 
 
 @pytest.fixture(scope="module")
@@ -266,10 +281,10 @@ def finished(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_falling_schedule_fixes_the_steps(small: Small, tmp_path: Path) -> None:
-    config = replace(QUICK, steps=2, schedule="cosine")
+    config = changed(QUICK, {"steps": 2, "schedule": "cosine"})
     run(small, tmp_path / "run", config)
     with pytest.raises(UserError, match="begun with --steps 2, not 4"):
-        run(small, tmp_path / "run", replace(config, steps=4))
+        run(small, tmp_path / "run", changed(config, {"steps": 4}))
 
 
 def test_resuming_on_other_latents(small: Small, finished: Path, tmp_path: Path) -> None:
@@ -306,18 +321,18 @@ class Notes(Progress):
 
 
 def test_more_steps_and_other_settings_that_may_change_stand_in_the_record(small: Small, tmp_path: Path) -> None:
-    run(small, tmp_path / "run", replace(QUICK, steps=2))
+    run(small, tmp_path / "run", changed(QUICK, {"steps": 2}))
     fingerprint = open_run(tmp_path / "run").manifest.fingerprint
-    run(small, tmp_path / "run", replace(QUICK, steps=4, keep=5, micro_batch="1"))
+    run(small, tmp_path / "run", changed(QUICK, {"steps": 4, "keep": 5, "micro_batch": "1"}))
     found = open_run(tmp_path / "run")
     assert (found.config.steps, found.config.keep, found.config.micro_batch) == (4, 5, "1")
     assert found.manifest.fingerprint == fingerprint
 
 
 def test_a_micro_batch_does_not_change_the_run(small: Small, tmp_path: Path) -> None:
-    config = replace(QUICK, objective="gm-kl", source="gmm", batch_size=8, steps=3)
+    config = changed(QUICK, {"objective": "gm-kl", "source": "gmm", "batch_size": 8, "steps": 3})
     run(small, tmp_path / "whole", config)
-    run(small, tmp_path / "parts", replace(config, micro_batch="2"))
+    run(small, tmp_path / "parts", changed(config, {"micro_batch": "2"}))
     whole, parts = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "parts")
@@ -325,21 +340,23 @@ def test_a_micro_batch_does_not_change_the_run(small: Small, tmp_path: Path) -> 
     for one, two in zip(whole, parts, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     with pytest.raises(UserError, match="--micro-batch 3 does not divide the 8 images of a step: take 2"):
-        run(small, tmp_path / "other", replace(config, micro_batch="3"))
+        run(small, tmp_path / "other", changed(config, {"micro_batch": "3"}))
 
 
 def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path: Path) -> None:
-    config = replace(
+    config = changed(
         QUICK,
-        optimizer="muon",
-        ema=(0.1, 0.99),  # at first both follow the ramp: only a small one leaves it soon
-        ema_power=(0.1,),
-        schedule="linear",
-        fall=(1, 4),
-        lr_end=1e-4,
-        lr_from=(2, 1e-3),
-        betas=(0.8, 0.9),
-        weight_decay=0.1,
+        {
+            "optimizer": "muon",
+            "ema": (0.1, 0.99),
+            "ema_power": (0.1,),
+            "schedule": "linear",
+            "fall": (1, 4),
+            "lr_end": 1e-4,
+            "lr_from": (2, 1e-3),
+            "betas": (0.8, 0.9),
+            "weight_decay": 0.1,
+        },
     )
     run(small, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
@@ -362,8 +379,8 @@ def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path:
 
 def test_training_on_images(small: Small, tmp_path: Path) -> None:
     """Nearly the run on their latents, which are rounded; with mirrors another one, that resumes exactly."""
-    config = replace(QUICK, workers=0, images=small.classes / "images", steps=4)
-    run(small, tmp_path / "latents", replace(config, images=None))
+    config = changed(QUICK, {"workers": 0, "images": small.classes / "images", "steps": 4})
+    run(small, tmp_path / "latents", changed(config, {"images": None}))
     run(small, tmp_path / "images", config)
     stored, fresh = (
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -371,17 +388,17 @@ def test_training_on_images(small: Small, tmp_path: Path) -> None:
     )
     assert fresh == pytest.approx(stored, rel=1e-3)
     assert {each.role for each in open_run(tmp_path / "images").manifest.inputs} == {"latents", "images"}
-    flipped = replace(config, flip=True)
+    flipped = changed(config, {"flip": True})
     run(small, tmp_path / "whole", flipped)
     assert (tmp_path / "whole/metrics.jsonl").read_text() != (tmp_path / "images/metrics.jsonl").read_text()
     with pytest.raises(KeyboardInterrupt):
         run(small, tmp_path / "cut", flipped, progress=Stop(3))
-    assert run(small, tmp_path / "cut", replace(flipped, workers=1)).resumed_from == 2
+    assert run(small, tmp_path / "cut", changed(flipped, {"workers": 1})).resumed_from == 2
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     with pytest.raises(UserError, match="was begun with --images: repeat"):
-        run(small, tmp_path / "images", replace(config, images=None))
+        run(small, tmp_path / "images", changed(config, {"images": None}))
     with pytest.raises(UserError, match="was trained on another images file"):
-        run(small, tmp_path / "images", replace(config, images=small.classes / "images/a"))
+        run(small, tmp_path / "images", changed(config, {"images": small.classes / "images/a"}))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +412,7 @@ def test_training_on_images(small: Small, tmp_path: Path) -> None:
 )
 def test_images_and_settings_that_do_not_go_together(small: Small, tmp_path: Path, settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        run(small, tmp_path / "run", replace(QUICK, **settings))
+        run(small, tmp_path / "run", changed(QUICK, settings))
     assert not (tmp_path / "run").exists()
 
 
@@ -410,7 +427,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int, int], bool]) 
     def take(self: Stepper, batch: Batch, step: int, seed: int) -> StepResult:
         order = seeds[seed]
         taken.append((order, step))
-        return real(self, replace(batch, x=batch.x * torch.nan) if is_bad(order, step) else batch, step, seed)
+        return real(self, changed(batch, {"x": batch.x * torch.nan}) if is_bad(order, step) else batch, step, seed)
 
     monkeypatch.setattr(Stepper, "take", take)
     return taken
@@ -420,7 +437,7 @@ def test_a_run_that_diverges_goes_back_with_other_data(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when it is killed afterwards: it comes to the same end."""
-    config = replace(QUICK, steps=9, skip_limit=3, keep=9)
+    config = changed(QUICK, {"steps": 9, "skip_limit": 3, "keep": 9})
     # step 4 is saved amid bad steps, and is no place to go back to
     taken, notes = poison(monkeypatch, lambda order, step: order == 0 and step in (3, 4, 5)), Notes()
     run(small, tmp_path / "run", config, progress=notes)
@@ -443,11 +460,11 @@ def test_a_run_that_always_diverges_stops_with_advice(
 ) -> None:
     poison(monkeypatch, lambda order, step: step > 2)
     with pytest.raises(UserError, match=r"after going back 3 times.*--lr or --clip.*--precision float32") as caught:
-        run(small, tmp_path / "run", replace(QUICK, steps=9, skip_limit=3))
+        run(small, tmp_path / "run", changed(QUICK, {"steps": 9, "skip_limit": 3}))
     assert "\n" not in str(caught.value)
     poison(monkeypatch, lambda order, step: True)
     with pytest.raises(UserError, match=r"3 steps in a row up to step 3 .*there is no checkpoint to go back to"):
-        run(small, tmp_path / "bad", replace(QUICK, steps=9, skip_limit=3, save_every=2))
+        run(small, tmp_path / "bad", changed(QUICK, {"steps": 9, "skip_limit": 3, "save_every": 2}))
 
 
 # --- what is damaged, held or wrong -----------------------------------------------------------------------------------
@@ -466,15 +483,15 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over_with_a_word(small: Small
     assert list_checkpoints(tmp_path / "run/checkpoints") == (older, newest)
     (newest.path / EMA).unlink()
     notes = Notes()
-    assert run(small, tmp_path / "run", replace(QUICK, steps=6), progress=notes).resumed_from == older.step
+    assert run(small, tmp_path / "run", changed(QUICK, {"steps": 6}), progress=notes).resumed_from == older.step
     assert any("passing over" in each and f"{newest.path} was cut short" in each for each in notes.lines)
 
 
 def test_checkpoints_for_ever_and_the_newest(small: Small, tmp_path: Path) -> None:
-    run(small, tmp_path / "run", replace(QUICK, steps=9, save_every=1, keep=2, keep_every=3))
+    run(small, tmp_path / "run", changed(QUICK, {"steps": 9, "save_every": 1, "keep": 2, "keep_every": 3}))
     assert [each.step for each in list_checkpoints(tmp_path / "run/checkpoints")] == [3, 6, 8, 9]
     with pytest.raises(UserError, match="--keep-every 3 is not a multiple of --save-every 2"):
-        replace(QUICK, keep_every=3)
+        changed(QUICK, {"keep_every": 3})
 
 
 HOLD = """
@@ -489,35 +506,35 @@ with locked(Path(sys.argv[1])):
 
 def test_two_trains_at_once(small: Small, tmp_path: Path) -> None:
     """The second says so; a process that was killed holds nothing."""
-    run(small, tmp_path / "run", replace(QUICK, steps=1))
+    run(small, tmp_path / "run", changed(QUICK, {"steps": 1}))
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
     try:
         with pytest.raises(UserError, match=r"run is being trained by another process: wait, or choose another"):
-            run(small, tmp_path / "run", replace(QUICK, steps=2))
+            run(small, tmp_path / "run", changed(QUICK, {"steps": 2}))
     finally:
         other.kill()
         other.communicate()
-    assert run(small, tmp_path / "run", replace(QUICK, steps=2)).steps == 2
+    assert run(small, tmp_path / "run", changed(QUICK, {"steps": 2})).steps == 2
 
 
 def test_a_checkpoint_of_another_network(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run")
-    run(small, tmp_path / "other", replace(QUICK, objective="gm-kl"))
+    run(small, tmp_path / "other", changed(QUICK, {"objective": "gm-kl"}))
     shutil.rmtree(tmp_path / "run/checkpoints")
     shutil.copytree(tmp_path / "other/checkpoints", tmp_path / "run/checkpoints")
     with pytest.raises(UserError, match=r"model.safetensors holds the weights of another network") as caught:
-        run(small, tmp_path / "run", replace(QUICK, steps=6))
+        run(small, tmp_path / "run", changed(QUICK, {"steps": 6}))
     assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_checkpoint_is_passed_over(small: Small, tmp_path: Path) -> None:
-    config = replace(QUICK, save_every=2, keep=2)
-    run(small, tmp_path / "whole", replace(config, steps=7))
-    run(small, tmp_path / "run", replace(config, steps=5))
+    config = changed(QUICK, {"save_every": 2, "keep": 2})
+    run(small, tmp_path / "whole", changed(config, {"steps": 7}))
+    run(small, tmp_path / "run", changed(config, {"steps": 5}))
     older, newest = list_checkpoints(tmp_path / "run/checkpoints")
     (newest.path / MODEL).write_bytes((newest.path / MODEL).read_bytes()[:1000])
-    assert run(small, tmp_path / "run", replace(config, steps=7)).resumed_from == older.step
+    assert run(small, tmp_path / "run", changed(config, {"steps": 7})).resumed_from == older.step
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -526,7 +543,7 @@ def test_only_damaged_checkpoints_are_named(small: Small, tmp_path: Path) -> Non
     for each in list_checkpoints(tmp_path / "run/checkpoints"):
         (each.path / MODEL).write_bytes((each.path / MODEL).read_bytes()[:1000])
     with pytest.raises(UserError, match=r"no checkpoint is sound.*step-00000005 was cut short"):
-        run(small, tmp_path / "run", replace(QUICK, steps=7))
+        run(small, tmp_path / "run", changed(QUICK, {"steps": 7}))
 
 
 @pytest.mark.parametrize(
@@ -544,24 +561,24 @@ def test_inputs_that_cannot_serve(small: Small, tmp_path: Path, kind: str, setti
         small.latents(kind) if kind != "alone" else Path(shutil.copy(small.latents("classes"), tmp_path / "latents.h5"))
     )
     with pytest.raises(UserError, match=words):
-        train(path, tmp_path / "run", replace(QUICK, **settings), Progress())
+        train(path, tmp_path / "run", changed(QUICK, settings), Progress())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_mixture_of_other_latents(small: Small, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"was fitted to other latents .*, not to .*: run `gmtool fit-gmm"):
-        run(small, tmp_path / "run", replace(QUICK, objective="mm-fm", gmm=small.gmm("flat")))
+        run(small, tmp_path / "run", changed(QUICK, {"objective": "mm-fm", "gmm": small.gmm("flat")}))
     # one that only lies there and is not used does no harm
     shutil.copy(small.latents("classes"), tmp_path / "latents.h5")
     shutil.copy(small.gmm("flat"), tmp_path / "gmm.h5")
-    assert train(tmp_path / "latents.h5", tmp_path / "run", replace(QUICK, steps=1), Progress()).config.gmm is None
+    assert train(tmp_path / "latents.h5", tmp_path / "run", changed(QUICK, {"steps": 1}), Progress()).config.gmm is None
 
 
 def test_files_of_another_kind(small: Small, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a fitted mixture, not a latents file: give what `gmtool encode` writes"):
         train(small.gmm("classes"), tmp_path / "run", QUICK, Progress())
     with pytest.raises(UserError, match=r"is a latents file, not a fitted mixture: give what `gmtool fit-gmm` writes"):
-        run(small, tmp_path / "run", replace(QUICK, source="gmm", gmm=small.latents("classes")))
+        run(small, tmp_path / "run", changed(QUICK, {"source": "gmm", "gmm": small.latents("classes")}))
     (tmp_path / "half.h5").write_bytes(small.latents("classes").read_bytes()[:3000])
     with pytest.raises(UserError, match=r"half.h5 is not a whole HDF5 file"):
         train(tmp_path / "half.h5", tmp_path / "run", QUICK, Progress())
@@ -600,7 +617,7 @@ def test_no_room_for_the_checkpoints(small: Small, tmp_path: Path, monkeypatch: 
 )
 def test_settings_that_contradict_each_other(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        TrainConfig(**settings)
+        make(TrainConfig, settings)
 
 
 def test_images_beside_the_class_folders_have_no_class(small: Small, tmp_path: Path) -> None:
@@ -630,11 +647,11 @@ def test_images_beside_the_class_folders_have_no_class(small: Small, tmp_path: P
 @pytest.mark.parametrize("coupling", ["independent", "batch-ot", "mode"])
 def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupling: str) -> None:
     """Apart from the data's modes or with them: over the data, modes come as often as the mixture says."""
-    config = TrainConfig(source="gmm", coupling=coupling, condition="class", device="cpu")
+    config = make(TrainConfig, {"source": "gmm", "coupling": coupling, "condition": "class", "device": "cpu"})
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class=True))
         config = resolve(config, latents, gmm, CPU)
-        frames = ModeFrames(gmm, statistics, CPU, whitened=True)
+        frames = ModeTable(gmm, statistics, CPU, whitened=True)
         feed = BatchBuilder(latents.labels, 3, known_modes(gmm, config), frames, statistics, config, CPU)
         modes, own = [], []
         means = statistics.normalise(torch.from_numpy(gmm.patch_mean(np.arange(4))))

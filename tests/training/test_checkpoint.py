@@ -8,7 +8,6 @@ from gmtool.errors import UserError
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
-from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import (
     EMA,
     MODEL,
@@ -23,14 +22,15 @@ from gmtool.training.checkpoint import (
     save_checkpoint,
 )
 from gmtool.training.optimizer import Optimizer, make_optimizer
+from gmtool.training.settings import OptimizerSettings
 
 ARCHITECTURE = DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2, classes=3)
-CONFIG = TrainConfig(lr=0.01, weight_decay=0.1)
+SETTINGS, RATE = OptimizerSettings(weight_decay=0.1), 0.01
 
 
 def make(seed: int) -> tuple[DiT, Optimizer]:
     network = build_network(ARCHITECTURE, seed)
-    return network, make_optimizer(network, CONFIG)
+    return network, make_optimizer(network, SETTINGS, RATE)
 
 
 def take_step(network: DiT, optimizer: Optimizer, seed: int) -> None:
@@ -38,7 +38,7 @@ def take_step(network: DiT, optimizer: Optimizer, seed: int) -> None:
     x = torch.randn(4, 2, 2, 2, generator=draw)
     optimizer.zero_grad()
     (network(x, torch.rand(4, generator=draw), Conditions(torch.arange(4) % 4)) - x).square().mean().backward()
-    optimizer.step(CONFIG.lr, torch.tensor(False))
+    optimizer.step(RATE, torch.tensor(False))
 
 
 def save(folder: Path, step: int, keep: int = 2) -> tuple[DiT, Optimizer]:

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gmtool.training.loss import Batch, draw, training_loss
 from torch.autograd.graph import saved_tensors_hooks
 
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
-from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
 from gmtool.training.cost import StepCost, step_cost
+from gmtool.training.task import Batch, task_of
 
-FM = TrainConfig(objective="fm", source="gaussian", coupling="independent", condition="class", time_shift=1.0, lr=1e-3)
+FM = MethodRecord("fm", "gaussian", "independent", "class", False, 0.5, "logit-normal", 1.0, 0.1)
 GM_KL = replace(FM, objective="gm-kl")
 UNION = replace(GM_KL, source="gmm", coupling="mode")
 CHANNELS, HEIGHT, WIDTH = SHAPE = (6, 4, 4)
@@ -32,7 +32,7 @@ def dit_products(architecture: DiTArchitecture) -> int:
 
 
 @pytest.mark.parametrize(
-    ("config", "architecture"),
+    ("method", "architecture"),
     [
         (FM, SMALL),
         (FM, replace(SMALL, depth=1, width=64)),
@@ -42,8 +42,8 @@ def dit_products(architecture: DiTArchitecture) -> int:
     ],
     ids=["fm", "wide", "gm-kl", "union", "context"],
 )
-def test_operations_are_those_of_the_closed_form(config: TrainConfig, architecture: DiTArchitecture) -> None:
-    cost = step_cost(architecture, config, torch.float32)
+def test_operations_are_those_of_the_closed_form(method: MethodRecord, architecture: DiTArchitecture) -> None:
+    cost = step_cost(architecture, method, torch.float32)
     assert cost.flops == 3 * 2 * dit_products(architecture)
     assert cost.parameters == sum(each.numel() for each in build_network(architecture, 0).parameters())
 
@@ -57,8 +57,9 @@ def test_precision_changes_memory_but_no_operation() -> None:
 
 def test_activation_checkpointing_keeps_the_input_of_each_block_alone() -> None:
     """A block more keeps its input, (tokens, width) float32; the condition, which all share, is kept anyway."""
-    config = replace(FM, checkpoint_activations=True)
-    deep, shallow = (step_cost(replace(SMALL, depth=depth), config, torch.float32) for depth in (5, 4))
+    deep, shallow = (
+        step_cost(replace(SMALL, depth=depth), FM, torch.float32, checkpoint_activations=True) for depth in (5, 4)
+    )
     assert deep.datum_bytes - shallow.datum_bytes == 4 * HEIGHT * WIDTH * SMALL.width
     assert deep.flops == step_cost(replace(SMALL, depth=5), FM, torch.float32).flops
 
@@ -73,9 +74,10 @@ def kept_bytes(count: int) -> int:
         return tensor
 
     batch = Batch(torch.zeros(count, *SHAPE), torch.zeros(count, dtype=torch.long))
-    draws = draw(count, SMALL, FM, generator(0))
+    task = task_of(FM, network)
+    prepared = task.prepare(batch, task.draw(count, generator(0)))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        training_loss(network, batch, draws, FM)
+        task.losses(network, prepared)
     return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
 
 
@@ -92,15 +94,16 @@ def test_memory_counts_weights_gradients_moments_and_averages() -> None:
 
 @pytest.mark.gpu
 def test_the_estimate_is_near_what_a_gpu_takes() -> None:
-    config, architecture = FM, DiTArchitecture((64, 16, 16), depth=8, width=512, heads=8, classes=5)
-    cost, count = step_cost(architecture, config, torch.bfloat16), 32
+    architecture = DiTArchitecture((64, 16, 16), depth=8, width=512, heads=8, classes=5)
+    cost, count = step_cost(architecture, FM, torch.bfloat16), 32
     network = build_network(architecture, 0).cuda()
     labels = torch.zeros(count, dtype=torch.long, device="cuda")
     batch = Batch(torch.zeros(count, 64, 16, 16, device="cuda"), labels)
-    draws = draw(count, architecture, config, generator(0, device="cuda"))
+    task = task_of(FM, network)
+    prepared = task.prepare(batch, task.draw(count, generator(0, device="cuda")))
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with torch.autocast("cuda", torch.bfloat16):
-        training_loss(network, batch, draws, config).mean().backward()
+        task.losses(network, prepared).mean().backward()
     taken = torch.cuda.max_memory_allocated() - before - 4 * cost.parameters  # the gradients
     assert 0.7 < (cost.fixed_bytes + count * cost.datum_bytes) / taken < 1.4

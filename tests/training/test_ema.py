@@ -4,10 +4,10 @@ import torch
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
-from gmtool.stages.train.config import TrainConfig
 from gmtool.training.ema import average_file, exponential, make_averages, power_exponent, power_law
+from gmtool.training.settings import AverageSettings
 
-CONFIG = TrainConfig(ema=(0.9, 0.5), ema_power=(0.1, 0.25))
+CONFIG = AverageSettings(ema=(0.9, 0.5), ema_power=(0.1, 0.25))
 
 
 def network() -> DiT:
@@ -52,7 +52,7 @@ def test_the_steps_weights_follow_the_power(width: float) -> None:
 def test_several_averages_follow_their_own_recursions() -> None:
     subject = network()
     averages = make_averages(subject, CONFIG)
-    assert [each.name for each in averages] == list(CONFIG.averages) == ["0.9", "0.5", "power-0.1", "power-0.25"]
+    assert [each.name for each in averages] == list(CONFIG.names) == ["0.9", "0.5", "power-0.1", "power-0.25"]
     expected = [subject.x_embedder.weight.detach().clone() for _ in averages]
     for step in range(20):
         with torch.no_grad():
@@ -68,7 +68,7 @@ def test_several_averages_follow_their_own_recursions() -> None:
 
 
 def test_files_and_names() -> None:
-    names = CONFIG.averages
+    names = CONFIG.names
     files = [average_file(each, names) for each in (None, *names)]
     others = ["ema-0.5.safetensors", "ema-power-0.1.safetensors", "ema-power-0.25.safetensors"]
     assert files == ["ema.safetensors", "ema.safetensors", *others]
@@ -87,4 +87,4 @@ def test_files_and_names() -> None:
 )
 def test_averages_that_cannot_be(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        TrainConfig(**settings)
+        AverageSettings(**settings)

@@ -1,35 +1,33 @@
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from gmtool.training.loss import Batch
-from gmtool.training.metrics import MetricsFile
 from safetensors.torch import load_file
+from stepping import Losses, small_stepper, stepper_for, with_losses
+from torch import Tensor
 
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
+from gmtool.settings import make
 from gmtool.stages.train.config import TrainConfig
-from gmtool.training import step as step_module
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, Position, list_checkpoints, remove_old, save_checkpoint
+from gmtool.training.logging import MetricsFile
 from gmtool.training.loop import DivergedError, Event, Loop
-from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
+from gmtool.training.task import Batch, Forward, Prepared
 
-CONFIG = TrainConfig(
-    steps=6, lr=1e-2, warmup=0, time_shift=1.0, condition="none", source="gaussian", save_every=2, preview_every=0
-)
-
-
+SETTINGS: dict[str, Any] = {"steps": 6, "lr": 1e-2, "warmup": 0, "save_every": 2, "preview_every": 0}
+ARCHITECTURE = DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2)
 START = Position()
 
 
-def trainee(config: TrainConfig = CONFIG) -> TrainState:
-    return make_state(build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0), config)
+def new_stepper(settings: Mapping[str, Any] = SETTINGS) -> Stepper:
+    return small_stepper(ARCHITECTURE, settings)
 
 
 def batches(count: int) -> list[Batch]:
@@ -40,22 +38,22 @@ def batches(count: int) -> list[Batch]:
 def train(
     folder: Path,
     data: list[Batch],
-    config: TrainConfig = CONFIG,
-    subject: TrainState | None = None,
+    settings: Mapping[str, Any] = SETTINGS,
+    stepper: Stepper | None = None,
     start: Position = START,
     previews: list[int] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Run the loop, with all that it leaves in ``folder``."""
-    subject, checkpoints = subject or trainee(config), folder / "checkpoints"
+    config, stepper, checkpoints = make(TrainConfig, settings), stepper or new_stepper(settings), folder / "checkpoints"
 
     def save(position: Position) -> None:
-        save_checkpoint(checkpoints, position, subject.tensors())
-        remove_old(checkpoints, config.keep)
+        save_checkpoint(checkpoints, position, stepper.state.tensors())
+        remove_old(checkpoints, config.loop.keep)
 
-    events = [Event(config.preview_every, (previews if previews is not None else []).append)]
-    loop = Loop(config, Stepper(config, subject), save, [MetricsFile(folder / "metrics.jsonl")], events)
-    loop.run(data, start, progress or Progress())
+    events = [Event(config.logging.preview_every, (previews if previews is not None else []).append)]
+    loop = Loop(config.loop, stepper, save, [MetricsFile(folder / "metrics.jsonl")], events)
+    loop.run(data, start, 0, progress or Progress())
 
 
 def lines(folder: Path) -> list[dict]:
@@ -77,12 +75,13 @@ class Counter(Progress):
 
 
 def test_the_average_is_the_recursion(tmp_path: Path) -> None:
-    config = replace(CONFIG, ema=(0.3,))
-    subject = trainee(config)
+    config = {**SETTINGS, "ema": (0.3,)}
+    stepper = new_stepper(config)
+    subject = stepper.state
     names = [name for name, _ in subject.network.named_parameters()]
     expected = {name: each.detach().clone() for name, each in subject.network.named_parameters()}
     for step, batch in enumerate(batches(6)):
-        train(tmp_path, [batch], replace(config, steps=step + 1), subject, Position(step))
+        train(tmp_path, [batch], {**config, "steps": step + 1}, stepper, Position(step))
         decay = min(0.3, (1 + step) / (10 + step))
         for name, each in subject.network.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * each.detach()
@@ -95,7 +94,7 @@ def test_the_average_is_the_recursion(tmp_path: Path) -> None:
 def test_lines_checkpoints_previews_and_progress(tmp_path: Path) -> None:
     seen: list[int] = []
     heard = Counter()
-    config = replace(CONFIG, steps=5, warmup=4, preview_every=3)
+    config = {**SETTINGS, "steps": 5, "warmup": 4, "preview_every": 3}
     train(tmp_path, batches(5), config, previews=seen, progress=heard)
     assert [each["step"] for each in lines(tmp_path)] == [1, 2, 3, 4, 5]
     assert [each["lr"] for each in lines(tmp_path)] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
@@ -124,28 +123,29 @@ def test_clipping_bounds_the_step_and_the_norm_is_that_before(tmp_path: Path) ->
     for clip in (0.0, 1e-3, 1e3):
         folder = tmp_path / str(clip)
         folder.mkdir()
-        train(folder, batches(1), replace(CONFIG, steps=1, clip=clip))
+        train(folder, batches(1), {**SETTINGS, "steps": 1, "clip": clip})
         norms[clip] = lines(folder)[0]["grad_norm"]
     assert norms[0.0] == norms[1e-3] == norms[1e3] > 1e-2
 
 
 def test_the_gradient_is_clipped(tmp_path: Path) -> None:
-    subject = trainee()
-    train(tmp_path, batches(1), replace(CONFIG, steps=1, clip=1e-3), subject)
-    total = math.sqrt(sum(float(each.grad.square().sum()) for each in subject.network.parameters()))
+    config = {**SETTINGS, "steps": 1, "clip": 1e-3}
+    stepper = new_stepper(config)
+    train(tmp_path, batches(1), config, stepper)
+    total = math.sqrt(sum(float(each.grad.square().sum()) for each in stepper.state.network.parameters()))
     assert total == pytest.approx(1e-3, rel=1e-3)
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], spoil: object) -> None:
-    """Spoil the loss of some steps, from 1."""
-    real, calls = step_module.training_loss, []
+def spoilt(settings: Mapping[str, Any], steps: set[int], spoil: Callable[[Tensor], Tensor]) -> Stepper:
+    """A stepper that spoils the loss of some steps, from 1."""
+    calls: list[int] = []
 
-    def poisoned(*arguments: object) -> torch.Tensor:
+    def alter(losses: Losses, forward: Forward, prepared: Prepared) -> Tensor:
         calls.append(1)
-        loss = real(*arguments)
+        loss = losses(forward, prepared)
         return spoil(loss) if len(calls) in steps else loss
 
-    monkeypatch.setattr(step_module, "training_loss", poisoned)
+    return with_losses(new_stepper(settings), alter)
 
 
 SPOILS = {
@@ -157,12 +157,9 @@ SPOILS = {
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("spoil", SPOILS)
-def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str, optimizer: str
-) -> None:
-    config = replace(CONFIG, steps=4, save_every=1, keep=9, optimizer=optimizer, weight_decay=0.1)
-    poison(monkeypatch, {1, 3}, SPOILS[spoil])
-    train(tmp_path, batches(4), config)
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(tmp_path: Path, spoil: str, optimizer: str) -> None:
+    config = {**SETTINGS, "steps": 4, "save_every": 1, "keep": 9, "optimizer": optimizer, "weight_decay": 0.1}
+    train(tmp_path, batches(4), config, spoilt(config, {1, 3}, SPOILS[spoil]))
     first, second, third, fourth = list_checkpoints(tmp_path / "checkpoints")
     assert [each.position for each in (first, second, third, fourth)] == [
         Position(1, 0, 1, 1),
@@ -170,7 +167,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(
         Position(3, 0, 2, 1),
         Position(4, 0, 2, 0),
     ]
-    network = trainee(config).network
+    network = new_stepper(config).state.network
     assert all(torch.equal(each, network.state_dict()[name]) for name, each in load_file(first.path / MODEL).items())
     for name in (MODEL, OPTIMIZER):
         before, after = load_file(second.path / name), load_file(third.path / name)
@@ -183,11 +180,10 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(
     assert all(math.isfinite(value) for each in written for value in each.values())
 
 
-def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, heard = replace(CONFIG, steps=8, skip_limit=3), Counter()
-    poison(monkeypatch, {2, 4, 5, 6}, SPOILS["nan"])
+def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path) -> None:
+    config, heard = {**SETTINGS, "steps": 8, "skip_limit": 3}, Counter()
     with pytest.raises(DivergedError) as caught:
-        train(tmp_path, batches(8), config, progress=heard)
+        train(tmp_path, batches(8), config, spoilt(config, {2, 4, 5, 6}, SPOILS["nan"]), progress=heard)
     assert heard.skipped == [None, 1, 1, 2, 3]
     assert caught.value.position == Position(6, 0, 4, 3)
     assert [each["step"] for each in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -201,9 +197,9 @@ def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
-    config = replace(CONFIG, optimizer=optimizer, ema_power=(0.1,), weight_decay=0.1)
-    network = build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0).cuda()
-    stepper = Stepper(config, make_state(network, config), micro_batch=4)
+    config = {**SETTINGS, "optimizer": optimizer, "ema_power": (0.1,), "weight_decay": 0.1}
+    network = build_network(ARCHITECTURE, 0).cuda()
+    stepper = stepper_for(network, config, micro_batch=4)
     data = [Batch(each.x.cuda()) for each in batches(4)]
     stepper.take(data[0], 0, 0)  # what is made on first use may wait
     torch.cuda.set_sync_debug_mode("error")

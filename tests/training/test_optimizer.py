@@ -7,11 +7,11 @@ from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.nn.network import Network
-from gmtool.stages.train.config import TrainConfig
 from gmtool.training.optimizer import Optimizer, make_optimizer
+from gmtool.training.settings import OptimizerSettings
 
 ARCHITECTURE = DiTArchitecture((2, 2, 2), depth=2, width=16, heads=2)
-ADAMW = TrainConfig(lr=0.01, weight_decay=0.1, betas=(0.8, 0.9))
+ADAMW = OptimizerSettings(weight_decay=0.1, betas=(0.8, 0.9))
 MUON = replace(ADAMW, optimizer="muon")
 GO, SKIP = torch.tensor(False), torch.tensor(True)
 
@@ -22,9 +22,9 @@ def with_gradient(network: Network, seed: int) -> None:
         each.grad = torch.randn(each.shape, generator=draw)
 
 
-def make(config: TrainConfig) -> tuple[Network, Optimizer]:
+def make(config: OptimizerSettings) -> tuple[Network, Optimizer]:
     network = build_network(ARCHITECTURE, 0)
-    return network, make_optimizer(network, config)
+    return network, make_optimizer(network, config, 0.01)
 
 
 def weights(network: Network) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ def test_a_muon_update_is_orthogonal_at_adamws_scale() -> None:
 
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
-def test_a_step_that_is_called_off_leaves_no_trace(config: TrainConfig) -> None:
+def test_a_step_that_is_called_off_leaves_no_trace(config: OptimizerSettings) -> None:
     """Neither at first nor later, whatever the gradient holds."""
     network, optimizer = make(config)
     twin, its_optimizer = make(config)
@@ -97,7 +97,7 @@ def test_a_step_that_is_called_off_leaves_no_trace(config: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
-def test_a_state_goes_on_in_another_optimiser(config: TrainConfig) -> None:
+def test_a_state_goes_on_in_another_optimiser(config: OptimizerSettings) -> None:
     network, optimizer = make(config)
     for seed in range(3):
         with_gradient(network, seed)
@@ -115,10 +115,10 @@ def test_a_state_goes_on_in_another_optimiser(config: TrainConfig) -> None:
 
 def test_a_torch_without_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(UserError, match=r"--optimizer muon needs torch 2.9.*upgrade, or take adamw"):
+    with pytest.raises(UserError, match=r"--optimizer muon needs torch 2.9.*upgrade, or use adamw"):
         make(MUON)
 
 
 def test_betas_out_of_range() -> None:
     with pytest.raises(UserError, match=r"--betas must be below 1, not 1.5"):
-        TrainConfig(betas=(0.9, 1.5))
+        OptimizerSettings(betas=(0.9, 1.5))

@@ -2,15 +2,11 @@
 
 import pytest
 import torch
-from gmtool.training.loss import Batch
+from stepping import small_stepper
 
-from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
-from gmtool.stages.train.config import TrainConfig
-from gmtool.training.state import make_state
-from gmtool.training.step import Stepper, StepResult, by_quarter
-
-CONFIG = TrainConfig(lr=1e-3, time_shift=3.0, condition="none", source="gaussian")
+from gmtool.training.step import StepResult, by_quarter
+from gmtool.training.task import Batch
 
 
 def taken(quarters: list[list[float]]) -> StepResult:
@@ -35,8 +31,8 @@ def test_a_record_holds_the_mean_loss_of_each_quarter_with_data() -> None:
 
 
 def test_the_quarters_of_a_step_add_up_to_its_loss() -> None:
-    trainee = make_state(build_network(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), 0), CONFIG)
-    found = Stepper(CONFIG, trainee).take(Batch(torch.randn(64, 2, 2, 2)), step=0, seed=0)
+    stepper = small_stepper(DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2), {"time_shift": 3.0})
+    found = stepper.take(Batch(torch.randn(64, 2, 2, 2)), step=0, seed=0)
     sums, counts = found.quarters
     assert counts.sum() == 64 and (counts > 4).all()
     assert sums.sum().item() / 64 == pytest.approx(found.loss.item(), rel=1e-6)

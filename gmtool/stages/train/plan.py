@@ -127,13 +127,36 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in settings.items() if name not in OLDER}
     if "schedule" not in settings:
         return found
-    rate, knots = settings["lr"], []
-    if settings["lr_from"] is not None:
-        step, later = settings["lr_from"]
-        knots += [f"{step}:{rate!r}", f"{step}:{later!r}"]
-        rate = later
-    if settings["schedule"] != "constant":
-        first, last = settings["fall"] or (settings["warmup"], "100%")
-        knots += [f"{first}:{rate!r}", f"{last}:{settings['lr_end']!r}"]
     curve = "cosine" if settings["schedule"] == "cosine" else "linear"
-    return {**found, "lr_knots": ",".join(knots) or None, "lr_curve": curve}
+    knots = ",".join(f"{step}:{rate!r}" for step, rate in _older_knots(settings))
+    return {**found, "lr_knots": knots or None, "lr_curve": curve if knots else "linear"}
+
+
+def _older_knots(settings: Mapping[str, Any]) -> list[tuple[int | str, float]]:
+    """The knots of an earlier version's schedule: a fall along a line or a cosine, and a step at which the rate that
+    falls jumps to another one.
+
+    Raises UserError for the one that knots cannot make: a jump within a cosine.
+    """
+    rate, end = settings["lr"], settings["lr_end"]
+    first, last = settings["fall"] or (settings["warmup"], settings["steps"])
+    falls = settings["schedule"] != "constant" and first < last
+    jump, later = settings["lr_from"] or (None, rate)
+    knots: list[tuple[int | str, float]] = []
+    if jump is not None and (not falls or jump <= first):
+        knots += [(jump, rate), (jump, later)]
+    elif jump is not None and jump < last:
+        if settings["schedule"] == "cosine":
+            raise UserError(
+                f"the run's --lr-from {jump} {later} within its --fall {first} {last} along a cosine, of an earlier "
+                "version, cannot be gone on with; it can be sampled"
+            )
+        left = (last - jump) / (last - first)
+        knots += [(first, rate), (jump, end + (rate - end) * left), (jump, end + (later - end) * left)]
+    if falls:
+        if settings["fall"] is not None and not knots:
+            knots.append((first, rate))
+        elif knots and jump <= first:
+            knots.append((first, later))
+        knots.append((last if settings["fall"] is not None else "100%", end))
+    return knots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,7 @@ from gmtool.training.focal import ModeLosses
 from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.recovery import roll_back
+from gmtool.training.schedule import parse_knots
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
 from gmtool.training.task import task_of
@@ -257,7 +259,7 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
     free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
     before, now = recorded_settings(run.manifest.config), _as_recorded(dict(plan.settings))
     for name in settings_of(TrainConfig):
-        if name not in free and before.get(name) != now[name] and not _without_effect(name, plan):
+        if name not in free and not _agree(name, before, now) and not _without_effect(name, plan):
             settings = f"{flag(name)} {as_text(before.get(name))}, not {as_text(now[name])}"
             raise UserError(
                 f"{run.path} was begun with {settings}: repeat its settings to go on, or choose another folder"
@@ -271,6 +273,13 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
             raise UserError(
                 f"{run.path} was trained on another {entry.role} file than {entry.path}: choose another folder"
             )
+
+
+def _agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a setting is the same in two records, however its knots are written."""
+    if name == "lr_knots":
+        return parse_knots(before.get(name), before["steps"]) == parse_knots(now[name], now["steps"])
+    return bool(before.get(name) == now[name])
 
 
 def _without_effect(name: str, plan: TrainPlan) -> bool:

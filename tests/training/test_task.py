@@ -1,20 +1,24 @@
 """The training loss: every allowed combination, and its expectation where that is known."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
-from gmtool.training.loss import Batch, draw, pair, training_loss
 from torch import Tensor
 
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.errors import UserError
-from gmtool.flow.source import Frame
+from gmtool.flow.coordinates import Whitened
+from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
-from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
+from gmtool.training.method import resolve_method
+from gmtool.training.settings import MethodSettings
+from gmtool.training.task import Batch, task_of
 
 SHAPE = (2, 2, 2)
 CLASSES, MODES = 3, 5
@@ -32,40 +36,42 @@ def combinations() -> list[dict[str, str]]:
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         try:
-            TrainConfig(**settings)
+            MethodSettings(**settings)
         except UserError:
             continue
         found.append(settings)
     return found
 
 
-def configure(**settings: object) -> TrainConfig:
-    """Resolved settings."""
-    known = {"source": "gaussian", "coupling": "independent", "condition": "none", "time_shift": 1.0, "lr": 1e-3}
-    return TrainConfig(**(known | settings))
+def configure(**settings: Any) -> MethodRecord:
+    """What settings come to for small latents in classes, with a mixture."""
+    known = {"source": "gaussian", "coupling": "independent", "condition": "none"}
+    return resolve_method(MethodSettings(**(known | settings)), SHAPE, CLASSES, "a mixture")[0]
 
 
-def make_batch(config: TrainConfig, count: int, seed: int = 0) -> Batch:
+def make_batch(record: MethodRecord, count: int, seed: int = 0) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     modes = torch.randint(MODES, (count,), generator=draw)
     mean, std = torch.randn(MODES, *SHAPE, generator=draw), torch.rand(MODES, *SHAPE, generator=draw) + 0.5
     return Batch(
         x=torch.randn(count, *SHAPE, generator=draw),
-        classes=torch.arange(count) % CLASSES if config.condition == "class" else None,
+        classes=torch.arange(count) % CLASSES if record.condition == "class" else None,
         modes=modes,
-        frame=Frame(mean[modes], std[modes]) if config.source == "gmm" else None,
+        source_modes=ModeStatistics(mean[modes], std[modes]) if record.source == "gmm" else None,
+        mode_mean=mean[modes] if record.mode_mean else None,
     )
 
 
-def make_network(config: TrainConfig) -> DiT:
+def make_network(record: MethodRecord) -> DiT:
     architecture = DiTArchitecture(
         SHAPE,
         depth=1,
         width=16,
         heads=2,
-        classes=CLASSES if config.condition == "class" else 0,
-        modes=MODES if config.sees_modes else 0,
-        components=3 if config.mixture else 0,
+        classes=CLASSES if record.condition == "class" else 0,
+        modes=MODES if record.sees_modes else 0,
+        context=SHAPE[0] if record.mode_mean else 0,
+        components=3 if record.method.objective.mixture else 0,
     )
     return build_network(architecture, 0)
 
@@ -85,10 +91,10 @@ class Spy(DiT):
         return super().forward(x_t, t, conditions)
 
 
-def loss_of(network: DiT, batch: Batch, config: TrainConfig) -> Tensor:
+def loss_of(network: DiT, batch: Batch, record: MethodRecord) -> Tensor:
     """The loss with random numbers that are always the same."""
-    draws = draw(len(batch.x), network.architecture, config, generator(0, "test"))
-    return training_loss(network, *pair(batch, draws, config), config)
+    task = task_of(record, network)
+    return task.losses(network, task.prepare(batch, task.draw(len(batch.x), generator(0, "test"))))
 
 
 def test_there_are_the_combinations_that_the_design_has() -> None:
@@ -98,33 +104,33 @@ def test_there_are_the_combinations_that_the_design_has() -> None:
 
 @pytest.mark.parametrize("settings", combinations(), ids=lambda each: "-".join(each.values()))
 def test_every_combination_is_finite_and_trains_every_weight(settings: dict[str, str]) -> None:
-    config = configure(**settings)
-    network = make_network(config)
+    record = configure(**settings)
+    network = make_network(record)
     with torch.no_grad():
         for each in network.parameters():  # zero weights stop the gradient of what is before them
             each.add_(0.1)
-    loss = loss_of(network, make_batch(config, 16), config)
+    loss = loss_of(network, make_batch(record, 16), record)
     assert loss.shape == (16,)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss).all()
     loss.mean().backward()
     for name, each in network.named_parameters():
         assert each.grad is not None and torch.isfinite(each.grad).all(), name
-    again = loss_of(network, make_batch(config, 16), config)
+    again = loss_of(network, make_batch(record, 16), record)
     assert torch.equal(loss.detach(), again.detach())
 
 
 def test_flow_matching_from_zero_is_the_mean_square_of_the_velocity() -> None:
     """With u = 0 predicted: E|z - x|^2 = 1 + E x^2 for a Gaussian source, E|mu - x|^2 + s^2 for a mode's."""
-    config = configure()
-    batch = make_batch(config, 4000)
-    found = loss_of(make_network(config), batch, config).mean()
+    record = configure()
+    batch = make_batch(record, 4000)
+    found = loss_of(make_network(record), batch, record).mean()
     assert found.item() == pytest.approx(1 + batch.x.square().mean().item(), rel=0.02)
-    config = configure(source="gmm", coupling="mode")
-    batch = make_batch(config, 4000)
-    found = loss_of(make_network(config), batch, config).mean()
-    assert batch.frame is not None
-    expected = (batch.frame.mean - batch.x).square().mean() + batch.frame.std.square().mean()
+    record = configure(source="gmm", coupling="mode")
+    batch = make_batch(record, 4000)
+    found = loss_of(make_network(record), batch, record).mean()
+    assert batch.source_modes is not None
+    expected = (batch.source_modes.mean - batch.x).square().mean() + batch.source_modes.std.square().mean()
     assert found.item() == pytest.approx(expected.item(), rel=0.02)
 
 
@@ -138,11 +144,11 @@ def test_batch_transport_lowers_the_loss() -> None:
 
 def test_points_are_on_the_path_to_the_mode() -> None:
     """x_t = (1 - t) x + t z, with z from the frame: of known mean and std."""
-    config = configure(source="gmm", coupling="mode", time_distribution="uniform")
+    record = configure(source="gmm", coupling="mode", time_distribution="uniform")
     mean, std, x = 3.0, 0.25, -2.0
     ones = torch.ones(20_000, *SHAPE)
     spy = Spy(DiTArchitecture(SHAPE, 1, 16, 2), torch.zeros_like(ones))
-    loss_of(spy, Batch(x * ones, frame=Frame(mean * ones, std * ones)), config)
+    loss_of(spy, Batch(x * ones, source_modes=ModeStatistics(mean * ones, std * ones)), record)
     time = spy.times.reshape(-1, 1, 1, 1)
     z = (spy.points - (1 - time) * x) / time
     late = z[spy.times > 0.1]
@@ -153,14 +159,14 @@ def test_points_are_on_the_path_to_the_mode() -> None:
 
 def test_one_component_of_fixed_std_is_flow_matching() -> None:
     """K = 1, lambda = 1 (s = 0): |u_theta - u|^2 / (2 std^2) + log std, with u read off the point that was drawn."""
-    config = configure(objective="gm-kl", components=1, transition_ratio=1.0)
-    batch = make_batch(config, 64)
+    record = configure(objective="gm-kl", transition_ratio=1.0)
+    batch = make_batch(record, 64)
     means = torch.randn(64, 1, *SHAPE, generator=torch.Generator().manual_seed(5))
     variance = torch.full((64, 1, 1, 1, 1), 0.7)
     spy = Spy(
         DiTArchitecture(SHAPE, 1, 16, 2, components=1), GaussianMixture(means, torch.zeros(64, 1, 1, 2, 2), variance)
     )
-    loss = loss_of(spy, batch, config)
+    loss = loss_of(spy, batch, record)
     time = spy.times.reshape(-1, 1, 1, 1)
     velocity = (spy.points - batch.x) / time
     # the transition onto s = 0 is a point: its likelihood is that of x = x_t - t u, of std t std_u
@@ -170,12 +176,13 @@ def test_one_component_of_fixed_std_is_flow_matching() -> None:
 
 
 def test_the_union_is_the_mixture_loss_in_the_modes_coordinates() -> None:
-    union, plain = configure(objective="gm-kl", source="gmm", coupling="mode"), configure(objective="gm-kl")
+    union = configure(objective="gm-kl", source="gmm", coupling="mode", mode_mean=False)
+    plain = configure(objective="gm-kl")
     batch = make_batch(union, 32)
-    assert batch.frame is not None
+    assert batch.source_modes is not None
     architecture = DiTArchitecture(SHAPE, 1, 16, 2, modes=MODES, components=3)
     network = build_network(architecture, 0)
-    whitened = Batch(batch.frame.whiten(batch.x), modes=batch.modes)
+    whitened = Batch(Whitened().enter(batch.x, batch.source_modes), modes=batch.modes)
     first = loss_of(network, batch, union)
     second = loss_of(network, whitened, plain)
     torch.testing.assert_close(first, second)
@@ -192,10 +199,10 @@ def test_the_union_is_the_mixture_loss_in_the_modes_coordinates() -> None:
     ],
 )
 def test_dropout_hides_the_condition_and_never_the_coordinates(settings: dict[str, str], hidden: str | None) -> None:
-    config = configure(**settings, dropout=0.25)
-    spy = Spy(make_network(config).architecture)
-    batch = make_batch(config, 4000)
-    loss_of(spy, batch, config)
+    record = configure(**settings, dropout=0.25)
+    spy = Spy(make_network(record).architecture)
+    batch = make_batch(record, 4000)
+    loss_of(spy, batch, record)
     for name, count in (("classes", CLASSES), ("modes", MODES)):
         given, seen = getattr(batch, name), getattr(spy.conditions, name)
         if not getattr(spy.architecture, name):
@@ -208,19 +215,19 @@ def test_dropout_hides_the_condition_and_never_the_coordinates(settings: dict[st
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_dropout_of_none_and_of_all(share: float) -> None:
-    config = configure(condition="class", dropout=share)
-    spy = Spy(make_network(config).architecture)
-    loss_of(spy, make_batch(config, 50), config)
+    record = configure(condition="class", dropout=share)
+    spy = Spy(make_network(record).architecture)
+    loss_of(spy, make_batch(record, 50), record)
     assert spy.conditions.classes is not None
     assert (spy.conditions.classes == CLASSES).float().mean().item() == share
 
 
 def test_bfloat16_arithmetic_gives_nearly_the_same_loss() -> None:
     for objective in ("fm", "gm-kl"):
-        config = configure(objective=objective)
-        network, batch = make_network(config), make_batch(config, 64)
-        exact = loss_of(network, batch, config)
+        record = configure(objective=objective)
+        network, batch = make_network(record), make_batch(record, 64)
+        exact = loss_of(network, batch, record)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = loss_of(network, batch, config)
+            rounded = loss_of(network, batch, record)
         assert rounded.dtype == torch.float32
         torch.testing.assert_close(rounded.mean(), exact.mean(), atol=0.02, rtol=0.02)

@@ -1,24 +1,26 @@
 """TensorBoard and Weights & Biases: what they are told is what they hold, also after a run went on."""
 
 import math
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from gmtool.training.loggers import TensorBoard, WeightsAndBiases, check_installed, tensorboard_wanted
-from gmtool.training.metrics import MetricsFile
 
 from gmtool.artifacts.manifest import Manifest
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import RunFolder
 from gmtool.errors import UserError
 from gmtool.nn.dit import DiTArchitecture
-from gmtool.stages.train.config import TrainConfig
-from gmtool.training import loggers as loggers_module
+from gmtool.training.logging import MetricsFile, TensorBoard, WeightsAndBiases, loggers_for
+from gmtool.training.settings import LoggingSettings
+
+METHOD = MethodRecord("fm", "gaussian", "independent", "none", False, 0.5, "logit-normal", 1.0, 0.1)
 
 
 def run_in(folder: Path) -> RunFolder:
     manifest = Manifest(kind="run", stage="train", fingerprint="0123456789abcdef0123", config={"steps": 3}, inputs=())
-    return RunFolder(folder, manifest, TrainConfig(), DiTArchitecture((1, 1, 1), 1, 4, 1), ())
+    return RunFolder(folder, manifest, METHOD, DiTArchitecture((1, 1, 1), 1, 4, 1), (), ("0.9995",))
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
@@ -53,6 +55,7 @@ def test_tensorboard_drops_what_comes_again(tmp_path: Path) -> None:
     assert scalars(tmp_path / "tensorboard")["train/loss"] == {1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}
 
 
+@pytest.mark.slow
 def test_weights_and_biases_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -81,16 +84,23 @@ def test_metrics_leave_out_how_fast_it_went(tmp_path: Path) -> None:
     assert "images/s" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_what_is_not_installed_is_said_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tensorboard_wanted(None) and tensorboard_wanted(True) and not tensorboard_wanted(False)
-    check_installed(True, "project")
-    monkeypatch.setattr(loggers_module, "find_spec", lambda name: None)
-    assert not tensorboard_wanted(None)
-    check_installed(None, None)
-    with pytest.raises(UserError, match=r"pip install 'gmtool\[log\]'"):
-        check_installed(True, None)
-    with pytest.raises(UserError, match=r"pip install 'gmtool\[wandb\]'"):
-        check_installed(None, "project")
+def test_what_is_not_installed_is_said_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = LoggingSettings(tensorboard=True, wandb="project")
+    asked.check_installed()
+    for name in ("tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)  # as good as not installed
+    LoggingSettings().check_installed()
+    with pytest.raises(UserError, match=r"--tensorboard needs TensorBoard: run pip install '\.\[log\]'"):
+        asked.check_installed()
+    with pytest.raises(UserError, match=r"--wandb needs Weights & Biases: run pip install '\.\[wandb\]'"):
+        LoggingSettings(wandb="project").check_installed()
+    assert [type(each) for each in loggers_for(LoggingSettings(), run_in(tmp_path))] == [MetricsFile]
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, True), (True, True), (False, False)])
+def test_tensorboard_is_written_where_it_is_installed(tmp_path: Path, asked: bool | None, found: bool) -> None:
+    loggers = loggers_for(LoggingSettings(tensorboard=asked), run_in(tmp_path))
+    assert (TensorBoard in map(type, loggers)) == found
 
 
 def test_a_figure_that_is_not_a_number_is_kept(tmp_path: Path) -> None:

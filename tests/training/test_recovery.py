@@ -3,7 +3,8 @@ import signal
 import threading
 
 import pytest
-from gmtool.training.interrupt import finishing_the_step
+
+from gmtool.training.recovery import finishing_the_step
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
