@@ -1,6 +1,7 @@
 """The inspect stage: what things are, and whether what they were made from is still there unchanged."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,7 @@ from small import MIXTURE, PIXELS, Small
 
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.settings import changed, make
+from gmtool.settings import make as settings_from
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.inspect.run import describe
@@ -18,7 +19,7 @@ from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 
-TRAINING = make(
+TRAINING = settings_from(
     TrainConfig,
     {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "objective": "mm-fm", "save_every": 1},
 )
@@ -37,7 +38,9 @@ def make(small: Small, root: Path) -> Path:
     encode_images(root / "images", root / "latents.h5", PIXELS, Progress())
     fit_gmm(root / "latents.h5", root / "gmm.h5", MIXTURE, Progress())
     train(root / "latents.h5", root / "run", TRAINING, Progress())
-    sample(root / "run", root / "samples", make(SampleConfig, {"num": 4, "steps": 1, "device": "cpu"}), Progress())
+    sample(
+        root / "run", root / "samples", settings_from(SampleConfig, {"num": 4, "steps": 1, "device": "cpu"}), Progress()
+    )
     return root
 
 
@@ -67,7 +70,7 @@ def test_inputs_that_changed_or_went(small: Small, tmp_path: Path) -> None:
     assert states(root / "latents.h5") == {"images": "changed"}
     shutil.rmtree(root / "images")
     assert states(root / "latents.h5") == {"images": "missing"}
-    fit_gmm(root / "latents.h5", root / "gmm.h5", changed(MIXTURE, {"modes": 2}), Progress())
+    fit_gmm(root / "latents.h5", root / "gmm.h5", replace(MIXTURE, modes=2), Progress())
     assert states(root / "run") == {"latents": "matches", "gmm": "changed"}
     shutil.copy(small.latents("flat"), root / "latents.h5")
     assert states(root / "gmm.h5") == {"latents": "changed"}
@@ -99,5 +102,5 @@ def test_a_damaged_mixture_is_called_one(finished: Path, tmp_path: Path) -> None
     shutil.copy(finished / "gmm.h5", tmp_path)
     with h5py.File(tmp_path / "gmm.h5", "r+") as file:
         del file["weights"]
-    with pytest.raises(UserError, match=r"gmm.h5 is damaged .*: make it again with `gmtool fit-gmm`"):
+    with pytest.raises(UserError, match=r"gmm.h5 is damaged .*: remove it, and make it again with `gmtool fit-gmm`"):
         describe(tmp_path / "gmm.h5")

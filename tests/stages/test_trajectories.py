@@ -2,21 +2,21 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from small import Small
 
-from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.run import open_run
 from gmtool.artifacts.samples import open_samples
-from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
+from gmtool.sampling.model import load_model
 from gmtool.sampling.plan import make_plan
-from gmtool.sampling.sampler import Model, flow_of, generate
+from gmtool.sampling.sampler import generate, unguided_field
 from gmtool.settings import changed, make
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.run import evaluate
@@ -27,7 +27,7 @@ from gmtool.stages.train.run import train
 
 TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu"})
 SAMPLING = make(SampleConfig, {"num": 40, "steps": 50, "solver": "euler", "device": "cpu"})
-JUDGE = EvaluateConfig(features="tokenizer", trajectories=30, batch_size=16, device="cpu")
+JUDGE = make(EvaluateConfig, {"features": "tokenizer", "trajectories": 30, "batch_size": 16, "device": "cpu"})
 METRICS = ("path_length", "straightness", "lipschitz", "transport", "sliced_transport")
 
 
@@ -46,29 +46,25 @@ def samples(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["fm", "mm-fm", "gm-kl", "union"],
 )
 def test_the_flow_is_the_one_that_samples_follow(small: Small, tmp_path: Path, settings: dict) -> None:
-    """Euler's method along `flow_of` ends where `generate` does, whatever coordinates the run works in."""
+    """Euler's method along `unguided_field` ends where `generate` does, whatever coordinates the run works in."""
     train(small.latents("classes"), tmp_path / "run", changed(TRAINING, {"steps": 1, **settings}), Progress())
     run = open_run(tmp_path / "run")
     network = build_network(run.architecture, 0).eval()
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # heads begin at 0
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=stream))
-    frames = (
-        ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
-        if run.config.source == "gmm"
-        else None
-    )
-    model = Model(network, run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
-    plan = make_plan(changed(SAMPLING, {"steps": 7}), run.config)
+    plan = make_plan(changed(SAMPLING, {"steps": 7}).sampling, run.method, 0, seed=3)
     classes = torch.arange(5) % 3
-    with torch.no_grad():
-        field, x = flow_of(model, plan.seed, range(5), classes)
+    with ExitStack() as stack, torch.no_grad():
+        model = load_model(run, network, torch.device("cpu"), torch.float32, None, stack)
+        field, x = unguided_field(model, plan.seed, range(5), classes)
         for step in range(7):
             x = x - field(x, torch.full((5,), 1 - step / 7)) / 7
-    expected = run.statistics().normalise(generate(model, plan, range(5), classes))
+        expected = run.statistics().normalise(generate(model, plan, range(5), classes))
     torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_samples(samples: Path) -> None:
     report = evaluate(samples, JUDGE, Progress())
     found = {each: report.figure(each) for each in METRICS}

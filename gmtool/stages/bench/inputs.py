@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from gmtool.data.digits import write_digits
-from gmtool.errors import UserError
+from gmtool.mixture.settings import EmSettings
 from gmtool.progress import Progress
+from gmtool.settings import changed
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.presets import Preset
+from gmtool.tokenizers.table import TOKENIZERS, family_of
 
 SMALL_MODES = 2
 """Modes of the small mixture: noise of any mode costs the same."""
@@ -40,16 +41,19 @@ def make_inputs(preset: Preset, folder: Path, device: str, count: int) -> Inputs
 
     Raises UserError when the tokenizer's library is missing.
     """
-    config: EncodeConfig = replace(preset.config("encode"), device=device, workers=0, flip="none", descriptor=None)
-    if config.tokenizer == "pixels":
+    config: EncodeConfig = changed(
+        preset.config("encode"), {"device": device, "workers": 0, "flip": "none", "descriptor": None}
+    )
+    name = config.tokenizer.tokenizer
+    if name in TOKENIZERS and not family_of(name).weights:
         images, _ = write_digits(folder / "images")
     else:
         images = folder / "images"
         write_images(images, count)
-        config = replace(config, tokenizer=str(_random_model(config.tokenizer, folder / "model")), limit=count)
+        config = changed(config, {"tokenizer": _random_model(name, folder / "model"), "limit": count})
     latents, gmm = folder / "latents.h5", folder / "gmm.h5"
     encode_images(images, latents, config, Progress())
-    fit_gmm(latents, gmm, FitGmmConfig(modes=SMALL_MODES, em_iterations=1, held_out=0.0, device="cpu"), Progress())
+    fit_gmm(latents, gmm, FitGmmConfig(modes=SMALL_MODES, em=EmSettings(1), held_out=0.0, device="cpu"), Progress())
     return Inputs(images, config, latents, gmm)
 
 
@@ -64,34 +68,11 @@ def write_images(folder: Path, count: int) -> None:
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def _random_model(name: str, folder: Path) -> Path:
-    """A folder with a model of random weights, of the size that the name stands for; a folder stays as it is."""
-    if Path(name).is_dir():
-        return Path(name)
+def _random_model(name: str, folder: Path) -> str:
+    """A folder with a model of random weights, of the size that the name stands for; a model's own stays as it is."""
+    if name not in TOKENIZERS:
+        return name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if name == "sd-vae":
-            _random_autoencoder(folder)
-        else:
-            from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
-
-            Dinov2WithRegistersModel(Dinov2WithRegistersConfig(image_size=518)).save_pretrained(folder)
-    return folder
-
-
-def _random_autoencoder(folder: Path) -> None:
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise UserError(
-            "the preset's sd-vae needs diffusers: run pip install '.[sd-vae]' in the clone of gmtool"
-        ) from error
-    network: Any = AutoencoderKL(  # type: ignore[no-untyped-call]  # diffusers has no types
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=256,
-    )
-    network.save_pretrained(folder)
+        family_of(name).save_random(folder)
+    return str(folder)
