@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -74,13 +74,11 @@ def latent_batches(
     workers: int | None,
     part: np.ndarray | None = None,
     share: slice = EVERY_ROW,
-    pin: bool = False,
 ) -> Iterator[LatentBatch]:
     """The batches of steps ``start`` ... ``stop`` - 1, from the rows ``part`` of the file; default: all.
 
     share: what this process takes of each batch. workers: threads that read from disk ahead; None keeps the latents in
-    memory when they take at most a quarter of it, else uses 4; 0 reads when a batch is asked for. pin: whether the
-    latents come in page-locked memory, from which a GPU copies while the host goes on.
+    memory when they take at most a quarter of it, else uses 4; 0 reads when a batch is asked for.
     """
     part = np.arange(len(latents)) if part is None else part
     order = ShuffledRows(len(part), batch_size, seed)
@@ -88,9 +86,9 @@ def latent_batches(
     if workers is None:
         workers = DISK_WORKERS
         if fits_in_memory(2 * len(part) * int(np.prod(latents.shape))):
-            everything, workers = torch.from_numpy(latents.patches(part)), 1 if pin else 0
-    elif workers:
-        latents.patches(part[:1])  # opens the file, which the threads then share
+            everything, workers = torch.from_numpy(latents.patches(part)), 0
+    if everything is None and workers:
+        latents.patches(part[:1])  # opens the file here, once, for the threads to share
 
     def read(step: int) -> LatentBatch:
         places = order.of_step(step)
@@ -99,7 +97,7 @@ def latent_batches(
             patches = torch.from_numpy(latents.patches(rows[share]))
         else:
             patches = everything[torch.from_numpy(places[share])]
-        return LatentBatch(rows, share, patches.pin_memory() if pin else patches)
+        return LatentBatch(rows, share, patches)
 
     yield from _ahead(read, range(start, stop), workers)
 
@@ -125,27 +123,3 @@ def _ahead(read: Callable[[int], LatentBatch], steps: range, workers: int) -> It
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def batches_on(device: torch.device, batches: Iterable[LatentBatch]) -> Iterator[LatentBatch]:
-    """The batches with their latents on a device; of a GPU, the next one is copied while the present one is used.
-
-    The copy runs in a stream of its own, and overlaps only when the latents are in page-locked memory (``pin``).
-    """
-    if device.type != "cuda":
-        for batch in batches:
-            yield replace(batch, patches=batch.patches.to(device))
-        return
-    copying = torch.cuda.Stream(device)
-    before: LatentBatch | None = None
-    for batch in batches:
-        with torch.cuda.stream(copying):
-            moved = replace(batch, patches=batch.patches.to(device, non_blocking=True))
-        if before is not None:
-            yield before
-        # what uses it from here on waits for the copy on the device, the host does not
-        torch.cuda.current_stream(device).wait_stream(copying)
-        moved.patches.record_stream(torch.cuda.current_stream(device))
-        before = moved
-    if before is not None:
-        yield before

@@ -1,6 +1,5 @@
 """A part of the data: fixed, balanced, mirrored copies beside their images; and a run that learns from it alone."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from gmtool.data.fraction import part_of_data
 from gmtool.data.latent_loader import latent_batches
 from gmtool.errors import UserError
 from gmtool.progress import Progress
+from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.training.batches import mode_weights
@@ -65,7 +65,8 @@ def test_batches_hold_the_part_alone_and_all_of_it(small: Small, workers: int | 
 
 
 def test_a_run_on_a_part_draws_the_modes_of_that_part(small: Small, tmp_path: Path) -> None:
-    config = TrainConfig(objective="mm-fm", fraction=0.1, steps=1, batch_size=8, preview_every=0, device="cpu", seed=2)
+    values = {"objective": "mm-fm", "fraction": 0.1, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
+    config = make(TrainConfig, {**values, "seed": 2})
     train(small.latents("classes"), tmp_path / "run", config, Progress())
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         part = part_of_data(latents, 0.1, 2)
@@ -76,11 +77,11 @@ def test_a_run_on_a_part_draws_the_modes_of_that_part(small: Small, tmp_path: Pa
     assert found is not None
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
     with pytest.raises(UserError, match=r"was begun with --fraction 0\.1, not 0\.5"):
-        train(small.latents("classes"), tmp_path / "run", replace(config, fraction=0.5), Progress())
+        train(small.latents("classes"), tmp_path / "run", changed(config, {"fraction": 0.5}), Progress())
 
 
 def test_less_than_one_image_is_refused(small: Small, tmp_path: Path) -> None:
-    config = TrainConfig(fraction=0.01, steps=1, device="cpu")
+    config = make(TrainConfig, {"fraction": 0.01, "steps": 1, "device": "cpu"})
     with pytest.raises(UserError, match=r"--fraction 0.01 of the 60 images of .* is less than one: raise it"):
         train(small.latents("flat"), tmp_path / "run", config, Progress())
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import torch
 from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data import memory
-from gmtool.data.latent_loader import LatentBatch, ShuffledRows, batches_on, latent_batches
+from gmtool.data.latent_loader import LatentBatch, ShuffledRows, latent_batches
 from gmtool.errors import UserError
 
 COUNT = 23
@@ -98,6 +98,7 @@ def test_what_does_not_fit_in_memory_is_read_from_disk(
     assert all(torch.equal(one.patches, other.patches) for one, other in zip(expected, found, strict=True))
     in_threads = [size for size, main in reads if not main]
     assert in_threads == ([5] * 30 if disk else [])
+    assert reads[0] == ((1, True) if disk else (COUNT, True))  # the file is opened before threads share it
 
 
 def test_a_thread_s_error_is_the_reader_s(latents: LatentsFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,24 +112,6 @@ def test_a_thread_s_error_is_the_reader_s(latents: LatentsFile, monkeypatch: pyt
     monkeypatch.setattr(LatentsFile, "patches", patches)
     with pytest.raises(UserError, match="damaged"):
         take(latents, 0, 11, 2)
-
-
-def test_on_the_cpu_batches_stay_as_they_are(latents: LatentsFile) -> None:
-    expected, found = take(latents, 0, 4, 0), list(batches_on(torch.device("cpu"), take(latents, 0, 4, 0)))
-    for one, other in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(one.rows, other.rows)
-        assert torch.equal(one.patches, other.patches)
-
-
-@pytest.mark.gpu
-def test_a_gpu_gets_the_same_batches_one_ahead(latents: LatentsFile) -> None:
-    device = torch.device("cuda")
-    expected = take(latents, 0, 11, 0)
-    found = list(batches_on(device, latent_batches(latents, 5, 7, 0, 11, 2, pin=True)))
-    assert len(found) == 11
-    for one, other in zip(expected, found, strict=True):
-        assert other.patches.is_cuda
-        assert torch.equal(one.patches, other.patches.cpu())
 
 
 def test_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
