@@ -15,10 +15,8 @@ Random numbers are functions of the seed and the step, so a checkpoint needs no 
 
 from __future__ import annotations
 
-import errno
-import fcntl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from gmtool.artifacts.files import is_part, written_aside
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.method_record import MethodRecord, read_method
+from gmtool.artifacts.outputs import held
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
@@ -208,19 +207,6 @@ def update_settings(run: RunFolder, settings: Mapping[str, Any]) -> RunFolder:
     return replace(run, manifest=manifest)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep a run to this process. Raises UserError when another process trains it.
-
-    The lock is the process's own: worker processes do not inherit it, and it goes with the process, however that ends.
-    """
-    with (path / LOCK).open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"{path} is being trained by another process: wait, or choose another folder") from error
-        except OSError as error:
-            # some network file systems have no locks: better to train there without one than not at all
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        yield
+def locked(path: Path) -> AbstractContextManager[None]:
+    """Keep a run to this process. Raises UserError, saying who, when another process trains it."""
+    return held(path / LOCK, f"{path} is being trained")

@@ -130,6 +130,10 @@ class Dinov2Family(TokenizerFamily):
         """See `TokenizerFamily.recognises`."""
         return config.get("model_type") in MODEL_TYPES
 
+    def default_shape(self, image_size: int) -> tuple[int, int, int]:
+        """See `TokenizerFamily.default_shape`: of DEFAULT_MODEL, whose hidden size is 768."""
+        return 768, image_size // TOKEN_PIXELS, image_size // TOKEN_PIXELS
+
     def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
         """See `TokenizerFamily.settle`."""
         return Settled(dinov2_spec(model or DEFAULT_MODEL, settings.image_size or DEFAULT_IMAGE_SIZE))

@@ -140,6 +140,10 @@ class SdVaeFamily(TokenizerFamily):
         """See `TokenizerFamily.recognises`."""
         return bool(config.get("_class_name") == "AutoencoderKL")
 
+    def default_shape(self, image_size: int) -> tuple[int, int, int]:
+        """See `TokenizerFamily.default_shape`: 4 channels, a position for 8 x 8 pixels."""
+        return 4, image_size // 8, image_size // 8
+
     def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
         """See `TokenizerFamily.settle`."""
         return Settled(sd_vae_spec(model or DEFAULT_MODEL, settings.image_size or DEFAULT_IMAGE_SIZE))

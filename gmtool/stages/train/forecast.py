@@ -19,6 +19,8 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, facts_of, open_mixture, plan_training
 from gmtool.stages.train.run import checkpoint_bytes
 from gmtool.throughput import device_name, known_speed
+from gmtool.tokenizers.settings import TokenizerSettings
+from gmtool.tokenizers.table import TOKENIZERS, family_of
 from gmtool.training.cost import StepCost, step_cost
 from gmtool.training.micro_batch import divisors
 
@@ -59,10 +61,9 @@ def forecast(
 
 def facts_of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> DataFacts:
     """What a preset's tables say of ImageNet's latents. Raises UserError where they do not tell the latents' shape."""
-    from gmtool.tokenizers import published_shape
-
     encode = recipe.get("encode", {})
-    shape = published_shape(encode.get("tokenizer", "dinov2"), encode.get("image_size") or 256)
+    name = encode.get("tokenizer", TokenizerSettings.tokenizer)
+    shape = family_of(name).default_shape(encode.get("image_size") or 256) if name in TOKENIZERS else None
     if shape is None:
         raise UserError("the preset does not tell the latents' shape: run gmtool encode first, or give its LATENTS")
     samples = IMAGENET_IMAGES * (2 if encode.get("flip") == "both" else 1)
