@@ -21,39 +21,40 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from gmtool.training.loss import Batch
-from gmtool.training.metrics import Group, Record
 from torch import Tensor
 
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
-from gmtool.artifacts.run import LatentStatistics, latent_statistics
+from gmtool.artifacts.run import LatentStatistics
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.distributed import World
-from gmtool.flow.times import shift_for
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
 from gmtool.nn.architecture import Architecture
-from gmtool.nn.build import architecture_for, build_network
+from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.nn.network import Network
-from gmtool.nn.settings import NetworkSettings
 from gmtool.progress import Progress
 from gmtool.runtime import compute_dtype
+from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import make_plan
-from gmtool.sampling.sampler import Model, generate
-from gmtool.stages.sample.config import SampleConfig
+from gmtool.sampling.sampler import generate
+from gmtool.sampling.settings import SamplingSettings
+from gmtool.settings import make
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.inputs import open_data
+from gmtool.stages.train.inputs import open_data, open_inputs
+from gmtool.stages.train.plan import DataFacts, TrainPlan, plan_training
 from gmtool.throughput import device_name, matmul_rate, seconds_of
 from gmtool.training.checkpoint import Position
 from gmtool.training.cost import StepCost, step_cost
+from gmtool.training.logging import Group, Record
 from gmtool.training.loop import Loop
 from gmtool.training.state import make_state
 from gmtool.training.step import Stepper
+from gmtool.training.task import Batch, task_of
 from gmtool.training.throughput import ThroughputMeter
 
 ROOT = Path(__file__).parents[2]
@@ -69,24 +70,12 @@ class Case:
     shape: tuple[int, int, int]
     patch: int = 1
 
-    def architecture(self, objective: str) -> Architecture:
-        mixture = objective == "gm-kl"
-        settings = NetworkSettings(self.model, self.patch, components=COMPONENTS if mixture else None)
-        return architecture_for(settings, self.shape, classes=CLASSES, mixture=mixture, gpu=True)
-
-    def config(self, objective: str, batch: int) -> TrainConfig:
-        """Resolved settings."""
-        return TrainConfig(
-            objective=objective,  # type: ignore[arg-type]
-            source="gaussian",
-            coupling="independent",
-            condition="class",
-            components=COMPONENTS,
-            batch_size=batch,
-            lr=1e-4,
-            time_shift=shift_for(int(np.prod(self.shape))),
-            save_every=10**9,
-        )
+    def plan(self, objective: str, batch: int, samples: int = 1, **settings: int) -> TrainPlan:
+        """How it is trained on so many samples of a thousand classes. settings: others than the defaults."""
+        values = {"objective": objective, "source": "gaussian", "condition": "class", "model": self.model}
+        values |= {"patch_size": self.patch, "components": COMPONENTS if objective == "gm-kl" else None}
+        values |= {"batch_size": batch, "lr": 1e-4, "save_every": 10**9, **settings}
+        return plan_training(make(TrainConfig, values), DataFacts(self.shape, samples, CLASSES), gpu=True)
 
 
 @dataclass(frozen=True)
@@ -149,6 +138,8 @@ class Report:
         except Exception as error:  # a benchmark of many parts: each may fail by itself
             self.add(what, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
         finally:
+            # else the next network, whose blocks share the code, counts as one more of their recompilations
+            torch.compiler.reset()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -175,6 +166,13 @@ class Machine:
         with self.device:
             return build_network(architecture, 0).to(self.device)
 
+    def ready(self, plan: TrainPlan, network: Network) -> TrainedModel:
+        """The network, ready to draw from, of latents that are normalised as they are."""
+        shape = plan.architecture.shape
+        statistics = LatentStatistics(torch.zeros(shape), torch.ones(shape)).to(self.device)
+        conditioning = plan.method.conditioning(plan.architecture)
+        return TrainedModel(network, plan.method.method, conditioning, statistics, None, self.device, self.precision)
+
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device)
 
@@ -184,7 +182,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step that was measured: seconds, data in it, and operations a datum."""
+    """A training step that was measured: seconds, images in it, and operations an image."""
 
     seconds: float
     batch: int
@@ -208,24 +206,21 @@ def batch_that_fits(machine: Machine, cost: StepCost) -> int:
     return next((each for each in machine.sizes.batches if cost.memory(each, 1) < room), machine.sizes.batches[-1])
 
 
-def stepper_of(machine: Machine, case: Case, objective: str, batch: int, compiled: bool) -> Stepper:
+def stepper_of(machine: Machine, plan: TrainPlan, compiled: bool) -> Stepper:
     """What takes steps as ``gmtool train`` does: bfloat16 autocast, fused AdamW, clipping, one average."""
-    config = case.config(objective, batch)
-    network = machine.build(case.architecture(objective))
+    config, network = plan.config, machine.build(plan.architecture)
     if compiled:
         compile_network(network)
-    model = Model(network, config, LatentStatistics(*_unit(case)), None, machine.device, machine.precision)
-    return Stepper(config, make_state(network, config), model.autocast)
-
-
-def _unit(case: Case) -> tuple[Tensor, Tensor]:
-    return torch.zeros(case.shape), torch.ones(case.shape)
+    state = make_state(network, config.optimizer, config.averages, plan.schedule.rate)
+    autocast = machine.ready(plan, network).autocast
+    return Stepper(task_of(plan.method, network), state, plan.schedule, config.optimizer.clip, autocast)
 
 
 def measure_step(machine: Machine, case: Case, objective: str, compiled: bool) -> Step:
-    cost = step_cost(case.architecture(objective), case.config(objective, 1), machine.precision)
+    plan = case.plan(objective, 1)
+    cost = step_cost(plan.architecture, plan.method, machine.precision)
     batch = batch_that_fits(machine, cost)
-    stepper = stepper_of(machine, case, objective, batch, compiled)
+    stepper = stepper_of(machine, plan, compiled)
     labels = torch.arange(batch, device=machine.device) % CLASSES
     data = Batch(machine.random(batch, *case.shape), labels)
     return Step(machine.seconds_of(lambda: stepper.take(data, 0, 0)), batch, cost.flops)
@@ -265,14 +260,12 @@ def sampling(report: Report, machine: Machine) -> None:
     """gm-ode and euler on one mixture network: images a second, and what the mixtures' arithmetic adds."""
     case, steps = machine.sizes.wide, 8
     with report.part("sampling"):
-        config = case.config("gm-kl", 1)
-        network = machine.build(case.architecture("gm-kl")).eval().requires_grad_(False)
-        statistics = LatentStatistics(*_unit(case)).to(machine.device)
-        model = Model(network, config, statistics, None, machine.device, machine.precision)
+        training_plan = case.plan("gm-kl", 1)
+        model = machine.ready(training_plan, machine.build(training_plan.architecture).eval().requires_grad_(False))
         count = machine.sizes.batches[0] // 4
         seconds = {}
         for solver in ("gm-ode", "euler"):
-            plan = make_plan(SampleConfig(solver=solver, steps=steps), config)  # type: ignore[arg-type]
+            plan = make_plan(SamplingSettings(steps, solver), training_plan.method, spectral=0, seed=0)
             seconds[solver] = machine.seconds_of(
                 lambda plan=plan: generate(model, plan, range(count), torch.zeros(count, dtype=torch.long))
             )
@@ -318,20 +311,20 @@ def waiting(report: Report, machine: Machine) -> None:
             tokenizer=TokenizerSpec("none", {}),
             provenance=Provenance("benchmark", {}),
         )
-        cost = step_cost(case.architecture("fm"), case.config("fm", 1), machine.precision)
+        plan = case.plan("fm", 1)
+        cost = step_cost(plan.architecture, plan.method, machine.precision)
         batch = min(batch_that_fits(machine, cost), sizes.data)
         steps = sizes.steps + 1  # the first one compiles, and waits for the workers to start
-        stepper = stepper_of(machine, case, "fm", batch, sizes.compiled)
-        config = replace(stepper.config, steps=steps, workers=4 if machine.device.type == "cuda" else 0)
+        workers = 4 if machine.device.type == "cuda" else 0
+        plan = case.plan("fm", batch, samples=sizes.data, steps=steps, workers=workers)
+        stepper = stepper_of(machine, plan, sizes.compiled)
         told = Figures()
         pace = ThroughputMeter(cost.flops, machine.peak)
         with open_latents(path) as latents:
-            statistics = latent_statistics(latents).to(machine.device)
-            data = open_data(latents, None, config, statistics, None, World(device=machine.device))
-            batches = data.batches(Position())
+            batches = open_data(open_inputs(plan, latents, None, World(device=machine.device))).batches(Position())
             stepper.take(next(batches), 0, 0)
-            loop = Loop(config, stepper, lambda _: None, [told], (), pace)
-            loop.run(batches, Position(step=1), Progress())
+            loop = Loop(plan.config.loop, stepper, lambda _: None, [told], (), pace)
+            loop.run(batches, Position(step=1), 0, Progress())
         figures = told.pace[-1]
         report.add(
             f"train {case.name}, fm, from the disk",

@@ -27,26 +27,27 @@ from functools import partial
 from typing import Any
 
 import torch
-from gmtool.flow.objectives import transition_loss
-from gmtool.flow.prediction import Prediction, unguided
-from gmtool.flow.solvers.mixture import gm_ode
-from gmtool.flow.solvers.velocity import euler
-from gmtool.training.loss import Batch, draw, training_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmtool.console import print_table
-from gmtool.flow.path import data_mixture
+from gmtool.flow.method import Method, fm, gmflow
+from gmtool.flow.model import Predict, mixture_model, velocity_model
+from gmtool.flow.objective import transition_loss
+from gmtool.flow.solvers.base import integrate
+from gmtool.flow.solvers.euler import Euler
+from gmtool.flow.solvers.gm_ode import GmOde
+from gmtool.flow.times import full_grid
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network, named
 from gmtool.nn.heads import make_head, output_layer
 from gmtool.nn.network import Network
 from gmtool.runtime import resolve_device
-from gmtool.stages.train.config import TrainConfig
 from gmtool.streams import generator
 from gmtool.training.optimizer import make_optimizer
+from gmtool.training.settings import OptimizerSettings
 
 Shape = tuple[int, int, int]
 COMPONENTS, SUBSTEPS, STEPS = 8, 8, 3
@@ -86,13 +87,11 @@ def solver_seconds(shape: Shape, options: argparse.Namespace, device: torch.devi
 
     known = predict(x, torch.ones(options.batch, device=device))
 
-    def solvers(predict: Callable[..., GaussianMixture]) -> list[Callable[[], object]]:
-        def mixture(x_t: torch.Tensor, t: torch.Tensor) -> object:
-            return unguided(data_mixture(predict(x_t, t), x_t, t))
-
+    def solvers(predict: Predict) -> list[Callable[[], object]]:
+        grid = full_grid(STEPS)
         return [
-            partial(gm_ode, mixture, x, STEPS, 1.0, order=2, substeps=SUBSTEPS),
-            partial(euler, lambda x_t, t: predict(x_t, t).mean(), x, STEPS, 1.0),
+            partial(integrate, GmOde(order=2, substeps=SUBSTEPS), mixture_model(predict), x, grid),
+            partial(integrate, Euler(), velocity_model(predict), x, grid),
         ]
 
     whole = medians(solvers(predict), options.repeats, device)
@@ -125,36 +124,33 @@ def traffic(shape: Shape) -> float:
     log_weights = torch.log_softmax(torch.randn(1, COMPONENTS, 1, *positions), 1)
     known = GaussianMixture(means, log_weights, torch.ones(1, 1, 1, 1, 1))
 
-    def mixture(x_t: torch.Tensor, t: torch.Tensor) -> Prediction:
-        return unguided(data_mixture(known, x_t, t))
-
+    solver, model = GmOde(order=2, substeps=SUBSTEPS), mixture_model(lambda *_: known)
     with Traffic() as moved:
-        gm_ode(mixture, torch.randn(1, *shape), STEPS, 1.0, order=2, substeps=SUBSTEPS)
+        integrate(solver, model, torch.randn(1, *shape), full_grid(STEPS))
     return moved.bytes / STEPS / (4 * means.numel())
 
 
 def training_steps(shape: Shape, options: argparse.Namespace, device: torch.device) -> list[Callable[[], None]]:
     """Training steps of gm-kl, fm, fm and gm-kl: where a network lies in memory moves its time by some percent."""
-    batch = Batch(torch.randn(options.batch, *shape, device=device))
+    x = torch.randn(options.batch, *shape, device=device)
 
-    def step_of(objective: str) -> Callable[[], None]:
-        settings = {"source": "gaussian", "coupling": "independent", "condition": "none", "time_shift": 1.0, "lr": 1e-4}
-        config = TrainConfig(objective=objective, components=COMPONENTS, **settings)
-        network = network_of(shape, COMPONENTS if config.mixture else 0, device)
-        optimizer = make_optimizer(network, config)
+    def step_of(method: Method) -> Callable[[], None]:
+        network = network_of(shape, COMPONENTS if method.objective.mixture else 0, device)
+        optimizer = make_optimizer(network, OptimizerSettings(), 1e-4)
         never = torch.zeros((), dtype=torch.bool, device=device)
 
         def step() -> None:
-            draws = draw(len(batch.x), network.architecture, config, generator(0, device=device))
+            draws = method.draw(len(x), shape, generator(0, device=device))
             with autocast(device):
-                loss = training_loss(network, batch, draws, config).mean()
+                predict = partial(network, conditions=Conditions())
+                loss = method.loss(predict, method.pair(x, draws.noise), draws).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step(1e-4, never)
 
         return step
 
-    return [step_of(objective) for objective in ("gm-kl", "fm", "fm", "gm-kl")]
+    return [step_of(method) for method in (gmflow(), fm(), fm(), gmflow())]
 
 
 def flops(action: Callable[[], object]) -> int:

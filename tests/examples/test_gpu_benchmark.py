@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "examples" / "benchmarks" / "gpu.py"
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs_in_miniature_without_what_is_heavy(tmp_path: Path) -> None:
     """Without faiss, diffusers and torch-fidelity too: every part leaves a figure, and none fails."""
     code = (
