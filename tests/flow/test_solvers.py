@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -47,8 +48,10 @@ def start(count=8):
     return torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def truth(x):
-    """The probability-flow ODE from t = 1 to 0 by an adaptive solver of order 8."""
+@functools.cache
+def truth(count=8):
+    """The probability-flow ODE from `start`, t = 1, to 0 by an adaptive solver of order 8."""
+    x = start(count)
 
     def field(time, flat):
         point = torch.as_tensor(flat).reshape(x.shape)
@@ -62,7 +65,7 @@ def truth(x):
 def slope(found, steps):
     """The measured order: the slope of log error against log step."""
     x = start()
-    expected = truth(x)
+    expected = truth()
     errors = [(found(x, n) - expected).norm().item() for n in steps]
     return [math.log(a / b) / math.log(m / n) for (n, a), (m, b) in itertools.pairwise(zip(steps, errors, strict=True))]
 
@@ -91,8 +94,8 @@ def test_whole_runs_match_the_reference(run):
 def test_solvers_have_their_declared_order(name):
     # even counts: a closing Euler step of heun onto t = 0 would leave an error of order 2 in the step's own length only
     # large counts: the error of dpmpp-2m is steps^-2 log(steps)
-    for order in slope(lambda x, n: solve_by_name(name, exact_velocity, x, n), (256, 512, 1024)):
-        assert order == pytest.approx(SOLVERS[name].order, abs=0.25)
+    for order in slope(lambda x, n: solve_by_name(name, exact_velocity, x, n), (128, 256, 512)):
+        assert order == pytest.approx(SOLVERS[name].order, abs=0.3)
 
 
 def test_gm_ode_with_many_substeps_follows_the_exact_flow_in_one_evaluation():
@@ -104,7 +107,7 @@ def test_gm_ode_with_many_substeps_follows_the_exact_flow_in_one_evaluation():
 
     found = solve(GmOde(order=1, substeps=4096), model, x, 1)
     assert len(calls) == 1
-    torch.testing.assert_close(found, truth(x), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, truth(), atol=1e-3, rtol=0)
 
 
 def one_gaussian(x, t):
@@ -123,7 +126,7 @@ def test_gm_ode_1_has_order_1_in_network_evaluations(substeps):
 def test_gm_ode_2_gains_an_order_but_for_its_damping():
     """With sub-steps that leave no error of their own. GMFlow's damping fades the correction out in small steps."""
     x = start(32)
-    expected = truth(x)
+    expected = truth(32)
 
     def error(steps, order, damping=Damping()):
         return (solve(GmOde(order, 256 // steps, damping=damping), one_gaussian, x, steps) - expected).norm()
@@ -135,9 +138,9 @@ def test_gm_ode_2_gains_an_order_but_for_its_damping():
 def test_gm_ode_2_converges_where_its_steps_are_many():
     """The floor in a quotient of Gaussians must not act beside variances that are as small."""
     x = start()
-    expected = truth(x)
-    few, many = ((solve(GmOde(), one_gaussian, x, steps) - expected).norm() for steps in (32, 512))
-    assert many < few / 8
+    expected = truth()
+    few, many = ((solve(GmOde(), one_gaussian, x, steps) - expected).norm() for steps in (32, 256))
+    assert many < few / 4
 
 
 @pytest.mark.parametrize(("order", "tolerance"), [(1, 1e-12), (2, 1e-4)])  # the second order has floors of 1e-6

@@ -57,7 +57,7 @@ def test_nll_is_least_at_the_power():
 @pytest.mark.parametrize("leading", [1, 2])
 @pytest.mark.parametrize("spectrum", [white, falling])
 def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum, leading):
-    count = 400
+    count = 250
     mixture = one_mixture(count)
     x = Spectrum(spectrum, leading).draw(mixture, Noise(0, range(count)))
     z = to_gaussian(mixture, x, principal_axes(mixture))
@@ -72,7 +72,7 @@ def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum
 
 
 def test_white_spectral_draws_have_the_moments_of_independent_ones():
-    mixture, count = one_mixture(300), 300
+    mixture, count = one_mixture(200), 200
     spectral = Spectrum(white, 2).draw(mixture, Noise(0, range(count)))
     independent = independent_draw(mixture, Noise(1, range(count)))
     matched = mixture.moment_matched()
@@ -85,11 +85,11 @@ def test_white_spectral_draws_have_the_moments_of_independent_ones():
 def test_the_network_learns_the_spectrum_of_the_data():
     """Data drawn with a known spectrum: minimising the loss finds it."""
     torch.manual_seed(0)
-    network, mixture = SpectrumMLP((2, SIZE, SIZE)), one_mixture(256, components=2)
+    network, mixture = SpectrumMLP((2, SIZE, SIZE)), one_mixture(64, components=2)
     mixture = GaussianMixture(mixture.means.float(), mixture.log_weights.float(), mixture.variance.float())
-    x = Spectrum(falling, 2).draw(mixture, Noise(0, range(256)))
+    x = Spectrum(falling, 2).draw(mixture, Noise(0, range(64)))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
-    uniform = torch.rand(256, 1, SIZE, SIZE)
+    uniform = torch.rand(64, 1, SIZE, SIZE)
     for _ in range(150):
         optimizer.zero_grad()
         spectral_loss(Spectrum(network, 2), mixture, x, uniform).mean().backward()
