@@ -211,7 +211,7 @@ def test_the_union_samples_the_data_where_its_network_is_exact(solver, evaluatio
 
     The ODE's sub-steps add an error of their own, below 1 % of a standard deviation.
     """
-    count, method = 30_000, union()
+    count, method = 20_000, union()
     modes = FITTED.draw(count, generator(5))
     given = FITTED.at(modes)
     noise = SharedNoise(count, generator(6))
