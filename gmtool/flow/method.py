@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch import Tensor
 from gmtool.flow.coordinates import Coordinates, Plain, Whitened
 from gmtool.flow.coupling import BatchOT, Coupling, Independent, ModeCoupling
 from gmtool.flow.model import MixtureModel, Predict, VelocityModel, mixture_model, velocity_model
+from gmtool.flow.names import Objective as Objectives
 from gmtool.flow.objective import Draws, FlowMatching, Objective, Pairs, TransitionNLL
 from gmtool.flow.source import GaussianSource, MixtureSource, ModeStatistics, Source
 from gmtool.flow.spectral import Spectrum
@@ -146,8 +148,10 @@ def method_of(
 ) -> Method:
     """The method of the names in flags and manifests: objective ``fm`` or ``gm-kl``, a source, a coupling.
 
-    Raises ValueError for parts that do not go together.
+    Raises ValueError for names that are unknown and for parts that do not go together.
     """
+    if objective not in get_args(Objectives) or source not in SOURCES or coupling not in COUPLINGS:
+        raise ValueError(f"no method has objective {objective}, source {source} and coupling {coupling}")
     if objective == "fm":
         return Method(SOURCES[source], COUPLINGS[coupling], Plain(), FlowMatching(), times)
     if source == "gaussian":

@@ -93,7 +93,7 @@ def mixture_model(predict: Predict) -> MixtureModel:
     def model(x_t: Tensor, t: Tensor) -> Prediction:
         predicted = predict(x_t, t)
         if not isinstance(predicted, GaussianMixture):
-            raise TypeError("a mixture is asked of a network that predicts one velocity")
+            raise TypeError("the network predicts a velocity, not a mixture")
         return unguided(data_mixture(predicted, x_t, t))
 
     return model
