@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,17 +9,16 @@ from PIL import Image
 
 from gmtool.cli.app import main
 from gmtool.data.image_sets import find_images
-from gmtool.nn import model_names
-from gmtool.settings import changed, make
-from gmtool.stages.bench import run as bench
+from gmtool.settings import make
 from gmtool.stages.bench.inputs import SIDE, write_images
+from gmtool.stages.bench.run import CPU_BATCH, affordable
 from gmtool.stages.presets import load_preset
 from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.plan import DataFacts, TrainPlan, plan_training
 from gmtool.throughput import device_name, known_speed
-from gmtool.training.cost import StepCost
+from gmtool.training.cost import StepCost, step_cost
 
 CPU = torch.device("cpu")
-NOTHING: Any = (None, None, torch.float32)
 
 
 def test_a_recipe_is_measured_from_images_to_samples(
@@ -36,10 +34,10 @@ def test_a_recipe_is_measured_from_images_to_samples(
     units = {
         "encode: decode": 1000,
         "encode: tokenizer": 1000,
-        "fit-gmm: k-means": 1000 * preset.config("fit-gmm").kmeans_iterations,
-        "fit-gmm: EM": 1000 * preset.config("fit-gmm").em_iterations,
-        "train": preset.config("train").steps * preset.config("train").batch_size,
-        "sample": preset.config("sample").num,
+        "fit-gmm: k-means": 1000 * preset.config("fit-gmm").kmeans.iterations,
+        "fit-gmm: EM": 1000 * preset.config("fit-gmm").em.iterations,
+        "train": preset.config("train").loop.steps * preset.config("train").loop.batch_size,
+        "sample": preset.config("sample").selection.num,
     }
     for stage, count in units.items():
         assert rows[stage]["seconds"] == pytest.approx(count / rows[stage]["rate"])
@@ -51,24 +49,30 @@ def test_a_recipe_is_measured_from_images_to_samples(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "operations", "taken"),
-    [("B", 40, "B"), ("B", 39, "S"), ("B", 1, "tiny"), ("DH-L", 29, "DH-S"), ("DH-L", 1, "DH-tiny")],
+    ("wanted", "affords", "measured"),
+    [("B", "B", "B"), ("B", "S", "S"), ("B", None, "tiny"), ("DH-B", "DH-S", "DH-S"), ("DH-B", None, "DH-tiny")],
 )
+@pytest.mark.parametrize("limit", ["operations", "memory"])
 def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
-    wanted: str, operations: float, taken: str, monkeypatch: pytest.MonkeyPatch
+    wanted: str, affords: str | None, measured: str, limit: str
 ) -> None:
-    """Costs of a datum: 10 for the smallest network, 10 more for each larger one."""
-    names = [name for name in model_names() if name.startswith("DH") == wanted.startswith("DH")]
+    """As large as the operations, and the memory, of a network that can be afforded; the smallest one in any case."""
+    facts = DataFacts((4, 8, 8), 100, 1)
 
-    def cost(config: TrainConfig, *_: object) -> StepCost:
-        return StepCost(10 * (1 + names.index(config.model)), datum_bytes=1, fixed_bytes=0, parameters=1)
+    def plan(model: str) -> TrainPlan:
+        return plan_training(make(TrainConfig, {"model": model}), facts, gpu=False)
 
-    monkeypatch.setattr(bench, "_cost", cost)
-    config: Any = make(TrainConfig, {"model": wanted, "device": "cpu"})  # type: ignore[arg-type]
-    found, its_cost = bench._affordable(config, *NOTHING, operations, cost(config))
-    assert found == changed(config, {"model": taken}) and its_cost == cost(found)
-    on_gpu = changed(config, {"device": "cuda"})
-    assert bench._affordable(on_gpu, *NOTHING, 1, cost(config)) == (on_gpu, cost(config))
+    def cost(model: str) -> StepCost:
+        made = plan(model)
+        return step_cost(made.architecture, made.method, torch.float32, checkpoint_activations=False)
+
+    operations = memory = float("inf")
+    if limit == "operations":
+        operations = 0 if affords is None else cost(affords).flops
+    else:
+        memory = 0 if affords is None else cost(affords).memory(CPU_BATCH, 1)
+    found, its_cost = affordable(plan(wanted), torch.float32, operations, lambda size: size <= memory)
+    assert found.model == measured and its_cost == cost(measured)
 
 
 def test_the_images_are_photographs_in_size(tmp_path: Path) -> None:
