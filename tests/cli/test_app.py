@@ -136,7 +136,7 @@ def test_help_takes_less_than_three_tenths_of_a_second_of_cpu_time(arguments: li
         (["train", "--objective", "gan"], "--objective"),
         (["train", "a.h5", "b", "c"], "c"),
         (["encode"], "IMAGES"),
-        (["train"], "latents.h5 does not exist: make latents with `gmtool encode IMAGES`"),
+        (["train"], "latents.h5 does not exist: give what `gmtool encode` writes"),
         (["fit-gmm"], "latents.h5 does not exist"),
         (["sample"], "run does not exist: give the folder that `gmtool train` writes"),
         (["eval"], "samples is not a folder: make samples with `gmtool sample`"),
@@ -438,7 +438,7 @@ def test_a_disk_that_is_full_during_training(
     filler = fill(disk, 2**20)
     assert main(arguments) == 1
     shown = capsys.readouterr()
-    assert one_line(shown.err) and "the checkpoints in" in shown.err and "are free there" in shown.err
+    assert ends_in_one_line(shown.err) and "run/checkpoints" in shown.err and "are free there" in shown.err
     monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_: None)  # filled up after it was looked at
     filler.unlink()
     filler = fill(disk, 20 * 2**20)
@@ -475,12 +475,12 @@ def test_a_disk_that_is_full_during_sampling(
 def test_flags_of_several_values(capsys: pytest.CaptureFixture[str], small: Small, tmp_path: Path) -> None:
     """A tuple takes its values at once, a list one at a time; what is given replaces the default."""
     arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--dry-run", "--device", "cpu"]
-    schedule = ["--lr-knots", "50%:1e-4,9:0", "--betas", "0.8", "0.9"]
+    schedule = ["--lr-knots", "9:1e-4,50%:0", "--betas", "0.8", "0.9"]
     averages = ["--ema", "0.5", "--ema", "0.75", "--ema-power", "0.1"]
     assert main([*arguments, *schedule, *averages]) == 0
     shown = {tuple(line.strip("│ ").split("│")) for line in capsys.readouterr().out.splitlines() if "│" in line}
     settings = {name.strip(): value.strip() for name, value in (each for each in shown if len(each) == 2)}
-    assert settings["--lr-knots"] == "50%:1e-4,9:0"
+    assert settings["--lr-knots"] == "9:1e-4,50%:0"
     assert settings["--betas"] == "0.8 0.9"
     assert settings["--ema"] == "0.5 0.75"
     assert settings["--ema-power"] == "0.1"

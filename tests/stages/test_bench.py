@@ -49,13 +49,18 @@ def test_a_recipe_is_measured_from_images_to_samples(
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("wanted", "affords", "measured"),
-    [("S", "S", "S"), ("S", "tiny", "tiny"), ("S", None, "tiny"), ("DH-S", None, "DH-tiny")],
+    ("wanted", "limit", "affords", "measured"),
+    [
+        ("S", "operations", "S", "S"),
+        ("S", "operations", "tiny", "tiny"),
+        ("S", "memory", "tiny", "tiny"),
+        ("DH-S", "operations", None, "DH-tiny"),
+    ],
 )
-@pytest.mark.parametrize("limit", ["operations", "memory"])
 def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
-    wanted: str, affords: str | None, measured: str, limit: str
+    wanted: str, limit: str, affords: str | None, measured: str
 ) -> None:
     """As large as the operations, and the memory, of a network that can be afforded; the smallest one in any case."""
     facts = DataFacts((4, 8, 8), 100, 1)

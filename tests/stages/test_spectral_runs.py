@@ -79,7 +79,7 @@ def test_what_does_not_go_together_is_refused(small: Small, run: Path, tmp_path:
         make(TrainConfig, {"spectral": 1})
     with pytest.raises(UserError, match="--spectral is how gm-sde draws, not --solver gm-ode"):
         make(SampleConfig, {"spectral": True, "solver": "gm-ode"})
-    with pytest.raises(UserError, match=r"--spectral 99: the latents of .* have 16 channels"):
+    with pytest.raises(UserError, match="--spectral 99: the latents have 16 channels"):
         train(small.latents("classes"), tmp_path / "many", changed(TRAINING, {"spectral": 99}), Progress())
     train(small.latents("classes"), tmp_path / "plain", changed(TRAINING, {"spectral": 0, "steps": 1}), Progress())
     assert open_run(tmp_path / "plain").architecture.spectral == 0
