@@ -21,7 +21,7 @@ from gmtool.stages.train.run import train
 
 SHORT = make(
     TrainConfig,
-    {"steps": 2, "batch_size": 4, "preview_every": 0, "device": "cpu", "precision": "float32", "components": 2},
+    {"steps": 2, "batch_size": 4, "preview_every": 0, "device": "cpu", "precision": "float32"},
 )
 FEW = make(SampleConfig, {"num": 3, "steps": 3, "device": "cpu", "precision": "float32"})
 
@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     fit_gmm(latents, folder / "gmm.h5", FitGmmConfig(modes=2, device="cpu"), Progress())
     made = {
         "velocity": changed(SHORT, {"condition": "class"}),
-        "mixture": changed(SHORT, {"objective": "gm-kl", "condition": "class", "seed": 1}),
+        "mixture": changed(SHORT, {"objective": "gm-kl", "components": 2, "condition": "class", "seed": 1}),
         "plain": changed(SHORT, {"condition": "none", "seed": 2}),
         "moded": changed(SHORT, {"objective": "mm-fm"}),
     }

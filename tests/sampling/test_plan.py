@@ -1,18 +1,18 @@
 """Which solver goes with which guidance, and the ranges of the scales."""
 
+from dataclasses import replace
+
 import pytest
 
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.errors import UserError
 from gmtool.sampling.plan import make_plan
+from gmtool.sampling.settings import SamplingSettings, parse_interval
 from gmtool.settings import make
-from gmtool.stages.sample.config import SampleConfig, parse_interval
-from gmtool.stages.train.config import TrainConfig
 
-VELOCITY = make(TrainConfig, {"source": "gaussian", "condition": "class", "time_shift": 1.0})
-MIXTURE = make(TrainConfig, {"objective": "gm-kl", "source": "gaussian", "condition": "class", "time_shift": 1.0})
-MODES = make(
-    TrainConfig, {"objective": "mm-fm", "source": "gmm", "coupling": "mode", "condition": "none", "time_shift": 1.0}
-)
+VELOCITY = MethodRecord("fm", "gaussian", "independent", "class", False, 0.5, "logit-normal", 1.0, 0.1)
+MIXTURE = replace(VELOCITY, objective="gm-kl")
+MODES = replace(VELOCITY, source="gmm", coupling="mode", condition="none")
 GUIDE = {"guidance": "auto", "guide": "weaker"}
 
 
@@ -32,38 +32,42 @@ GUIDE = {"guidance": "auto", "guide": "weaker"}
     ],
 )
 def test_what_is_left_open_is_filled_in(run, settings, expected):
-    plan = make_plan(make(SampleConfig, settings), run)
+    plan = make_plan(make(SamplingSettings, settings), run, spectral=0, seed=0)
     assert (plan.solver, plan.order, plan.scale) == expected
 
 
 @pytest.mark.parametrize(
     ("run", "settings", "message"),
     [
-        (VELOCITY, {"guidance": "prob-weights"}, "--guidance prob-weights needs a mixture head"),
-        (MIXTURE, {**GUIDE, "guidance_scale": 1.5}, r"of auto with gm-ode lies in \[0, 1\)"),
+        (VELOCITY, {"guidance": "prob-weights"}, "--guidance prob-weights needs a solver of a mixture"),
+        (VELOCITY, {"order": 1}, "--order belongs to gm-ode and gm-sde, not to --solver euler"),
+        (MIXTURE, {"guidance": "prob-weights", "guidance_scale": 0.5}, "of prob-weights with gm-ode is at least 1"),
+        (MIXTURE, {"guidance": "prob", "guidance_scale": 1.0}, r"of prob with gm-ode is in \[0, 1\), not 1"),
+        (MIXTURE, {**GUIDE, "guidance_scale": 1.5}, r"of auto with gm-ode is in \[0, 1\)"),
         (MIXTURE, {**GUIDE, "guidance_scale": 0.5, "solver": "euler"}, "of auto with euler is at least 1"),
         (VELOCITY, {**GUIDE, "guidance_scale": 0.5}, "of auto with euler is at least 1"),
         (MODES, {"solver": "ddpm-small"}, "--solver ddpm-small adds noise of a Gaussian source"),
-        (MODES, {"solver": "dpmpp-2m-sde"}, "--source gmm: take a solver without noise"),
+        (MODES, {"solver": "dpmpp-2m-sde"}, "--source gmm: use a solver without noise"),
     ],
 )
 def test_what_the_run_cannot_do_is_refused(run, settings, message):
     with pytest.raises(UserError, match=message):
-        make_plan(make(SampleConfig, settings), run)
+        make_plan(make(SamplingSettings, settings), run, spectral=0, seed=0)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"guidance": "prob-weights", "guidance_scale": 0.5}, "of prob-weights is at least 1, not 0.5"),
-        ({"guidance": "prob", "guidance_scale": 1.0}, r"of prob lies in \[0, 1\), not 1"),
-        ({"guidance": "cfg", "guidance_scale": float("inf")}, "of cfg is at least 1"),
-        ({"guidance": "cfg", "guidance_scale": float("nan")}, "of cfg is at least 1"),
+        ({"guidance": "cfg", "guidance_scale": float("inf")}, "--guidance-scale must be a finite number"),
+        ({"guidance": "cfg", "guidance_scale": float("nan")}, "--guidance-scale must be a finite number"),
+        ({"orthogonal": 0.5}, "--orthogonal has no effect without --guidance"),
+        ({"guidance": "cfg", "solver": "euler", "orthogonal": 0.5}, "--orthogonal has no effect on --guidance cfg"),
+        ({"solver": "gm-sde", "substeps": 2}, "--substeps belongs to gm-ode, not to --solver gm-sde"),
         ({"guidance": "auto"}, "needs a weaker run: give its folder by --guide"),
         ({"guidance": "cfg", "guide": "weaker"}, "--guide belongs to --guidance auto"),
-        ({"guidance": "prob-weights", "solver": "unipc"}, "take --solver gm-ode or gm-sde, not unipc"),
-        ({"guidance": "cfg", "solver": "gm-ode"}, "--solver euler, not gm-ode"),
-        ({"solver": "unipc", "order": 2}, "belong to gm-ode and gm-sde, not to --solver unipc"),
+        ({"guidance": "prob-weights", "solver": "unipc"}, "use --solver gm-ode or gm-sde, not unipc"),
+        ({"guidance": "cfg", "solver": "gm-ode"}, "use --solver euler or heun, not gm-ode"),
+        ({"solver": "unipc", "order": 2}, "--order belongs to gm-ode and gm-sde, not to --solver unipc"),
         ({"guidance_interval": "0.2,0.8"}, "no effect without --guidance"),
         ({"guidance": "cfg", "guidance_interval": "0.2"}, "two times LOW,HIGH"),
         ({"guidance": "cfg", "guidance_interval": "low,high"}, "two times LOW,HIGH"),
@@ -74,11 +78,11 @@ def test_what_the_run_cannot_do_is_refused(run, settings, message):
 )
 def test_settings_that_do_not_belong_together_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        make(SampleConfig, settings)
+        make(SamplingSettings, settings)
 
 
 def test_interval():
     assert parse_interval(None) == (0, 1)
     assert parse_interval("0.25, 0.75") == (0.25, 0.75)
-    plan = make_plan(make(SampleConfig, {"guidance": "cfg", "guidance_interval": "0.1,0.6"}), VELOCITY)
+    plan = make_plan(make(SamplingSettings, {"guidance": "cfg", "guidance_interval": "0.1,0.6"}), VELOCITY, 0, 0)
     assert plan.interval == (0.1, 0.6)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,17 +9,16 @@ from PIL import Image
 
 from gmtool.cli.app import main
 from gmtool.data.image_sets import find_images
-from gmtool.nn import model_names
-from gmtool.settings import changed, make
+from gmtool.settings import make
 from gmtool.stages.bench import run as bench
 from gmtool.stages.bench.inputs import SIDE, write_images
 from gmtool.stages.presets import load_preset
 from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.plan import DataFacts, plan_training
 from gmtool.throughput import device_name, known_speed
-from gmtool.training.cost import StepCost
+from gmtool.training.cost import step_cost
 
 CPU = torch.device("cpu")
-NOTHING: Any = (None, None, torch.float32)
 
 
 def test_a_recipe_is_measured_from_images_to_samples(
@@ -36,10 +34,10 @@ def test_a_recipe_is_measured_from_images_to_samples(
     units = {
         "encode: decode": 1000,
         "encode: tokenizer": 1000,
-        "fit-gmm: k-means": 1000 * preset.config("fit-gmm").kmeans_iterations,
-        "fit-gmm: EM": 1000 * preset.config("fit-gmm").em_iterations,
-        "train": preset.config("train").steps * preset.config("train").batch_size,
-        "sample": preset.config("sample").num,
+        "fit-gmm: k-means": 1000 * preset.config("fit-gmm").kmeans.iterations,
+        "fit-gmm: EM": 1000 * preset.config("fit-gmm").em.iterations,
+        "train": preset.config("train").loop.steps * preset.config("train").loop.batch_size,
+        "sample": preset.config("sample").selection.num,
     }
     for stage, count in units.items():
         assert rows[stage]["seconds"] == pytest.approx(count / rows[stage]["rate"])
@@ -51,24 +49,21 @@ def test_a_recipe_is_measured_from_images_to_samples(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "operations", "taken"),
-    [("B", 40, "B"), ("B", 39, "S"), ("B", 1, "tiny"), ("DH-L", 29, "DH-S"), ("DH-L", 1, "DH-tiny")],
+    ("wanted", "fraction", "taken"),
+    [("S", 1.0, "S"), ("S", 0.99, "small"), ("S", 0.0, "tiny"), ("DH-S", 0.5, "DH-tiny")],
 )
 def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
-    wanted: str, operations: float, taken: str, monkeypatch: pytest.MonkeyPatch
+    wanted: str, fraction: float, taken: str
 ) -> None:
-    """Costs of a datum: 10 for the smallest network, 10 more for each larger one."""
-    names = [name for name in model_names() if name.startswith("DH") == wanted.startswith("DH")]
-
-    def cost(config: TrainConfig, *_: object) -> StepCost:
-        return StepCost(10 * (1 + names.index(config.model)), datum_bytes=1, fixed_bytes=0, parameters=1)
-
-    monkeypatch.setattr(bench, "_cost", cost)
-    config: Any = make(TrainConfig, {"model": wanted, "device": "cpu"})  # type: ignore[arg-type]
-    found, its_cost = bench._affordable(config, *NOTHING, operations, cost(config))
-    assert found == changed(config, {"model": taken}) and its_cost == cost(found)
-    on_gpu = changed(config, {"device": "cuda"})
-    assert bench._affordable(on_gpu, *NOTHING, 1, cost(config)) == (on_gpu, cost(config))
+    """fraction: of the operations of the wanted network that may be spent."""
+    facts = DataFacts((4, 4, 4), samples=10, classes=2)
+    plan = plan_training(make(TrainConfig, {"model": wanted}), facts, gpu=False)
+    cost = step_cost(plan.architecture, plan.method, torch.float32)
+    found, its_cost = bench.affordable(plan, torch.float32, fraction * cost.flops, fits=lambda _: True)
+    assert found.model == taken
+    assert its_cost == step_cost(found.architecture, found.method, torch.float32)
+    smallest, _ = bench.affordable(plan, torch.float32, cost.flops, fits=lambda _: False)
+    assert smallest.model == ("DH-tiny" if wanted.startswith("DH") else "tiny")
 
 
 def test_the_images_are_photographs_in_size(tmp_path: Path) -> None:

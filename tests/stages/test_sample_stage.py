@@ -3,8 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,21 +15,29 @@ from user import Stop
 
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
-from gmtool.artifacts.run import open_run
+from gmtool.artifacts.method_record import MethodRecord
+from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.artifacts.samples import open_samples
 from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import MachineError, UserError
+from gmtool.flow.coordinates import Whitened
+from gmtool.flow.solvers import SOLVERS
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT
 from gmtool.progress import Progress
-from gmtool.sampling.plan import make_plan
-from gmtool.sampling.sampler import Model, generate
+from gmtool.sampling.labels import labels_of, modes_of
+from gmtool.sampling.model import TrainedModel
+from gmtool.sampling.plan import SamplePlan, make_plan
+from gmtool.sampling.sampler import generate
+from gmtool.sampling.settings import SelectionSettings
 from gmtool.settings import changed, make
-from gmtool.stages.sample.config import SampleConfig, Solver
-from gmtool.stages.sample.run import choose_labels, choose_modes, sample
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.tokenizers.build import build_tokenizer
+from gmtool.training.method import resolve_method
+from gmtool.training.settings import MethodSettings
 
 QUICK = make(SampleConfig, {"num": 12, "steps": 2, "device": "cpu"})
 TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "ema": (0.5,)})
@@ -90,7 +98,7 @@ def test_the_batch_size_changes_nothing(make_run: MakeRun, tmp_path: Path, train
 def test_generate_is_the_same_one_by_one(small: Small, make_run: MakeRun) -> None:
     """In float32, before rounding to the file's float16."""
     model = load(make_run(**UNION), small)
-    plan = make_plan(changed(QUICK, {"guidance": "prob"}), model.config)
+    plan = plan_of(changed(QUICK, {"guidance": "prob"}), model)
     classes = torch.arange(6) % 3
     together = generate(model, plan, range(6), classes)
     apart = torch.cat([generate(model, plan, [i], classes[i : i + 1]) for i in range(6)])
@@ -175,11 +183,11 @@ def test_another_plan_does_not_go_on_with_the_rest(make_run: MakeRun, tmp_path: 
 
 
 def test_stopped_while_putting_together(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     sample(make_run(), tmp_path / "whole", QUICK, Progress())
-    for place in ("_write_npz", "image_grid", "_replace"):
+    for place in ("write_latents", "image_grid"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(f"gmtool.stages.sample.run.{place}", stop)
             sample(make_run(), tmp_path / "cut", QUICK, Progress())
@@ -237,16 +245,16 @@ def test_no_room(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_labels(make_run: MakeRun) -> None:
     run = open_run(make_run())
-    assert np.bincount(choose_labels(None, run, 300)).tolist() == [100, 100, 100]
-    assert choose_labels(None, run, 5).tolist() == [0, 1, 2, 0, 1]
-    assert choose_labels("c, a", run, 5).tolist() == [2, 0, 2, 0, 2]
-    assert choose_labels("1", run, 2).tolist() == [1, 1]
+    assert np.bincount(labels_of(SelectionSettings(300, None), run)).tolist() == [100, 100, 100]
+    assert labels_of(SelectionSettings(5, None), run).tolist() == [0, 1, 2, 0, 1]
+    assert labels_of(SelectionSettings(5, "c, a"), run).tolist() == [2, 0, 2, 0, 2]
+    assert labels_of(SelectionSettings(2, "1"), run).tolist() == [1, 1]
     for wrong in ("d", "3", "-1", "", "a,"):
         with pytest.raises(UserError, match="is neither a class name nor a number below 3"):
-            choose_labels(wrong, run, 2)
-    assert choose_labels(None, open_run(make_run("flat")), 2).tolist() == [-1, -1]
+            labels_of(SelectionSettings(2, wrong), run)
+    assert labels_of(SelectionSettings(2, None), open_run(make_run("flat"))).tolist() == [-1, -1]
     with pytest.raises(UserError, match=r"was trained without classes \(--condition mode\)"):
-        choose_labels("1", open_run(make_run("flat")), 2)
+        labels_of(SelectionSettings(2, "1"), open_run(make_run("flat")))
 
 
 class Exact(DiT):
@@ -257,20 +265,34 @@ class Exact(DiT):
         return torch.zeros_like(x_t)
 
 
-def load(path: Path, small: Small, network: type[DiT] = DiT) -> Model:
+@dataclass(frozen=True)
+class Loaded(TrainedModel):
+    """A model, and the run that it is of."""
+
+    run: RunFolder | None = None
+
+
+def load(path: Path, small: Small, network: type[DiT] = DiT) -> Loaded:
     run = open_run(path)
     statistics = run.statistics()
-    frames = None
-    if run.config.source == "gmm":
-        frames = ModeTable(open_gmm(small.gmm("classes")), statistics, torch.device("cpu"), whitened=False)
+    table = None
+    if run.method.uses_mode_statistics:
+        whitened = run.method.method.coordinates.by_mode
+        table = ModeTable(open_gmm(small.gmm("classes")), statistics, torch.device("cpu"), whitened)
     built = network(run.architecture) if network is not DiT else build_network(run.architecture, 0)
-    return Model(built, run.config, statistics, frames, torch.device("cpu"), torch.float32)
+    conditioning = run.method.conditioning(run.architecture)
+    parts = (built, run.method.method, conditioning, statistics, table, torch.device("cpu"), torch.float32)
+    return Loaded(*parts, run=run)
+
+
+def plan_of(config: SampleConfig, model: Loaded) -> SamplePlan:
+    return make_plan(config.sampling, model.run.method, model.run.architecture.spectral, config.selection.seed)
 
 
 def test_modes_are_drawn_by_the_class(small: Small, make_run: MakeRun) -> None:
     """With velocity 0 a sample stays where the source put it: at its mode."""
     model = load(make_run(objective="mm-fm", condition="class"), small, Exact)
-    plan = make_plan(changed(QUICK, {"steps": 1}), model.config)
+    plan = plan_of(changed(QUICK, {"steps": 1}), model)
     weights = model.statistics.mode_weights
     assert weights is not None and weights.shape == (3, 4)
     assert (weights.sum(1) - 1).abs().max() < 1e-5
@@ -291,16 +313,16 @@ def test_modes_are_drawn_by_the_class(small: Small, make_run: MakeRun) -> None:
 def test_samples_take_the_chosen_modes_in_turn(small: Small, make_run: MakeRun) -> None:
     """With velocity 0 a sample is its noise in its mode's frame; the noise is that of the drawn mode."""
     model = load(make_run(objective="mm-fm"), small, Exact)
-    plan = make_plan(changed(QUICK, {"steps": 1}), model.config)
-    modes = choose_modes("3, 1", open_run(make_run(objective="mm-fm")), 6)
+    plan = plan_of(changed(QUICK, {"steps": 1}), model)
+    modes = modes_of(SelectionSettings(6, None, "3, 1"), open_run(make_run(objective="mm-fm")))
     assert modes is not None and modes.tolist() == [3, 1, 3, 1, 3, 1]
     nobody = torch.zeros(6, dtype=torch.long)
     first, second = (
         generate(model, plan, range(6), nobody, torch.tensor(each)) for each in (modes, modes[::-1].copy())
     )
-    assert model.frames is not None
+    assert model.modes is not None
     noise = [
-        model.frames.frame(torch.tensor(each)).whiten(model.statistics.normalise(found))
+        Whitened().enter(model.statistics.normalise(found), model.modes.at(torch.tensor(each)))
         for each, found in ((modes, first), (modes[::-1].copy(), second))
     ]
     torch.testing.assert_close(noise[0], noise[1], atol=1e-4, rtol=0)
@@ -310,7 +332,7 @@ def test_samples_take_the_chosen_modes_in_turn(small: Small, make_run: MakeRun) 
 def test_modes_reach_the_condition_too(small: Small, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(condition="mode")
     model = load(run, small, Exact)
-    generate(model, make_plan(QUICK, model.config), range(3), torch.zeros(3, dtype=torch.long), torch.tensor([2, 0, 2]))
+    generate(model, plan_of(QUICK, model), range(3), torch.zeros(3, dtype=torch.long), torch.tensor([2, 0, 2]))
     assert model.network.seen.modes.tolist() == [2, 0, 2]
     sample(run, tmp_path / "samples", changed(QUICK, {"num": 4, "modes": "2"}), Progress())
     assert open_samples(tmp_path / "samples").manifest.config["modes"] == "2"
@@ -338,7 +360,7 @@ def test_modes_that_cannot_be_chosen(
 def test_a_source_apart_from_the_data_is_the_whole_mixture(small: Small, make_run: MakeRun, settings: dict) -> None:
     """Without mode coupling a datum's noise does not know its class or mode: in sampling neither may the start."""
     model = load(make_run(**({"source": "gmm"} | settings)), small, Exact)
-    plan = make_plan(changed(QUICK, {"steps": 1}), model.config)
+    plan = plan_of(changed(QUICK, {"steps": 1}), model)
     found = generate(model, plan, range(600), torch.zeros(600, dtype=torch.long))
     with open_gmm(small.gmm("classes")) as gmm:
         means = torch.from_numpy(gmm.patch_mean(np.arange(4)))
@@ -366,7 +388,7 @@ def test_the_union_maps_back_from_the_modes_coordinates(small: Small, make_run: 
             return GaussianMixture(means, flat, torch.full_like(flat[..., :1, :1], 1e-10))
 
     model = load(make_run(**UNION), small, AtTheMean)
-    found = generate(model, make_plan(QUICK, model.config), range(20), torch.arange(20) % 3)
+    found = generate(model, plan_of(QUICK, model), range(20), torch.arange(20) % 3)
     with open_gmm(small.gmm("classes")) as gmm:
         means = torch.from_numpy(gmm.patch_mean(model.network.seen.modes.numpy()))
     torch.testing.assert_close(found, means, atol=1e-3, rtol=1e-3)
@@ -377,7 +399,7 @@ def test_the_union_maps_back_from_the_modes_coordinates(small: Small, make_run: 
 
 @pytest.mark.parametrize("training", [{}, {"objective": "gm-kl"}, UNION], ids=["fm", "gm-kl", "union"])
 @pytest.mark.parametrize("guidance", ["none", "cfg", "prob", "prob-weights"])
-@pytest.mark.parametrize("solver", [None, *get_args(Solver)])
+@pytest.mark.parametrize("solver", [None, *SOLVERS])
 def test_every_guidance_with_every_solver(
     small: Small, make_run: MakeRun, training: dict, guidance: str, solver: str | None
 ) -> None:
@@ -389,19 +411,19 @@ def test_every_guidance_with_every_solver(
     possible = possible and (guidance != "cfg" or not mixture_solver) and (gm or not mixture_solver)
     if not possible:
         with pytest.raises(UserError, match=r"--solver|--objective|--guidance"):
-            make_plan(changed(QUICK, {"guidance": guidance, "solver": solver}), model.config)
+            plan_of(changed(QUICK, {"guidance": guidance, "solver": solver}), model)
         return
     config = changed(QUICK, {"steps": 3, "guidance": guidance, "solver": solver})
-    plan = make_plan(config, model.config)
+    plan = plan_of(config, model)
     found = generate(model, plan, range(4), torch.arange(4) % 3)
     assert found.shape == (4, 16, 2, 2)
     assert torch.isfinite(found).all()
     if guidance != "none":
-        unguided = make_plan(changed(config, {"guidance": "none", "solver": plan.solver}), model.config)
+        unguided = plan_of(changed(config, {"guidance": "none", "solver": plan.solver}), model)
         assert (generate(model, unguided, range(4), torch.arange(4) % 3) - found).abs().max() > 1e-4
 
 
-def load_trained(path: Path, small: Small) -> Model:
+def load_trained(path: Path, small: Small) -> Loaded:
     """The run's model, with weights far enough from their start that the labels matter."""
     model = load(path, small)
     draw = torch.Generator().manual_seed(0)
@@ -414,10 +436,15 @@ def load_trained(path: Path, small: Small) -> Model:
 def test_guidance_of_strength_nothing_changes_nothing(small: Small, make_run: MakeRun) -> None:
     for training, guidance, scale in (({}, "cfg", 1.0), ({"objective": "gm-kl"}, "prob", 0.0)):
         model = load_trained(make_run(**training), small)
-        guided = make_plan(changed(QUICK, {"guidance": guidance, "guidance_scale": scale}), model.config)
+        guided = plan_of(changed(QUICK, {"guidance": guidance, "guidance_scale": scale}), model)
         classes = torch.arange(4) % 3
-        expected = generate(model, make_plan(QUICK, model.config), range(4), classes)
+        expected = generate(model, plan_of(QUICK, model), range(4), classes)
         torch.testing.assert_close(generate(model, guided, range(4), classes), expected, atol=1e-3, rtol=1e-3)
+
+
+def method_of_run(settings: dict) -> MethodRecord:
+    """What a run of these settings learns, on latents in three classes with a mixture at hand."""
+    return resolve_method(make(MethodSettings, settings), (4, 1, 1), classes=3, mixture="gmm.h5")[0]
 
 
 @pytest.mark.parametrize(
@@ -435,8 +462,8 @@ def test_guidance_of_strength_nothing_changes_nothing(small: Small, make_run: Ma
     ],
 )
 def test_plans_follow_the_objective(training: dict, sampling: dict, expected: tuple) -> None:
-    run = make(TrainConfig, {**training, "condition": "class", "time_shift": 1.0, "source": "gaussian"})
-    plan = make_plan(make(SampleConfig, sampling), run)
+    run = method_of_run({**training, "condition": "class"})
+    plan = make_plan(make(SampleConfig, sampling).sampling, run, 0, 0)
     assert (plan.solver, plan.order, plan.substeps, plan.scale) == expected
 
 
@@ -444,7 +471,7 @@ def test_plans_follow_the_objective(training: dict, sampling: dict, expected: tu
     ("training", "sampling", "words"),
     [
         ({}, {"solver": "gm-ode"}, "--solver gm-ode needs a mixture head: .* --objective fm; train with gm-kl"),
-        ({"objective": "mm-fm"}, {"guidance": "prob"}, "--guidance prob needs a mixture head: .* --objective mm-fm"),
+        ({"objective": "mm-fm"}, {"guidance": "prob"}, "--guidance prob needs a solver of a mixture"),
         ({"condition": "none"}, {"guidance": "cfg"}, "--guidance cfg needs a run with conditions"),
         ({"condition": "none", "objective": "gm-kl"}, {"guidance": "prob"}, "--condition class or mode"),
         ({"condition": "mode", **UNION}, {"guidance": "prob"}, "its coordinates and cannot be hidden"),
@@ -452,9 +479,9 @@ def test_plans_follow_the_objective(training: dict, sampling: dict, expected: tu
     ],
 )
 def test_what_a_run_cannot_do(training: dict, sampling: dict, words: str) -> None:
-    run = make(TrainConfig, {"condition": "class", "time_shift": 1.0} | training)
+    run = method_of_run({"condition": "class"} | training)
     with pytest.raises(UserError, match=words):
-        make_plan(make(SampleConfig, sampling), run)
+        make_plan(make(SampleConfig, sampling).sampling, run, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -462,14 +489,11 @@ def test_what_a_run_cannot_do(training: dict, sampling: dict, words: str) -> Non
     [
         ({"steps": 0}, "--steps must be at least 1"),
         ({"guidance_scale": 0.5}, "no effect without --guidance"),
-        ({"guidance": "prob", "guidance_scale": 1.0}, r"lies in \[0, 1\), not 1"),
-        ({"guidance": "prob", "guidance_scale": float("nan")}, r"lies in \[0, 1\), not nan"),
-        ({"guidance": "cfg", "guidance_scale": 0.9}, "at least 1, not 0.9"),
-        ({"guidance": "prob", "solver": "euler"}, "take --solver gm-ode"),
-        ({"guidance": "cfg", "solver": "gm-sde"}, "such as --solver euler, not gm-sde"),
-        ({"solver": "euler", "order": 2}, "belong to gm-ode and gm-sde"),
-        ({"solver": "heun", "substeps": 2}, "belong to gm-ode and gm-sde"),
-        ({"solver": "gm-sde", "substeps": 2}, "--substeps belongs to --solver gm-ode"),
+        ({"guidance": "prob", "solver": "euler"}, "use --solver gm-ode"),
+        ({"guidance": "cfg", "solver": "gm-sde"}, "use --solver euler or heun, not gm-sde"),
+        ({"solver": "euler", "order": 2}, "--order belongs to gm-ode and gm-sde"),
+        ({"solver": "heun", "substeps": 2}, "--substeps belongs to gm-ode"),
+        ({"solver": "gm-sde", "substeps": 2}, "--substeps belongs to gm-ode"),
         ({"order": 3}, "--order must be at most 2"),
         ({"num": 0}, "--num must be at least 1"),
     ],
@@ -548,11 +572,11 @@ def test_a_decoder_for_pixels_is_refused(make_run: MakeRun, tmp_path: Path) -> N
 
 
 def test_weights_that_give_no_numbers(make_run: MakeRun, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 
     shutil.copytree(make_run(), tmp_path / "run")
     file = next((tmp_path / "run/checkpoints").iterdir()) / "ema.safetensors"
-    save_file({name: each * float("nan") for name, each in load_file(file).items()}, file)
+    write_tensors(file, {name: each * float("nan") for name, each in read_tensors(file).items()})
     with pytest.raises(UserError, match="the samples are not finite"):
         sample(tmp_path / "run", tmp_path / "samples", QUICK, Progress())
     assert not (tmp_path / "samples").exists()
@@ -574,16 +598,14 @@ def test_records_of_another_version(make_run: MakeRun, tmp_path: Path) -> None:
     shutil.copytree(make_run(), tmp_path / "run")
     record = tmp_path / "run/config.json"
     text = json.loads(record.read_text())
+    del text["checksum"]
     for changes, words in (
         ({"format": 99, "gmtool": "9.0"}, "written by gmtool 9.0, newer than this one"),
-        ({"config": text["config"] | {"novelty": 1}}, "unknown setting 'novelty'"),
-        ({"config": {}}, None),
+        ({"config": {}}, "does not say how the run was trained"),
         ({"details": {}}, "written by another gmtool version"),
         ({"details": text["details"] | {"architecture": {"shape": [1, 1, 1], "novelty": 2}}}, "another gmtool version"),
         ({"kind": "samples"}, "is a folder of samples, not a training run: give what `gmtool train` writes"),
     ):
         record.write_text(json.dumps(text | changes))
-        if words is None:
-            continue
         with pytest.raises(UserError, match=words):
             open_run(tmp_path / "run")
