@@ -23,7 +23,7 @@ from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.plan import architecture_for, resolve
+from gmtool.stages.train.plan import facts_of, plan_training
 from gmtool.stages.train.run import train
 
 TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "mode_mean": True})
@@ -45,9 +45,9 @@ UNION = {"objective": "gm-kl", "source": "gmm"}
 def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown: bool) -> None:
     config = make(TrainConfig, {"device": "cpu", **settings})
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
-        resolved = resolve(config, latents, gmm, torch.device("cpu"))
-        assert resolved.mode_mean is shown
-        assert architecture_for(resolved, latents, gmm).context == (latents.shape[0] if shown else 0)
+        plan = plan_training(config, facts_of(latents, gmm), gpu=False)
+        assert plan.method.mode_mean is shown
+        assert plan.architecture.context == (latents.shape[0] if shown else 0)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown
     ids=["dit", "ditdh"],
 )
 def test_networks_see_the_context(kind: TransformerArchitecture) -> None:
-    network = build_network(changed(kind, {"patch": 2, "context": 3}), 0)
+    network = build_network(replace(kind, **{"patch": 2, "context": 3}), 0)
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # some begin at 0
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=stream))
@@ -86,8 +86,11 @@ def test_sampling_shows_the_mean_of_the_samples_mode_and_hides_it_for_guidance(
     run = open_run(tmp_path / "run")
     assert run.architecture.context == 16
     frames = ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
-    model = Model(Seen(run.architecture), run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
-    plan = make_plan(changed(SAMPLING, {"steps": 1, "guidance": "cfg"}), run.config)
+    network = Seen(run.architecture)
+    with ExitStack() as stack:
+        model = load_model(run, network, torch.device("cpu"), torch.float32, None, stack)
+        sampling = changed(SAMPLING, {"steps": 1, "guidance": "cfg"}).sampling
+        plan = make_plan(sampling, run.method, run.architecture.spectral, seed=0)
     modes = torch.tensor([3, 0, 1])
     generate(model, plan, range(3), torch.zeros(3, dtype=torch.long), modes)
     hidden, shown = model.network.contexts  # classifier-free guidance asks without the condition first
