@@ -1,5 +1,7 @@
 """--mode-mean: the mean of the mode as channels of the network's input, in training, sampling and guidance."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from gmtool.nn.dit import DiTArchitecture
 from gmtool.nn.ditdh import DiTDHArchitecture
 from gmtool.nn.network import Network
 from gmtool.progress import Progress
+from gmtool.sampling.model import load_model
 from gmtool.sampling.plan import make_plan
-from gmtool.sampling.sampler import Model, generate
+from gmtool.sampling.sampler import generate
 from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
@@ -85,20 +88,20 @@ def test_sampling_shows_the_mean_of_the_samples_mode_and_hides_it_for_guidance(
     train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())
     run = open_run(tmp_path / "run")
     assert run.architecture.context == 16
-    frames = ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
+    table = ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
     network = Seen(run.architecture)
+    sampling = changed(SAMPLING, {"steps": 1, "guidance": "cfg"}).sampling
+    plan = make_plan(sampling, run.method, run.architecture.spectral, seed=0)
+    modes = torch.tensor([3, 0, 1])
     with ExitStack() as stack:
         model = load_model(run, network, torch.device("cpu"), torch.float32, None, stack)
-        sampling = changed(SAMPLING, {"steps": 1, "guidance": "cfg"}).sampling
-        plan = make_plan(sampling, run.method, run.architecture.spectral, seed=0)
-    modes = torch.tensor([3, 0, 1])
-    generate(model, plan, range(3), torch.zeros(3, dtype=torch.long), modes)
-    hidden, shown = model.network.contexts  # classifier-free guidance asks without the condition first
-    torch.testing.assert_close(shown, frames.frame(modes).mean)
+        generate(model, plan, range(3), torch.zeros(3, dtype=torch.long), modes)
+    hidden, shown = network.contexts  # classifier-free guidance asks without the condition first
+    torch.testing.assert_close(shown, table.at(modes).mean)
     assert not hidden.any()
 
 
-def test_training_shows_the_mean_of_the_datums_mode(
+def test_training_shows_the_mean_of_each_samples_mode(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And zeros where the condition is hidden; the modes of a union are never hidden."""
@@ -116,7 +119,7 @@ def test_training_shows_the_mean_of_the_datums_mode(
         train(small.latents("classes"), tmp_path / name, changed(TRAINING, {"dropout": 0.5, **settings}), Progress())
         statistics = open_run(tmp_path / name).statistics()
         with open_gmm(small.gmm("classes")) as gmm:
-            means = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).frame(torch.arange(4)).mean
+            means = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).at(torch.arange(4)).mean
         modes, contexts = (torch.cat([getattr(each, part) for each in seen]) for part in ("modes", "context"))
         hidden = modes == 4
         assert hidden.any() == (name == "mode") and len(modes) == 32
@@ -131,5 +134,5 @@ def test_a_union_with_means_draws(small: Small, tmp_path: Path) -> None:
 
 def test_a_mean_needs_a_mode(small: Small, tmp_path: Path) -> None:
     for settings in ({"condition": "class"}, {"objective": "mm-fm"}):
-        with pytest.raises(UserError, match="--mode-mean shows the network what it knows of a mode: take --condition"):
+        with pytest.raises(UserError, match="--mode-mean shows the network what it knows of a mode: use --condition"):
             train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())
