@@ -161,7 +161,7 @@ def flag(name: str) -> str:
 
 def as_text(value: Any) -> str:
     """A setting's value as a user would give it; several values of one flag are separated by spaces."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def as_flags(values: Mapping[str, Any]) -> str:

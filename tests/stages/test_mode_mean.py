@@ -59,7 +59,7 @@ def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown
     ids=["dit", "ditdh"],
 )
 def test_networks_see_the_context(kind: TransformerArchitecture) -> None:
-    network = build_network(replace(kind, **{"patch": 2, "context": 3}), 0)
+    network = build_network(replace(kind, patch=2, context=3), 0)
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # some begin at 0
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=stream))
