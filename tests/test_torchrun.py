@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small import Small
 from user import torchrun
 
-from gmtool.artifacts.latents import MANIFEST
+from gmtool.artifacts.hdf5 import MANIFEST
 from gmtool.cli.app import execute
 
 pytestmark = pytest.mark.slow
