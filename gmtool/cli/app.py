@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under torchrun the processes form a group, and the first of them that fails says why.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal cannot show must not end what was done
+            stream.reconfigure(errors="backslashreplace")
     # OpenMP's threads spin while they wait, by default: on a machine that does something else too, a training step of a
     # small network then takes several times as long. It is read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

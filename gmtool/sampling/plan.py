@@ -61,9 +61,9 @@ def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, s
     Raises UserError, naming the flag to change, for what the run cannot do.
     """
     solver = _solver(settings, method)
+    _check_run(settings, solver, method, spectral)
     check_solver(settings, solver)
     entry, protocol = SOLVERS[solver], PROTOCOLS[settings.protocol]
-    _check_run(settings, solver, method, spectral)
     form = None if settings.guidance == "none" else GUIDANCES[settings.guidance].forms[entry.on]
     return SamplePlan(
         solver=solver,

@@ -93,6 +93,7 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = "import gmtool.cli.app, sys; print(*sys.modules)"
     loaded = set(
@@ -102,6 +103,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert not loaded & (heavy | {"PIL", "matplotlib", "safetensors", "torch_fidelity", "rich"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_help_takes_less_than_three_tenths_of_a_second_of_cpu_time(arguments: list[str], tmp_path: Path) -> None:
     def cpu_time() -> float:
@@ -193,6 +195,11 @@ def trained(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         ("plain", ["--checkpoint", "7"], "--checkpoint 7"),
         ("plain", ["--device", "cuda:9"], "--device cuda:9"),
         ("plain", ["--decoder", "x/y"], "--decoder is for latents of a DINOv2"),
+        ("plain", ["--order", "1"], "--order belongs to gm-ode and gm-sde, not to --solver euler"),
+        ("mixture", ["--solver", "heun", "--order", "2"], "--order belongs to gm-ode and gm-sde, not to --solver heun"),
+        ("mixture", ["--solver", "gm-sde", "--substeps", "2"], "--substeps belongs to gm-ode, not to --solver gm-sde"),
+        ("mixture", ["--orthogonal", "0.5"], "--orthogonal has no effect without --guidance"),
+        ("mixture", ["--guidance", "cfg", "--orthogonal", "0.5"], "--orthogonal has no effect on --guidance cfg"),
     ],
 )
 def test_what_a_run_cannot_do(
@@ -207,6 +214,23 @@ def test_what_a_run_cannot_do(
     shown = capsys.readouterr()
     assert one_line(shown.err) and words in shown.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_sampling_writes_nothing(
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def files(folder: Path) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    run = trained["mixture"]
+    before = files(run)
+    arguments = ["sample", str(run), str(tmp_path / "samples"), "--num", "70", "--steps", "6", "--guidance", "prob"]
+    assert main([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("70 of 16 x 2 x 2, step 1", "gm-ode, 6 steps, order 2, 21 sub-steps, prob 0.04", "2 batches of 12"):
+        assert words in shown
+    assert list(tmp_path.iterdir()) == []
+    assert files(run) == before
 
 
 def test_the_wrong_file_in_each_place(work: Path, trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,12 +315,24 @@ def test_errors_that_no_stage_foresaw(
             main(["inspect", "x"])
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(small: Small, tmp_path: Path) -> None:
     process = start_gmtool(["inspect", str(small.latents("classes"))], tmp_path)
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 1
     process.stderr.close()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_knows_only_ascii(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    shutil.copy(small.latents("classes"), tmp_path / "café.h5")
+    for name, code, words in (("café.h5", 0, r"caf\xe9.h5 is a latents file"), ("ü.h5", 2, r"\xfc.h5 does not exist")):
+        process = start_gmtool(["inspect", name], tmp_path)
+        shown = "".join(process.communicate())
+        assert process.returncode == code
+        assert words in shown and "Traceback" not in shown and "UnicodeEncodeError" not in shown
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
@@ -306,6 +342,7 @@ def lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(work: Path, small: Small) -> None:
     arguments = ["train", "--steps", "24", "--batch-size", "8", "--save-every", "4", "--preview-every", "0"]
     arguments += ["--device", "cpu", "--workers", "1"]  # a worker hears of Ctrl-C too
@@ -340,6 +377,7 @@ def test_an_interrupted_quickstart_says_so_once(
     assert one_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar_and_the_cursor_comes_back(work: Path) -> None:
     leader, follower = pty.openpty()
     arguments = ["train", "--steps", "10000", "--batch-size", "8", "--preview-every", "0", "--device", "cpu"]
@@ -437,13 +475,12 @@ def test_a_disk_that_is_full_during_sampling(
 def test_flags_of_several_values(capsys: pytest.CaptureFixture[str], small: Small, tmp_path: Path) -> None:
     """A tuple takes its values at once, a list one at a time; what is given replaces the default."""
     arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--dry-run", "--device", "cpu"]
-    schedule = ["--schedule", "linear", "--fall", "5", "9", "--lr-from", "3", "1e-4", "--betas", "0.8", "0.9"]
+    schedule = ["--lr-knots", "50%:1e-4,9:0", "--betas", "0.8", "0.9"]
     averages = ["--ema", "0.5", "--ema", "0.75", "--ema-power", "0.1"]
     assert main([*arguments, *schedule, *averages]) == 0
     shown = {tuple(line.strip("│ ").split("│")) for line in capsys.readouterr().out.splitlines() if "│" in line}
     settings = {name.strip(): value.strip() for name, value in (each for each in shown if len(each) == 2)}
-    assert settings["--fall"] == "5 9"
-    assert settings["--lr-from"] == "3 0.0001"
+    assert settings["--lr-knots"] == "50%:1e-4,9:0"
     assert settings["--betas"] == "0.8 0.9"
     assert settings["--ema"] == "0.5 0.75"
     assert settings["--ema-power"] == "0.1"

@@ -47,6 +47,7 @@ def types(*commands: str) -> None:
         assert main(shlex.split(command)) == 0, command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True], ids=["classes", "flat"])
 def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "DIR").mkdir()
@@ -60,7 +61,7 @@ def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.C
     assert found == {"DIR", "latents.h5", "gmm.h5", "gmm.png", "run", "samples"}
     assert not list(folder.rglob(".*"))
     run = open_run(folder / "run")
-    assert run.config.condition == ("mode" if flat else "class")
+    assert run.method.condition == ("mode" if flat else "class")
     assert run.architecture.shape == (192, 8, 8)
     samples = open_samples(folder / "samples")
     assert samples.images().shape == (24, SIDE, SIDE, 3)
@@ -78,6 +79,7 @@ def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.C
     assert not list(folder.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_the_chain_with_a_dinov2_from_a_folder(
     folder: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +95,7 @@ def test_the_chain_with_a_dinov2_from_a_folder(
     types(f"encode {photographs} --tokenizer {tmp_path / 'dino'} --image-size 64", "fit-gmm --modes 8")
     types("train --objective gm-kl --steps 2", "sample --steps 6 --guidance prob --num 24")
     shown = capsys.readouterr()
-    assert "no images: latents of dinov2 need a decoder for pictures: pip install 'gmtool[rae]'" in shown.out
+    assert "no images: latents of dinov2 need a decoder for pictures: pip install '.[rae]'" in shown.out
     assert "no preview grids" in shown.err
     assert sorted(each.name for each in (folder / "samples").iterdir()) == ["latents.h5", "sampling.json"]
     with open_latents(folder / "samples/latents.h5") as latents:
@@ -105,6 +107,7 @@ def test_the_chain_with_a_dinov2_from_a_folder(
     assert error.count("\n") == 1 and "--decoder" in error
 
 
+@pytest.mark.slow
 def test_the_quickstart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     types("quickstart --steps 20 --num 40 --device cpu")
     shown = capsys.readouterr().out

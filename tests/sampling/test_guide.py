@@ -45,7 +45,7 @@ def write(path: Path, seed: int) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("runs")
     latents = write(folder / "latents.h5", 0)
-    fit_gmm(latents, folder / "gmm.h5", FitGmmConfig(modes=2, device="cpu"), Progress())
+    fit_gmm(latents, folder / "gmm.h5", make(FitGmmConfig, {"modes": 2, "device": "cpu"}), Progress())
     made = {
         "velocity": changed(SHORT, {"condition": "class"}),
         "mixture": changed(SHORT, {"objective": "gm-kl", "components": 2, "condition": "class", "seed": 1}),

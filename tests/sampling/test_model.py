@@ -15,6 +15,7 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 
 
+@pytest.mark.slow
 def test_a_compiled_network_draws_the_same(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a last batch of another size."""
     compiled = []

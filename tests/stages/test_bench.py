@@ -12,6 +12,7 @@ from gmtool.data.image_sets import find_images
 from gmtool.settings import make
 from gmtool.stages.bench import run as bench
 from gmtool.stages.bench.inputs import SIDE, write_images
+from gmtool.stages.bench.run import CPU_BATCH, affordable
 from gmtool.stages.presets import load_preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, plan_training
@@ -52,6 +53,7 @@ def test_a_recipe_is_measured_from_images_to_samples(
     ("wanted", "fraction", "taken"),
     [("S", 1.0, "S"), ("S", 0.99, "small"), ("S", 0.0, "tiny"), ("DH-S", 0.5, "DH-tiny")],
 )
+@pytest.mark.parametrize("limit", ["operations", "memory"])
 def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
     wanted: str, fraction: float, taken: str
 ) -> None:

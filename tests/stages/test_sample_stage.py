@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from small import Small
+from stepping import method_for
 from user import Stop
 
 from gmtool.artifacts.gmm import open_gmm
@@ -18,12 +19,11 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.artifacts.samples import open_samples
-from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import MachineError, UserError
 from gmtool.flow.coordinates import Whitened
 from gmtool.flow.solvers import SOLVERS
 from gmtool.nn.build import build_network
-from gmtool.nn.dit import DiT
+from gmtool.nn.dit import DiT, DiTArchitecture
 from gmtool.progress import Progress
 from gmtool.sampling.labels import labels_of, modes_of
 from gmtool.sampling.model import TrainedModel
@@ -40,6 +40,7 @@ from gmtool.training.method import resolve_method
 from gmtool.training.settings import MethodSettings
 
 QUICK = make(SampleConfig, {"num": 12, "steps": 2, "device": "cpu"})
+LATENTS = DiTArchitecture((16, 2, 2), 1, 16, 2, classes=3)
 TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "ema": (0.5,)})
 MakeRun = Callable[..., Path]
 
@@ -74,6 +75,7 @@ def latents(folder: Path) -> np.ndarray:
 # --- sample i depends on the seed and i alone -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "sampling"),
     [
@@ -189,7 +191,7 @@ def test_stopped_while_putting_together(make_run: MakeRun, tmp_path: Path, monke
     sample(make_run(), tmp_path / "whole", QUICK, Progress())
     for place in ("write_latents", "image_grid"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(f"gmtool.stages.sample.run.{place}", stop)
+            patch.setattr(f"gmtool.{place}", stop)
             sample(make_run(), tmp_path / "cut", QUICK, Progress())
         assert not (tmp_path / "cut").exists()
     sample(make_run(), tmp_path / "cut", QUICK, Progress())
@@ -404,7 +406,8 @@ def test_every_guidance_with_every_solver(
     small: Small, make_run: MakeRun, training: dict, guidance: str, solver: str | None
 ) -> None:
     """It draws, differently with guidance, or it says which flag to change."""
-    model = load_trained(make_run(**training), small)
+    loaded = load_trained(make_run(**training))
+    model = loaded.model
     gm = training != {}
     mixture_solver = solver in ("gm-ode", "gm-sde")
     possible = guidance not in ("prob", "prob-weights") or (gm and (solver is None or mixture_solver))
@@ -428,9 +431,9 @@ def load_trained(path: Path, small: Small) -> Loaded:
     model = load(path, small)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for each in model.network.parameters():
+        for each in loaded.model.network.parameters():
             each.add_(0.02 * torch.randn(each.shape, generator=draw))
-    return model
+    return loaded
 
 
 def test_guidance_of_strength_nothing_changes_nothing(small: Small, make_run: MakeRun) -> None:
@@ -496,9 +499,11 @@ def test_what_a_run_cannot_do(training: dict, sampling: dict, words: str) -> Non
         ({"solver": "gm-sde", "substeps": 2}, "--substeps belongs to gm-ode"),
         ({"order": 3}, "--order must be at most 2"),
         ({"num": 0}, "--num must be at least 1"),
+        ({"ema": "0.9", "weights": "model"}, "--ema 0.9 has no effect with --weights model"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict, words: str) -> None:
+    """Those of solver and guidance: see tests/sampling/test_plan.py."""
     with pytest.raises(UserError, match=words):
         make(SampleConfig, settings)
 

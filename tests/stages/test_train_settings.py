@@ -112,3 +112,14 @@ def test_a_run_from_before_these_settings_opens_and_goes_on(small: Small, tmp_pa
     (path / "config.json").write_text(json.dumps(record))
     assert open_run(path).architecture == architecture(small, QUICK)
     assert train(small.latents("classes"), path, changed(QUICK, {"steps": 4}), Progress()).resumed_from == 3
+
+
+def test_a_run_with_settings_of_a_later_version_is_not_gone_on_with(small: Small, tmp_path: Path) -> None:
+    train(small.latents("classes"), tmp_path / "run", changed(QUICK, {"steps": 1}), Progress())
+    path = tmp_path / "run/config.json"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    record["config"]["novelty"] = 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has the unknown setting 'novelty': it was written by another gmtool version"):
+        train(small.latents("classes"), tmp_path / "run", QUICK, Progress())
