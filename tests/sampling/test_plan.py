@@ -2,20 +2,22 @@
 
 from typing import Any
 
-from dataclasses import replace
-
 import pytest
 from stepping import method_for
 
-from gmtool.artifacts.method_record import MethodRecord
 from gmtool.errors import UserError
-from gmtool.sampling.plan import make_plan
-from gmtool.sampling.settings import SamplingSettings, parse_interval
-from gmtool.settings import make
+from gmtool.flow.guidance import GUIDANCES
+from gmtool.flow.solvers import SOLVERS
+from gmtool.nn.dit import DiTArchitecture
+from gmtool.sampling.plan import SamplePlan, make_plan
+from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, parse_interval
 
-VELOCITY = MethodRecord("fm", "gaussian", "independent", "class", False, 0.5, "logit-normal", 1.0, 0.1)
-MIXTURE = replace(VELOCITY, objective="gm-kl")
-MODES = replace(VELOCITY, source="gmm", coupling="mode", condition="none")
+LATENTS = DiTArchitecture((2, 2, 2), 1, 16, 2, classes=3)
+VELOCITY = method_for(LATENTS, {})
+MIXTURE = method_for(LATENTS, {"objective": "gm-kl"})
+MODES = method_for(LATENTS, {"objective": "mm-fm", "condition": "none"})
+UNION = method_for(LATENTS, {"objective": "gm-kl", "source": "gmm"})
+NAMES, GM = set(SOLVERS), {"gm-ode", "gm-sde"}
 GUIDE = {"guidance": "auto", "guide": "weaker"}
 
 
@@ -39,31 +41,29 @@ def plan_of(method: Any, settings: dict[str, Any], spectral: int = 0) -> SampleP
         (MODES, {**GUIDE, "solver": "dpmpp-2m"}, ("dpmpp-2m", 2, 1.5)),
     ],
 )
-def test_what_is_left_open_is_filled_in(run, settings, expected):
-    plan = make_plan(make(SamplingSettings, settings), run, spectral=0, seed=0)
+def test_what_is_left_open_is_filled_in(method, settings, expected):
+    plan = plan_of(method, settings)
     assert (plan.solver, plan.order, plan.scale) == expected
 
 
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        (VELOCITY, {"guidance": "prob-weights"}, "--guidance prob-weights needs a solver of a mixture"),
-        (VELOCITY, {"order": 1}, "--order belongs to gm-ode and gm-sde, not to --solver euler"),
-        (MIXTURE, {"guidance": "prob-weights", "guidance_scale": 0.5}, "of prob-weights with gm-ode is at least 1"),
-        (MIXTURE, {"guidance": "prob", "guidance_scale": 1.0}, r"of prob with gm-ode is in \[0, 1\), not 1"),
-        (MIXTURE, {**GUIDE, "guidance_scale": 1.5}, r"of auto with gm-ode is in \[0, 1\)"),
-        (MIXTURE, {**GUIDE, "guidance_scale": 0.5, "solver": "euler"}, "of auto with euler is at least 1"),
+        (VELOCITY, {"guidance": "prob-weights"}, "--guidance prob-weights needs a mixture head"),
+        (MIXTURE, {**GUIDE, "guidance_scale": 1.5}, r"of auto with gm-ode is in \[0, 1\), not 1.5"),
+        (MIXTURE, {**GUIDE, "guidance_scale": 0.5, "solver": "euler"}, "of auto with euler is at least 1, not 0.5"),
         (VELOCITY, {**GUIDE, "guidance_scale": 0.5}, "of auto with euler is at least 1"),
         (MIXTURE, {"guidance": "prob-weights", "guidance_scale": 0.5}, "of prob-weights with gm-ode is at least 1"),
         (MIXTURE, {"guidance": "prob", "guidance_scale": 1.0}, r"of prob with gm-ode is in \[0, 1\), not 1"),
         (VELOCITY, {"guidance": "cfg", "guidance_scale": 0.9}, "of cfg with euler is at least 1, not 0.9"),
         (MODES, {"solver": "ddpm-small"}, "--solver ddpm-small adds noise of a Gaussian source"),
         (MODES, {"solver": "dpmpp-2m-sde"}, "--source gmm: use a solver without noise"),
+        (UNION, {"spectral": True, "solver": "gm-sde"}, "--spectral needs the spectrum that train --spectral AXES"),
     ],
 )
 def test_what_the_run_cannot_do_is_refused(method, settings, message):
     with pytest.raises(UserError, match=message):
-        make_plan(make(SamplingSettings, settings), run, spectral=0, seed=0)
+        plan_of(method, settings)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,11 @@ def test_what_the_run_cannot_do_is_refused(method, settings, message):
     [
         ({"guidance": "cfg", "guidance_scale": float("inf")}, "--guidance-scale must be a finite number"),
         ({"guidance": "cfg", "guidance_scale": float("nan")}, "--guidance-scale must be a finite number"),
-        ({"orthogonal": 0.5}, "--orthogonal has no effect without --guidance"),
-        ({"guidance": "cfg", "solver": "euler", "orthogonal": 0.5}, "--orthogonal has no effect on --guidance cfg"),
-        ({"solver": "gm-sde", "substeps": 2}, "--substeps belongs to gm-ode, not to --solver gm-sde"),
         ({"guidance": "auto"}, "needs a weaker run: give its folder by --guide"),
         ({"guidance": "cfg", "guide": "weaker"}, "--guide belongs to --guidance auto"),
         ({"guidance": "prob-weights", "solver": "unipc"}, "use --solver gm-ode or gm-sde, not unipc"),
-        ({"guidance": "cfg", "solver": "gm-ode"}, "use --solver euler or heun, not gm-ode"),
-        ({"solver": "unipc", "order": 2}, "--order belongs to gm-ode and gm-sde, not to --solver unipc"),
+        ({"guidance": "prob", "solver": "euler"}, "use --solver gm-ode or gm-sde, not euler"),
+        ({"guidance": "cfg", "solver": "gm-ode"}, "--solver euler or heun, not gm-ode"),
         ({"guidance_interval": "0.2,0.8"}, "no effect without --guidance"),
         ({"guidance": "cfg", "guidance_interval": "0.2"}, "two times LOW,HIGH"),
         ({"guidance": "cfg", "guidance_interval": "low,high"}, "two times LOW,HIGH"),
@@ -93,11 +90,72 @@ def test_what_the_run_cannot_do_is_refused(method, settings, message):
 )
 def test_settings_that_do_not_belong_together_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        make(SamplingSettings, settings)
+        SamplingSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"order": 2, "solver": name}, "--order belongs to gm-ode and gm-sde, not") for name in sorted(NAMES - GM)),
+        *(
+            ({"substeps": 2, "solver": name}, "--substeps belongs to gm-ode, not to")
+            for name in sorted(NAMES - {"gm-ode"})
+        ),
+        *(
+            ({"spectral": True, "solver": name}, "--spectral is how gm-sde draws")
+            for name in sorted(NAMES - {"gm-sde"})
+        ),
+        ({"guidance_scale": 0.5}, "--guidance-scale has no effect without --guidance"),
+        ({"orthogonal": 0.5}, "--orthogonal has no effect without --guidance"),
+        ({"orthogonal": 0.5, "guidance": "cfg", "solver": "heun"}, "--orthogonal has no effect on --guidance cfg"),
+        ({"orthogonal": 0.5, "guidance": "prob-weights", "solver": "gm-ode"}, "--orthogonal has no effect on"),
+        ({"orthogonal": 0.5, **GUIDE, "solver": "euler"}, "--orthogonal has no effect on --guidance auto with euler"),
+    ],
+)
+def test_flags_without_effect_are_refused_with_the_solver(settings, message):
+    with pytest.raises(UserError, match=message):
+        SamplingSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (VELOCITY, {"order": 1}, "--order belongs to gm-ode and gm-sde, not to --solver euler"),
+        (VELOCITY, {"substeps": 3}, "--substeps belongs to gm-ode, not to --solver euler"),
+        (MIXTURE, {"spectral": True}, "--spectral"),
+        (VELOCITY, {"guidance": "cfg", "orthogonal": 0.5}, "--orthogonal has no effect on --guidance cfg with euler"),
+        (MIXTURE, {"guidance": "cfg", "order": 1}, "--order belongs to gm-ode and gm-sde, not to --solver euler"),
+        (MIXTURE, {"protocol": "rae", "substeps": 3}, "--substeps belongs to gm-ode, not to --solver euler"),
+        (VELOCITY, {**GUIDE, "orthogonal": 0.5}, "--orthogonal has no effect on --guidance auto with euler"),
+    ],
+)
+def test_flags_without_effect_are_refused_with_the_run(method, settings, message):
+    """Where the run decides which solver it is."""
+    SamplingSettings(**settings)  # nothing is wrong with it yet
+    with pytest.raises(UserError, match=message):
+        plan_of(method, settings)
+
+
+def test_orthogonal_where_it_has_an_effect():
+    assert plan_of(MIXTURE, {"guidance": "prob", "orthogonal": 0.25}).orthogonal == 0.25
+    assert plan_of(MIXTURE, {**GUIDE, "orthogonal": 0.25, "solver": "gm-sde"}).orthogonal == 0.25
+    assert plan_of(MIXTURE, {"guidance": "prob"}).orthogonal == 1
+
+
+def test_every_row_has_a_plan():
+    """No solver or guidance of the tables is out of reach of the command."""
+    for name, entry in SOLVERS.items():
+        assert plan_of(MIXTURE, {"solver": name}).entry is entry
+    for name in GUIDANCES:
+        assert plan_of(MIXTURE, {"guidance": name, "guide": "weaker" if name == "auto" else None}).guidance == name
+    for name in PROTOCOLS:
+        plan = plan_of(MIXTURE, {"protocol": name, "solver": "heun", "steps": 9})
+        grid = plan.grid(plan.steps)
+        assert grid[0] == 1 and (grid.diff() < 0).all()
 
 
 def test_interval():
     assert parse_interval(None) == (0, 1)
     assert parse_interval("0.25, 0.75") == (0.25, 0.75)
-    plan = make_plan(make(SamplingSettings, {"guidance": "cfg", "guidance_interval": "0.1,0.6"}), VELOCITY, 0, 0)
+    plan = plan_of(VELOCITY, {"guidance": "cfg", "guidance_interval": "0.1,0.6"})
     assert plan.interval == (0.1, 0.6)

@@ -12,7 +12,6 @@ from gmtool.data.image_sets import find_images
 from gmtool.settings import make
 from gmtool.stages.bench import run as bench
 from gmtool.stages.bench.inputs import SIDE, write_images
-from gmtool.stages.bench.run import CPU_BATCH, affordable
 from gmtool.stages.presets import load_preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, plan_training

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from small import Small
-from stepping import method_for
 from user import Stop
 
 from gmtool.artifacts.gmm import open_gmm
