@@ -52,7 +52,6 @@ def test_a_recipe_is_measured_from_images_to_samples(
     ("wanted", "fraction", "taken"),
     [("S", 1.0, "S"), ("S", 0.99, "small"), ("S", 0.0, "tiny"), ("DH-S", 0.5, "DH-tiny")],
 )
-@pytest.mark.parametrize("limit", ["operations", "memory"])
 def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
     wanted: str, fraction: float, taken: str
 ) -> None:
