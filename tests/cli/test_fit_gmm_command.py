@@ -28,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_defaults_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit-gmm", "--modes", "4"]) == 0
     shown = capsys.readouterr().out
@@ -93,6 +94,7 @@ def test_a_read_only_folder(folder: Path, capsys: pytest.CaptureFixture[str], mo
     assert "is read-only; choose another output" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")

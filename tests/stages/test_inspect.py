@@ -64,6 +64,7 @@ def test_what_things_are(finished: Path, name: str, kind: str, facts: dict[str, 
     assert states(finished / name) == dict.fromkeys(inputs, "matches")
 
 
+@pytest.mark.slow
 def test_inputs_that_changed_or_went(small: Small, tmp_path: Path) -> None:
     root = make(small, tmp_path / "all")
     next((root / "images/a").iterdir()).unlink()

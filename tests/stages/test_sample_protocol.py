@@ -14,6 +14,7 @@ from gmtool.cli.app import main
 from gmtool.tokenizers.build import build_tokenizer
 
 
+@pytest.mark.slow
 def test_the_grid_counts_points_and_images_are_truncated(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,7 +75,7 @@ def test_the_mixture_learns_as_without_the_spectrum(small: Small, tmp_path: Path
 
 
 def test_what_does_not_go_together_is_refused(small: Small, run: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--spectral has no effect"):
+    with pytest.raises(UserError, match="--spectral has no effect, as this objective predicts no mixture"):
         make(TrainConfig, {"spectral": 1})
     with pytest.raises(UserError, match="--spectral is how gm-sde draws"):
         make(SampleConfig, {"solver": "euler", "spectral": True})
