@@ -10,13 +10,13 @@ from PIL import Image
 from gmtool.cli.app import main
 from gmtool.data.image_sets import find_images
 from gmtool.settings import make
-from gmtool.stages.bench import run as bench
 from gmtool.stages.bench.inputs import SIDE, write_images
+from gmtool.stages.bench.run import CPU_BATCH, affordable
 from gmtool.stages.presets import load_preset
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.plan import DataFacts, plan_training
+from gmtool.stages.train.plan import DataFacts, TrainPlan, plan_training
 from gmtool.throughput import device_name, known_speed
-from gmtool.training.cost import step_cost
+from gmtool.training.cost import StepCost, step_cost
 
 CPU = torch.device("cpu")
 
@@ -53,18 +53,27 @@ def test_a_recipe_is_measured_from_images_to_samples(
     ("wanted", "affords", "measured"),
     [("S", "S", "S"), ("S", "tiny", "tiny"), ("S", None, "tiny"), ("DH-S", None, "DH-tiny")],
 )
+@pytest.mark.parametrize("limit", ["operations", "memory"])
 def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
-    wanted: str, fraction: float, taken: str
+    wanted: str, affords: str | None, measured: str, limit: str
 ) -> None:
-    """fraction: of the operations of the wanted network that may be spent."""
-    facts = DataFacts((4, 4, 4), samples=10, classes=2)
-    plan = plan_training(make(TrainConfig, {"model": wanted}), facts, gpu=False)
-    cost = step_cost(plan.architecture, plan.method, torch.float32)
-    found, its_cost = bench.affordable(plan, torch.float32, fraction * cost.flops, fits=lambda _: True)
-    assert found.model == taken
-    assert its_cost == step_cost(found.architecture, found.method, torch.float32)
-    smallest, _ = bench.affordable(plan, torch.float32, cost.flops, fits=lambda _: False)
-    assert smallest.model == ("DH-tiny" if wanted.startswith("DH") else "tiny")
+    """As large as the operations, and the memory, of a network that can be afforded; the smallest one in any case."""
+    facts = DataFacts((4, 8, 8), 100, 1)
+
+    def plan(model: str) -> TrainPlan:
+        return plan_training(make(TrainConfig, {"model": model}), facts, gpu=False)
+
+    def cost(model: str) -> StepCost:
+        made = plan(model)
+        return step_cost(made.architecture, made.method, torch.float32, checkpoint_activations=False)
+
+    operations = memory = float("inf")
+    if limit == "operations":
+        operations = 0 if affords is None else cost(affords).flops
+    else:
+        memory = 0 if affords is None else cost(affords).memory(CPU_BATCH, 1)
+    found, its_cost = affordable(plan(wanted), torch.float32, operations, lambda size: size <= memory)
+    assert found.model == measured and its_cost == cost(measured)
 
 
 def test_the_images_are_photographs_in_size(tmp_path: Path) -> None:

@@ -21,15 +21,12 @@ def test_the_grid_counts_points_and_images_are_truncated(
     monkeypatch.chdir(tmp_path)
     train = ["train", str(small.latents("flat")), "--objective", "fm", "--condition", "none", "--steps", "2"]
     assert main([*train, "--preview-every", "0", "--device", "cpu"]) == 0
-    for name, flags in {"rae": ["--protocol", "rae", "--steps", "3"], "full": ["--steps", "2"]}.items():
+    rae_flags = ["--protocol", "rae", "--steps", "3"]
+    for name, flags in {"rae": rae_flags, "heun": [*rae_flags, "--solver", "heun"], "full": ["--steps", "2"]}.items():
         assert main(["sample", "run", name, "--num", "4", "--device", "cpu", *flags]) == 0
-    assert (
-        main(["sample", "run", "heun", "--num", "4", "--device", "cpu", "--protocol", "rae", "--solver", "heun"]) == 0
-    )
-    heun = json.loads((tmp_path / "heun/sampling.json").read_text())["details"]["plan"]
-    assert (heun["solver"], heun["steps"]) == ("heun", 7)  # a protocol is a grid, for any solver
-    plan = json.loads((tmp_path / "rae/sampling.json").read_text())["details"]["plan"]
-    assert (plan["solver"], plan["protocol"], plan["steps"]) == ("euler", "rae", 2)
+    for name, solver in {"rae": "euler", "heun": "heun"}.items():
+        plan = json.loads((tmp_path / name / "sampling.json").read_text())["details"]["plan"]
+        assert (plan["solver"], plan["protocol"], plan["steps"]) == (solver, "rae", 2)
     with open_latents(tmp_path / "rae/latents.h5") as rae, open_latents(tmp_path / "full/latents.h5") as full:
         latents = torch.from_numpy(rae.patches(slice(None)))
         assert not torch.equal(latents, torch.from_numpy(full.patches(slice(None))))  # it stops before t = 0
@@ -41,8 +38,9 @@ def test_the_grid_counts_points_and_images_are_truncated(
     assert np.abs(images.astype(int) - truncated).max() <= 1
     capsys.readouterr()
     for flags, words in {
-        ("--steps", "1"): "use at least --steps 2",
-        ("--guidance", "prob"): "needs a solver of a mixture",
+        ("--order", "1"): "not to --solver euler",
+        ("--steps", "1"): "at least --steps 2",
+        ("--guidance", "prob"): "needs a mixture head",
     }.items():
         assert main(["sample", "run", "x", "--protocol", "rae", *flags]) == 2
         error = capsys.readouterr().err

@@ -77,11 +77,13 @@ def test_the_mixture_learns_as_without_the_spectrum(small: Small, tmp_path: Path
 def test_what_does_not_go_together_is_refused(small: Small, run: Path, tmp_path: Path):
     with pytest.raises(UserError, match="--spectral has no effect, as this objective predicts no mixture"):
         make(TrainConfig, {"spectral": 1})
-    with pytest.raises(UserError, match="--spectral is how gm-sde draws"):
-        make(SampleConfig, {"solver": "euler", "spectral": True})
-    with pytest.raises(UserError, match="--spectral 99: the latents have 16 channels"):
+    with pytest.raises(UserError, match="--spectral is how gm-sde draws, not --solver gm-ode"):
+        make(SampleConfig, {"spectral": True, "solver": "gm-ode"})
+    with pytest.raises(UserError, match=r"--spectral 99: the latents of .* have 16 channels"):
         train(small.latents("classes"), tmp_path / "many", changed(TRAINING, {"spectral": 99}), Progress())
     train(small.latents("classes"), tmp_path / "plain", changed(TRAINING, {"spectral": 0, "steps": 1}), Progress())
     assert open_run(tmp_path / "plain").architecture.spectral == 0
+    with pytest.raises(UserError, match="--spectral is how gm-sde draws, not --solver gm-ode"):
+        sample(run, tmp_path / "samples", changed(SAMPLING, {"spectral": True, "solver": None}), Progress())
     with pytest.raises(UserError, match="this run has none"):
         sample(tmp_path / "plain", tmp_path / "samples", changed(SAMPLING, {"spectral": True}), Progress())
