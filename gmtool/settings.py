@@ -161,12 +161,12 @@ def flag(name: str) -> str:
 
 def as_text(value: Any) -> str:
     """A setting's value as a user would give it; several values of one flag are separated by spaces."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def as_flags(config: Any) -> str:
-    """The settings of a config as a user would type them, without those that are open or off."""
-    given = {k: v for k, v in as_flat(config).items() if v is not None and v is not False and v != ()}
+def as_flags(values: Mapping[str, Any]) -> str:
+    """Settings, by their names, as a user would type them, without those that are open or off."""
+    given = {k: v for k, v in values.items() if v is not None and v is not False and v != ()}
     return " ".join(flag(name) if value is True else f"{flag(name)} {as_text(value)}" for name, value in given.items())
 
 

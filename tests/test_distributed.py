@@ -47,6 +47,7 @@ sys.exit(app.main([]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is asserted to be the CPU")
 def test_two_processes_agree_and_the_one_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gmtool.training.loss import Batch
 from safetensors.torch import load_file
 from small import Small
+from stepping import stepper_for
 
 from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
 from gmtool.nn.build import build_network
@@ -20,9 +20,7 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.streams import generator
 from gmtool.training.checkpoint import MODEL, list_checkpoints
-from gmtool.training.state import make_state
-from gmtool.training.step import Stepper
-from gmtool.training.task import Batch
+from gmtool.training.task import Batch, each_tensor
 
 pytestmark = pytest.mark.gpu
 
@@ -37,9 +35,6 @@ CONFIG = make(
         "tensorboard": False,
         "device": "cuda",
     },
-)
-STEP = make(
-    TrainConfig, {"lr": 1e-3, "time_shift": 1.0, "condition": "none", "source": "gaussian", "coupling": "independent"}
 )
 
 
@@ -67,14 +62,13 @@ def test_a_fused_step_in_float32_is_that_of_the_cpu() -> None:
     found = {}
     architecture = DiTArchitecture((4, 4, 4), depth=2, width=32, heads=2)
     for device in ("cpu", "cuda"):
-        trainee = make_state(build_network(architecture, 0).to(device), STEP)
-        stepper = Stepper(STEP, trainee)
-        batch = Batch(torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(1)).to(device))
-        draws = stepper._draw(16, generator(0))
-        draws = changed(draws, {name: each.to(device) for name, each in vars(draws).items() if each is not None})
-        stepper._accumulate(batch, draws)
-        trainee.optimizer.step(1e-3, torch.tensor(False, device=device))
-        found[device] = {name: each.detach().cpu() for name, each in trainee.network.named_parameters()}
+        stepper = stepper_for(build_network(architecture, 0).to(device), {"lr": 1e-3, "time_shift": 1.0})
+        x = torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+        prepared = stepper.task.prepare(Batch(x), stepper.task.draw(16, generator(0)))
+        prepared = each_tensor(prepared, lambda value, device=device: value.to(device))
+        stepper._accumulate(prepared, torch.ones(16, device=device))
+        stepper.state.optimizer.step(1e-3, torch.tensor(False, device=device))
+        found[device] = {name: each.detach().cpu() for name, each in stepper.state.network.named_parameters()}
     for name, value in found["cpu"].items():
         torch.testing.assert_close(found["cuda"][name], value, atol=2e-5, rtol=1e-3, msg=name)
 

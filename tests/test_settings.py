@@ -44,7 +44,7 @@ def test_settings_are_flat_outside() -> None:
     config = make(Machine, {"rate": 2.0, "engine": "b", "seed": 3})
     assert config == Machine(Engine(2.0, "b"), 3)
     assert as_flat(config) == {"rate": 2.0, "engine": "b", "cold": False, "seed": 3}
-    assert as_flags(config) == "--rate 2.0 --engine b --seed 3"
+    assert as_flags(as_flat(config)) == "--rate 2.0 --engine b --seed 3"
     assert changed(config, {"engine": "a", "seed": 1}) == Machine(Engine(2.0, "a"), 1)
     assert config_from_json(Machine, as_flat(config), "it") == config
 

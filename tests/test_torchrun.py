@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from small import Small
 from user import torchrun
 
-from gmtool.artifacts.latents import MANIFEST
+from gmtool.artifacts.hdf5 import MANIFEST
 from gmtool.cli.app import execute
+
+pytestmark = pytest.mark.slow
 
 CHAIN = """
 import sys
@@ -145,8 +147,8 @@ def test_a_run_goes_on_with_another_number_of_processes(chains: Chains, tmp_path
 def test_what_cannot_be_divided_is_refused(chains: Chains) -> None:
     refused = [line for line in chains.stdout.splitlines() if line.startswith("refused: ")]
     assert refused == [
-        "refused: --batch-size 9 cannot be divided among 2 processes: take 8",
-        "refused: --micro-batch 8 does not divide the 4 images of a step: take 4",
+        "refused: --batch-size 9 is not divisible by 2 processes; use 8",
+        "refused: --micro-batch 8 does not divide the 4 images of a step: use 4",
     ]
     assert not (chains.two / "none").exists()
 

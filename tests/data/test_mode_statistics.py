@@ -13,6 +13,7 @@ from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import LatentStatistics, latent_statistics
 from gmtool.data import mode_statistics as modes_file
 from gmtool.data.mode_statistics import FLOOR, ModeTable
+from gmtool.flow.coordinates import Whitened
 from gmtool.mixture.patch_moments import PatchMode
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def test_frames_are_the_modes_in_normalised_coordinates(
     picked = torch.tensor([2, 0, 2, 3])
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents)
-        found = ModeTable(gmm, statistics, CPU, whitened=True).frame(picked)
+        found = ModeTable(gmm, statistics, CPU, whitened=True).at(picked)
         mean, std = (torch.from_numpy(each(picked.numpy())) for each in (gmm.patch_mean, gmm.patch_std))
     torch.testing.assert_close(statistics.restore(found.mean), mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.std, (std / statistics.std).clamp(min=FLOOR))
@@ -47,12 +48,12 @@ def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
     )
     statistics = LatentStatistics(torch.zeros(shape), torch.full(shape, 2.0))
     with open_gmm(tmp_path / "gmm.h5") as gmm:
-        frame = ModeTable(gmm, statistics, CPU, whitened=True).frame(torch.tensor([0]))
-        drawn_from = ModeTable(gmm, statistics, CPU, whitened=False).frame(torch.tensor([0]))
+        frame = ModeTable(gmm, statistics, CPU, whitened=True).at(torch.tensor([0]))
+        drawn_from = ModeTable(gmm, statistics, CPU, whitened=False).at(torch.tensor([0]))
     torch.testing.assert_close(drawn_from.std, torch.tensor([[[[5e-8, 1.5]]]]))
     torch.testing.assert_close(frame.std, torch.tensor([[[[FLOOR, 1.5]]]]))
     x = torch.tensor([[[[0.3, -2.0]]]])
-    torch.testing.assert_close(frame.restore(frame.whiten(x)), x)
+    torch.testing.assert_close(Whitened().leave(Whitened().enter(x, frame), frame), x)
 
 
 @pytest.mark.gpu
@@ -62,10 +63,10 @@ def test_frames_are_the_same_on_a_gpu(small: Small, monkeypatch: pytest.MonkeyPa
     picked = torch.tensor([2, 0, 2, 3])
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents)
-        expected = ModeTable(gmm, statistics, CPU, whitened=True).frame(picked)
+        expected = ModeTable(gmm, statistics, CPU, whitened=True).at(picked)
         frames = ModeTable(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"), whitened=True)
         for modes in (picked, picked.cuda()):
-            found = frames.frame(modes)
+            found = frames.at(modes)
             assert found.mean.is_cuda and found.std.is_cuda
             torch.testing.assert_close(found.mean.cpu(), expected.mean)
             torch.testing.assert_close(found.std.cpu(), expected.std)

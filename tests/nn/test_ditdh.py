@@ -3,11 +3,11 @@ from dataclasses import replace
 import golden
 import pytest
 import torch
-from gmtool.flow.prediction import VelocityModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gmtool.flow.guidance.cfg import classifier_free
+from gmtool.flow.guidance.cfg import ClassifierFree
+from gmtool.flow.model import VelocityModel
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network, named
@@ -76,7 +76,7 @@ def test_guidance_of_the_reference(name: str) -> None:
         return lambda x_t, t: network(x_t, t, Conditions(labels))
 
     given, null = labels.chunk(2)
-    found = classifier_free(model(given), model(null), scale=2.5)(x[: len(given)], t[: len(given)])
+    found = ClassifierFree(2.5)(model(given), model(null))(x[: len(given)], t[: len(given)])
     torch.testing.assert_close(found, values["cfg_out"][: len(given)], atol=5e-5, rtol=1e-5)
 
 

@@ -1,8 +1,8 @@
 import math
 
 import torch
-from gmtool.flow.objectives import flow_matching_loss, transition_loss
 
+from gmtool.flow.objective import flow_matching_loss, transition_loss
 from gmtool.flow.path import interpolate, velocity
 from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network

@@ -14,9 +14,10 @@ from gmtool.progress import Progress
 from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.forecast import forecast
-from gmtool.stages.train.plan import architecture_for
+from gmtool.stages.train.plan import TrainPlan, facts_of, plan_training
 from gmtool.stages.train.run import train
 from gmtool.throughput import Speed, device_name, keep_speed
+from gmtool.training.cost import StepCost, step_cost
 
 QUICK = make(TrainConfig, {"steps": 30, "batch_size": 8, "keep": 1, "preview_every": 0, "device": "cpu"})
 
@@ -26,22 +27,30 @@ def no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def planned(small: Small, config: TrainConfig) -> tuple[TrainPlan, StepCost]:
+    """The plan on these latents, without a mixture, and what a step costs."""
+    with open_latents(small.latents("classes")) as latents:
+        plan = plan_training(config, facts_of(latents, None), gpu=False)
+    return plan, step_cost(plan.architecture, plan.method, torch.float32)
+
+
 def test_a_forecast_counts_the_run_and_writes_nothing(small: Small, tmp_path: Path) -> None:
     found = forecast(small.latents("classes"), tmp_path / "run", QUICK)
-    with open_latents(small.latents("classes")) as latents:
-        network = build_network(architecture_for(found.config, latents, None), 0)
-    assert found.config.model == "tiny" and found.config.condition == "class"
-    assert found.cost.parameters == sum(each.numel() for each in network.parameters())
-    assert (found.images, found.batch, found.micro_batch) == (60, 8, 8)
-    assert found.epochs == 30 * 8 / 60
-    assert found.step_flops == 8 * found.cost.flops
-    assert found.memory == found.cost.memory(8, averages=1)
+    work, (plan, cost) = dict(found.work), planned(small, QUICK)
+    network = build_network(plan.architecture, 0)
+    assert (work["--model"], work["--condition"]) == ("tiny", "class")
+    assert work["parameters"] == f"{sum(each.numel() for each in network.parameters()):,}"
+    assert (work["images a step (effective batch)"], work["images computed at once"], work["steps"]) == ("8", "8", "30")
+    assert work["epochs"] == "4 of 60 images"  # 30 steps of 8
+    assert work["operations a step"].startswith(f"{8 * cost.flops / 1e12:,.4g} TFLOP ")
+    assert found.memory == cost.memory(8, averages=1)
     assert [each.path for each in found.reads] == [small.latents("classes")]
     assert found.reads[0].bytes == small.latents("classes").stat().st_size
     assert found.seconds is None
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_files_that_are_foretold_are_those_that_come(small: Small, tmp_path: Path) -> None:
     config = changed(QUICK, {"steps": 2, "ema": (0.9, 0.99)})
     found = forecast(small.latents("classes"), tmp_path / "run", config)
@@ -51,6 +60,7 @@ def test_the_files_that_are_foretold_are_those_that_come(small: Small, tmp_path:
         assert sum(file.stat().st_size for file in files) == pytest.approx(each.bytes, rel=0.02, abs=400)
 
 
+@pytest.mark.slow
 def test_the_fitted_mixture_is_read_where_it_is_used(small: Small, tmp_path: Path) -> None:
     config = changed(QUICK, {"objective": "gm-kl", "source": "gmm"})
     found = forecast(small.latents("classes"), tmp_path / "run", config)
@@ -62,17 +72,21 @@ def test_the_fitted_mixture_is_read_where_it_is_used(small: Small, tmp_path: Pat
 def test_time_follows_from_the_measured_speed(small: Small, tmp_path: Path) -> None:
     keep_speed(Speed(device_name(torch.device("cpu")), "float32", matmul=1e11, train=5e10, network="B"))
     found = forecast(small.latents("classes"), tmp_path / "run", QUICK)
-    assert found.seconds == 30 * 8 * found.cost.flops / 5e10
+    _, cost = planned(small, QUICK)
+    assert found.seconds == 30 * 8 * cost.flops / 5e10
     other = forecast(small.latents("classes"), tmp_path / "run", changed(QUICK, {"precision": "bfloat16"}))
     assert other.seconds is None
 
 
+@pytest.mark.slow
 def test_what_the_command_prints(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--preset", "quickstart", "--dry-run"]
     assert main([*arguments, "--steps", "7", "--ema", "0.9", "--ema", "0.99"]) == 0
     shown = capsys.readouterr().out
     for words in ("handwritten digits", "to expect", "0.9 0.99", "parameters", "GFLOP an image", "`gmtool bench`"):
         assert words in shown
+    condition = next(line for line in shown.splitlines() if "--condition (auto)" in line)
+    assert "class: the images come in 3 classes" in condition
     assert " 128 " in shown  # the effective batch, from the preset
     keep_speed(Speed(device_name(torch.device("cpu")), "float32", matmul=1e11, train=1e6, network="B"))
     assert main([*arguments, "--price-per-hour", "2"]) == 0

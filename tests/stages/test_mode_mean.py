@@ -1,5 +1,7 @@
 """--mode-mean: the mean of the mode as channels of the network's input, in training, sampling and guidance."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,14 @@ from gmtool.nn.dit import DiTArchitecture
 from gmtool.nn.ditdh import DiTDHArchitecture
 from gmtool.nn.network import Network
 from gmtool.progress import Progress
+from gmtool.sampling.model import load_model
 from gmtool.sampling.plan import make_plan
-from gmtool.sampling.sampler import Model, generate
+from gmtool.sampling.sampler import generate
 from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.plan import architecture_for, resolve
+from gmtool.stages.train.plan import facts_of, plan_training
 from gmtool.stages.train.run import train
 
 TRAINING = make(TrainConfig, {"steps": 2, "batch_size": 16, "preview_every": 0, "device": "cpu", "mode_mean": True})
@@ -45,9 +48,9 @@ UNION = {"objective": "gm-kl", "source": "gmm"}
 def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown: bool) -> None:
     config = make(TrainConfig, {"device": "cpu", **settings})
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
-        resolved = resolve(config, latents, gmm, torch.device("cpu"))
-        assert resolved.mode_mean is shown
-        assert architecture_for(resolved, latents, gmm).context == (latents.shape[0] if shown else 0)
+        plan = plan_training(config, facts_of(latents, gmm), gpu=False)
+        assert plan.method.mode_mean is shown
+        assert plan.architecture.context == (latents.shape[0] if shown else 0)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_a_union_shows_it_unless_told_not_to(small: Small, settings: dict, shown
     ids=["dit", "ditdh"],
 )
 def test_networks_see_the_context(kind: TransformerArchitecture) -> None:
-    network = build_network(changed(kind, {"patch": 2, "context": 3}), 0)
+    network = build_network(replace(kind, patch=2, context=3), 0)
     stream = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # some begin at 0
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=stream))
@@ -85,17 +88,20 @@ def test_sampling_shows_the_mean_of_the_samples_mode_and_hides_it_for_guidance(
     train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())
     run = open_run(tmp_path / "run")
     assert run.architecture.context == 16
-    frames = ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
-    model = Model(Seen(run.architecture), run.config, run.statistics(), frames, torch.device("cpu"), torch.float32)
-    plan = make_plan(changed(SAMPLING, {"steps": 1, "guidance": "cfg"}), run.config)
+    table = ModeTable(open_gmm(small.gmm("classes")), run.statistics(), torch.device("cpu"), whitened=False)
+    network = Seen(run.architecture)
+    sampling = changed(SAMPLING, {"steps": 1, "guidance": "cfg"}).sampling
+    plan = make_plan(sampling, run.method, run.architecture.spectral, seed=0)
     modes = torch.tensor([3, 0, 1])
-    generate(model, plan, range(3), torch.zeros(3, dtype=torch.long), modes)
-    hidden, shown = model.network.contexts  # classifier-free guidance asks without the condition first
-    torch.testing.assert_close(shown, frames.frame(modes).mean)
+    with ExitStack() as stack:
+        model = load_model(run, network, torch.device("cpu"), torch.float32, None, stack)
+        generate(model, plan, range(3), torch.zeros(3, dtype=torch.long), modes)
+    hidden, shown = network.contexts  # classifier-free guidance asks without the condition first
+    torch.testing.assert_close(shown, table.at(modes).mean)
     assert not hidden.any()
 
 
-def test_training_shows_the_mean_of_the_datums_mode(
+def test_training_shows_the_mean_of_each_samples_mode(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And zeros where the condition is hidden; the modes of a union are never hidden."""
@@ -113,7 +119,7 @@ def test_training_shows_the_mean_of_the_datums_mode(
         train(small.latents("classes"), tmp_path / name, changed(TRAINING, {"dropout": 0.5, **settings}), Progress())
         statistics = open_run(tmp_path / name).statistics()
         with open_gmm(small.gmm("classes")) as gmm:
-            means = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).frame(torch.arange(4)).mean
+            means = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).at(torch.arange(4)).mean
         modes, contexts = (torch.cat([getattr(each, part) for each in seen]) for part in ("modes", "context"))
         hidden = modes == 4
         assert hidden.any() == (name == "mode") and len(modes) == 32
@@ -128,5 +134,5 @@ def test_a_union_with_means_draws(small: Small, tmp_path: Path) -> None:
 
 def test_a_mean_needs_a_mode(small: Small, tmp_path: Path) -> None:
     for settings in ({"condition": "class"}, {"objective": "mm-fm"}):
-        with pytest.raises(UserError, match="--mode-mean shows the network what it knows of a mode: take --condition"):
+        with pytest.raises(UserError, match="--mode-mean shows the network what it knows of a mode: use --condition"):
             train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())

@@ -2,19 +2,22 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from small import Small
 
-from gmtool.artifacts.latents import open_latents
+from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.cli.app import main
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.online_eval import Scorer
 from gmtool.stages.train.run import train
+from gmtool.training.logging import Logger
 
 CONFIG = make(
     TrainConfig,
@@ -51,6 +54,13 @@ def scores(run: Path) -> list[dict]:
     return [each for each in records(run) if "frechet_distance" in each]
 
 
+def scorer_of(latents: LatentsFile, tokenizer: object, count: int, loggers: Sequence[Logger] = ()) -> Scorer:
+    """A scorer that has no network to draw from."""
+    nothing: Any = None
+    return Scorer(nothing, nothing, latents, (0, 1, 2), cast(Any, tokenizer), count, loggers, seed=3)
+
+
+@pytest.mark.slow
 def test_scores_at_intervals(small: Small, tmp_path: Path) -> None:
     heard = Notes()
     train(small.latents("classes"), tmp_path / "run", CONFIG, heard)
@@ -60,7 +70,8 @@ def test_scores_at_intervals(small: Small, tmp_path: Path) -> None:
     # a network of four steps is far from the digits
     assert all(each["frechet_distance"] > 2 * each["frechet_distance_of_real"] > 0 for each in found)
     (settings,) = [each for each in heard.notes if each.startswith("settings: ")]
-    assert "--batch-size 8 " in settings and "--model tiny " in settings
+    assert "--batch-size 8 " in settings and "--model tiny " in settings  # also what was left open
+    assert "--condition class " in settings and any(each.startswith("--condition class: ") for each in heard.notes)
     assert {"loss", "images/s", "waiting"} <= set(heard.figures[-1])
     # going on repeats no score, and finds the same ones
     whole = changed(CONFIG, {"steps": 6})
@@ -87,12 +98,9 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(
         def decode(self, latents: object) -> object:
             return latents
 
-    class Run:
-        config = make(TrainConfig, {"seed": 3})
-
     with open_latents(small.latents("classes")) as latents:
         kept = Assignments()
-        scorer = Scorer(Run(), latents, Images() if with_images else None, 20, [kept])  # type: ignore[arg-type]
+        scorer = scorer_of(latents, Images() if with_images else None, 20, [kept])
         monkeypatch.setattr(Scorer, "_draw", lambda self, indices: self._features(self._rows[:20][indices]))
         scorer.score(5)
     (record,) = kept.records
@@ -101,16 +109,14 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(
 
 
 def test_the_parts_of_the_real_images_are_apart(small: Small) -> None:
-    class Run:
-        config = make(TrainConfig, {"seed": 3})
-
     with open_latents(small.latents("classes")) as latents:
-        few, many = (Scorer(Run(), latents, None, count, []) for count in (4, 1000))  # type: ignore[arg-type]
+        few, many = (scorer_of(latents, None, count) for count in (4, 1000))
         assert len(few._rows) == 44 and len(set(few._rows.tolist())) == 44
         assert many._size == 30 and sorted(many._rows.tolist()) == list(range(60))
         assert not np.array_equal(many._rows, np.arange(60))
 
 
+@pytest.mark.slow
 def test_events_are_written_where_they_are_asked_for(
     small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

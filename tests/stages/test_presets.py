@@ -199,6 +199,23 @@ def test_a_preset_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert load_preset(str(tmp_path / "mine.toml")).of("train") == {"steps": 7}
 
 
+@pytest.mark.slow
+def test_a_preset_is_reckoned_without_any_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In an empty folder `train --dry-run` says what it assumes of the data, and leaves nothing behind."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(empty)
+    assert main(["train", "--preset", "union-imagenet256", "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "2,562,334 samples of 768 x 16 x 16 in 1,000 classes: latents.h5 does not exist" in shown
+    assert "gmm.h5, 12.0 GiB" in shown
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_flags_go_over_the_preset(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[train]\nobjective = "gm-kl"\nsteps = 7\nbatch-size = 5\n[sample]\nsteps = 3')

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gmtool.training.loss import Batch
 from safetensors.torch import load_file
 from small import Small
 from user import Stop, start_gmtool
@@ -19,15 +19,16 @@ from user import Stop, start_gmtool
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import latent_statistics, open_run
+from gmtool.data.image_sets import find_images
 from gmtool.data.latent_loader import latent_batches
 from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
-from gmtool.settings import changed, make
+from gmtool.settings import as_flat, changed, make
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.plan import architecture_for, resolve
+from gmtool.stages.train.plan import facts_of, plan_training
 from gmtool.stages.train.run import train
-from gmtool.training.batches import BatchBuilder, known_modes, mode_weights
+from gmtool.training.batches import BatchBuilder, mode_assignments, mode_weights
 from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, Position, find_checkpoint, list_checkpoints
 from gmtool.training.step import Stepper, StepResult
 from gmtool.training.task import Batch
@@ -51,6 +52,28 @@ def run(
     small: Small, folder: Path, config: TrainConfig = QUICK, kind: str = "classes", progress: Progress | None = None
 ):
     return train(small.latents(kind), folder, config, progress or Progress())
+
+
+class Notes(Progress):
+    """Keeps what it is told, and which tasks were begun (+1) and ended (-1)."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.tasks: list[int] = []
+
+    def begin(self, task: str, total: int, unit: str, done: int = 0) -> None:
+        self.tasks.append(1)
+
+    def end(self) -> None:
+        self.tasks.append(-1)
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def changes(folder: Path) -> dict[Path, int]:
+    """When each file of a run was written last, but the lock's, which says who holds it."""
+    return {each: each.stat().st_mtime_ns for each in folder.rglob("*") if each.is_file() and each.name != "lock"}
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -89,10 +112,13 @@ def assert_same_run(first: Path, second: Path) -> None:
 )
 def test_defaults(small: Small, kind: str, with_gmm: bool, given: dict, settled: tuple[str, str, str]) -> None:
     with open_latents(small.latents(kind)) as latents, open_gmm(small.gmm(kind)) as gmm:
-        found = resolve(make(TrainConfig, given), latents, gmm if with_gmm else None, CPU)
-    assert (found.source, found.coupling, found.condition) == settled
-    assert (found.model, found.batch_size, found.lr, found.time_shift) == ("tiny", 32, 2e-3, 1.0)
-    assert found.gmm == (small.gmm(kind) if with_gmm else None)
+        found = plan_training(make(TrainConfig, given), facts_of(latents, gmm if with_gmm else None), gpu=False)
+    assert (found.method.source, found.method.coupling, found.method.condition) == settled
+    assert (found.model, found.batch_size, found.schedule.rate, found.method.time_shift) == ("tiny", 32, 2e-3, 1.0)
+    shown = {name: found.settings[name] for name in ("source", "coupling", "condition", "model", "batch_size", "lr")}
+    assert shown == dict(zip(shown, (*settled, "tiny", 32, 2e-3), strict=True))
+    told = {choice.flag for choice in found.choices}
+    assert told == {"--model", "--batch-size", "--lr"} | (set() if "condition" in given else {"--condition"})
 
 
 def test_what_is_given_stays(small: Small) -> None:
@@ -101,8 +127,10 @@ def test_what_is_given_stays(small: Small) -> None:
         {"model": "small", "batch_size": 7, "lr": 0.5, "time_shift": 3.0, "condition": "none", "source": "gaussian"},
     )
     with open_latents(small.latents("classes")) as latents:
-        found = resolve(config, latents, None, CPU)
-    assert found == changed(config, {"coupling": "independent", "mode_mean": False})
+        found = plan_training(config, facts_of(latents, None), gpu=False)
+    settled = {"coupling": "independent", "mode_mean": False, "transition_ratio": 0.5}
+    assert found.settings == {**as_flat(config), **settled}
+    assert found.choices == ()
 
 
 @pytest.mark.parametrize(
@@ -118,16 +146,27 @@ def test_what_is_given_stays(small: Small) -> None:
 )
 def test_the_network_takes_the_labels_it_needs(small: Small, given: dict, labels: tuple[int, int, int]) -> None:
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
-        found = architecture_for(resolve(make(TrainConfig, given), latents, gmm, CPU), latents, gmm)
+        found = plan_training(make(TrainConfig, given), facts_of(latents, gmm), gpu=False).architecture
     assert (found.classes, found.modes, found.components) == labels
     assert found.shape == (16, 2, 2)
 
 
 def test_a_mixture_beside_the_latents_is_found_on_its_own(small: Small, tmp_path: Path) -> None:
-    assert run(small, tmp_path / "flat", changed(QUICK, {"steps": 1}), "flat").config.condition == "mode"
+    assert run(small, tmp_path / "flat", changed(QUICK, {"steps": 1}), "flat").plan.method.condition == "mode"
     shutil.copy(small.latents("flat"), tmp_path / "latents.h5")
     report = train(tmp_path / "latents.h5", tmp_path / "alone", changed(QUICK, {"steps": 1}), Progress())
-    assert (report.config.condition, report.config.gmm) == ("none", None)
+    assert (report.plan.method.condition, report.plan.facts.mixture) == ("none", None)
+
+
+def test_what_was_settled_is_told(small: Small, tmp_path: Path) -> None:
+    """With the reason, also for the condition, which decides what may be asked for when sampling."""
+    notes = Notes()
+    run(small, tmp_path / "run", changed(QUICK, {"steps": 1}), progress=notes)
+    assert "--condition class: the images come in 3 classes" in notes.lines
+    other = Notes()
+    run(small, tmp_path / "other", changed(QUICK, {"steps": 1}), "flat", progress=other)
+    (line,) = [each for each in other.lines if each.startswith("--condition ")]
+    assert line.startswith("--condition mode: the images have no classes, and ") and "gmm.h5 with 4 modes" in line
 
 
 def test_mode_weights_are_those_of_the_data(small: Small) -> None:
@@ -151,7 +190,7 @@ def test_the_run_folder(small: Small, tmp_path: Path) -> None:
     report = run(small, tmp_path / "run", changed(QUICK, {"objective": "gm-kl", "source": "gmm", "preview_every": 3}))
     assert (report.resumed_from, report.steps) == (0, 5)
     found = open_run(tmp_path / "run")
-    assert found.config == report.config
+    assert found.method == report.plan.method
     assert found.classes == ("a", "b", "c")
     assert [each.role for each in found.manifest.inputs] == ["latents", "gmm"]
     assert sorted(each.name for each in (tmp_path / "run").rglob("*") if each.is_file()) == sorted(
@@ -169,6 +208,7 @@ def test_the_run_folder(small: Small, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.tokenizer().arrays["components"], latents.tokenizer.arrays["components"])
 
 
+@pytest.mark.slow
 def test_the_loss_falls(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run", changed(QUICK, {"steps": 60, "batch_size": 32, "save_every": 60}))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -181,6 +221,7 @@ UNION = {"objective": "gm-kl", "source": "gmm"}
 TRANSPORT = {"source": "gmm", "coupling": "batch-ot", "condition": "mode"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, UNION, TRANSPORT], ids=["fm", "union", "transport"])
 @pytest.mark.parametrize("stopped", [1, 3, 4])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
@@ -195,6 +236,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_other_workers_and_more_steps_give_the_same(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "whole")
     run(small, tmp_path / "other", changed(QUICK, {"workers": 0, "steps": 3}))
@@ -204,6 +246,7 @@ def test_other_workers_and_more_steps_give_the_same(small: Small, tmp_path: Path
     assert_same_run(tmp_path / "whole", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_previews_change_nothing(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "whole")
     run(small, tmp_path / "other", changed(QUICK, {"preview_every": 2}))
@@ -218,13 +261,14 @@ def test_the_seed_decides(small: Small, tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_alone(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run")
-    before = {each: each.stat().st_mtime_ns for each in (tmp_path / "run").rglob("*") if each.is_file()}
+    before = changes(tmp_path / "run")
     report = run(small, tmp_path / "run")
     assert (report.resumed_from, report.steps) == (5, 5)
     assert run(small, tmp_path / "run", changed(QUICK, {"steps": 2})).steps == 5
-    assert {each: each.stat().st_mtime_ns for each in (tmp_path / "run").rglob("*") if each.is_file()} == before
+    assert changes(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_killed_it_still_ends_the_same(small: Small, tmp_path: Path) -> None:
     """kill -9 of the command at some moment after its first checkpoint."""
     arguments = ["train", str(small.latents("classes")), "run", "--steps", "20", "--batch-size", "7", "--save-every"]
@@ -265,7 +309,7 @@ def test_a_run_stopped_before_its_record_begins_anew(small: Small, tmp_path: Pat
         ({"seed": 1}, "--seed 0, not 1"),
         ({"ema": (0.5,)}, r"--ema 0.9995, not 0.5"),
         ({"condition": "none"}, "--condition class, not none"),
-        ({"schedule": "cosine"}, "--schedule constant, not cosine"),
+        ({"lr_knots": "100%:0"}, "--lr-knots None, not 100%:0"),
     ],
 )
 def test_resuming_with_other_settings(small: Small, finished: Path, changes: dict, flag: str) -> None:
@@ -281,7 +325,7 @@ def finished(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_falling_schedule_fixes_the_steps(small: Small, tmp_path: Path) -> None:
-    config = changed(QUICK, {"steps": 2, "schedule": "cosine"})
+    config = changed(QUICK, {"steps": 2, "lr_knots": "100%:0", "lr_curve": "cosine"})
     run(small, tmp_path / "run", config)
     with pytest.raises(UserError, match="begun with --steps 2, not 4"):
         run(small, tmp_path / "run", changed(config, {"steps": 4}))
@@ -303,32 +347,16 @@ def test_resuming_on_other_latents(small: Small, finished: Path, tmp_path: Path)
         train(tmp_path / "latents.h5", finished, QUICK, Progress())
 
 
-class Notes(Progress):
-    """Keeps what it is told, and which tasks were begun (+1) and ended (-1)."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.tasks: list[int] = []
-
-    def begin(self, task: str, total: int, unit: str, done: int = 0) -> None:
-        self.tasks.append(1)
-
-    def end(self) -> None:
-        self.tasks.append(-1)
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
-
-
 def test_more_steps_and_other_settings_that_may_change_stand_in_the_record(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run", changed(QUICK, {"steps": 2}))
     fingerprint = open_run(tmp_path / "run").manifest.fingerprint
     run(small, tmp_path / "run", changed(QUICK, {"steps": 4, "keep": 5, "micro_batch": "1"}))
     found = open_run(tmp_path / "run")
-    assert (found.config.steps, found.config.keep, found.config.micro_batch) == (4, 5, "1")
+    assert [found.manifest.config[name] for name in ("steps", "keep", "micro_batch")] == [4, 5, "1"]
     assert found.manifest.fingerprint == fingerprint
 
 
+@pytest.mark.slow
 def test_a_micro_batch_does_not_change_the_run(small: Small, tmp_path: Path) -> None:
     config = changed(QUICK, {"objective": "gm-kl", "source": "gmm", "batch_size": 8, "steps": 3})
     run(small, tmp_path / "whole", config)
@@ -339,10 +367,11 @@ def test_a_micro_batch_does_not_change_the_run(small: Small, tmp_path: Path) -> 
     )
     for one, two in zip(whole, parts, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
-    with pytest.raises(UserError, match="--micro-batch 3 does not divide the 8 images of a step: take 2"):
+    with pytest.raises(UserError, match="--micro-batch 3 does not divide the 8 images of a step: use 2"):
         run(small, tmp_path / "other", changed(config, {"micro_batch": "3"}))
 
 
+@pytest.mark.slow
 def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path: Path) -> None:
     config = changed(
         QUICK,
@@ -350,10 +379,7 @@ def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path:
             "optimizer": "muon",
             "ema": (0.1, 0.99),
             "ema_power": (0.1,),
-            "schedule": "linear",
-            "fall": (1, 4),
-            "lr_end": 1e-4,
-            "lr_from": (2, 1e-3),
+            "lr_knots": "1:2e-3,2:1.4e-3,2:7e-4,4:1e-4",
             "betas": (0.8, 0.9),
             "weight_decay": 0.1,
         },
@@ -377,6 +403,7 @@ def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path:
 # --- straight from images ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_on_images(small: Small, tmp_path: Path) -> None:
     """Nearly the run on their latents, which are rounded; with mirrors another one, that resumes exactly."""
     config = changed(QUICK, {"workers": 0, "images": small.classes / "images", "steps": 4})
@@ -399,13 +426,20 @@ def test_training_on_images(small: Small, tmp_path: Path) -> None:
         run(small, tmp_path / "images", changed(config, {"images": None}))
     with pytest.raises(UserError, match="was trained on another images file"):
         run(small, tmp_path / "images", changed(config, {"images": small.classes / "images/a"}))
+    record = json.loads((tmp_path / "images/config.json").read_text())
+    (known,) = [each for each in record["inputs"] if each["role"] == "images"]
+    known["fingerprint"] = find_images(small.classes / "images").listing  # as earlier versions named images
+    del record["checksum"]
+    (tmp_path / "images/config.json").write_text(json.dumps(record))
+    before = config.loop.steps
+    assert run(small, tmp_path / "images", changed(config, {"steps": before + 1})).resumed_from == before
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"flip": True}, "--flip mirrors images: it needs --images"),
-        ({"images": Path("here"), "fraction": 0.5}, "--fraction takes a part of a latents file, not of --images"),
+        ({"images": Path("here"), "fraction": 0.5}, "--fraction is a share of a latents file, not of --images"),
         ({"images": Path("here"), "source": "gmm"}, "--images knows no modes.*--source gaussian"),
         ({"images": Path("nowhere")}, "nowhere does not exist: give a folder"),
     ],
@@ -427,12 +461,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int, int], bool]) 
     def take(self: Stepper, batch: Batch, step: int, seed: int) -> StepResult:
         order = seeds[seed]
         taken.append((order, step))
-        return real(self, changed(batch, {"x": batch.x * torch.nan}) if is_bad(order, step) else batch, step, seed)
+        return real(self, replace(batch, x=batch.x * torch.nan) if is_bad(order, step) else batch, step, seed)
 
     monkeypatch.setattr(Stepper, "take", take)
     return taken
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_goes_back_with_other_data(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -504,13 +539,16 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_two_trains_at_once(small: Small, tmp_path: Path) -> None:
     """The second says so; a process that was killed holds nothing."""
     run(small, tmp_path / "run", changed(QUICK, {"steps": 1}))
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
     try:
-        with pytest.raises(UserError, match=r"run is being trained by another process: wait, or choose another"):
+        with pytest.raises(
+            UserError, match=rf"run is being trained by process {other.pid} on .*: wait for it, or choose another"
+        ):
             run(small, tmp_path / "run", changed(QUICK, {"steps": 2}))
     finally:
         other.kill()
@@ -549,7 +587,7 @@ def test_only_damaged_checkpoints_are_named(small: Small, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [
-        ("flat", {"condition": "class"}, "--condition class: the images of .* had no class folders"),
+        ("flat", {"condition": "class"}, "--condition class: the images had no class folders; use mode or none"),
         ("classes", {"gmm": Path("none.h5")}, "none.h5 does not exist.*fit-gmm"),
         ("alone", {"source": "gmm"}, "gmm.h5 does not exist.*fit-gmm"),
         ("alone", {"condition": "mode"}, "gmm.h5 does not exist.*fit-gmm"),
@@ -571,7 +609,7 @@ def test_a_mixture_of_other_latents(small: Small, tmp_path: Path) -> None:
     # one that only lies there and is not used does no harm
     shutil.copy(small.latents("classes"), tmp_path / "latents.h5")
     shutil.copy(small.gmm("flat"), tmp_path / "gmm.h5")
-    assert train(tmp_path / "latents.h5", tmp_path / "run", changed(QUICK, {"steps": 1}), Progress()).config.gmm is None
+    assert train(tmp_path / "latents.h5", tmp_path / "run", changed(QUICK, {"steps": 1}), Progress()).steps == 1
 
 
 def test_files_of_another_kind(small: Small, tmp_path: Path) -> None:
@@ -603,15 +641,15 @@ def test_no_room_for_the_checkpoints(small: Small, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"objective": "mm-fm", "source": "gaussian"}, "drop --source gaussian"),
-        ({"objective": "mm-fm", "coupling": "batch-ot"}, "drop --coupling batch-ot"),
+        ({"objective": "mm-fm", "source": "gaussian"}, "remove --source gaussian"),
+        ({"objective": "mm-fm", "coupling": "batch-ot"}, "remove --coupling batch-ot"),
         ({"coupling": "mode", "source": "gaussian"}, "needs --source gmm"),
         ({"objective": "gm-kl", "coupling": "batch-ot"}, "--coupling independent or mode"),
-        ({"objective": "gm-kl", "source": "gmm", "coupling": "independent"}, "take --coupling mode"),
+        ({"objective": "gm-kl", "source": "gmm", "coupling": "independent"}, "use --coupling mode"),
         ({"objective": "kl"}, "--objective must be one of fm, gm-kl, mm-fm"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"ema": (1.0,)}, "--ema must be below 1"),
-        ({"lr": float("nan")}, "--lr must be at least 0"),
+        ({"lr": float("nan")}, "--lr must be a finite number"),
         ({"transition_ratio": 1.5}, "--transition-ratio must be at most 1"),
     ],
 )
@@ -641,7 +679,7 @@ def test_images_beside_the_class_folders_have_no_class(small: Small, tmp_path: P
             provenance=Provenance("encode", {}),
         )
     report = train(tmp_path / "latents.h5", tmp_path / "run", QUICK, Progress())
-    assert (report.config.condition, report.steps) == ("class", 5)
+    assert (report.plan.method.condition, report.steps) == ("class", 5)
 
 
 @pytest.mark.parametrize("coupling", ["independent", "batch-ot", "mode"])
@@ -650,14 +688,23 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
     config = make(TrainConfig, {"source": "gmm", "coupling": coupling, "condition": "class", "device": "cpu"})
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents, mode_weights(latents, gmm, by_class=True))
-        config = resolve(config, latents, gmm, CPU)
-        frames = ModeTable(gmm, statistics, CPU, whitened=True)
-        feed = BatchBuilder(latents.labels, 3, known_modes(gmm, config), frames, statistics, config, CPU)
+        plan = plan_training(config, facts_of(latents, gmm), gpu=False)
+        builder = BatchBuilder(
+            labels=latents.labels,
+            classes=3,
+            assignments=mode_assignments(gmm),
+            table=ModeTable(gmm, statistics, CPU, whitened=True),
+            statistics=statistics,
+            own_mode=plan.method.method.coupling.own_mode,
+            source_modes=True,
+            mode_mean=False,
+            device=CPU,
+        )
         modes, own = [], []
         means = statistics.normalise(torch.from_numpy(gmm.patch_mean(np.arange(4))))
-        for batch in feed.batches(latent_batches(latents, 60, 0, 0, 40, None), 0, 0):
-            assert batch.frame is not None and batch.modes is not None
-            modes.append(torch.cdist(batch.frame.mean.flatten(1), means.flatten(1)).argmin(1))
+        for batch in builder.batches(latent_batches(latents, 60, 0, 0, 40, None), 0, 0):
+            assert batch.source_modes is not None and batch.modes is not None
+            modes.append(torch.cdist(batch.source_modes.mean.flatten(1), means.flatten(1)).argmin(1))
             own.append(batch.modes)
         weights = torch.from_numpy(gmm.weights)
     seen, known = torch.cat(modes), torch.cat(own)

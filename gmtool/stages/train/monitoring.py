@@ -43,7 +43,7 @@ def monitoring_of(
     """
     config, world = inputs.plan.config, inputs.world
     settings = config.logging
-    progress.note(f"settings: {as_flags(config)}")
+    progress.note(f"settings: {as_flags(inputs.plan.settings)}")
     loggers = loggers_for(settings, run) if world.first else ()
     for logger in loggers:
         stack.callback(logger.close)

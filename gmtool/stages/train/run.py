@@ -33,7 +33,7 @@ from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.model import TrainedModel
-from gmtool.settings import as_text, flag, settings_of
+from gmtool.settings import as_flat, as_text, flag, settings_of
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
 from gmtool.stages.train.monitoring import monitoring_of
@@ -257,7 +257,9 @@ def _create_or_open(path: Path, inputs: TrainInputs, parameters: int) -> RunFold
 def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
-    before, now = recorded_settings(run.manifest.config), _as_recorded(dict(plan.settings))
+    now = _as_recorded(dict(plan.settings))
+    # what a record does not have came later: the run had its default
+    before = {**_as_recorded(as_flat(TrainConfig())), **recorded_settings(run.manifest.config)}
     for name in settings_of(TrainConfig):
         if name not in free and not _agree(name, before, now) and not _without_effect(name, plan):
             settings = f"{flag(name)} {as_text(before.get(name))}, not {as_text(now[name])}"
@@ -269,10 +271,17 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
         raise UserError(f"{run.path} was begun {how} --images: repeat its settings to go on, or choose another folder")
     for entry in inputs:
         known = run.manifest.input(entry.role)
-        if known is None or known.fingerprint != entry.fingerprint:
+        if known is None or not _is_known(entry, known.fingerprint):
             raise UserError(
                 f"{run.path} was trained on another {entry.role} file than {entry.path}: choose another folder"
             )
+
+
+def _is_known(entry: Input, recorded: str) -> bool:
+    """Whether an input is the one that a record names; of images, also by what earlier versions named them."""
+    if entry.fingerprint == recorded:
+        return True
+    return entry.role == "images" and find_images(Path(entry.path)).is_known_by(recorded)
 
 
 def _agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
