@@ -109,7 +109,8 @@ class World:
         for name, each in tensors.items():
             values = whole(each)
             if self.first:
-                found[name] = values.cpu() if is_sharded(each) else values
+                # a sharded one comes as a promise, which a copy waits for
+                found[name] = values.clone().cpu() if is_sharded(each) else values
         return found
 
     def barrier(self) -> None:
@@ -225,11 +226,8 @@ def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
 
 
 def replicate(network: nn.Module) -> DistributedDataParallel:
-    """A network that every process holds whole: called through this, its gradients are means over all processes.
-
-    Its buffers are constants, equal everywhere.
-    """
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
+    """A network that every process holds whole: called through this, its gradients are means over all processes."""
+    return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
 
 def shard(network: nn.Module, world: World) -> None:

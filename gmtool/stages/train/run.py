@@ -258,8 +258,14 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
     now = _as_recorded(dict(plan.settings))
+    recorded = recorded_settings(run.manifest.config)
+    if unknown := sorted(set(recorded) - set(settings_of(TrainConfig))):
+        raise UserError(
+            f"{run.path} has the unknown setting {unknown[0]!r}: it was written by another gmtool version; choose "
+            "another folder"
+        )
     # what a record does not have came later: the run had its default
-    before = {**_as_recorded(as_flat(TrainConfig())), **recorded_settings(run.manifest.config)}
+    before = {**_as_recorded(as_flat(TrainConfig())), **recorded}
     for name in settings_of(TrainConfig):
         if name not in free and not _agree(name, before, now) and not _without_effect(name, plan):
             settings = f"{flag(name)} {as_text(before.get(name))}, not {as_text(now[name])}"
