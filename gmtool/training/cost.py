@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmtool.artifacts.method_record import MethodRecord
+from gmtool.flow.coupling import Independent
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
@@ -94,6 +95,8 @@ def _trace(network: Network, task: Task, precision: torch.dtype, count: int) -> 
         return tensor
 
     autocast = nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision)
+    if task.method.coupling.whole_batch:  # an assignment looks at numbers, and costs none of what is counted
+        task = replace(task, method=replace(task.method, coupling=Independent()))
     prepared = task.prepare(task.any_batch(count, torch.device("cpu")), task.draw(count, torch.Generator()))
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),

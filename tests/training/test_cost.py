@@ -36,11 +36,12 @@ def dit_products(architecture: DiTArchitecture) -> int:
     [
         (FM, SMALL),
         (FM, replace(SMALL, depth=1, width=64)),
+        (replace(FM, coupling="batch-ot"), SMALL),
         (GM_KL, replace(SMALL, components=3)),
         (UNION, replace(SMALL, components=3, modes=7)),
         (replace(UNION, mode_mean=True), replace(SMALL, components=3, modes=7, context=CHANNELS)),
     ],
-    ids=["fm", "wide", "gm-kl", "union", "context"],
+    ids=["fm", "wide", "batch-ot", "gm-kl", "union", "context"],
 )
 def test_operations_are_those_of_the_closed_form(method: MethodRecord, architecture: DiTArchitecture) -> None:
     cost = step_cost(architecture, method, torch.float32)
