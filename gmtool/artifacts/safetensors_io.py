@@ -59,8 +59,8 @@ def read_tensors(
         try:
             with safe_open(path, framework="pt") as file:
                 known = json.loads((file.metadata() or {}).get(CHECKSUMS, "null"))
-                present = set(file.keys())
-                if known is not None and known.keys() != present:
+                present = sorted(file.keys())  # the same in all processes, which take them apart together
+                if known is not None and sorted(known) != present:
                     raise ValueError("its tensors are not those that were written")
                 tensors = {name: file.get_tensor(name) for name in (present if names is None else names)}
         except SafetensorError as error:
