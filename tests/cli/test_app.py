@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pty
-import resource
 import shutil
 import signal
 import subprocess
@@ -101,23 +100,6 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     )
     heavy = {"torch", "torchvision", "faiss", "transformers", "diffusers", "numpy", "scipy", "sklearn", "h5py"}
     assert not loaded & (heavy | {"PIL", "matplotlib", "safetensors", "torch_fidelity", "rich"})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
-def test_help_takes_less_than_three_tenths_of_a_second_of_cpu_time(arguments: list[str], tmp_path: Path) -> None:
-    def cpu_time() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    times = []
-    for _ in range(3):
-        before = cpu_time()
-        process = start_gmtool(arguments, tmp_path)
-        shown, _ = process.communicate()
-        times.append(cpu_time() - before)
-        assert process.returncode == 0 and "Usage: gmtool" in shown
-    assert min(times) < 0.3
 
 
 # --- what is wrong is said in one line --------------------------------------------------------------------------------
