@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from user import start_gmtool
 from gmtool import __version__
 from gmtool.cli.app import app, main
 from gmtool.progress import Progress
-from gmtool.settings import make
+from gmtool.settings import flag, make, settings_of
+from gmtool.stages.presets import STAGES as STAGE_CONFIGS
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.training.checkpoint import list_checkpoints
@@ -89,17 +91,42 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"gmtool {__version__}\n"
 
 
-# --- speed ------------------------------------------------------------------------------------------------------------
+def test_every_command_is_told_by_a_whole_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.split("Commands:")[1]
+    assert not [line for line in listed.splitlines() if line.endswith("...")]
+    listed = " ".join(listed.split())
+    for name, command in COMMANDS.items():
+        sentence = command.help.split("\n")[0]
+        assert sentence.endswith(".") and f"{name} {sentence}" in listed
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_flags_stand_under_the_title_of_their_component(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    sections = dict(re.findall(r"^(\S[^\n]*):\n((?:  .*\n|\n)*)", shown, flags=re.MULTILINE))
+    for setting in settings_of(STAGE_CONFIGS[name]).values():
+        assert re.search(rf"^  {flag(setting.name)}\b", sections[setting.group or "Options"], flags=re.MULTILINE)
+    assert list(sections)[:2] == ["Arguments", "Options"]
+    titles = [setting.group for setting in settings_of(STAGE_CONFIGS[name]).values() if setting.group]
+    assert list(sections)[2:] == list(dict.fromkeys(titles))
+
+
+# --- what is imported -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_command_line_imports_nothing_heavy() -> None:
-    code = "import gmtool.cli.app, sys; print(*sys.modules)"
-    loaded = set(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    )
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["sample", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    """For its speed."""
+    code = "import sys; from gmtool.cli.app import main; main(sys.argv[1:]); print('loaded:', *sys.modules)"
+    command = [sys.executable, "-c", code, *arguments]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "Usage: gmtool" in shown
+    loaded = set(shown.split("loaded:")[1].split())
     heavy = {"torch", "torchvision", "faiss", "transformers", "diffusers", "numpy", "scipy", "sklearn", "h5py"}
-    assert not loaded & (heavy | {"PIL", "matplotlib", "safetensors", "torch_fidelity", "rich"})
+    assert not loaded & (heavy | {"PIL", "matplotlib", "safetensors", "torch_fidelity", "rich", "numba"})
 
 
 # --- what is wrong is said in one line --------------------------------------------------------------------------------
