@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,25 +25,45 @@ small enough to change no fit, and there for entries that are all but constant i
 """
 
 
+Place = Literal["device", "memory", "disk"]
+
+
+def place_for(size: int, device: torch.device) -> Place:
+    """Where ``size`` bytes of modes are kept: on a GPU if they take at most a quarter of its free memory, else in the
+    machine's memory if they take at most a quarter of that, else on disk.
+    """
+    if not fits_in_memory(size):
+        return "disk"
+    if device.type == "cuda" and size > SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "memory"
+    return "device"
+
+
 class ModeTable:
     """mu_k and s_k of modes, normalised as the latents are: ((mean - m) / s, std / s).
 
     whitened: whether data will be divided by s_k, which then is at least FLOOR; a source that is only drawn from is
     taken as it was fitted.
 
-    All modes lie on the device when they take at most a quarter of the memory that is free there, else in the
-    machine's memory when they take at most a quarter of that, else each batch's are read from the file.
+    place: where all modes are kept; default: see `place_for`. On "disk" each batch's are read from the file.
     """
 
-    def __init__(self, gmm: GmmFile, statistics: LatentStatistics, device: torch.device, whitened: bool) -> None:
+    def __init__(
+        self,
+        gmm: GmmFile,
+        statistics: LatentStatistics,
+        device: torch.device,
+        whitened: bool,
+        place: Place | None = None,
+    ) -> None:
         self._gmm, self._device, self._floor = gmm, device, FLOOR if whitened else 0.0
         self._statistics = statistics.to(torch.device("cpu"))
         self._all: ModeStatistics | None = None
-        size = 8 * len(gmm) * int(np.prod(gmm.shape))
-        if fits_in_memory(size):
+        where = place or place_for(8 * len(gmm) * int(np.prod(gmm.shape)), device)
+        if where != "disk":
             self._all = self._read(np.arange(len(gmm)))
-            if device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]:
-                self._all = ModeStatistics(self._all.mean.to(device), self._all.std.to(device))
+        if where == "device" and self._all is not None:
+            self._all = ModeStatistics(self._all.mean.to(device), self._all.std.to(device))
 
     def at(self, modes: Tensor) -> ModeStatistics:
         """The statistics of modes (B,) int64, on the device."""

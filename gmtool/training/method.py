@@ -22,9 +22,11 @@ def resolve_method(
     serve.
     """
     published = settings.objective == "mm-fm"
-    source, coupling = _source(settings), _coupling(settings)
-    condition, why = _condition(settings, classes, mixture)
+    source, why_source = _source(settings)
+    coupling, why_coupling = _coupling(settings, source)
+    condition, why_condition = _condition(settings, classes, mixture)
     whitened = settings.objective == "gm-kl" and source == "gmm"
+    shift = shift_for(math.prod(shape)) if settings.time_shift is None else settings.time_shift
     record = MethodRecord(
         objective="fm" if published else settings.objective,  # type: ignore[arg-type]  # narrowed by the line itself
         source=source,
@@ -34,26 +36,41 @@ def resolve_method(
         mode_mean=whitened if settings.mode_mean is None else settings.mode_mean,
         transition_ratio=0.5 if settings.transition_ratio is None else settings.transition_ratio,
         time_distribution=settings.time_distribution,
-        time_shift=shift_for(math.prod(shape)) if settings.time_shift is None else settings.time_shift,
+        time_shift=shift,
         dropout=settings.dropout,
     )
     _check(settings, record, classes, mixture)
-    if settings.condition != "auto":
-        return record, ()
-    return record, (Choice("--condition", condition, why),)
+    numbers = " x ".join(map(str, shape))
+    settled = (
+        (settings.source == "auto", Choice("--source", source, why_source)),
+        (settings.coupling == "auto", Choice("--coupling", coupling, why_coupling)),
+        (settings.condition == "auto", Choice("--condition", condition, why_condition)),
+        (settings.mode_mean is None and whitened, Choice("--mode-mean", "yes", "the coordinates do not tell the mode")),
+        (settings.time_shift is None, Choice("--time-shift", f"{shift:.3g}", f"for latents of {numbers} numbers")),
+    )
+    return record, tuple(choice for was_open, choice in settled if was_open)
 
 
-def _source(settings: MethodSettings) -> SourceName:
+def _source(settings: MethodSettings) -> tuple[SourceName, str]:
+    """The source, and why."""
     if settings.source != "auto":
-        return settings.source
-    return "gmm" if settings.objective == "mm-fm" or settings.coupling == "mode" else "gaussian"
+        return settings.source, "as asked"
+    if settings.objective == "mm-fm":
+        return "gmm", "as published for mm-fm"
+    if settings.coupling == "mode":
+        return "gmm", "--coupling mode draws noise from modes"
+    return "gaussian", f"the default of {settings.objective}"
 
 
-def _coupling(settings: MethodSettings) -> CouplingName:
+def _coupling(settings: MethodSettings, source: SourceName) -> tuple[CouplingName, str]:
+    """The coupling, and why."""
     if settings.coupling != "auto":
-        return settings.coupling
-    mixture_flow = settings.objective == "gm-kl" and _source(settings) == "gmm"
-    return "mode" if settings.objective == "mm-fm" or mixture_flow else "independent"
+        return settings.coupling, "as asked"
+    if settings.objective == "mm-fm":
+        return "mode", "as published for mm-fm"
+    if settings.objective == "gm-kl" and source == "gmm":
+        return "mode", "gm-kl on --source gmm works in its modes' coordinates"
+    return "independent", f"the default of {settings.objective}"
 
 
 def _condition(settings: MethodSettings, classes: int, mixture: str | None) -> tuple[Condition, str]:

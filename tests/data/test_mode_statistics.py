@@ -1,4 +1,4 @@
-"""The frames of a mixture's modes: normalised, never narrower than the floor, the same from memory and from disk."""
+"""Statistics of a mixture's modes: normalised, never narrower than the floor, the same from memory and from disk."""
 
 from pathlib import Path
 
@@ -11,23 +11,19 @@ from gmtool.artifacts.gmm import Assignments, DescriptorMixture, open_gmm, write
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import LatentStatistics, latent_statistics
-from gmtool.data import mode_statistics as modes_file
-from gmtool.data.mode_statistics import FLOOR, ModeTable
+from gmtool.data.mode_statistics import FLOOR, ModeTable, Place
 from gmtool.flow.coordinates import Whitened
 from gmtool.mixture.patch_moments import PatchMode
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_frames_are_the_modes_in_normalised_coordinates(
-    small: Small, monkeypatch: pytest.MonkeyPatch, in_memory: bool
-) -> None:
-    monkeypatch.setattr(modes_file, "fits_in_memory", lambda size: in_memory)
+@pytest.mark.parametrize("place", [None, "device", "memory", "disk"])
+def test_statistics_are_those_of_the_modes_in_normalised_coordinates(small: Small, place: Place | None) -> None:
     picked = torch.tensor([2, 0, 2, 3])
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents)
-        found = ModeTable(gmm, statistics, CPU, whitened=True).at(picked)
+        found = ModeTable(gmm, statistics, CPU, True, place).at(picked)
         mean, std = (torch.from_numpy(each(picked.numpy())) for each in (gmm.patch_mean, gmm.patch_std))
     torch.testing.assert_close(statistics.restore(found.mean), mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.std, (std / statistics.std).clamp(min=FLOOR))
@@ -48,25 +44,24 @@ def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
     )
     statistics = LatentStatistics(torch.zeros(shape), torch.full(shape, 2.0))
     with open_gmm(tmp_path / "gmm.h5") as gmm:
-        frame = ModeTable(gmm, statistics, CPU, whitened=True).at(torch.tensor([0]))
+        found = ModeTable(gmm, statistics, CPU, whitened=True).at(torch.tensor([0]))
         drawn_from = ModeTable(gmm, statistics, CPU, whitened=False).at(torch.tensor([0]))
     torch.testing.assert_close(drawn_from.std, torch.tensor([[[[5e-8, 1.5]]]]))
-    torch.testing.assert_close(frame.std, torch.tensor([[[[FLOOR, 1.5]]]]))
+    torch.testing.assert_close(found.std, torch.tensor([[[[FLOOR, 1.5]]]]))
     x = torch.tensor([[[[0.3, -2.0]]]])
-    torch.testing.assert_close(Whitened().leave(Whitened().enter(x, frame), frame), x)
+    torch.testing.assert_close(Whitened().leave(Whitened().enter(x, found), found), x)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("share", [1.0, 0.0], ids=["on the GPU", "in pinned memory"])
-def test_frames_are_the_same_on_a_gpu(small: Small, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    monkeypatch.setattr(modes_file, "SHARE", share)
+@pytest.mark.parametrize("place", ["device", "memory", "disk"])
+def test_statistics_are_the_same_on_a_gpu(small: Small, place: Place) -> None:
     picked = torch.tensor([2, 0, 2, 3])
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents)
         expected = ModeTable(gmm, statistics, CPU, whitened=True).at(picked)
-        frames = ModeTable(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"), whitened=True)
+        table = ModeTable(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"), True, place)
         for modes in (picked, picked.cuda()):
-            found = frames.at(modes)
+            found = table.at(modes)
             assert found.mean.is_cuda and found.std.is_cuda
             torch.testing.assert_close(found.mean.cpu(), expected.mean)
             torch.testing.assert_close(found.std.cpu(), expected.std)

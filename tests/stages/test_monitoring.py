@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from small import Small
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
@@ -17,7 +17,6 @@ from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.online_eval import Scorer
 from gmtool.stages.train.run import train
-from gmtool.training.logging import Logger
 
 CONFIG = make(
     TrainConfig,
@@ -54,12 +53,6 @@ def scores(run: Path) -> list[dict]:
     return [each for each in records(run) if "frechet_distance" in each]
 
 
-def scorer_of(latents: LatentsFile, tokenizer: object, count: int, loggers: Sequence[Logger] = ()) -> Scorer:
-    """A scorer that has no network to draw from."""
-    nothing: Any = None
-    return Scorer(nothing, nothing, latents, (0, 1, 2), cast(Any, tokenizer), count, loggers, seed=3)
-
-
 @pytest.mark.slow
 def test_scores_at_intervals(small: Small, tmp_path: Path) -> None:
     heard = Notes()
@@ -70,7 +63,7 @@ def test_scores_at_intervals(small: Small, tmp_path: Path) -> None:
     # a network of four steps is far from the digits
     assert all(each["frechet_distance"] > 2 * each["frechet_distance_of_real"] > 0 for each in found)
     (settings,) = [each for each in heard.notes if each.startswith("settings: ")]
-    assert "--batch-size 8 " in settings and "--model tiny " in settings  # also what was left open
+    assert "--batch-size 8 " in settings and "--model tiny " in settings
     assert "--condition class " in settings and any(each.startswith("--condition class: ") for each in heard.notes)
     assert {"loss", "images/s", "waiting"} <= set(heard.figures[-1])
     # going on repeats no score, and finds the same ones
@@ -80,7 +73,7 @@ def test_scores_at_intervals(small: Small, tmp_path: Path) -> None:
     assert records(tmp_path / "run") == records(tmp_path / "whole")
 
 
-class Assignments:
+class Kept:
     def __init__(self) -> None:
         self.records: list[dict] = []
 
@@ -88,20 +81,30 @@ class Assignments:
         self.records += records
 
 
+class Copies:
+    """A generator that gives training images, and a tokenizer whose images are their numbers."""
+
+    def __init__(self, latents: LatentsFile, with_images: bool, rows: Callable[[], np.ndarray]) -> None:
+        self._latents, self._with_images, self._rows = latents, with_images, rows
+
+    def draw(self, indices: range) -> torch.Tensor:
+        rows = self._rows()[indices]
+        return torch.from_numpy(rows if self._with_images else self._latents.patches(rows).astype(np.float32))
+
+    def decode(self, drawn: torch.Tensor) -> torch.Tensor:
+        return drawn
+
+    def describe(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self._latents.descriptors(images.numpy()))
+
+
 @pytest.mark.parametrize("with_images", [True, False], ids=["descriptors", "latents"])
-def test_real_images_in_the_place_of_samples_score_as_real_ones(
-    small: Small, with_images: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_images_in_the_place_of_samples_score_as_real_ones(small: Small, with_images: bool) -> None:
     """A generator that gives the very images which stand for the real ones reaches their score."""
-
-    class Images:
-        def decode(self, latents: object) -> object:
-            return latents
-
     with open_latents(small.latents("classes")) as latents:
-        kept = Assignments()
-        scorer = scorer_of(latents, Images() if with_images else None, 20, [kept])
-        monkeypatch.setattr(Scorer, "_draw", lambda self, indices: self._features(self._rows[:20][indices]))
+        kept = Kept()
+        copies = Copies(latents, with_images, lambda: scorer.rows[0])
+        scorer = Scorer(copies.draw, latents, copies if with_images else None, 20, [kept], seed=3)  # type: ignore[arg-type]
         scorer.score(5)
     (record,) = kept.records
     assert record["step"] == 5
@@ -110,10 +113,11 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(
 
 def test_the_parts_of_the_real_images_are_apart(small: Small) -> None:
     with open_latents(small.latents("classes")) as latents:
-        few, many = (scorer_of(latents, None, count) for count in (4, 1000))
-        assert len(few._rows) == 44 and len(set(few._rows.tolist())) == 44
-        assert many._size == 30 and sorted(many._rows.tolist()) == list(range(60))
-        assert not np.array_equal(many._rows, np.arange(60))
+        few, many = (Scorer(lambda _: torch.empty(0), latents, None, count, [], seed=3) for count in (4, 1000))
+        assert [len(each) for each in few.rows] == [4, 40] and len(set(np.concatenate(few.rows).tolist())) == 44
+        assert [len(each) for each in many.rows] == [30, 30]
+        together = np.concatenate(many.rows)
+        assert sorted(together.tolist()) == list(range(60)) and not np.array_equal(together, np.arange(60))
 
 
 @pytest.mark.slow

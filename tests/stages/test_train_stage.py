@@ -1,6 +1,7 @@
 """The train stage: what it settles, what it refuses, and that an interruption at any step changes nothing."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -117,8 +118,6 @@ def test_defaults(small: Small, kind: str, with_gmm: bool, given: dict, settled:
     assert (found.model, found.batch_size, found.schedule.rate, found.method.time_shift) == ("tiny", 32, 2e-3, 1.0)
     shown = {name: found.settings[name] for name in ("source", "coupling", "condition", "model", "batch_size", "lr")}
     assert shown == dict(zip(shown, (*settled, "tiny", 32, 2e-3), strict=True))
-    told = {choice.flag for choice in found.choices}
-    assert told == {"--model", "--batch-size", "--lr"} | (set() if "condition" in given else {"--condition"})
 
 
 def test_what_is_given_stays(small: Small) -> None:
@@ -130,7 +129,59 @@ def test_what_is_given_stays(small: Small) -> None:
         found = plan_training(config, facts_of(latents, None), gpu=False)
     settled = {"coupling": "independent", "mode_mean": False, "transition_ratio": 0.5}
     assert found.settings == {**as_flat(config), **settled}
-    assert found.choices == ()
+    assert [each.flag for each in found.choices] == ["--coupling"]
+
+
+DEFAULTS = {
+    "--source": ("gaussian", "the default of fm"),
+    "--coupling": ("independent", "the default of fm"),
+    "--condition": ("class", "the images come in 3 classes"),
+    "--time-shift": ("1", "for latents of 16 x 2 x 2 numbers"),
+    "--model": ("tiny", "the default on a CPU"),
+    "--batch-size": ("32", "the default on a CPU"),
+    "--lr": ("0.002", "that of tiny"),
+}
+PUBLISHED = {name: (value, "as published for mm-fm") for name, value in (("--source", "gmm"), ("--coupling", "mode"))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_gmm", "given", "others"),
+    [
+        ("classes", True, {}, {}),
+        ("flat", True, {}, {"--condition": ("mode", "the images have no classes, and .*gmm.h5 with 4 modes is there")}),
+        ("flat", False, {}, {"--condition": ("none", "no classes, and no fitted mixture is there")}),
+        ("flat", True, {"objective": "mm-fm"}, {"--condition": ("none", "as published for mm-fm"), **PUBLISHED}),
+        (
+            "classes",
+            True,
+            {"objective": "gm-kl", "source": "gmm"},
+            {
+                "--source": None,
+                "--coupling": ("mode", "gm-kl on --source gmm works in its modes' coordinates"),
+                "--mode-mean": ("yes", "the coordinates do not tell the mode"),
+            },
+        ),
+        (
+            "classes",
+            True,
+            {"coupling": "mode", "time_shift": 2.0, "condition": "none", "model": "tiny", "batch_size": 3, "lr": 1e-3},
+            {
+                **dict.fromkeys(DEFAULTS),
+                "--source": ("gmm", "--coupling mode draws noise from modes"),
+            },
+        ),
+    ],
+)
+def test_what_was_open_is_told_with_its_value_and_the_reason(
+    small: Small, kind: str, with_gmm: bool, given: dict, others: dict[str, tuple[str, str] | None]
+) -> None:
+    with open_latents(small.latents(kind)) as latents, open_gmm(small.gmm(kind)) as gmm:
+        plan = plan_training(make(TrainConfig, given), facts_of(latents, gmm if with_gmm else None), gpu=False)
+    found = {each.flag: each for each in plan.choices}
+    expected = {name: choice for name, choice in {**DEFAULTS, **others}.items() if choice is not None}
+    assert found.keys() == expected.keys()
+    for name, (value, why) in expected.items():
+        assert found[name].value == value and re.search(why, found[name].why)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +360,7 @@ def test_a_run_stopped_before_its_record_begins_anew(small: Small, tmp_path: Pat
         ({"seed": 1}, "--seed 0, not 1"),
         ({"ema": (0.5,)}, r"--ema 0.9995, not 0.5"),
         ({"condition": "none"}, "--condition class, not none"),
-        ({"lr_knots": "100%:0"}, "--lr-knots None, not 100%:0"),
+        ({"lr_knots": "100%:0"}, "no --lr-knots, not 100%:0"),
     ],
 )
 def test_resuming_with_other_settings(small: Small, finished: Path, changes: dict, flag: str) -> None:

@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from gmtool.artifacts.run import RunFolder
 from gmtool.progress import Progress
 from gmtool.sampling.decoder import decoder_of
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import make_plan
+from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings
 from gmtool.settings import as_flags
 from gmtool.stages.train.inputs import TrainInputs
@@ -52,9 +54,12 @@ def monitoring_of(
     if no_images is not None and settings.preview_every:
         progress.note(f"no preview grids: {no_images}")
     plan = make_plan(SamplingSettings(), run.method, run.architecture.spectral, seed=0)
-    scorer = Scorer(
-        model, plan, inputs.latents, run.sampled_classes, tokenizer, settings.eval_num, loggers, config.seed
-    )
+    classes = torch.tensor(run.sampled_classes or (0,))
+
+    def draw(indices: range) -> Tensor:
+        return generate(model, plan, indices, classes[torch.tensor(indices) % len(classes)])
+
+    scorer = Scorer(draw, inputs.latents, tokenizer, settings.eval_num, loggers, config.seed)
     events = (
         Event(settings.preview_every, Previewer(model, plan, run, tokenizer, world).draw),
         Event(settings.eval_every, scorer.score),

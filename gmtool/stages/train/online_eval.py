@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,6 @@ from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.image_sets import spread
 from gmtool.evaluation.features import FeatureStatistics, feature_statistics
 from gmtool.evaluation.metrics.frechet_distance import frechet_distance
-from gmtool.sampling.model import TrainedModel
-from gmtool.sampling.plan import SamplePlan
-from gmtool.sampling.sampler import generate
 from gmtool.streams import generator
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.training.logging import Logger
@@ -29,17 +26,16 @@ REFERENCES = 10
 
 @dataclass(frozen=True)
 class Scorer:
-    """Compares ``count`` samples, of all ``classes`` in turn, with training images, and as many other such images too.
+    """Compares ``count`` samples with training images, and as many other such images too.
 
-    Features are the tokenizer's descriptors of images; without a tokenizer that decodes, the means of latents over
-    their positions. The second distance is what a perfect generator would reach with as many samples. With less than
-    twice as many training images as ``count`` half of them are taken.
+    draw: makes the latents (B, C, H, W), not normalised, of the samples of some numbers. Features are the tokenizer's
+    descriptors of images; without a tokenizer that decodes, the means of latents over their positions. The second
+    distance is what a perfect generator would reach with as many samples. With less than twice as many training images
+    as ``count`` half of them are taken.
     """
 
-    model: TrainedModel
-    plan: SamplePlan
+    draw: Callable[[range], Tensor]
     latents: LatentsFile
-    classes: tuple[int, ...]
     tokenizer: Tokenizer | None
     count: int
     loggers: Sequence[Logger]
@@ -52,31 +48,31 @@ class Scorer:
         for logger in self.loggers:
             logger.write([{"step": step, **found}], "samples")
 
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The training images that take part, in a random order: those that stand for samples, and the reference."""
+        rows = spread(len(self.latents), min(len(self.latents), (1 + REFERENCES) * self._size))
+        rows = rows[torch.randperm(len(rows), generator=generator(self.seed, "score")).numpy()]
+        return rows[: self._size], rows[self._size :]
+
     @property
     def _size(self) -> int:
         return min(self.count, len(self.latents) // 2)
 
     def _draw(self, indices: range) -> Tensor:
         """Features of samples."""
-        known = torch.tensor(self.classes or (0,))
-        drawn = generate(self.model, self.plan, indices, known[torch.tensor(indices) % len(known)])
+        drawn = self.draw(indices)
         if self.tokenizer is None:
             return drawn.mean((2, 3)).cpu()
         return self.tokenizer.describe(self.tokenizer.decode(drawn)).float().cpu()
 
     @cached_property
-    def _rows(self) -> np.ndarray:
-        """The real images that take part, in a random order: first those that stand for samples."""
-        rows = spread(len(self.latents), min(len(self.latents), (1 + REFERENCES) * self._size))
-        return rows[torch.randperm(len(rows), generator=generator(self.seed, "score")).numpy()]
-
-    @cached_property
     def _real(self) -> float:
-        return frechet_distance(feature_statistics(self._features(self._rows[: self._size])), self._reference)
+        return frechet_distance(feature_statistics(self._features(self.rows[0])), self._reference)
 
     @cached_property
     def _reference(self) -> FeatureStatistics:
-        return feature_statistics(self._features(self._rows[self._size :]))
+        return feature_statistics(self._features(self.rows[1]))
 
     def _features(self, rows: np.ndarray) -> Tensor:
         """Features of real images."""

@@ -123,8 +123,8 @@ OLDER = ("schedule", "fall", "lr_end", "lr_from")
 
 
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings as this version names them; what is not in them had no effect then."""
-    found = {name: value for name, value in settings.items() if name not in OLDER}
+    """A run's settings as this version names them; what earlier versions did not know is as it is by default."""
+    found = {**as_flat(TrainConfig()), **{name: value for name, value in settings.items() if name not in OLDER}}
     if "schedule" not in settings:
         return found
     curve = "cosine" if settings["schedule"] == "cosine" else "linear"

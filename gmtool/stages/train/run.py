@@ -112,11 +112,11 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
         if at.step >= config.loop.steps:
             progress.note(f"{run_path} has all its {at.step} steps; a larger --steps goes on")
             return replace(report, resumed_from=at.step, steps=at.step)
-        for choice in plan.choices:
-            progress.note(f"{choice.flag} {choice.value}: {choice.why}")
         check_space(
             run.checkpoints / "next", (config.loop.keep + 1) * checkpoint_bytes(plan, parameters), "the checkpoints in"
         )
+        for choice in plan.choices:
+            progress.note(f"{choice.flag} {choice.value}: {choice.why}")
         if world.first:
             update_settings(run, plan.settings)
         _loop(run, inputs, state, at, progress)
@@ -268,7 +268,8 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
     before = {**_as_recorded(as_flat(TrainConfig())), **recorded}
     for name in settings_of(TrainConfig):
         if name not in free and not _agree(name, before, now) and not _without_effect(name, plan):
-            settings = f"{flag(name)} {as_text(before.get(name))}, not {as_text(now[name])}"
+            begun = f"{flag(name)} {as_text(before[name])}" if before[name] is not None else f"no {flag(name)}"
+            settings = f"{begun}, not {'none' if now[name] is None else as_text(now[name])}"
             raise UserError(
                 f"{run.path} was begun with {settings}: repeat its settings to go on, or choose another folder"
             )
@@ -293,8 +294,8 @@ def _is_known(entry: Input, recorded: str) -> bool:
 def _agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a setting is the same in two records, however its knots are written."""
     if name == "lr_knots":
-        return parse_knots(before.get(name), before["steps"]) == parse_knots(now[name], now["steps"])
-    return bool(before.get(name) == now[name])
+        return parse_knots(before[name], before["steps"]) == parse_knots(now[name], now["steps"])
+    return bool(before[name] == now[name])
 
 
 def _without_effect(name: str, plan: TrainPlan) -> bool:
