@@ -1,20 +1,25 @@
 """Modes that are learnt badly weigh more: the weights, their limits, their memory, and a run that keeps them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small import Small
+from stepping import Losses, small_stepper, with_losses
+from torch import Tensor
 from user import Stop
 
 from gmtool.distributed import World
 from gmtool.errors import UserError
+from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.training.focal import DECAY, ModeLosses
+from gmtool.training.task import Batch, Forward, Prepared
 
 TRAINING = make(
     TrainConfig,
@@ -71,6 +76,30 @@ def test_the_means_of_an_earlier_version_are_taken_over() -> None:
     assert focal.weights(torch.arange(3)).tolist() != [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("micro_batch", [None, 4])
+@pytest.mark.parametrize("first_steps", [0, 1])
+def test_the_weights_enter_the_gradient_and_not_the_loss(first_steps: int, micro_batch: int | None) -> None:
+    """The step is that of the mean of w_k times the loss; in the first steps, that of the mean of the loss alone."""
+    architecture = DiTArchitecture((2, 2, 2), depth=1, width=16, heads=2)
+    batch = Batch(torch.randn(12, 2, 2, 2, generator=torch.Generator().manual_seed(1)), modes=torch.arange(12) % 2)
+    focal = ModeLosses(2, 2.0, first_steps)
+    focal.losses.copy_(torch.tensor([1.0, 3.0]))
+    # (1/2)^2 and (3/2)^2 by their mean of 5/4, the first at the lower limit
+    weights = torch.ones(12) if first_steps else torch.tensor([0.3, 1.8])[batch.modes]
+
+    def weighted(losses: Losses, forward: Forward, prepared: Prepared) -> Tensor:
+        return weights * losses(forward, prepared)
+
+    plain = small_stepper(architecture, {}, micro_batch)
+    stepper = replace(plain, state=replace(plain.state, focal=focal))
+    reference = with_losses(small_stepper(architecture, {}), weighted)
+    found, loss = stepper.take(batch, 0, 0), small_stepper(architecture, {}).take(batch, 0, 0).loss
+    reference.take(batch, 0, 0)
+    torch.testing.assert_close(found.loss, loss)
+    for each, expected in zip(stepper.state.network.parameters(), reference.state.network.parameters(), strict=True):
+        torch.testing.assert_close(each.grad, expected.grad)
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path) -> None:
     train(small.latents("classes"), tmp_path / "whole", TRAINING, Progress())
     with pytest.raises(KeyboardInterrupt):
@@ -93,3 +122,4 @@ def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path) ->
 def test_where_it_cannot_be(settings, words, small: Small, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())
+    assert not (tmp_path / "run").exists()

@@ -143,7 +143,7 @@ def test_batch_transport_lowers_the_loss() -> None:
 
 
 def test_points_are_on_the_path_to_the_mode() -> None:
-    """x_t = (1 - t) x + t z, with z from the frame: of known mean and std."""
+    """x_t = (1 - t) x + t z, with z from the mode, of known mean and std."""
     record = configure(source="gmm", coupling="mode", time_distribution="uniform")
     mean, std, x = 3.0, 0.25, -2.0
     ones = torch.ones(20_000, *SHAPE)
