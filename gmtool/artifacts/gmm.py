@@ -1,4 +1,4 @@
-"""The file that ``gmtool fit-gmm`` writes: a Gaussian mixture over latents, and how each datum belongs to its modes.
+"""The file that ``gmtool fit-gmm`` writes: a Gaussian mixture over latents, and how each sample belongs to its modes.
 
 HDF5, with K modes, N data, descriptors of size D and latents of shape (C, H, W)::
 
@@ -9,12 +9,12 @@ HDF5, with K modes, N data, descriptors of size D and latents of shape (C, H, W)
     cls_var        (K, D) float64            and variances
     patch_mean     (K, C, H, W) float32    mean of the latents in a mode, not normalised
     patch_std      (K, C, H, W) float32    their standard deviation, never zero
-    modes          (N, n) int32            the modes kept for a datum, most probable first (N = 0: not known),
+    modes          (N, n) int32            the modes kept for a sample, most probable first (N = 0: not known),
     probabilities  (N, n) float32            and their probabilities, which sum to 1; both are 0 beyond the last
     checksums/patch_mean, checksums/patch_std  (K,) uint64, of their rows (`gmtool.artifacts.hdf5`)
     manifest       attribute               the record (`gmtool.artifacts.manifest`)
 
-Drawing k from ``weights`` is drawing it from the kept modes of a random datum: what the source of a flow gives at
+Drawing k from ``weights`` is drawing it from the kept modes of a random sample: what the source of a flow gives at
 sampling time is what its coupling gave at training time.
 """
 
@@ -52,7 +52,7 @@ _PATCHES = ("patch_mean", "patch_std")
 
 @dataclass(frozen=True)
 class Assignments:
-    """Modes (n, k) int32 of n data, and their probabilities (n, k) float32; both 0 beyond a datum's last kept mode."""
+    """Modes (n, k) int32 of n data, and their probabilities (n, k) float32; both 0 beyond a sample's last kept mode."""
 
     modes: np.ndarray
     probabilities: np.ndarray

@@ -119,7 +119,7 @@ MAXIMUM_INVERSE_STD = 1e4
 """Cap of 1 / std in the likelihood, as in GMFlow's implementation: a vanishing std cannot make the loss explode."""
 
 NEGLIGIBLE = 1e-28
-"""Smaller derivatives, those of components that have no part in a datum, are 0: as subnormal numbers they would make
+"""Smaller derivatives, those of components that have no part in a sample, are 0: as subnormal numbers they would make
 the matrix products of a CPU's backward pass up to twice as slow."""
 
 

@@ -1,7 +1,7 @@
 """What a training step costs, found without computing it: its arithmetic, and the memory that it takes.
 
 The step is traced with tensors that have shapes and no numbers, at one and at two data: what grows between the two is
-the cost of a datum, the rest is paid once a step. Floating-point operations are those of matrix products, convolutions
+the cost of a sample, the rest is paid once a step. Floating-point operations are those of matrix products, convolutions
 and attention, two a multiply-add; a step takes three times those of its forward pass, as each product has two in the
 backward one. What is computed again under activation checkpointing does not count: it is no progress.
 """
@@ -42,10 +42,10 @@ ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attent
 
 @dataclass(frozen=True)
 class StepCost:
-    """A training step: operations a datum; bytes that its activations take a datum, and once; parameters."""
+    """A training step: operations a sample; bytes that its activations take a sample, and once; parameters."""
 
     flops: int
-    datum_bytes: int
+    sample_bytes: int
     fixed_bytes: int
     parameters: int
 
@@ -55,7 +55,7 @@ class StepCost:
         Weights, gradients, AdamW's two moments and ``averages`` moving averages in float32, and the activations; the
         libraries' own memory, and what the allocator loses, come on top. shards: processes that share the weights.
         """
-        return 4 * (4 + averages) * self.parameters // shards + self.fixed_bytes + micro_batch * self.datum_bytes
+        return 4 * (4 + averages) * self.parameters // shards + self.fixed_bytes + micro_batch * self.sample_bytes
 
 
 def step_cost(
@@ -70,7 +70,7 @@ def step_cost(
         one, two = (_trace(network, task_of(method, network), precision, count) for count in (1, 2))
     return StepCost(
         flops=FORWARD_AND_BACKWARD * (two.flops - one.flops),
-        datum_bytes=two.bytes - one.bytes,
+        sample_bytes=two.bytes - one.bytes,
         fixed_bytes=2 * one.bytes - two.bytes,
         parameters=sum(each.numel() for each in network.parameters()),
     )

@@ -369,7 +369,7 @@ def test_modes_that_cannot_be_chosen(
 
 @pytest.mark.parametrize("settings", [{"condition": "class"}, {"condition": "mode"}, {"coupling": "batch-ot"}])
 def test_a_source_apart_from_the_data_is_the_whole_mixture(small: Small, make_run: MakeRun, settings: dict) -> None:
-    """Without mode coupling a datum's noise does not know its class or mode: in sampling neither may the start."""
+    """Without mode coupling a sample's noise does not know its class or mode: in sampling neither may the start."""
     loaded = load(make_run(**({"source": "gmm"} | settings)), Exact)
     model = loaded.model
     plan = loaded.plan(steps=1)

@@ -52,7 +52,7 @@ def test_operations_are_those_of_the_closed_form(method: MethodRecord, architect
 def test_precision_changes_memory_but_no_operation() -> None:
     full, half = (step_cost(SMALL, FM, precision) for precision in (torch.float32, torch.bfloat16))
     assert full.flops == half.flops
-    assert half.datum_bytes < full.datum_bytes
+    assert half.sample_bytes < full.sample_bytes
     assert half.fixed_bytes > full.fixed_bytes  # the weights are kept in half precision too
 
 
@@ -61,7 +61,7 @@ def test_activation_checkpointing_keeps_the_input_of_each_block_alone() -> None:
     deep, shallow = (
         step_cost(replace(SMALL, depth=depth), FM, torch.float32, checkpoint_activations=True) for depth in (5, 4)
     )
-    assert deep.datum_bytes - shallow.datum_bytes == 4 * HEIGHT * WIDTH * SMALL.width
+    assert deep.sample_bytes - shallow.sample_bytes == 4 * HEIGHT * WIDTH * SMALL.width
     assert deep.flops == step_cost(replace(SMALL, depth=5), FM, torch.float32).flops
 
 
@@ -85,11 +85,11 @@ def kept_bytes(count: int) -> int:
 def test_memory_is_what_a_step_keeps() -> None:
     cost = step_cost(SMALL, FM, torch.float32)
     for count in (1, 5):
-        assert cost.fixed_bytes + count * cost.datum_bytes == pytest.approx(kept_bytes(count), rel=0.01)
+        assert cost.fixed_bytes + count * cost.sample_bytes == pytest.approx(kept_bytes(count), rel=0.01)
 
 
 def test_memory_counts_weights_gradients_moments_and_averages() -> None:
-    cost = StepCost(flops=0, datum_bytes=100, fixed_bytes=7, parameters=10)
+    cost = StepCost(flops=0, sample_bytes=100, fixed_bytes=7, parameters=10)
     assert cost.memory(micro_batch=3, averages=2) == 4 * (1 + 1 + 2 + 2) * 10 + 7 + 3 * 100
 
 
@@ -107,4 +107,4 @@ def test_the_estimate_is_near_what_a_gpu_takes() -> None:
     with torch.autocast("cuda", torch.bfloat16):
         task.losses(network, prepared).mean().backward()
     taken = torch.cuda.max_memory_allocated() - before - 4 * cost.parameters  # the gradients
-    assert 0.7 < (cost.fixed_bytes + count * cost.datum_bytes) / taken < 1.4
+    assert 0.7 < (cost.fixed_bytes + count * cost.sample_bytes) / taken < 1.4
