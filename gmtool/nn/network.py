@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -14,7 +15,7 @@ from gmtool.nn.blocks import Rotation
 from gmtool.nn.spectrum import SpectrumMLP
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Latents x_t (B, C, H, W), times t (B,) in [0, 1] with 0 = data, and conditions -> a prediction of the velocity.
 
     blocks: where the work is; they are compiled, sharded and checkpointed one by one.
@@ -34,12 +35,12 @@ class Network(nn.Module):
         self.architecture = architecture
         self.checkpoint_activations = checkpoint_activations
 
+    @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor | GaussianMixture:
         """The velocity (B, C, H, W), or a mixture over it, in float32.
 
         Raises ValueError when a label, or the context, that the network was built for is missing.
         """
-        raise NotImplementedError
 
     def _with_labels(self, embedding: Tensor, conditions: Conditions) -> Tensor:
         """An embedding (B, width) plus those of the labels. Raises ValueError when one is missing."""
