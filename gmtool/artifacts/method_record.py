@@ -19,14 +19,14 @@ from gmtool.nn.conditioning import Conditioning, conditioning_of
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """See `gmtool.training.method.MethodSettings` for each of the fields."""
+    """See `gmtool.training.settings.MethodSettings` for each of the fields; transition_ratio: None for fm."""
 
     objective: Objective
     source: SourceName
     coupling: CouplingName
     condition: Condition
     mode_mean: bool
-    transition_ratio: float
+    transition_ratio: float | None
     time_distribution: TimeDistribution
     time_shift: float
     dropout: float

@@ -142,18 +142,21 @@ def method_of(
     objective: str,
     source: str,
     coupling: str,
-    ratio: float = 0.5,
+    ratio: float | None = 0.5,
     spectrum: Spectrum | None = None,
     times: TrainingTimes = TrainingTimes(),
 ) -> Method:
     """The method of the names in flags and manifests: objective ``fm`` or ``gm-kl``, a source, a coupling.
 
-    Raises ValueError for names that are unknown and for parts that do not go together.
+    ratio: of the transitions of gm-kl; fm has none. Raises ValueError for names that are unknown and for parts that do
+    not go together.
     """
     if objective not in get_args(Objectives) or source not in SOURCES or coupling not in COUPLINGS:
         raise ValueError(f"no method has objective {objective}, source {source} and coupling {coupling}")
     if objective == "fm":
         return Method(SOURCES[source], COUPLINGS[coupling], Plain(), FlowMatching(), times)
+    if ratio is None:
+        raise ValueError("gm-kl needs a transition ratio")
     if source == "gaussian":
         return Method(SOURCES[source], COUPLINGS[coupling], Plain(), TransitionNLL(ratio, spectrum), times)
     # a mixture source is N(0, I) in the coordinates that its modes whiten

@@ -34,7 +34,7 @@ def resolve_method(
         condition=condition,
         # whitened coordinates do not tell where in the data they are: the mode's mean does
         mode_mean=whitened if settings.mode_mean is None else settings.mode_mean,
-        transition_ratio=0.5 if settings.transition_ratio is None else settings.transition_ratio,
+        transition_ratio=_transition_ratio(settings),
         time_distribution=settings.time_distribution,
         time_shift=shift,
         dropout=settings.dropout,
@@ -71,6 +71,13 @@ def _coupling(settings: MethodSettings, source: SourceName) -> tuple[CouplingNam
     if settings.objective == "gm-kl" and source == "gmm":
         return "mode", "gm-kl on --source gmm works in its modes' coordinates"
     return "independent", f"the default of {settings.objective}"
+
+
+def _transition_ratio(settings: MethodSettings) -> float | None:
+    """That of GMFlow where none is given; None for the objectives without transitions."""
+    if settings.transition_ratio is None and settings.objective == "gm-kl":
+        return 0.5
+    return settings.transition_ratio
 
 
 def _condition(settings: MethodSettings, classes: int, mixture: str | None) -> tuple[Condition, str]:

@@ -127,9 +127,30 @@ def test_what_is_given_stays(small: Small) -> None:
     )
     with open_latents(small.latents("classes")) as latents:
         found = plan_training(config, facts_of(latents, None), gpu=False)
-    settled = {"coupling": "independent", "mode_mean": False, "transition_ratio": 0.5}
+    settled = {"coupling": "independent", "mode_mean": False}
     assert found.settings == {**as_flat(config), **settled}
     assert [each.flag for each in found.choices] == ["--coupling"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"objective": "mm-fm"},
+        {"objective": "gm-kl"},
+        {"objective": "gm-kl", "source": "gmm"},
+        {"coupling": "batch-ot", "condition": "mode"},
+        {"objective": "gm-kl", "spectral": True},
+    ],
+)
+def test_what_was_settled_can_be_given_and_settles_nothing_else(small: Small, given: dict) -> None:
+    """The note of a run's settings is a command: no flag of it is refused, and it leaves nothing open."""
+    with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
+        facts = facts_of(latents, gmm)
+        plan = plan_training(make(TrainConfig, given), facts, gpu=False)
+        again = plan_training(make(TrainConfig, plan.settings), facts, gpu=False)
+    assert again.settings == plan.settings and not again.choices
+    assert (again.method, again.architecture, again.schedule) == (plan.method, plan.architecture, plan.schedule)
 
 
 DEFAULTS = {

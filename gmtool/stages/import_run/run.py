@@ -119,7 +119,7 @@ def _settings(published: Published, path: Path) -> dict[str, Any]:
         coupling="mode" if mixture else "independent",
         condition=published.condition,
         mode_mean=False,
-        transition_ratio=0.5,
+        transition_ratio=0.5 if published.architecture.components else None,
         time_distribution="logit-normal",
         time_shift=published.time_shift,
         dropout=0.1 if published.condition == "class" else 0.0,

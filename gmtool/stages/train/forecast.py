@@ -12,7 +12,7 @@ import torch
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import CHECKPOINTS, METRICS
 from gmtool.errors import UserError
-from gmtool.forecast import Choice, FileSize, Forecast
+from gmtool.forecast import FileSize, Forecast
 from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.settings import as_text, flag
 from gmtool.stages.train.config import TrainConfig
@@ -51,7 +51,7 @@ def forecast(
             plan = plan_training(config, facts_of(latents, gmm), gpu)
             used = [latents.path, *([gmm.path] if gmm is not None and plan.method.uses_modes else [])]
             reads = tuple(FileSize(path, path.stat().st_size) for path in used)
-            assumed: tuple[Choice, ...] = ()
+            assumed: tuple[tuple[str, str], ...] = ()
         else:
             facts = facts_of_recipe(recipe)
             plan = plan_training(config, facts, gpu)
@@ -71,10 +71,10 @@ def facts_of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> DataFacts:
     return DataFacts(shape, samples, IMAGENET_CLASSES, modes, f"a mixture of {modes:,} modes" if modes else None)
 
 
-def _assumption(latents_path: Path, facts: DataFacts) -> Choice:
+def _assumption(latents_path: Path, facts: DataFacts) -> tuple[str, str]:
     shape = " x ".join(map(str, facts.shape))
     words = f"{facts.samples:,} samples of {shape} in {facts.classes:,} classes"
-    return Choice("LATENTS", words, f"{latents_path} does not exist, so ImageNet's by the preset")
+    return "LATENTS (assumed)", f"{words}: {latents_path} does not exist, so ImageNet's by the preset"
 
 
 def _reads_to_come(latents_path: Path, plan: TrainPlan) -> tuple[FileSize, ...]:
@@ -91,7 +91,7 @@ def _forecast(
     run_path: Path,
     device: torch.device,
     reads: tuple[FileSize, ...],
-    assumed: tuple[Choice, ...],
+    assumed: tuple[tuple[str, str], ...],
     price: float | None,
 ) -> Forecast:
     config, steps = plan.config, plan.config.loop.steps
@@ -124,8 +124,8 @@ def _forecast(
             FileSize(run_path / CHECKPOINTS, config.loop.keep * checkpoint_bytes(plan, cost.parameters)),
             FileSize(run_path / METRICS, steps * METRICS_BYTES),
         ),
-        work=tuple(work),
-        choices=(*assumed, *plan.choices),
+        work=(*assumed, *work),
+        choices=plan.choices,
         memory=cost.memory(micro_batch, averages),
         seconds=seconds,
     )

@@ -33,7 +33,7 @@ from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.model import TrainedModel
-from gmtool.settings import as_flat, as_text, flag, settings_of
+from gmtool.settings import as_text, flag, settings_of
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
 from gmtool.stages.train.monitoring import monitoring_of
@@ -258,14 +258,12 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
     now = _as_recorded(dict(plan.settings))
-    recorded = recorded_settings(run.manifest.config)
-    if unknown := sorted(set(recorded) - set(settings_of(TrainConfig))):
+    before = _as_recorded(recorded_settings(run.manifest.config))
+    if unknown := sorted(set(before) - set(settings_of(TrainConfig))):
         raise UserError(
             f"{run.path} has the unknown setting {unknown[0]!r}: it was written by another gmtool version; choose "
             "another folder"
         )
-    # what a record does not have came later: the run had its default
-    before = {**_as_recorded(as_flat(TrainConfig())), **recorded}
     for name in settings_of(TrainConfig):
         if name not in free and not _agree(name, before, now) and not _without_effect(name, plan):
             begun = f"{flag(name)} {as_text(before[name])}" if before[name] is not None else f"no {flag(name)}"
@@ -273,8 +271,8 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
             raise UserError(
                 f"{run.path} was begun with {settings}: repeat its settings to go on, or choose another folder"
             )
-    if (before.get("images") is None) != (now["images"] is None):
-        how = "without" if before.get("images") is None else "with"
+    if (before["images"] is None) != (now["images"] is None):
+        how = "without" if before["images"] is None else "with"
         raise UserError(f"{run.path} was begun {how} --images: repeat its settings to go on, or choose another folder")
     for entry in inputs:
         known = run.manifest.input(entry.role)
