@@ -2,7 +2,8 @@
 
 It is written aside, brought to the disk and renamed, so that after a kill at any moment there is the last state or the
 one before, never a part of one. It is an ``.npz`` of arrays and one JSON record, and belongs to one ``key``: a digest
-of everything that the result depends on. A state of another key, or one that cannot be read, is as good as none.
+of everything that the result depends on. A state of another key, or one that cannot be read, is as good as none, and
+the user is told.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from gmtool.artifacts.checksum import checksum
 from gmtool.artifacts.files import is_part, reading, resolved, work_folder, written_aside
 from gmtool.errors import UserError
+from gmtool.progress import Progress
 
 STATE = "state.npz"
 """The state's file in the hidden folder in which the output is made."""
@@ -46,18 +48,22 @@ class ResumeFile:
         """Where the state is."""
         return work_folder(resolved(self.output)) / STATE
 
-    def load(self) -> ResumeState | None:
-        """The state on disk; None when there is none of this key that can be read."""
+    def load(self, progress: Progress) -> ResumeState | None:
+        """The state on disk; None when there is none, and when it is of another key or damaged, which is noted."""
+        if not self.exists():
+            return None
         try:
-            with reading(self.path, "it is made again"), np.load(self.path, allow_pickle=False) as file:
+            with reading(self.path, "starting over"), np.load(self.path, allow_pickle=False) as file:
                 if str(file[KEY]) != self.key:
+                    progress.note(f"{self.output} was begun with other inputs or settings: starting over")
                     return None
                 arrays = {name: file[name] for name in file.files if name not in (KEY, RECORD)}
                 saved = json.loads(str(file[RECORD]))
                 if saved["checksums"] != _checksums(arrays):
-                    return None
+                    raise ValueError("its checksums do not match")
                 return ResumeState(saved["record"], arrays)
-        except UserError:
+        except UserError as error:
+            progress.note(str(error))
             return None
 
     def exists(self) -> bool:

@@ -24,6 +24,7 @@ from gmtool.artifacts.samples import open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.mixture.patch_moments import PatchMode
+from gmtool.progress import Progress
 
 PLACES = 200
 CUTS = 40
@@ -112,7 +113,7 @@ def read_images(path: Path) -> str:
 
 
 def read_state(path: Path) -> str:
-    found = ResumeFile(path.parent.with_name(path.parent.name[1:].removesuffix(".gmtool")), "key").load()
+    found = ResumeFile(path.parent.with_name(path.parent.name[1:].removesuffix(".gmtool")), "key").load(Progress())
     if found is None:
         raise UserError("one that cannot be read is as good as none")
     return digest(found.record, *found.arrays.values())

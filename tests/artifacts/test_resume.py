@@ -2,30 +2,45 @@ import numpy as np
 import pytest
 
 from gmtool.artifacts.resume import ResumeFile, ResumeState
+from gmtool.progress import Progress
 
 STATE = ResumeState({"images": 3, "names": ["a", "b"]}, {"mean": np.arange(4.0), "count": np.array(7)})
+SILENT = Progress()
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.lines = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
 
 
 def test_a_state_comes_back_for_its_own_key_alone(tmp_path):
     file = ResumeFile(tmp_path / "out.h5", "key")
-    assert file.load() is None
+    assert file.load(SILENT) is None
     assert not file.exists()
     file.save(STATE)
-    found = file.load()
+    found = file.load(SILENT)
     assert found.record == STATE.record
     assert found.arrays.keys() == STATE.arrays.keys()
     np.testing.assert_array_equal(found.arrays["mean"], STATE.arrays["mean"])
-    assert ResumeFile(tmp_path / "out.h5", "other").load() is None
+    notes = Notes()
+    assert ResumeFile(tmp_path / "out.h5", "other").load(notes) is None
+    assert notes.lines == [f"{tmp_path / 'out.h5'} was begun with other inputs or settings: starting over"]
     file.remove()
     assert list(file.path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
-def test_a_damaged_state_is_none(tmp_path, kept):
+def test_a_damaged_state_is_none_and_told(tmp_path, kept):
     file = ResumeFile(tmp_path / "out.h5", "key")
     file.save(STATE)
     file.path.write_bytes(file.path.read_bytes()[:kept])
-    assert file.load() is None
+    notes = Notes()
+    assert file.load(notes) is None
+    (line,) = notes.lines
+    assert line.startswith(f"{file.path} is damaged (") and line.endswith("): starting over")
 
 
 def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
@@ -38,5 +53,5 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypa
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space"):
         file.save(ResumeState({"images": 4}))
-    assert file.load().record["images"] == 3
+    assert file.load(SILENT).record["images"] == 3
     assert list(file.path.parent.iterdir()) == [file.path]

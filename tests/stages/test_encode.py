@@ -215,7 +215,10 @@ def test_a_damaged_part_is_begun_again(folder: Path, whole: Path, tmp_path: Path
         with pytest.raises(KeyboardInterrupt):
             encode_images(folder, output, PIXELS, Stop(30))
         spoilt.write_bytes(b"neither HDF5 nor a state")
-        encode_images(folder, output, PIXELS, Progress())
+        notes = Notes()
+        encode_images(folder, output, PIXELS, notes)
+        (line,) = [each for each in notes.lines if "starting over" in each]
+        assert line.startswith(f"{spoilt} is damaged")
         assert_same_datasets(output, whole)
         output.unlink()
 
@@ -240,7 +243,7 @@ def test_two_encodings_to_one_file_do_not_mix(folder: Path, tmp_path: Path) -> N
         other.stdout.readline()
         with pytest.raises(UserError, match="is being written by process"):
             encode_images(folder, output, PIXELS, Progress())
-    assert resume_file(folder, output).load() is not None
+    assert resume_file(folder, output).load(Progress()) is not None
 
 
 def test_other_settings_start_over(folder: Path, tmp_path: Path) -> None:
@@ -427,7 +430,7 @@ def test_the_state_is_saved_now_and_then(folder: Path, tmp_path: Path) -> None:
 
     class Monitoring(Progress):
         def advance(self, count: int = 1, figures: object = None) -> None:
-            state = resume_file(folder, tmp_path / "latents.h5").load()
+            state = resume_file(folder, tmp_path / "latents.h5").load(Progress())
             assert state is not None
             seen.append(state.record["images"])
 

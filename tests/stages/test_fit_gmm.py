@@ -277,6 +277,28 @@ def test_interrupted_it_resumes(
     heard = Heard()
     fit_gmm(digits, output, changed(config, {"seed": 2}), heard)
     assert not any("resuming after" in each for each in heard.notes)
+    assert f"{output} was begun with other inputs or settings: starting over" in heard.notes
+
+
+@pytest.mark.slow
+def test_what_was_done_and_is_damaged_is_told_and_done_again(digits: Path, tmp_path: Path) -> None:
+    class Stops(Progress):
+        def begin(self, task: str, total: int, unit: str, done: int = 0) -> None:
+            if task == "patch moments":
+                raise KeyboardInterrupt
+
+    whole = fit_gmm(digits, tmp_path / "whole.h5", CONFIG, Progress()).metrics
+    output = tmp_path / "gmm.h5"
+    for name in ("state.npz", "part"):
+        with pytest.raises(KeyboardInterrupt):
+            fit_gmm(digits, output, CONFIG, Stops())
+        (spoilt,) = [each for each in (tmp_path / ".gmm.h5.gmtool").iterdir() if name in each.name]
+        spoilt.write_bytes(b"neither HDF5 nor a state")
+        heard = Heard()
+        assert fit_gmm(digits, output, CONFIG, heard).metrics == whole
+        (line,) = [each for each in heard.notes if "starting over" in each]
+        assert line.startswith(f"{spoilt} is damaged")
+        output.unlink()
 
 
 @pytest.mark.parametrize(

@@ -258,15 +258,13 @@ def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWr
     """The file being written and how far it goes: an earlier one of the same plan, or a new one."""
     part, resume = plan.output.part, plan.resume_file
     writer = _reopen(part, progress) if part.exists() else None
-    saved = None if writer is None else resume.load()
+    saved = None if writer is None else resume.load(progress)
     if writer is not None and saved is not None:
         state = EncodeState.read(saved, writer)
         progress.note(f"resuming after {state.images:,} images encoded earlier")
     else:
         if writer is not None:
             writer.close()
-            if resume.exists():
-                progress.note(f"{part} was begun with other images or settings: starting over")
         plan.output.discard()
         writer, state = _create(plan, part), EncodeState.start(plan)
         resume.save(state.saved())

@@ -18,6 +18,7 @@ from gmtool.errors import UserError
 from gmtool.mixture.em import DiagonalMixture, Fit
 from gmtool.mixture.kmeans import Centroids
 from gmtool.mixture.patch_moments import Distances
+from gmtool.progress import Progress
 from gmtool.stages.fit_gmm.report import DescriptorMetrics, descriptor_metrics_from_json, distances_from_json
 
 
@@ -86,12 +87,13 @@ class Checkpoints:
             self.save(self._unsaved, now=True)
 
 
-def load_state(file: ResumeFile, device: torch.device) -> State | None:
-    """The state of the fit on disk; None when there is none that can be read."""
-    saved = file.load()
+def load_state(file: ResumeFile, device: torch.device, progress: Progress) -> State | None:
+    """The state of the fit on disk; None when there is none that can be read, see `ResumeFile.load`."""
+    saved = file.load(progress)
     try:
         return None if saved is None else _from_resume(saved, device)
     except (KeyError, TypeError, ValueError):
+        progress.note(f"{file.path} was written by another version of gmtool: starting over")
         return None
 
 

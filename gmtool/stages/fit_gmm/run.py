@@ -107,7 +107,7 @@ def _finished(source: LatentsFile, plan: FitPlan) -> FitMetrics | None:
 def _fit(source: LatentsFile, plan: FitPlan, world: World, progress: Progress, save_seconds: float) -> FitMetrics:
     """Do what is left to do; the mixture is in its place when this returns."""
     part, resume = plan.output.part, ResumeFile(plan.output.target, _key(source, plan.config))
-    state = _resumable(load_state(resume, world.device), part)
+    state = _resumable(load_state(resume, world.device, progress), part, progress)
     world.barrier()  # all have read what the first one will now replace
     if state is not None:
         progress.note(f"resuming after {state.in_words()}")
@@ -128,11 +128,12 @@ def _fit(source: LatentsFile, plan: FitPlan, world: World, progress: Progress, s
     return metrics
 
 
-def _resumable(state: State | None, part: Path) -> State | None:
-    """The state, unless it counts on a file that is not there or damaged."""
+def _resumable(state: State | None, part: Path, progress: Progress) -> State | None:
+    """The state, unless it counts on a file that is not there or damaged, which is noted."""
     if isinstance(state, InPatches):
         try:
             GmmWriter.reopen(part).close()
         except (OSError, KeyError, RuntimeError, ValueError):
+            progress.note(f"{part} is damaged or gone: starting over")
             return None
     return state
