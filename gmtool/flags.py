@@ -14,7 +14,7 @@ from gmtool.settings import Setting, flag, is_repeated, make, settings_of
 
 
 def _settings_of_preset(context: typer.Context, name: str | None) -> str | None:
-    """Make the settings of a preset the defaults of this command."""
+    """Make the settings of a preset the defaults of this command; flags override them."""
     if name is not None:
         from gmtool.stages.presets import load_preset
 
@@ -32,7 +32,7 @@ PresetName = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="Settings to begin with, which flags go over: a published recipe by name, or a .toml file. Default: none.",
+        help="A published recipe by name, or a .toml file of settings; flags override the preset. Default: none.",
         metavar="NAME|FILE",
         show_default=False,
         is_eager=True,
@@ -40,11 +40,11 @@ PresetName = Annotated[
         autocompletion=_preset_names,
     ),
 ]
-"""``--preset``: reads the table of the command that it stands at."""
+"""``--preset``: reads the preset's table for the command."""
 
 
 def spelling(name: str, kind: Any) -> str:
-    """How a setting is typed; one of yes or no, which a preset may have set, also with --no- before it."""
+    """How a setting is typed; a boolean, which a preset may have set, also with --no-."""
     both = kind is bool or bool in get_args(kind)
     return f"{flag(name)}/--no-{flag(name)[2:]}" if both else flag(name)
 

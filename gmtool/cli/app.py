@@ -28,7 +28,7 @@ from gmtool.stages.train import command as train
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """Click's base of all errors in what was typed, whether typer brings its own click or uses the installed one."""
 
-INTERRUPTED = "interrupted; run the same command again (encode, fit-gmm, train and sample go on where they stopped)"
+INTERRUPTED = "interrupted; run the same command again (encode, fit-gmm, train and sample resume)"
 
 app = typer.Typer(
     name="gmtool",
@@ -77,7 +77,7 @@ def execute(arguments: Sequence[str] | None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for what the user can mend, 1 for the rest, 130 interrupted.
+    """Run one command and return its exit code: 0, 2 for user errors, 1 for other errors, 130 if interrupted.
 
     Under torchrun the processes form a group, and the first of them that fails says why.
     """

@@ -15,13 +15,14 @@ from gmtool.settings import Device, Option, Seed, check_ranges
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """How long the demonstration trains and how much it draws."""
+    """Length of the training and number of samples."""
 
     steps: Annotated[
-        int | None, Option("Training steps. Default: those of the preset quickstart.", metavar="N", minimum=1)
+        int | None, Option("Training steps. Default: that of the preset quickstart.", metavar="N", minimum=1)
     ] = None
     num: Annotated[
-        int | None, Option("Images to draw. Default: those of the preset quickstart.", metavar="N", minimum=2)
+        int | None,
+        Option("Number of images to sample. Default: that of the preset quickstart.", metavar="N", minimum=2),
     ] = None
     device: Device = "auto"
     seed: Seed = 0
@@ -39,7 +40,7 @@ def command(
 ) -> None:
     """Run all five stages on 1797 real handwritten digits, in a few minutes and with no download.
 
-    Each command is printed before it runs. The same command again goes on where it stopped.
+    Each command is printed before it runs. Run the same command again to resume.
 
     Example: gmtool quickstart --steps 2000
     """

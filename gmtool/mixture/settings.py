@@ -10,7 +10,7 @@ from gmtool.settings import Option, Settings
 
 @dataclass(frozen=True)
 class KMeansSettings(Settings):
-    """How long k-means runs."""
+    """k-means, which initialises EM."""
 
     TITLE = "k-means"
 
@@ -27,9 +27,9 @@ class KMeansSettings(Settings):
 
 @dataclass(frozen=True)
 class EmSettings(Settings):
-    """When EM stops, and what it adds to variances."""
+    """EM's stopping rule and regularisation."""
 
-    TITLE = "expectation maximisation"
+    TITLE = "EM"
 
     iterations: Annotated[
         int,
@@ -55,21 +55,21 @@ class EmSettings(Settings):
 
 @dataclass(frozen=True)
 class PatchSettings(Settings):
-    """How a mode's mean and variance are made of its samples; see `gmtool.mixture.patch_moments`."""
+    """Patch-space means and variances of modes; see `gmtool.mixture.patch_moments`."""
 
-    TITLE = "modes in patch space"
+    TITLE = "Modes in patch space"
 
     covariance: Annotated[
         Literal["diagonal", "spherical"],
-        Option("Patch-space variance of a mode: one an entry, or one number times the variance of all data."),
+        Option("Patch-space variance of a mode: one per entry, or a scalar times the variance of all data."),
     ] = "diagonal"
     mirror: Annotated[
-        bool, Option("Count every image a second time, its latents mirrored left to right, in the modes' patches.")
+        bool, Option("Also include each image's latents mirrored left to right in the modes' patch moments.")
     ] = False
     shrinkage: Annotated[
         float,
         Option(
-            "Weight, in images, of the global patch variance in each mode's own: (n S_k + W S) / (n + W).",
+            "Shrinkage of a mode's variance S_k to the global variance S, in images: (n S_k + W S) / (n + W).",
             metavar="W",
             minimum=0.0,
         ),

@@ -15,34 +15,39 @@ COMPONENTS = 8
 
 @dataclass(frozen=True)
 class NetworkSettings(Settings):
-    """The network and what it predicts. `gmtool.nn.build.architecture_for` turns them into an architecture."""
+    """The network and its head; `gmtool.nn.build.architecture_for` makes an architecture of them."""
 
     TITLE: ClassVar[str] = "Network"
 
     model: Annotated[
         str | None,
         Option(
-            "Network: a DiT of this size, or with DH- a DiTDH, whose wide shallow head suits latents of many channels. "
+            "A DiT of this size, or, with DH-, a DiTDH, whose wide shallow head suits latents of many channels. "
             "Default: tiny on a CPU, B on a GPU.",
             choices=model_names,
         ),
     ] = None
     patch_size: Annotated[
-        int, Option("Side of the square of latent positions that make a token.", metavar="N", minimum=1)
+        int,
+        Option(
+            "Patch size of the network: side of the square of latent positions that make a token.",
+            metavar="N",
+            minimum=1,
+        ),
     ] = 1
     blocks: Annotated[
         Literal["auto", "classic", "modern"],
-        Option("classic: LayerNorm, GELU; modern: RMSNorm, SwiGLU, RoPE; auto: modern for a DH-, as published."),
+        Option("classic: LayerNorm, GELU. modern: RMSNorm, SwiGLU, RoPE. auto: modern for DH-, as published."),
     ] = "auto"
-    qk_norm: Annotated[bool, Option("Normalise the queries and keys of attention.")] = False
+    qk_norm: Annotated[bool, Option("Normalise queries and keys (QK-norm).")] = False
     components: Annotated[
         int | None,
-        Option(f"Components K of the mixture head (gm-kl). Default: {COMPONENTS}.", metavar="K", minimum=1),
+        Option(f"Number of components K of the mixture head (gm-kl). Default: {COMPONENTS}.", metavar="K", minimum=1),
     ] = None
     constant_std: Annotated[
         float | None,
         Option(
-            "Standard deviation of the components over the velocity, fixed (gm-kl). Default: learnt.",
+            "Fixed standard deviation of the components over the velocity (gm-kl). Default: learned.",
             metavar="STD",
             minimum=1e-4,
         ),
@@ -50,8 +55,8 @@ class NetworkSettings(Settings):
     spectral: Annotated[
         int,
         Option(
-            "Also learn the spectrum of the noise for sample --spectral (gm-kl), transporting this many leading axes "
-            "of the mixture: all channels where they are few, 1 of 768; 0 for none.",
+            "Also learn a noise spectrum for sample --spectral (gm-kl), with this many leading axes of the mixture "
+            "transported: all channels if they are few, 1 of 768. 0: off.",
             metavar="AXES",
             minimum=0,
         ),

@@ -65,15 +65,17 @@ def guidance_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SamplingSettings(Settings):
-    """Solver, grid and guidance; a default of None follows what the run learnt."""
+    """Solver, grid and guidance; a default of None depends on the run."""
 
     TITLE = "Solver and guidance"
 
-    steps: Annotated[int, Option("Network evaluations a sample (guidance doubles each).", metavar="N", minimum=1)] = 8
+    steps: Annotated[
+        int, Option("Network evaluations per sample; with guidance each is computed twice.", metavar="N", minimum=1)
+    ] = 8
     solver: Annotated[
         str | None,
         Option(
-            f"On a velocity, or on a mixture's mean: {_listed('velocity')}. On a mixture: {_listed('mixture')}. "
+            f"For a velocity, or the mean of a mixture: {_listed('velocity')}. For a mixture: {_listed('mixture')}. "
             "Default: gm-ode for gm-kl, else euler.",
             choices=solver_names,
         ),
@@ -81,26 +83,26 @@ class SamplingSettings(Settings):
     protocol: Annotated[
         str,
         Option(
-            "full: from noise to data. rae: as RAE and MM-FM sample and score, by default by euler: --steps counts the "
-            "points of the grid (50 are 49 evaluations), it ends at t = 0.001 before the shift, and images are "
+            "full: from t = 1 to t = 0. rae: as RAE and MM-FM sample, by default with euler: --steps counts the "
+            "points of the grid (50 make 49 evaluations), which ends at t = 0.001 before the shift, and images are "
             "truncated to 8 bits, not rounded.",
             choices=protocol_names,
         ),
     ] = "full"
     order: Annotated[
         int | None,
-        Option("Order of gm-ode and gm-sde: 1 or 2. Default: 2.", metavar="1|2", minimum=1, maximum=2),
+        Option("Order of gm-ode and gm-sde. Default: 2.", metavar="1|2", minimum=1, maximum=2),
     ] = None
     substeps: Annotated[
         int | None,
         Option(
-            "Sub-steps of a gm-ode step, without network. Default: about 128 / steps, as published.",
+            "Sub-steps per gm-ode step, which need no network evaluation. Default: about 128 / steps, as published.",
             metavar="N",
             minimum=1,
         ),
     ] = None
     spectral: Annotated[
-        bool, Option("Draw with noise of the learnt spectrum (gm-sde; a run trained with --spectral AXES).")
+        bool, Option("Draw noise with the learned spectrum (gm-sde; a run trained with --spectral AXES).")
     ] = False
     guidance: Annotated[
         str,
@@ -120,22 +122,24 @@ class SamplingSettings(Settings):
     guide: Annotated[
         Path | None,
         Option(
-            "The weaker run of --guidance auto, trained on the same latents; its newest weights. Default: none.",
+            "The weaker run for --guidance auto, trained on the same latents; its newest weights are used. Default: "
+            "none.",
             metavar="RUN",
         ),
     ] = None
     guidance_interval: Annotated[
         str | None,
         Option(
-            "Times at which to guide, ends included, 0 = data, 1 = noise. Default: all; outside, a step costs one "
-            "evaluation.",
+            "Interval of times with guidance, ends included; 0 is data, 1 is noise. Outside of it a step takes one "
+            "evaluation. Default: all times.",
             metavar="LOW,HIGH",
         ),
     ] = None
     orthogonal: Annotated[
         float | None,
         Option(
-            "Share of the guidance direction along the mean that prob, or auto on a mixture, takes out. Default: 1.",
+            "Fraction of the guidance direction's component along the mean to project out, for prob, or for auto on "
+            "a mixture. Default: 1.",
             metavar="SHARE",
             minimum=0.0,
             maximum=1.0,
@@ -203,20 +207,20 @@ def parse_interval(text: str | None) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class SelectionSettings(Settings):
-    """How many samples, and their labels."""
+    """Number of samples and their labels."""
 
     TITLE = "Samples"
 
-    num: Annotated[int, Option("Images.", metavar="N", minimum=1)] = 1000
+    num: Annotated[int, Option("Number of images.", metavar="N", minimum=1)] = 1000
     classes: Annotated[
         str | None,
-        Option("Class numbers or names, separated by commas; samples have them in turn. Default: all.", metavar="LIST"),
+        Option("Class indices or names, separated by commas, used in turn. Default: all.", metavar="LIST"),
     ] = None
     modes: Annotated[
         str | None,
         Option(
-            "Modes of the fitted mixture, numbers separated by commas; samples have them in turn. Default: drawn, as "
-            "often as they occur in the data.",
+            "Indices of modes of the fitted mixture, separated by commas, used in turn. Default: drawn with their "
+            "frequencies in the data.",
             metavar="LIST",
         ),
     ] = None
@@ -225,25 +229,26 @@ class SelectionSettings(Settings):
 
 @dataclass(frozen=True)
 class WeightSettings(Settings):
-    """Which weights of a run are sampled, and where its mixture is."""
+    """Which weights of a run to sample, and the path of its mixture."""
 
     TITLE = "Weights"
 
     checkpoint: Annotated[
         int | None, Option("Step of the checkpoint to sample. Default: the newest.", metavar="STEP", minimum=0)
     ] = None
-    weights: Annotated[Literal["ema", "model"], Option("Averaged weights, or those of the last step.")] = "ema"
+    weights: Annotated[
+        Literal["ema", "model"], Option("ema: averaged weights. model: the weights of the last step.")
+    ] = "ema"
     ema: Annotated[
         str | None,
         Option(
-            "Which average, where a run keeps several: its decay, or power-WIDTH. Default: the first that train was "
-            "given.",
+            "Which EMA, if the run tracks several: its decay, or power-WIDTH. Default: the first one given to train.",
             metavar="NAME",
         ),
     ] = None
     gmm: Annotated[
         Path | None,
-        Option("The mixture of a run with --source gmm. Default: where it was in training.", metavar="FILE"),
+        Option("Mixture of a run with --source gmm. Default: the path used in training.", metavar="FILE"),
     ] = None
 
     def check(self) -> None:

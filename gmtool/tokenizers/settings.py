@@ -11,7 +11,7 @@ from gmtool.tokenizers.table import TOKENIZERS
 
 @dataclass(frozen=True)
 class TokenizerSettings(Settings):
-    """A tokenizer as a user names it. What is None is settled by the images, see `gmtool.tokenizers.choose`."""
+    """A tokenizer as a user names it. What is None depends on the images, see `gmtool.tokenizers.choose`."""
 
     TITLE = "Tokenizer"
 
@@ -27,7 +27,7 @@ class TokenizerSettings(Settings):
         str | None,
         Option(
             "What fit-gmm clusters, for pixels and sd-vae: dinov2, or the hub id or local folder of one, gives its "
-            "[CLS] token. Default: none, a summary of the image's own colours and layout.",
+            "[CLS] token. Default: a summary of colours and layout.",
             metavar="NAME|ID|FOLDER",
         ),
     ] = None

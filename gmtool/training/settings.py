@@ -14,33 +14,33 @@ from gmtool.training.schedule import Curve, Schedule, parse_knots
 
 @dataclass(frozen=True)
 class MethodSettings(Settings):
-    """What is learnt, from which noise, told what."""
+    """The method: objective, source, coupling and condition."""
 
     TITLE = "Method"
 
     objective: Annotated[
         Literal["fm", "gm-kl", "mm-fm"],
         Option(
-            "fm (one velocity, L2), gm-kl (GMFlow: a mixture over the velocity, KL), mm-fm (MM-FM: fm with --source "
-            "gmm --coupling mode)."
+            "fm: the velocity, least squares. gm-kl: GMFlow, a mixture over the velocity, KL. mm-fm: MM-FM, fm with "
+            "--source gmm --coupling mode."
         ),
     ] = "fm"
     source: Annotated[
         Literal["auto", SourceName],
-        Option("Where the flow starts: gaussian, or gmm, the fitted mixture. auto: gmm for mm-fm or --coupling mode."),
+        Option("Source distribution: gaussian, or gmm, the fitted mixture. auto: gmm for mm-fm or --coupling mode."),
     ] = "auto"
     coupling: Annotated[
         Literal["auto", CouplingName],
         Option(
-            "How noise and data are paired: independent, mode (noise from an image's own mode), batch-ot (exact "
-            "assignment in the batch). auto: mode for mm-fm, and for gm-kl with --source gmm; else independent."
+            "How noise and data are paired: independent; mode, noise from the image's own mode; batch-ot, minibatch "
+            "optimal transport. auto: mode for mm-fm, and for gm-kl with --source gmm; else independent."
         ),
     ] = "auto"
     condition: Annotated[
         Literal["auto", Condition],
         Option(
-            "What the network is told of an image. auto: class when the images come in classes, else mode when a "
-            "fitted mixture is there, else none; none for mm-fm, as published."
+            "What the network is conditioned on. auto: class if the images have classes, else mode if a mixture has "
+            "been fitted, else none; none for mm-fm, as published."
         ),
     ] = "auto"
     mode_mean: Annotated[
@@ -53,7 +53,7 @@ class MethodSettings(Settings):
     transition_ratio: Annotated[
         float | None,
         Option(
-            "lambda of the gm-kl loss, in (0, 1]: x_s is taken at s = t (1 - lambda). Default: 0.5.",
+            "lambda of the gm-kl loss, in (0, 1]: x_t goes to x_s, s = t (1 - lambda). Default: 0.5.",
             metavar="RATIO",
             minimum=1e-3,
             maximum=1.0,
@@ -62,7 +62,7 @@ class MethodSettings(Settings):
     dropout: Annotated[
         float,
         Option(
-            "Share of the images whose condition is hidden, which guidance needs.",
+            "Probability of dropping the condition (classifier-free guidance).",
             metavar="SHARE",
             minimum=0.0,
             maximum=1.0,
@@ -71,8 +71,8 @@ class MethodSettings(Settings):
     focal: Annotated[
         float,
         Option(
-            "Weigh each image by its mode's running loss over the mean one, to this power, within 0.3 and 3 (fm and "
-            "mm-fm, with a fitted mixture); 0 for none, MM-FM's mode-conditional run uses 2.",
+            "Weight each image by (running loss of its mode / mean over modes) to this power, clamped to [0.3, 3] "
+            "(fm and mm-fm, with a fitted mixture). 0: off. MM-FM's mode-conditional run uses 2.",
             metavar="GAMMA",
             minimum=0.0,
         ),
@@ -83,8 +83,8 @@ class MethodSettings(Settings):
     time_shift: Annotated[
         float | None,
         Option(
-            "s of t' = s t / (1 + (s - 1) t), in training and sampling. Default: sqrt(numbers in a latent / 4096), at "
-            "least 1.",
+            "s of the time shift t' = s t / (1 + (s - 1) t), for training and sampling. Default: sqrt(entries of a "
+            "latent / 4096), at least 1.",
             metavar="S",
             minimum=1e-3,
             maximum=1e6,
@@ -110,53 +110,56 @@ class MethodSettings(Settings):
 
     @property
     def wants_mixture(self) -> bool:
-        """Whether a fitted mixture is asked for, whatever the data are."""
+        """Whether these settings require a fitted mixture."""
         return self.objective == "mm-fm" or self.source == "gmm" or "mode" in (self.coupling, self.condition)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings(Settings):
-    """Which optimiser, and its numbers but the learning rate."""
+    """The optimiser and its hyperparameters, except for the learning rate."""
 
-    TITLE = "Optimiser"
+    TITLE = "Optimizer"
 
     optimizer: Annotated[
-        Literal["adamw", "muon"], Option("adamw, or muon for the matrices of the blocks beside it (torch 2.9).")
+        Literal["adamw", "muon"],
+        Option("adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest (torch 2.9)."),
     ] = "adamw"
     betas: Annotated[
         tuple[float, float],
-        Option("Decay a step of AdamW's two moments.", metavar="BETA1 BETA2", minimum=0.0, below=1.0),
+        Option(
+            "AdamW's betas: decay rates of the first and second moment.", metavar="BETA1 BETA2", minimum=0.0, below=1.0
+        ),
     ] = (0.9, 0.95)
     weight_decay: Annotated[
-        float, Option("Weight decay, on matrices alone.", metavar="RATE", minimum=0.0, maximum=1e3)
+        float, Option("Weight decay, applied to matrices only.", metavar="RATE", minimum=0.0, maximum=1e3)
     ] = 0.0
     clip: Annotated[
         float,
-        Option("Largest norm of the gradient, else it is scaled down. 0: none.", metavar="NORM", minimum=0.0),
+        Option("Clip the gradient to this norm. 0: no clipping.", metavar="NORM", minimum=0.0),
     ] = 1.0
 
 
 @dataclass(frozen=True)
 class ScheduleSettings(Settings):
-    """The rate, its warm-up, and how it changes later."""
+    """The learning rate, its warm-up and its schedule."""
 
     TITLE = "Learning rate"
 
     lr: Annotated[
         float | None,
-        Option("Learning rate. Default: the model's own, from 2e-3 (tiny) to 2e-4 (XL).", metavar="RATE", minimum=0.0),
+        Option("Learning rate. Default: by model, from 2e-3 (tiny) to 2e-4 (XL).", metavar="RATE", minimum=0.0),
     ] = None
-    warmup: Annotated[int, Option("Steps over which the learning rate rises to --lr.", metavar="N", minimum=0)] = 100
+    warmup: Annotated[int, Option("Steps of linear warm-up to --lr.", metavar="N", minimum=0)] = 100
     lr_knots: Annotated[
         str | None,
         Option(
-            "Rates at later steps, which are numbers or shares of --steps, such as 50%:2e-4,100%:2e-5; the rate is "
-            "--lr at the end of the warm-up, and stays what it is after the last knot; two at one step make a jump. "
-            "Default: none, a constant rate.",
+            "Piecewise schedule after the warm-up: rates at steps, given as numbers or as percentages of --steps, "
+            "such as 50%:2e-4,100%:2e-5. The rate stays constant after the last knot; two knots at one step make a "
+            "jump. Default: constant.",
             metavar="STEP:RATE,...",
         ),
     ] = None
-    lr_curve: Annotated[Curve, Option("Between two knots: along a line, or along half a cosine.")] = "linear"
+    lr_curve: Annotated[Curve, Option("Interpolation between two knots: linear, or half a cosine.")] = "linear"
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -166,26 +169,25 @@ class ScheduleSettings(Settings):
 
     @property
     def follows_the_steps(self) -> bool:
-        """Whether the number of steps enters the learning rate of each."""
+        """Whether the learning rate depends on the total number of steps."""
         return self.lr_knots is not None and "%" in self.lr_knots
 
     def resolve(self, default: float, steps: int) -> Schedule:
-        """The schedule of a run of ``steps`` steps, with the rate ``default`` where none is given."""
+        """The schedule of a run of ``steps`` steps. default: the learning rate if --lr is not given."""
         rate = default if self.lr is None else self.lr
         return Schedule(rate, self.warmup, parse_knots(self.lr_knots, steps), self.lr_curve)
 
 
 @dataclass(frozen=True)
 class AverageSettings(Settings):
-    """Which averages are kept."""
+    """Which averages of the weights are tracked."""
 
     TITLE = "Averages of the weights"
 
     ema: Annotated[
         tuple[float, ...],
         Option(
-            "Decay a step of a moving average of the weights; repeat it for several. The first is what is sampled by "
-            "default.",
+            "EMA decay per step. Repeat the flag to track several EMAs; the first one is sampled by default.",
             metavar="DECAY",
             minimum=0.0,
             below=1.0,
@@ -194,8 +196,8 @@ class AverageSettings(Settings):
     ema_power: Annotated[
         tuple[float, ...],
         Option(
-            "Also keep an average of power-law profile of this width relative to the run (EDM2's sigma_rel, such as "
-            "0.05 or 0.1); repeat it for several.",
+            "Also track a power-law EMA of this relative width (EDM2's sigma_rel, such as 0.05 or 0.1). Repeat the "
+            "flag to track several.",
             metavar="WIDTH",
             minimum=1e-3,
             maximum=0.28,
@@ -205,9 +207,9 @@ class AverageSettings(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         if not self.names:
-            raise UserError("no moving average is asked for: give --ema or --ema-power")
+            raise UserError("no EMA is tracked: give --ema or --ema-power")
         if twice := [name for name in self.names if self.names.count(name) > 1]:
-            raise UserError(f"the moving average {twice[0]} is asked for twice: give different --ema or --ema-power")
+            raise UserError(f"the EMA {twice[0]} is given twice: give different --ema or --ema-power")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -217,37 +219,37 @@ class AverageSettings(Settings):
 
 @dataclass(frozen=True)
 class LoopSettings(Settings):
-    """How long training goes on, on how many images a step, and what it leaves behind."""
+    """Steps, batch size and checkpoints."""
 
     TITLE = "Steps and checkpoints"
 
-    steps: Annotated[int, Option("Optimiser steps in all.", metavar="N", minimum=1)] = 100_000
+    steps: Annotated[int, Option("Total number of optimizer steps.", metavar="N", minimum=1)] = 100_000
     batch_size: Annotated[
-        int | None, Option("Images a step. Default: 128 on a GPU, 32 on a CPU.", metavar="N", minimum=1)
+        int | None,
+        Option("Batch size, over all processes. Default: 128 on a GPU, 32 on a CPU.", metavar="N", minimum=1),
     ] = None
     micro_batch: Annotated[
         str,
         Option(
-            "Images computed at once, a divisor of the batch; gradients add up to those of --batch-size. auto: the "
-            "most that fit on the GPU, by trying; all on a CPU.",
+            "Images per forward and backward pass, a divisor of the batch; gradients accumulate to --batch-size. "
+            "auto: the most that fit on the GPU, found by trial; the whole batch on a CPU.",
             metavar="N|auto",
         ),
     ] = "auto"
     skip_limit: Annotated[
         int,
         Option(
-            "Steps in a row with a loss or gradient that is not finite, each left out, after which the run goes back "
-            "to the last good checkpoint.",
+            "Non-finite steps are skipped; after this many in a row, training rolls back to the last good checkpoint.",
             metavar="N",
             minimum=1,
         ),
     ] = 20
     save_every: Annotated[int, Option("Steps between checkpoints.", metavar="N", minimum=1)] = 1000
-    keep: Annotated[int, Option("Checkpoints kept, the newest ones.", metavar="N", minimum=1)] = 2
+    keep: Annotated[int, Option("Number of newest checkpoints to keep.", metavar="N", minimum=1)] = 2
     keep_every: Annotated[
         int,
         Option(
-            "Checkpoints at multiples of so many steps, of --save-every too, are kept for ever; 0 for none.",
+            "Also keep every checkpoint whose step is a multiple of this, itself a multiple of --save-every. 0: off.",
             metavar="N",
             minimum=0,
         ),
@@ -263,31 +265,30 @@ class LoopSettings(Settings):
 
 @dataclass(frozen=True)
 class LoggingSettings(Settings):
-    """Who is told how training goes, and what is drawn and scored on the way."""
+    """Loggers, previews and scores during training."""
 
     TITLE = "Logging"
 
-    preview_every: Annotated[int, Option("Steps between preview grids; 0 for none.", metavar="N", minimum=0)] = 1000
+    preview_every: Annotated[int, Option("Steps between preview grids. 0: off.", metavar="N", minimum=0)] = 1000
     eval_every: Annotated[
         int,
-        Option("Steps between scores of a few samples against training images; 0 for none.", metavar="N", minimum=0),
+        Option("Steps between evaluations of a few samples against training images. 0: off.", metavar="N", minimum=0),
     ] = 0
-    eval_num: Annotated[int, Option("Samples of such a score.", metavar="N", minimum=2)] = 1000
+    eval_num: Annotated[int, Option("Number of samples for --eval-every.", metavar="N", minimum=2)] = 1000
     tensorboard: Annotated[
         bool | None,
-        Option("Write TensorBoard's events into RUN/tensorboard (extra: log). Default: where it is installed."),
+        Option("Write TensorBoard events to RUN/tensorboard (extra: log). Default: if it is installed."),
     ] = None
     wandb: Annotated[
         str | None,
         Option(
-            "Also log to this project of Weights & Biases (extra: wandb; WANDB_MODE=offline keeps it here). Default: "
-            "none.",
+            "Also log to this Weights & Biases project (extra: wandb; WANDB_MODE=offline logs locally). Default: none.",
             metavar="PROJECT",
         ),
     ] = None
 
     def check_installed(self) -> None:
-        """Raise UserError when a logger is asked for that is not installed."""
+        """Raise UserError if a requested logger is not installed."""
         if self.tensorboard and find_spec("tensorboard") is None:
             raise UserError("--tensorboard needs TensorBoard: run pip install '.[log]' in the clone of gmtool")
         if self.wandb is not None and find_spec("wandb") is None:

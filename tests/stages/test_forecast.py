@@ -93,4 +93,4 @@ def test_what_the_command_prints(small: Small, tmp_path: Path, capsys: pytest.Ca
     assert "cost" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     assert main([*arguments[:-1], "--price-per-hour", "2"]) == 2
-    assert "--price-per-hour belongs to --dry-run" in capsys.readouterr().err
+    assert "--price-per-hour has no effect without --dry-run" in capsys.readouterr().err

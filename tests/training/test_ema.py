@@ -80,8 +80,8 @@ def test_files_and_names() -> None:
     ("settings", "words"),
     [
         ({"ema": (0.9, 1.0)}, "--ema must be below 1"),
-        ({"ema": (0.9, 0.9)}, "average 0.9 is asked for twice"),
-        ({"ema": ()}, "no moving average"),
+        ({"ema": (0.9, 0.9)}, "the EMA 0.9 is given twice"),
+        ({"ema": ()}, "no EMA is tracked"),
         ({"ema_power": (0.3,)}, "--ema-power must be at most 0.28"),
     ],
 )

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def command(
     *,
     json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
+        bool, typer.Option("--json", help="Print the results as JSON; everything else goes to stderr.")
     ] = False,
     config: BenchConfig,
 ) -> None:
-    """Measure this machine with a recipe's networks, and say how long ImageNet would take, stage by stage.
+    """Benchmark this machine with a recipe's networks and estimate the time for ImageNet, stage by stage.
 
-    What training reached is kept, so that gmtool train --dry-run tells the time of a run.
+    The training throughput is recorded, and gmtool train --dry-run uses it to estimate the time of a run.
 
     Example: gmtool bench --preset gmflow-imagenet256
     """

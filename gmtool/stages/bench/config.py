@@ -10,16 +10,16 @@ from gmtool.settings import Device, Option, check_ranges
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is measured, and for how long."""
+    """What to measure, and for how long."""
 
     preset: Annotated[
         str,
-        Option("The recipe that is measured, by name or as a .toml file, with random weights.", metavar="NAME|FILE"),
+        Option("Recipe to measure, by name or as a .toml file; weights are random.", metavar="NAME|FILE"),
     ] = "mm-fm-imagenet256"
-    images: Annotated[int, Option("Images that the answer is for; ImageNet's by default.", metavar="N", minimum=1)] = (
-        1_281_167
-    )
-    seconds: Annotated[float, Option("Time for each measurement, at least.", metavar="S", minimum=0.0)] = 3.0
+    images: Annotated[
+        int, Option("Number of images to extrapolate to; ImageNet's by default.", metavar="N", minimum=1)
+    ] = 1_281_167
+    seconds: Annotated[float, Option("Minimum time per measurement, in seconds.", metavar="S", minimum=0.0)] = 3.0
     device: Device = "auto"
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ def command(
     *,
     _preset: PresetName = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
+        bool, typer.Option("--json", help="Print the results as JSON; everything else goes to stderr.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be compared, and how; compute and download nothing.")

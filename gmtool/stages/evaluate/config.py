@@ -34,6 +34,6 @@ class EvaluateConfig(Settings):
             minimum=0,
         ),
     ] = 0
-    batch_size: Annotated[int, Option("Images a network call.", metavar="N", minimum=1)] = 64
+    batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 64
     device: Device = "auto"
     seed: Seed = 0

@@ -26,18 +26,18 @@ def gibibytes(size: str | float) -> float:
 
 @dataclass(frozen=True)
 class FitGmmConfig(Settings):
-    """How the mixture is fitted to the descriptors and carried to the patches."""
+    """How the mixture is fitted to descriptors and transferred to patch space."""
 
-    modes: Annotated[int, Option("Components of the mixture.", metavar="K", minimum=1)] = 64
+    modes: Annotated[int, Option("Number of modes, the components of the mixture.", metavar="K", minimum=1)] = 64
     assignment: Annotated[
         Literal["soft", "hard"],
-        Option("How an image belongs to modes: soft (its most probable modes, renormalised) or hard (the best one)."),
+        Option("Assignment of images to modes: soft (the --top-k most probable, renormalised) or hard (the best one)."),
     ] = "soft"
-    top_k: Annotated[int, Option("Modes kept for an image under soft assignment.", metavar="N", minimum=1)] = 8
+    top_k: Annotated[int, Option("Modes kept per image under soft assignment.", metavar="N", minimum=1)] = 8
     held_out: Annotated[
         float,
         Option(
-            "Share of the images kept out of k-means and EM, for the held-out log-likelihood; they are still "
+            "Fraction of the images held out of k-means and EM to report their log-likelihood; they are still "
             "assigned to modes.",
             metavar="SHARE",
             minimum=0.0,
@@ -50,9 +50,9 @@ class FitGmmConfig(Settings):
     memory: Annotated[
         float,
         Option(
-            "Memory of a process for the modes' patch sums and the latents just read, as 512MiB or 8GiB (a number "
-            "alone is GiB); where not all modes fit (16 bytes a mode and latent entry), they go in blocks, and images "
-            "that belong to several are read again.",
+            "Memory per process for the patch sums of modes and the read buffers, such as 512MiB or 8GiB (a bare "
+            "number is GiB). If the sums do not fit (16 bytes per mode and latent entry), modes are processed in "
+            "blocks, and images that belong to several blocks are read again.",
             metavar="SIZE",
             minimum=0.0,
             reader=gibibytes,

@@ -36,23 +36,23 @@ class ImportConfig(Settings):
     condition: Annotated[
         Condition | None,
         Option(
-            "What the labels of a DiTDH mean; none where it does not use them. Default: class where there are labels "
-            "and no mixture, none where there are no labels; else it must be said."
+            "What the labels of a DiTDH are; none if it does not use them. Default: class if there are labels and no "
+            "mixture, none if there are no labels; otherwise required."
         ),
     ] = None
     tokenizer: Annotated[
         str | None,
         Option(
-            "Hub id or folder of what made the latents: a DINOv2 for a DiTDH, an AutoencoderKL for a GM-DiT. Default: "
-            "facebook/dinov2-with-registers-base; the vae/ in SOURCE or stabilityai/sd-vae-ft-ema.",
+            "Hub id or folder of the encoder of the latents: a DINOv2 for a DiTDH, an AutoencoderKL for a GM-DiT. "
+            "Default: facebook/dinov2-with-registers-base; the vae/ in SOURCE or stabilityai/sd-vae-ft-ema.",
             metavar="ID|FOLDER",
         ),
     ] = None
     time_shift: Annotated[
         float | None,
         Option(
-            "s of the shift of times. Default: for a DiTDH sqrt(numbers in a latent / 4096), at least 1, as RAE and "
-            "MM-FM; for a GM-DiT that of its scheduler.",
+            "s of the time shift. Default: for a DiTDH sqrt(entries of a latent / 4096), at least 1, as in RAE and "
+            "MM-FM; for a GM-DiT its scheduler's.",
             metavar="S",
             minimum=1e-3,
         ),

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 def command(
     path: Annotated[Path, typer.Argument(metavar="FILE-OR-FOLDER", help="Anything that gmtool wrote.")],
     *,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read everything, and check that all of it is what was written.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything and verify all checksums.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
-    """Say what a file or folder is, how it was made, and whether its inputs are still what they were.
+    """Describe a file or folder: what it is, how it was made, and whether its inputs still match.
 
     Example: gmtool inspect gmm.h5 --verify
     """
@@ -33,7 +31,7 @@ def command(
     else:
         _print(description)
         if verify:
-            print(f"{path}: everything was read, and is what was written")
+            print(f"{path}: all checksums match")
 
 
 def _to_json(description: Description) -> str:

@@ -17,9 +17,9 @@ class SampleConfig(Settings):
     selection: SelectionSettings = SelectionSettings()
     weights: WeightSettings = WeightSettings()
     decoder: Decoder = None
-    batch_size: Annotated[int, Option("Images a network call; it does not change them.", metavar="N", minimum=1)] = 64
+    batch_size: Annotated[int, Option("Batch size; it does not change the images.", metavar="N", minimum=1)] = 64
     precision: Annotated[
-        Precision, Option("Arithmetic of the network. auto: bfloat16 on a GPU that has it, else float32.")
+        Precision, Option("Precision of the network. auto: bfloat16 on a GPU that supports it, else float32.")
     ] = "auto"
     compile: Compile = False
     device: Device = "auto"

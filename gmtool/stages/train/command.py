@@ -17,7 +17,7 @@ def command(
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="File that gmtool encode wrote.")] = Path(
         "latents.h5"
     ),
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write, or to go on with.")] = Path("run"),
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write, or to resume.")] = Path("run"),
     *,
     preset: PresetName = None,
     config: TrainConfig,
@@ -25,26 +25,26 @@ def command(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the resolved settings and what the run will take; train nothing. With --preset and no LATENTS "
-            "it is reckoned for ImageNet.",
+            help="Print the resolved settings, parameters, FLOPs, memory and time; train nothing. With --preset and no "
+            "LATENTS, the estimate is for ImageNet.",
         ),
     ] = False,
     price: Annotated[
         float | None,
         typer.Option(
             "--price-per-hour",
-            help="Price of an hour of this machine, for --dry-run. Default: none.",
+            help="Price per hour of this machine, for the cost in --dry-run. Default: none.",
             metavar="PRICE",
             min=0.0,
         ),
     ] = None,
 ) -> None:
-    """Train a network on latents. The same command again goes on where the run stopped.
+    """Train a network on latents. Run the same command again to resume.
 
     Example: gmtool train --objective gm-kl --condition class
     """
     if price is not None and not dry_run:
-        raise UserError("--price-per-hour belongs to --dry-run, which adds the hours up")
+        raise UserError("--price-per-hour has no effect without --dry-run: add --dry-run or remove it")
     if dry_run:
         _print_forecast(latents, run, config, preset, price)
         return

@@ -21,23 +21,22 @@ from gmtool.training.settings import (
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """What is trained on, beside the latents."""
+    """Training data besides the latents."""
 
     TITLE = "Data"
 
     gmm: Annotated[
-        Path | None, Option("The mixture that fit-gmm wrote. Default: gmm.h5 beside the latents.", metavar="FILE")
+        Path | None, Option("Mixture that fit-gmm wrote. Default: gmm.h5 beside the latents.", metavar="FILE")
     ] = None
     images: Annotated[
         Path | None,
         Option(
-            "Train on the images of this folder or archive, encoded as they are needed. LATENTS then gives the "
-            "tokenizer, the statistics and the classes alone: encode --limit N is enough. Default: none, the latents "
-            "of LATENTS.",
+            "Train on the images of this folder or archive, encoded on the fly. LATENTS then only provides the "
+            "tokenizer, the statistics and the classes: encode --limit N is enough. Default: train on LATENTS.",
             metavar="DIR",
         ),
     ] = None
-    flip: Annotated[bool, Option("Mirror each image left to right with probability 1/2 (--images).")] = False
+    flip: Annotated[bool, Option("Random horizontal flips (--images).")] = False
     fraction: Annotated[
         float,
         Option(
@@ -50,9 +49,7 @@ class DataSettings(Settings):
     ] = 1.0
     workers: Annotated[
         int | None,
-        Option(
-            "Processes that read latents. Default: 0 when the latents fit in memory, else 4.", metavar="N", minimum=0
-        ),
+        Option("Data-loading workers. Default: 0 if the latents fit in memory, else 4.", metavar="N", minimum=0),
     ] = None
 
     def check(self) -> None:
@@ -65,29 +62,30 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class ComputeSettings(Settings):
-    """Where and how the arithmetic is done."""
+    """Device, precision and memory."""
 
     TITLE = "Computation"
 
     device: Device = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Option("Arithmetic of the network; losses are float32. auto: bfloat16 on a GPU that has it."),
+        Option("Precision of the network; losses are float32. auto: bfloat16 on a GPU that supports it, else float32."),
     ] = "auto"
-    tf32: Annotated[bool, Option("Let a GPU round float32 matrix products to TF32, which is faster.")] = False
+    tf32: Annotated[bool, Option("Allow TF32 in float32 matrix products on a GPU: faster, less exact.")] = False
     compile: Compile = False
     checkpoint_activations: Annotated[
-        bool, Option("Keep the input of each block alone, and compute its inside again: less memory, more time.")
+        bool,
+        Option("Activation checkpointing: store only the blocks' inputs, recompute the rest in the backward pass."),
     ] = False
     shard: Annotated[
         bool,
-        Option("Leave to each process a part of weights and optimiser (FSDP2), for networks that do not fit on a GPU."),
+        Option("Shard weights and optimizer state across processes (FSDP2), for networks that do not fit on one GPU."),
     ] = False
 
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
-    """What is learnt from which data, by which network, how, and for how long."""
+    """All settings of a training run."""
 
     data: DataSettings = DataSettings()
     method: MethodSettings = MethodSettings()
