@@ -26,18 +26,19 @@ CHECKSUM = "checksum"
 
 T = TypeVar("T")
 
-Kind = Literal["latents", "gmm", "run", "samples"]
+Kind = Literal["latents", "gmm", "run", "samples", "sweep"]
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "latents": ("a latents file", "gmtool encode"),
     "gmm": ("a fitted mixture", "gmtool fit-gmm"),
     "run": ("a training run", "gmtool train"),
     "samples": ("a folder of samples", "gmtool sample"),
+    "sweep": ("a sweep", "gmtool sweep"),
 }
 """Each kind of artifact in words, and the command that makes it."""
 
 
-RECORDS: Mapping[str, str] = {"run": "config.json", "samples": "sampling.json"}
+RECORDS: Mapping[str, str] = {"run": "config.json", "samples": "sampling.json", "sweep": "sweep.json"}
 """The file that holds the manifest in those artifacts that are folders; HDF5 files hold it in an attribute."""
 
 

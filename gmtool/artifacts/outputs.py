@@ -17,7 +17,7 @@ import fcntl
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,17 @@ from typing import IO
 
 import h5py
 
+from gmtool.artifacts import samples, sweep
 from gmtool.artifacts.files import check_writable, flush_to_disk, is_part, resolved, work_folder
 from gmtool.artifacts.hdf5 import read_manifest
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, parse_manifest
 from gmtool.artifacts.resume import STATE
-from gmtool.artifacts.samples import strangers
 from gmtool.errors import UserError
 
 LOCK, PART, OLD = "lock", "part", "old"
+
+STRANGERS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {"samples": samples.strangers, "sweep": sweep.strangers}
+"""What is in a folder of a kind that gmtool did not put there, for the kinds whose folders are replaced."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system that has no locks."""
@@ -137,11 +140,12 @@ class Output:
             raise UserError(f"{path} holds the current folder, which the {noun} would replace: choose another folder")
         if not _in(self.target):
             return
-        if self.kind == "run":
-            raise UserError(f"{path} exists: choose another folder for the run")
+        if self.kind not in STRANGERS:
+            raise UserError(f"{path} exists: choose another folder for the {noun}")
         if kind_of(self.target) != self.kind:
-            raise UserError(f"{path} holds other things than samples: choose another folder")
-        if found := strangers(self.target):
+            things = KINDS[self.kind][0].removeprefix("a folder of ")
+            raise UserError(f"{path} holds other things than {things}: choose another folder")
+        if found := STRANGERS[self.kind](self.target):
             raise UserError(
                 f"{path} holds {found[0]}, which gmtool did not make: move it away, or choose another folder"
             )
@@ -153,7 +157,7 @@ class Output:
         old = self.work / OLD
         if old.is_dir() and not self.target.exists():
             old.rename(self.target)
-        elif old.is_dir() and not strangers(old):
+        elif old.is_dir() and not STRANGERS.get(self.kind, _in)(old):
             shutil.rmtree(old, ignore_errors=True)
 
 

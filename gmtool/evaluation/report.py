@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from gmtool import __version__
 
@@ -66,8 +68,10 @@ class Report:
 def parse_report(text: str) -> Report:
     """The report in the JSON text that `Report.to_json` made."""
     found = json.loads(text)
-    figures = (
-        Figure(each["metric"], Measurement(**each["generated"]), each["real"] and Measurement(**each["real"]))
-        for each in found["figures"]
-    )
-    return Report(**{**found, "figures": tuple(figures)})
+    return Report(**{**found, "figures": tuple(parse_figure(each) for each in found["figures"])})
+
+
+def parse_figure(values: Mapping[str, Any]) -> Figure:
+    """A figure of the JSON values that ``dataclasses.asdict`` gives."""
+    real = values["real"]
+    return Figure(values["metric"], Measurement(**values["generated"]), real and Measurement(**real))

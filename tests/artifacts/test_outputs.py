@@ -11,7 +11,7 @@ import h5py
 import pytest
 
 from gmtool.artifacts.files import check_writable, resolved, written_aside
-from gmtool.artifacts.manifest import KINDS, Kind, Manifest
+from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, Manifest
 from gmtool.artifacts.outputs import LOCK, OLD, Output, held, output_of
 from gmtool.artifacts.samples import METRICS
 from gmtool.errors import UserError
@@ -19,9 +19,9 @@ from gmtool.errors import UserError
 
 def artifact(path: Path, kind: str) -> Path:
     text = Manifest(kind, "x", "00", {}).to_json()
-    if kind in ("run", "samples"):
+    if kind in RECORDS:
         path.mkdir()
-        (path / {"run": "config.json", "samples": "sampling.json"}[kind]).write_text(text)
+        (path / RECORDS[kind]).write_text(text)
     else:
         with h5py.File(path, "w") as file:
             file.attrs["manifest"] = text
@@ -29,10 +29,9 @@ def artifact(path: Path, kind: str) -> Path:
 
 
 def fill(output: Output, text: str = "new") -> None:
-    if output.kind in ("run", "samples"):
+    if output.kind in RECORDS:
         output.part.mkdir()
-        record = {"run": "config.json", "samples": "sampling.json"}[output.kind]
-        (output.part / record).write_text(Manifest(output.kind, text, "00", {}).to_json())
+        (output.part / RECORDS[output.kind]).write_text(Manifest(output.kind, text, "00", {}).to_json())
     else:
         output.part.write_text(text)
 
@@ -44,17 +43,17 @@ def make(path: Path, kind: Kind) -> None:
         output.publish()
 
 
-@pytest.mark.parametrize("kind", ["latents", "gmm", "samples", "run"])
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_an_output_appears_and_nothing_else(tmp_path: Path, kind: Kind) -> None:
     make(tmp_path / "new/out", kind)
     assert [each.name for each in (tmp_path / "new").iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["latents", "gmm", "samples"])
+@pytest.mark.parametrize("kind", ["latents", "gmm", "samples", "sweep"])
 def test_an_output_of_the_same_kind_is_replaced(tmp_path: Path, kind: Kind) -> None:
     make(artifact(tmp_path / "out", kind), kind)
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
-    record = tmp_path / "out" / "sampling.json" if kind == "samples" else tmp_path / "out"
+    record = tmp_path / "out" / RECORDS.get(kind, "")
     assert "new" in record.read_text()
 
 
@@ -100,6 +99,18 @@ def test_samples_that_hold_something_of_the_user_s_are_kept(tmp_path: Path, name
             output.publish()
     assert (folder / "late.txt").read_text() == "put there meanwhile"
     assert output.part.is_dir()  # to be put in its place by the same command
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "images/000001.png", "metrics.json"])
+def test_a_sweep_that_holds_something_of_the_user_s_is_kept(tmp_path: Path, name: str) -> None:
+    folder = artifact(tmp_path / "sweep", "sweep")
+    for own in ("sweep.csv", "score.png"):
+        (folder / own).touch()
+    output_of(folder, "sweep")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=r"which gmtool did not make: move it away"):
+        output_of(folder, "sweep")
 
 
 def test_neighbours_are_nobody_s_business(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_what_is_nothing_of_gmtool(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "half.h5").write_bytes((finished / "latents.h5").read_bytes()[:3000])
     for name, words in (
         ("none", "does not exist"),
-        (".", "neither a run nor a folder of samples"),
+        (".", "is no run, samples or sweep"),
         ("text.h5", "not a whole HDF5 file"),
         ("other.h5", "was not written by gmtool"),
         ("half.h5", "not a whole HDF5 file"),

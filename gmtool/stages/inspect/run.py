@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +10,14 @@ from gmtool.artifacts.files import reading
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.hdf5 import open_hdf5, read_manifest
 from gmtool.artifacts.latents import open_latents
-from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint
+from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, parse_manifest
 from gmtool.artifacts.run import CONFIG, MIXTURE, open_run
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.samples import MANIFEST, open_samples
+from gmtool.artifacts.sweep import MANIFEST as SWEEP
 from gmtool.data.image_sets import find_images
 from gmtool.errors import GmtoolError, UserError
+from gmtool.evaluation.sweep_table import read_sweep
 from gmtool.training.checkpoint import list_checkpoints
 
 State = Literal["matches", "changed", "missing"]
@@ -40,13 +42,13 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Describe a latents file, a mixture, a run or samples. Raises UserError for anything else."""
+    """Describe a latents file, a mixture, a run, samples or a sweep. Raises UserError for anything else."""
     manifest, facts = _open(path)
     return Description(path, manifest, tuple(InputState(each, _state(each)) for each in manifest.inputs), facts)
 
 
 def verify(path: Path) -> None:
-    """Read everything in a latents file, a mixture, a run or samples.
+    """Read everything in a latents file, a mixture, a run, samples or a sweep.
 
     Raises UserError, naming the file, unless all of it is what was written. What an older version wrote without
     checksums is held against its fingerprint and its statistics; of its weights only the format is checked.
@@ -66,7 +68,7 @@ def verify(path: Path) -> None:
                 read_tensors(file)
         if (path / MIXTURE).exists():
             verify(path / MIXTURE)
-    else:
+    elif manifest.kind == "samples":
         samples = open_samples(path)
         if "arr_0" in manifest.arrays:
             samples.images()
@@ -82,8 +84,11 @@ def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
         return run.manifest, (("checkpoints", steps or "none yet"),)
     if (path / MANIFEST).is_file():
         return open_samples(path).manifest, ()
+    if (path / SWEEP).is_file():
+        record = parse_manifest((path / SWEEP).read_bytes(), path / SWEEP)
+        return replace(record, details={}), (("points", f"{len(read_sweep(path).points):,}"),)
     if path.is_dir():
-        raise UserError(f"{path} is neither a run nor a folder of samples: it holds no {CONFIG} and no {MANIFEST}")
+        raise UserError(f"{path} is no run, samples or sweep: it holds no {CONFIG}, {MANIFEST} or {SWEEP}")
     if not path.is_file():
         raise UserError(f"{path} is no regular file: give something that gmtool wrote")
     return _open_file(path)
