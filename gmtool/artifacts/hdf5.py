@@ -100,8 +100,8 @@ class Hdf5Reader:
         with reading(self.path, self._repair):
             return read_column(self._opened().file, name, self.manifest.arrays)
 
-    def read(self, name: str, rows: Rows, room: np.ndarray | None = None) -> np.ndarray:
-        """Rows of a dataset, in the order asked. ``room``, if given, is where increasing numbers of rows are read to.
+    def read(self, name: str, rows: Rows, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows of a dataset, in the order asked. ``out``, if given, is where increasing numbers of rows are read to.
 
         Raises UserError when the file is damaged or a row is not as it was written, IndexError beyond its end.
         """
@@ -113,7 +113,7 @@ class Hdf5Reader:
             raise IndexError(f"{self.path} has rows 0 to {last} of {name}, not {wanted.min()} to {wanted.max()}")
         unique, inverse = np.unique(wanted, return_inverse=True)
         with reading(self.path, self._repair):
-            found = self._read_increasing(source, unique, room)
+            found = self._read_increasing(source, unique, out)
         return found if np.array_equal(unique, wanted) else found[inverse]
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
@@ -137,9 +137,9 @@ class Hdf5Reader:
             opened.sources[name] = _RowSource(dataset, count, stored_rows(dataset), checksums, np.zeros(count, bool))
         return opened.sources[name]
 
-    def _read_increasing(self, source: _RowSource, rows: np.ndarray, room: np.ndarray | None) -> np.ndarray:
+    def _read_increasing(self, source: _RowSource, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         values = source.dataset
-        found = np.empty((len(rows), *values.shape[1:]), values.dtype) if room is None else room[: len(rows)]
+        found = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out[: len(rows)]
         if source.stored is not None:
             source.stored.read(
                 self._opened().file.id.get_vfd_handle(),

@@ -64,7 +64,7 @@ class StoredRows:
         on_part: called with the first and last + 1 of ``out``'s rows that have just been read, and are in the
         processor's cache, while the system fetches the next ones.
         """
-        room = out.reshape(-1).view(np.uint8).data
+        buffer = out.reshape(-1).view(np.uint8).data
         size = self.row_bytes
         longest = max(1, ahead.part_bytes // max(size, 1))
         parts = [part for run in runs(rows) for part in _parts(*run, longest)]
@@ -73,7 +73,7 @@ class StoredRows:
             for first, last in parts[index + ahead.parts if index else 0 : index + 2 * ahead.parts]:
                 _announce(descriptor, self._place(rows[first]), (last - first) * size)
             for first, last in parts[index : index + ahead.parts]:
-                _fill(descriptor, room[first * size : last * size], self._place(rows[first]), ahead.read_bytes)
+                _fill(descriptor, buffer[first * size : last * size], self._place(rows[first]), ahead.read_bytes)
                 if on_part is not None:
                     on_part(first, last)
 
@@ -114,9 +114,9 @@ def _announce(descriptor: int, offset: int, length: int) -> None:
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
 
-def _fill(descriptor: int, room: memoryview, offset: int, at_once: int) -> None:
-    while len(room):
-        count = os.preadv(descriptor, [room[:at_once]], offset)
+def _fill(descriptor: int, buffer: memoryview, offset: int, at_once: int) -> None:
+    while len(buffer):
+        count = os.preadv(descriptor, [buffer[:at_once]], offset)
         if count == 0:
-            raise OSError(f"it ends before byte {offset + len(room)}")
-        room, offset = room[count:], offset + count
+            raise OSError(f"it ends before byte {offset + len(buffer)}")
+        buffer, offset = buffer[count:], offset + count

@@ -80,9 +80,9 @@ class LatentsFile(Hdf5Reader):
     def __enter__(self) -> LatentsFile:
         return self
 
-    def patches(self, rows: Rows, room: np.ndarray | None = None) -> np.ndarray:
-        """Latents float16 (n, C, H, W) of ``rows``, in their order. room: see `Hdf5Reader.read`."""
-        return self.read("patches", rows, room)
+    def patches(self, rows: Rows, out: np.ndarray | None = None) -> np.ndarray:
+        """Latents float16 (n, C, H, W) of ``rows``, in their order. out: see `Hdf5Reader.read`."""
+        return self.read("patches", rows, out)
 
     def descriptors(self, rows: Rows) -> np.ndarray:
         """Descriptors float32 (n, D) of ``rows``, in their order."""

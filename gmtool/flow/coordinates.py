@@ -2,7 +2,9 @@
 
 Given the mode k, y = (x - mu_k) / s_k turns mode k's source N(mu_k, diag s_k^2) into N(0, I). So everything that holds
 for a Gaussian source (GMFlow's transitions, posteriors and guidance) holds in y, whatever the mixture: this is all
-that the union of GMFlow and MM-FM adds. The network must be told the mode, because y alone does not tell it.
+that the union of GMFlow and MM-FM adds. The network must be conditioned on the mode, which y alone does not reveal.
+
+The combination is this project's own; its parts: GMFlow, arXiv 2504.05304; MM-FM (Luo et al., CVPR 2026).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from gmtool.flow.source import ModeStatistics
 class Coordinates(Protocol):
     """A change of variables between latents x and the flow's y, both (B, C, *S), given the samples' modes.
 
-    by_mode: whether y depends on the mode, which the network must then be told.
+    by_mode: whether y depends on the mode, on which the network must then be conditioned.
     """
 
     @property
@@ -56,7 +58,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Whitened:
-    """y = (x - mu_k) / s_k. Every method raises ValueError without modes."""
+    """y = (x - mu_k) / s_k, all (B, C, *S). Every method raises ValueError without modes."""
 
     by_mode = True
 

@@ -1,6 +1,6 @@
-"""Which noise goes with which sample of the data.
+"""How noise and data are paired in training.
 
-independent  noise and data know nothing of each other                     (Lipman et al., arXiv 2210.02747)
+independent  noise and data are independent                                (Lipman et al., arXiv 2210.02747)
 mode         noise comes from the data sample's own mode                   (MM-FM, section 3.2)
 batch-ot     the noise of a mini-batch is permuted so that sum |x_i - z_p(i)|^2 is least
              (Tong et al., arXiv 2302.00482; Pooladian et al., arXiv 2304.14772)
@@ -19,8 +19,8 @@ class Coupling(Protocol):
     """How noise and data are paired in training.
 
     own_mode: whether the noise of a mixture source comes from the data sample's own mode; else its mode is drawn from
-    the weights, apart from the data. whole_batch: whether `pair` depends on all samples of a batch, so that several
-    processes must do it together.
+    the weights, independently of the data. whole_batch: whether `pair` depends on all samples of a batch, so that
+    several processes must pair their samples together.
     """
 
     @property
@@ -32,18 +32,18 @@ class Coupling(Protocol):
         """See the class."""
 
     def pair(self, x: Tensor, z: Tensor) -> Tensor:
-        """z (B, C, *S) in the order in which it goes with the data x (B, C, *S)."""
+        """z (B, C, *S) in the order in which it is paired with the data x (B, C, *S)."""
 
 
 @dataclass(frozen=True)
 class Independent:
-    """z as it was drawn, from modes that are drawn apart from the data."""
+    """z as it was drawn, from modes drawn independently of the data."""
 
     own_mode = False
     whole_batch = False
 
     def pair(self, _x: Tensor, z: Tensor) -> Tensor:
-        """z itself."""
+        """z (B, C, *S) itself."""
         return z
 
 
@@ -55,7 +55,7 @@ class ModeCoupling:
     whole_batch = False
 
     def pair(self, _x: Tensor, z: Tensor) -> Tensor:
-        """z itself."""
+        """z (B, C, *S) itself."""
         return z
 
 
@@ -67,12 +67,12 @@ class BatchOT:
     whole_batch = True
 
     def pair(self, x: Tensor, z: Tensor) -> Tensor:
-        """z permuted by `batch_optimal_transport`."""
+        """z (B, C, *S), permuted by `batch_optimal_transport`."""
         return z[batch_optimal_transport(x, z)]
 
 
 def draw_modes(modes: Tensor, probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """k ~ p(k | x), one a sample: (B,) int64.
+    """k ~ p(k | x), one per sample: (B,) int64.
 
     modes, probabilities (B, n): a sample's modes and their probabilities, which sum to 1 (hard assignment: n = 1).
     uniform (B,) in [0, 1).
@@ -84,7 +84,7 @@ def draw_modes(modes: Tensor, probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def batch_optimal_transport(x: Tensor, z: Tensor) -> Tensor:
-    """The permutation p (B,) for which sum_i |x_i - z_p(i)|^2 is least: exact assignment in the mini-batch.
+    """The permutation p (B,) that minimises sum_i |x_i - z_p(i)|^2: exact assignment in the mini-batch.
 
     x, z (B, ...).
     """

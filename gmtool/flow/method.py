@@ -36,9 +36,9 @@ from gmtool.flow.times import TrainingTimes
 
 @dataclass(frozen=True)
 class Method:
-    """How data become noise, and what a network learns of it.
+    """The path from data to source, and what a network learns of it.
 
-    source: in the coordinates of the flow. times: those of training.
+    source: in the coordinates of the flow. times: the distribution of training times.
     """
 
     source: Source
@@ -79,9 +79,9 @@ class Method:
         )
 
     def pair(self, x: Tensor, noise: Tensor, modes: ModeStatistics | None = None) -> Pairs:
-        """Data x (B, C, *S) and the source's points that standard normal ``noise`` makes, as the coupling pairs them.
+        """Data x and source points z, both (B, C, *S) in the coordinates of the flow, as the coupling pairs them.
 
-        modes: those that the noise comes from, the data's own where the coupling says so.
+        noise (B, C, *S): standard normal. modes: those that the noise comes from, under mode coupling the data's own.
         """
         y = self.coordinates.enter(x, modes)
         return Pairs(y, self.coupling.pair(y, self.source.draw(noise, modes)))
@@ -91,11 +91,11 @@ class Method:
         return self.objective.loss(predict, pairs, draws)
 
     def model(self, predict: Predict) -> VelocityModel | MixtureModel:
-        """What solvers integrate: a model of the velocity, or of the mixture over the data, as the objective says."""
+        """What solvers integrate: a model of the velocity, or of the mixture over the data, by objective."""
         return mixture_model(predict) if self.objective.mixture else velocity_model(predict)
 
     def start(self, noise: Tensor, modes: ModeStatistics | None = None) -> Tensor:
-        """Where samples begin, at t = 1, in the coordinates of the flow, for standard normal noise (B, C, *S)."""
+        """Source points at t = 1, in the coordinates of the flow, of standard normal noise (B, C, *S)."""
         return self.source.draw(noise, modes)
 
     def finish(self, y: Tensor, modes: ModeStatistics | None = None) -> Tensor:
@@ -103,7 +103,7 @@ class Method:
         return self.coordinates.leave(y, modes)
 
     def field(self, predict: Predict, modes: ModeStatistics | None = None) -> VelocityModel:
-        """The flow's mean velocity in normalised latents, dx/dt at (x, t), whatever its own coordinates are."""
+        """The flow's mean velocity dx/dt at (x, t) in normalised latents, whatever the coordinates of the flow."""
         velocity = velocity_model(predict)
 
         def model(x_t: Tensor, t: Tensor) -> Tensor:
@@ -146,10 +146,9 @@ def method_of(
     spectrum: Spectrum | None = None,
     times: TrainingTimes = TrainingTimes(),
 ) -> Method:
-    """The method of the names in flags and manifests: objective ``fm`` or ``gm-kl``, a source, a coupling.
+    """The method with the given names, as in flags and manifests: objective ``fm`` or ``gm-kl``, a source, a coupling.
 
-    ratio: of the transitions of gm-kl; fm has none. Raises ValueError for names that are unknown and for parts that do
-    not go together.
+    ratio: lambda of gm-kl; fm has none. Raises ValueError for unknown names and for parts that do not go together.
     """
     if objective not in get_args(Objectives) or source not in SOURCES or coupling not in COUPLINGS:
         raise ValueError(f"no method has objective {objective}, source {source} and coupling {coupling}")

@@ -1,4 +1,7 @@
-"""What a network predicts, and the two kinds of model that solvers integrate and guidance wraps."""
+"""What a network predicts, and the two kinds of model that solvers integrate and guidance wraps.
+
+Source: Lipman et al., arXiv 2210.02747; GMFlow, arXiv 2504.05304, section 3.1.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ def sample_mean(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GuidanceEffect:
-    """What guidance does to a mixture: the factor that multiplies it, the bias (B, C, *S) that this adds to its mean,
-    and the guidance scale.
+    """The effect of guidance on a mixture: the factor that multiplies it, the bias (B, C, *S) that is added to its
+    mean, and the guidance scale.
     """
 
     factor: GaussianFactor
@@ -55,7 +58,7 @@ class Prediction:
 
     @property
     def mixture(self) -> GaussianMixture:
-        """The guided mixture, base itself when unguided. Its means are made anew each time."""
+        """The guided mixture, base itself when unguided. Its means are recomputed at every access."""
         return self.base if self.guidance is None else self.base.times(self.guidance.factor)
 
 
@@ -64,13 +67,13 @@ MixtureModel = Callable[[Tensor, Tensor], Prediction]
 
 
 def sample_gaussian(mixture: GaussianMixture) -> IsotropicGaussian:
-    """The moment-matched Gaussian with one variance a sample: averaged over positions, (B, 1, 1, ...)."""
+    """The moment-matched Gaussian with one variance per sample: averaged over positions, (B, 1, 1, ...)."""
     matched = mixture.moment_matched()
     return IsotropicGaussian(matched.mean, sample_mean(matched.variance))
 
 
 def unguided(mixture: GaussianMixture) -> Prediction:
-    """The prediction of a mixture that no guidance has touched."""
+    """The prediction of an unguided mixture."""
     return Prediction(mixture, sample_gaussian(mixture))
 
 

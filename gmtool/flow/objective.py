@@ -1,7 +1,7 @@
 """What a network learns: a velocity by least squares (flow matching), or a mixture by likelihood (GMFlow, ``gm-kl``).
 
-Both losses are one number a sample, (B,), in squared units or nats per latent number, computed in float32 whatever the
-autocast around them.
+Both losses are one number per sample, (B,), in squared units or nats per latent entry, computed in float32 under any
+autocast. Source: Lipman et al., arXiv 2210.02747; GMFlow, arXiv 2504.05304, section 3.2.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 By Bayes' rule q(x | x_r) is q(x | x_t) times N(x_r; alpha_r x, sigma_r^2) / N(x_t; alpha_t x, sigma_t^2), and so a
 mixture again (GMFlow, section 3.3 and appendix A.3). `DirectPosterior` is this definition. `ReducedPosterior` is the
-same function on a few numbers a position, however many channels there are; the reduction is ours:
+same function on a few numbers a position, however many channels there are; the reduction is this project's own:
 
 From t on a step follows dx/dr = (x_r - E[x | x_r]) / r under one mixture: q(x | x_t) times the factor (precision l,
 shift b) of guidance and second order, if any. With q's mean c, m'_k = m_k - c and rho_r = x_r - (1 - r) c, that mixture
@@ -52,7 +52,7 @@ class Posterior(Protocol):
         """x_t."""
 
     def mean_at(self, point: Tensor, r: float) -> Tensor:
-        """E[x | x_r] for the point x_r, 0 < r <= t."""
+        """E[x | x_r] for the point x_r, 0 < r <= t; both stand for tensors (B, C, *S), see `lift`."""
 
     def lift(self, r: float, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """A point x_r, and a mean if there is one, as tensors (B, C, *S)."""

@@ -1,4 +1,4 @@
-"""Where a flow starts: z ~ N(0, I), or z ~ sum_k w_k N(mu_k, diag s_k^2), a mixture fitted to the data.
+"""The source of a flow: z ~ N(0, I), or z ~ sum_k w_k N(mu_k, diag s_k^2), a mixture fitted to the data.
 
 A mixture source is used given the mode: which mode k a sample's noise comes from is the coupling's decision in training
 and a draw from the weights in sampling, so (mu_k, s_k) travel with the samples, as `ModeStatistics`. Everything is in
@@ -36,7 +36,7 @@ class GaussianSource:
     """z ~ N(0, I), whatever the modes."""
 
     def draw(self, noise: Tensor, _modes: ModeStatistics | None) -> Tensor:
-        """z = noise."""
+        """z = noise (B, C, *S)."""
         return noise
 
 
@@ -45,7 +45,7 @@ class MixtureSource:
     """z ~ N(mu_k, diag s_k^2) given the mode k."""
 
     def draw(self, noise: Tensor, modes: ModeStatistics | None) -> Tensor:
-        """z = mu_k + s_k noise. Raises ValueError without modes."""
+        """z = mu_k + s_k noise (B, C, *S). Raises ValueError without modes."""
         if modes is None:
             raise ValueError("a mixture source draws from the modes of the samples: give their statistics")
         return modes.mean + modes.std * noise

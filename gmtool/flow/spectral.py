@@ -42,7 +42,7 @@ class Spectrum:
 
 
 def transform(noise: Tensor) -> Tensor:
-    """f = Re F + Im F over the last two dimensions, F the orthonormal Fourier transform. Its own inverse."""
+    """f = Re F + Im F (B, C, H, W) over H and W, F the orthonormal Fourier transform. Its own inverse."""
     frequencies = torch.fft.fft2(noise, norm="ortho")
     return frequencies.real + frequencies.imag
 

@@ -1,7 +1,7 @@
 """Times of training and of sampling, both shifted alike for high-dimensional latents.
 
 The shift maps t to s t / (1 + (s - 1) t); s > 1 moves times toward the noise. Source: SD3, arXiv 2403.03206, section
-5.3.2; for latents of D numbers s = sqrt(D / 4096): RAE, arXiv 2510.11690.
+5.3.2; for latents of D entries s = sqrt(D / 4096): RAE, arXiv 2510.11690.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ EARLIEST, LATEST = 1e-4, 1 - 1e-4
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
-    """t' = s t / (1 + (s - 1) t), for a shift s."""
+    """t' = s t / (1 + (s - 1) t) (B,), for a shift s."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def shift_for(dimension: int) -> float:
-    """s = sqrt(dimension / 4096), at least 1, for latents of ``dimension`` numbers."""
+    """s = sqrt(dimension / 4096), at least 1, for latents of ``dimension`` entries."""
     return max(1.0, math.sqrt(dimension / REFERENCE_DIMENSION))
 
 
@@ -50,7 +50,7 @@ class TrainingTimes:
         return shift_time(raw, self.shift).clamp(EARLIEST, LATEST)
 
     def quartiles(self) -> Tensor:
-        """The three times (3,), float32, between which a quarter of the training times lie each."""
+        """The three times (3,), float32, that divide the training times into quarters."""
         shares = torch.tensor([0.25, 0.5, 0.75])
         raw = shares if self.distribution == "uniform" else torch.special.ndtri(shares).sigmoid()
         return shift_time(raw, self.shift)

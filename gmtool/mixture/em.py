@@ -6,14 +6,15 @@ The model of a descriptor x in R^D is p(x) = sum_k w_k N(x; m_k, diag v_k). One 
     M   n_k = sum_n r_nk,  w_k = n_k / N,  m_k = sum_n r_nk x_n / n_k,  v_k = sum_n r_nk x_n^2 / n_k - m_k^2 + floor
 
 (Dempster, Laird and Rubin 1977; the floor as in scikit-learn's ``reg_covar``.) Both halves are matrix products, x^2 and
-x against -1/2v and m/v, then r^T against x^2 and x, so that a block of B data needs B x K numbers and N x K never exist
-at once. Where modes are many and far apart, nearly all responsibilities are zero in the blocks' precision, and the
-second half takes the others alone: it then costs a small share of the first.
+x against -1/2v and m/v, then r^T against x^2 and x, so that a block of B samples needs B x K numbers and the N x K
+responsibilities never exist at once. Where modes are many and far apart, nearly all responsibilities are zero in the
+blocks' precision, and the second product uses a sparse matrix of the others, at a small fraction of the cost of the
+first.
 
-Data come as an iterable of blocks (B, D) that can be walked again and again (`Blocks`, or anything alike). Products are
+Data are an iterable of blocks (B, D) that can be iterated repeatedly (such as `Blocks`). Products are
 taken in the blocks' own precision, sums over blocks in float64. The expanded squares lose digits where a mean is far
-from the origin in units of its mode's spread: the data should be centred, and both products of the modes that are so
-narrow all the same (`PRECISION`) are taken in float64.
+from the origin in units of its mode's spread: the data should be centred, and both products of the modes that are
+narrow nevertheless (`PRECISION`) are computed in float64.
 
 An empty mode is re-initialised before the next iteration by splitting the largest one (`split_largest`).
 """
@@ -102,7 +103,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Data (N, D) in main memory, walked in blocks of ``rows`` on ``device``."""
+    """Data (N, D) in main memory, iterated in blocks of ``rows`` on ``device``."""
 
     data: np.ndarray
     rows: int
@@ -128,7 +129,7 @@ def fit_em(
     held_out: Iterable[Tensor] = (),
     total: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> Fit:
-    """The last fit that `em_iterations` yields; ``start`` when there is none."""
+    """The last fit that `em_iterations` yields, from blocks (B, D); ``start`` when there is none."""
     fits = em_iterations(blocks, start, settings, held_out=held_out, total=total)
     return reduce(lambda _, fit: fit, fits, start)
 
@@ -143,7 +144,8 @@ def em_iterations(
 ) -> Iterator[Fit]:
     """Yield the fit after each iteration from ``start``, until one gains less than the tolerance.
 
-    The settings' iterations count those that ``start`` has behind it. held_out: data whose likelihood is computed too.
+    blocks, held_out: data as (B, D); of the held-out data only the likelihood is computed. The settings' iterations
+    include those of ``start``.
     total: the sum over all processes, where each has blocks of its own. Raises UserError where a mode has no spread
     along some dimension, which happens without a variance floor.
     """
@@ -165,7 +167,7 @@ def em_iterations(
 def log_likelihood(
     blocks: Iterable[Tensor], mixture: DiagonalMixture, total: Callable[[Tensor], Tensor] = lambda own: own
 ) -> float:
-    """Mean log-likelihood of a sample, in nats; NaN without data. total: see `em_iterations`."""
+    """Mean log-likelihood of a sample of blocks (B, D), in nats; NaN without data. total: see `em_iterations`."""
     density: _LogDensity | None = None
     found = mixture.weights.new_zeros(2)
     for x in blocks:
@@ -182,7 +184,7 @@ def expected_moments(
     total: Callable[[Tensor], Tensor] = lambda own: own,
     sparse_share: float = SPARSE_SHARE,
 ) -> SufficientStatistics:
-    """The E step: moments of the data under their responsibilities. total: see `em_iterations`.
+    """The E step: moments of data in blocks (B, D) under their responsibilities. total: see `em_iterations`.
 
     sparse_share: of the groups of modes, up to which the responsibilities above zero make a sparse matrix.
     """
@@ -241,10 +243,11 @@ def start_from_clusters(centroids: Tensor, clusters: SufficientStatistics, floor
 
         v_kd = p_d / 2 (1 + (c_kd - a_d)^2 / g_d) + floor
 
-    with a and g the data's mean and variance, p the mean variance within the ``clusters`` around the centroids. Each
-    cluster's own variance tells EM to stay where k-means ended, whose clusters differ in their means alone. A mode
-    that reaches far along an axis is likely a wide one along it: told so, EM sets wide modes apart from narrow ones,
-    and ends higher (on patches of photographs by 0.1 nats, on mixtures of unequal spread by 0.3 to 0.6).
+    with a and g the data's mean and variance, p the mean variance within the ``clusters`` around the centroids.
+    Starting from each cluster's own variance, EM would stay near the k-means solution, whose clusters differ in their
+    means only. A mode whose mean is far out along an axis is likely wide along it: started like that, EM separates wide
+    modes from narrow ones and reaches a higher likelihood (on patches of photographs by 0.1 nats, on mixtures of
+    unequal spread by 0.3 to 0.6).
     """
     mean_square, mean = (clusters.features.sum(0) / clusters.count).chunk(2)
     spread = mean_square - mean.square()
@@ -276,7 +279,7 @@ def maximise(moments: SufficientStatistics, previous: DiagonalMixture | None, fl
 
 
 def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> Posterior:
-    """The ``keep`` most probable modes of each sample (at most K), and its log-likelihood."""
+    """The ``keep`` most probable modes of each sample (at most K), and its log-likelihood, of data in blocks (B, D)."""
     keep = min(keep, len(mixture.weights))
     # a process may have no block
     modes, probabilities = [torch.empty(0, keep, dtype=torch.int32)], [torch.empty(0, keep)]
@@ -295,7 +298,7 @@ def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> 
 
 
 def split_largest(mixture: DiagonalMixture) -> DiagonalMixture:
-    """Re-initialise each mode of weight 0 as one half of one of the largest modes; the same mixture without any.
+    """Re-initialise each mode of weight 0 by splitting one of the largest modes; the same mixture if there is none.
 
     The two halves of N(m, v) stand at m +- offset, where the offset's length in units of sqrt(v) is sqrt(2 / pi): as
     far as the centres of the halves that a plane through m cuts. Its direction is a corner of the cube.

@@ -4,14 +4,14 @@ At each position of each sample a mixture over C numbers has the density
 
     q(x) = sum_k pi_k N(x; m_k, v I),
 
-with weights pi_k and means m_k of its own and a variance v that is shared. Layout, with ``*S`` any number of position
+with weights pi_k and means m_k per position and a shared variance v. Layout, with ``*S`` any number of position
 dimensions (H, W for latents, none for points):
 
     means (B, K, C, *S)    log_weights (B, K, 1, *S)    variance (B, 1 or K, 1, *S or ones)
 
 Gaussians and functions of x drop the component dimension: (B, C, *S), with variances (B, 1, *S or ones). In memory the
-means lie best with the channels innermost, (B, *S, K, C), as heads give them: each position is then a small matrix
-(`rows`), and a sum over components or channels is one pass without a copy. Any other layout gives the same numbers.
+means are best stored with the channels innermost, (B, *S, K, C), as heads produce them: each position is then a small
+matrix (`rows`), and a sum over components or channels is one pass without a copy. Other layouts give the same values.
 
 Source: GMFlow, arXiv 2504.05304, section 3 and appendix A.
 """
@@ -40,13 +40,13 @@ def from_rows(x: Tensor, positions: torch.Size) -> Tensor:
 
 
 def contract(first: Tensor, second: Tensor) -> Tensor:
-    """The matrix product in the precision of its operands, whatever the autocast around it."""
+    """The matrix product (..., n, m) x (..., m, p) in the precision of its operands, under any autocast."""
     with torch.autocast(first.device.type, enabled=False):
         return first @ second
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """Sum of squares over the last dimension, kept, in one pass without a copy."""
+    """Sum of squares over the last dimension: (B, ..., C) -> (B, ..., 1), in one pass without a copy."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
 
 
@@ -179,7 +179,7 @@ class GaussianMixture:
         return torch.logsumexp(self.log_joint(x), COMPONENT).squeeze(1)
 
     def pick(self, uniform: Tensor) -> IsotropicGaussian:
-        """The component that uniform (B, 1, *S) in [0, 1) chooses by the cumulated weights, a position each."""
+        """The component that uniform (B, 1, *S) in [0, 1) selects by the cumulative weights, at each position."""
         cumulated = self.log_weights.exp().cumsum(COMPONENT)
         # rounding may leave the last sum below 1: beyond it is the last component that adds to it, not one of weight 0
         last = (cumulated < cumulated[:, -1:]).sum(COMPONENT, keepdim=True)
@@ -191,9 +191,9 @@ class GaussianMixture:
         return IsotropicGaussian(mean.squeeze(COMPONENT), variance.squeeze(COMPONENT))
 
     def draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """The sample (B, C, *S) that given numbers choose, so that the caller owns the randomness.
+        """A sample (B, C, *S), a function of the given random numbers, so that the caller owns the randomness.
 
-        uniform (B, 1, *S) in [0, 1) picks the component; normal (B, C, *S) is the noise.
+        uniform (B, 1, *S) in [0, 1) selects the component; normal (B, C, *S) is the noise.
         """
         component = self.pick(uniform)
         return component.mean + component.variance.sqrt() * normal
@@ -266,7 +266,7 @@ class GaussianMixture:
 def kl_by_sampling(p: GaussianMixture, q: GaussianMixture, uniform: Tensor, normal: Tensor) -> Tensor:
     """An unbiased estimate of KL(p | q) = E_p[log p(x) - log q(x)] in nats, per position: (B, *S).
 
-    uniform (N, B, 1, *S) and normal (N, B, C, *S) choose the N samples of p, see `GaussianMixture.draw`.
+    uniform (N, B, 1, *S) and normal (N, B, C, *S) give the N samples of p, see `GaussianMixture.draw`.
     """
     samples = [p.draw(*numbers) for numbers in zip(uniform, normal, strict=True)]
     return torch.stack([p.log_density(x) - q.log_density(x) for x in samples]).mean(0)

@@ -84,7 +84,7 @@ def seed_centroids(
 def kmeans(
     points: np.ndarray, seeds: np.ndarray, *, iterations: int, device: torch.device, use_faiss: bool = True
 ) -> Clusters:
-    """The clusters after at most so many of Lloyd's iterations; see `lloyd` and `label_points`."""
+    """The clusters of points (N, D) after at most ``iterations`` of Lloyd's iterations; see `lloyd`, `label_points`."""
     steps = lloyd(points, Centroids(seeds), iterations=iterations, device=device, use_faiss=use_faiss)
     found = reduce(lambda _, step: step, steps, Centroids(seeds))
     labels = label_points(points, found.centroids, device=device, use_faiss=use_faiss)

@@ -1,7 +1,7 @@
-"""The inner loop of the patch moments: adding float16 samples, each times a share, to float64 sums.
+"""The inner loop of the patch moments: weighted sums of float16 samples in float64. See `patch_moments` for the source.
 
 There are two implementations, by PyTorch and compiled by Numba (extra: fast), which is two to three times as fast
-but takes seconds to compile, in every process. They give the same bits: a float32 share times the square of a float16
+but takes seconds to compile in every process. They give the same bits: a float32 share times the square of a float16
 number is exact in float64, so that one rounding is left, that of the sum, and samples are added one after another.
 """
 
@@ -18,8 +18,8 @@ Add = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Non
 (n,) of x (B, E) float16, all finite, in this order, with ``shares`` p (n,) float32. Runs without Python's lock."""
 
 TILE_TORCH, TILE_NUMBA = 3 << 13, 1 << 11
-"""Entries added at a time: in PyTorch, whose calls should be few, fewer than it would divide among threads of its own;
-in Numba so many that two sums and a sample stay in the first cache."""
+"""Entries added at a time: for PyTorch as many as it still sums in a single thread, because calls are costly; for Numba
+as many as keep two sums and a sample in the L1 cache."""
 
 WORTH_COMPILING = 1 << 32
 """Bytes of samples to add from which compiling saves time."""
@@ -38,10 +38,10 @@ def adder(size: float) -> Add:
 def torch_add(first: np.ndarray, second: np.ndarray, x: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> None:
     """See `Add`."""
     to, samples = (torch.from_numpy(first), torch.from_numpy(second)), torch.from_numpy(x)
-    room = torch.empty(min(TILE_TORCH, len(first)), dtype=torch.float64)
+    buffer = torch.empty(min(TILE_TORCH, len(first)), dtype=torch.float64)
     for start in range(0, len(first), TILE_TORCH):
         of_values, of_squares = (each[start : start + TILE_TORCH] for each in to)
-        values = room[: len(of_values)]
+        values = buffer[: len(of_values)]
         for row, share in zip(rows.tolist(), shares.tolist(), strict=True):
             values.copy_(samples[row, start : start + TILE_TORCH])
             of_values.add_(values, alpha=share)
@@ -58,8 +58,8 @@ def numba_add() -> Add:
     tile = TILE_NUMBA
 
     def add_tiles(first: Any, second: Any, bits: Any, rows: Any, shares: Any) -> None:
-        room = np.empty(tile, np.uint32)
-        values = room.view(np.float32)
+        buffer = np.empty(tile, np.uint32)
+        values = buffer.view(np.float32)
         for start in range(0, len(first), tile):
             of_values, of_squares = first[start : start + tile], second[start : start + tile]
             for index in range(len(rows)):
@@ -67,7 +67,7 @@ def numba_add() -> Add:
                 # two loops, each of which the compiler turns into vector instructions
                 for entry in range(len(half)):
                     number = np.uint32(half[entry])
-                    room[entry] = ((number & sign) << sign_shift) | ((number & magnitude) << magnitude_shift)
+                    buffer[entry] = ((number & sign) << sign_shift) | ((number & magnitude) << magnitude_shift)
                 for entry in range(len(half)):
                     value = np.float64(values[entry] * scale)
                     part = share * value

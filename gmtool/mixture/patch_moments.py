@@ -13,13 +13,13 @@ the mean over entries of the diagonal v_k / (S + floor): spherical in the normal
 Mirrored: every sample counts a second time with W reversed, in all of the above. With R that reversal, the moments
 (n, m, S) of the data alone become (2 n, (m + R m) / 2, (S + R S) / 2 + (m - R m)^2 / 4).
 
-Data are read in order and in blocks, the next while the present one is summed, several modes at a time. That is the
-processor's work also where there is a GPU: two cores sum as fast as a disk gives.
-Sums are float64 about the origin, which loses nothing: a square of a float16 number has 22 bits, and no variance that
-float16 can resolve is below 2^-22 of it, so 30 of 53 bits are left where the most cancels. Where the sums of all modes
-do not fit the memory, modes go in blocks, and for each block only the data that keep one of its modes are read: under
-hard assignment every sample is still read once. A mode's data are added one by one in their order, so that the sums do
-not depend on the memory, nor on the threads.
+Data are read in order and in blocks, the next one while the current one is summed, several modes at a time, on the CPU
+even if there is a GPU: two cores sum as fast as a disk reads. Source: MM-FM (Luo et al., CVPR 2026), section 3; the
+shrinkage is this project's own. Sums are float64 about the origin, which loses nothing: a square of a float16 number
+has 22 bits, and no variance that float16 can resolve is below 2^-22 of it, so 30 of 53 bits are left where the most
+cancels. Where the sums of all modes do not fit in memory, modes are processed in blocks, and for each block only the
+samples that keep one of its modes are read: under hard assignment every sample is still read once. The samples of a
+mode are added one by one in order, so that the sums depend neither on the memory nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class PatchSource(Protocol):
 
 @dataclass(frozen=True)
 class PatchMemory:
-    """How the memory is shared out: modes whose sums are held, samples read at a time."""
+    """The use of memory: modes whose sums are held, samples read at a time."""
 
     modes: int
     rows: int
 
 
 class Distance(NamedTuple):
-    """How far data are from a source, an entry of normalised latents.
+    """Distance between data and source, per entry of the normalised latents.
 
     nats: mean negative log-likelihood of a sample, given its mode. travel: mean squared distance to a draw of its mode.
     """
@@ -113,7 +113,7 @@ class PatchMode:
 
 @dataclass(frozen=True)
 class FittedMode:
-    """A mode in patch space, and how far its data are from sources."""
+    """A mode in patch space, and the distances of its data from sources."""
 
     patch: PatchMode
     distances: Distances
@@ -134,13 +134,13 @@ def least_memory(shape: tuple[int, int, int]) -> int:
 
 
 def share_memory(modes: int, shape: tuple[int, int, int], memory: float) -> PatchMemory:
-    """Share out ``memory`` bytes, `least_memory` or more."""
+    """Divide ``memory`` bytes, `least_memory` or more, for latents of ``shape`` (C, H, W)."""
     entries = math.prod(shape)
-    room = memory / entries - WORK_BYTES
-    share = ALL_SUMS_SHARE if SUMS_BYTES * modes <= ALL_SUMS_SHARE * room else SUMS_SHARE
-    at_once = min(modes, max(1, int(share * room / SUMS_BYTES)))
+    available = memory / entries - WORK_BYTES
+    share = ALL_SUMS_SHARE if SUMS_BYTES * modes <= ALL_SUMS_SHARE * available else SUMS_SHARE
+    at_once = min(modes, max(1, int(share * available / SUMS_BYTES)))
     enough = max(SAMPLES_A_MODE * at_once, READ_BYTES / (ROW_BYTES * entries))
-    return PatchMemory(at_once, max(1, int(min((room - SUMS_BYTES * at_once) / ROW_BYTES, enough))))
+    return PatchMemory(at_once, max(1, int(min((available - SUMS_BYTES * at_once) / ROW_BYTES, enough))))
 
 
 def mode_block(modes: np.ndarray, probabilities: np.ndarray, first: int, end: int) -> ModeBlock:

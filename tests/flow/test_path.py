@@ -160,5 +160,5 @@ def test_data_mixture_at_time_zero_is_the_point():
 
 
 def test_times_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="one time a sample"):
+    with pytest.raises(ValueError, match="one time per sample"):
         per_sample(torch.zeros(3), torch.zeros(2, 4))

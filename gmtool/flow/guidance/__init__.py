@@ -1,4 +1,5 @@
-"""Every guidance scheme by its name: what leads away from what, in which form, and the range of its scale.
+"""Every guidance scheme by its name: which model it leads away from, for which kinds of model, and the range of its
+scale.
 
 A scheme wraps the model of a solver and another one as a model. A new one is a file with a
 `gmtool.flow.guidance.base.Scheme`, and a row here. Nothing heavy is imported: the flags are made from this table.
@@ -34,8 +35,8 @@ class ScaleRange:
 
 @dataclass(frozen=True)
 class Form:
-    """A scheme on one kind of model. other: the kind of the model that it leads away from. orthogonal: whether it takes
-    a share of the direction along the mean out.
+    """A scheme on one kind of model. other: the kind of the model that it leads away from. orthogonal: whether it
+    projects out the part of the direction along the mean.
     """
 
     where: str

@@ -22,8 +22,8 @@ def within(
 ) -> Callable[[Tensor, Tensor], Predicted]:
     """The ``guided`` model at times low <= t <= high, else the ``conditional`` one, which costs one evaluation.
 
-    For velocity models and mixture models alike. A solver asks for one time for the whole batch: the first sample's
-    decides.
+    For velocity and mixture models: x_t (B, C, *S), t (B,). A solver uses one time for the whole batch, so the first
+    sample's time decides.
     """
     low, high = interval
 

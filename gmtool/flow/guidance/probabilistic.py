@@ -37,7 +37,7 @@ def guidance_bias(gaussian: IsotropicGaussian, unconditional_mean: Tensor, scale
 
 
 def guide(conditional: GaussianMixture, unconditional_mean: Tensor, scale: float, orthogonal: float) -> Prediction:
-    """Guide one conditional mixture. scale in [0, 1), orthogonal in [0, 1]; see the module."""
+    """Guide a conditional mixture away from a mean (B, C, *S). 0 <= scale < 1, 0 <= orthogonal <= 1; see the module."""
     gaussian = sample_gaussian(conditional)
     bias = guidance_bias(gaussian, unconditional_mean, scale, orthogonal)
     target = IsotropicGaussian(gaussian.mean + bias, gaussian.variance * (1 - scale**2))
@@ -52,7 +52,7 @@ class Probabilistic:
     orthogonal: float = 1.0
 
     def __call__(self, model: MixtureModel, other: VelocityModel) -> MixtureModel:
-        """See `gmtool.flow.guidance.base.Scheme`. Of the other model the mean velocity is enough."""
+        """See `gmtool.flow.guidance.base.Scheme`. Only the other model's mean velocity is used."""
 
         def guided(x_t: Tensor, t: Tensor) -> Prediction:
             away_from = mean_data(x_t, t, other(x_t, t))

@@ -1,7 +1,7 @@
 """A solver is a step; `integrate` is the only loop.
 
-A solver says how many intervals of time a number of network evaluations gives, what it remembers from one step to the
-next (`init`), and how it steps from x_t to x_s, s < t. The grid of times is the caller's.
+A solver defines how many intervals of time a number of network evaluations gives, its state between steps (`init`),
+and the step from x_t to x_s, s < t. The caller chooses the grid of times. One file per solver names its source.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Draw = Callable[[GaussianMixture, Noise], Tensor]
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """What a command knows when it makes a solver; each takes what concerns it.
+    """Options of a command; each solver takes those that concern it.
 
     evaluations: of the network in all. shift: of the grid of times. order, substeps: of GM-ODE and GM-SDE. draw: how
     GM-SDE draws from a mixture; None for its own.
@@ -53,23 +53,23 @@ class Solver(ABC, Generic[Model, State]):
 
     @abstractmethod
     def init(self, x: Tensor) -> State:
-        """What is remembered before the first step, which begins at x (B, C, *S)."""
+        """The state before the first step, which begins at x (B, C, *S)."""
 
     @abstractmethod
     def step(
         self, model: Model, x: Tensor, t: float, s: float, state: State, noise: Noise | None
     ) -> tuple[Tensor, State]:
-        """x_s (B, C, *S) from x = x_t, 0 <= s < t <= 1, and what the next step remembers.
+        """x_s (B, C, *S) from x = x_t, 0 <= s < t <= 1, and the state for the next step.
 
-        noise: the samples' random numbers; a solver of an ODE leaves it alone.
+        noise: the samples' random numbers; a solver of an ODE does not use them.
         """
 
 
 class Memoryless(Solver[Model, None]):
-    """A solver whose steps know nothing of each other."""
+    """A solver without state."""
 
     def init(self, _x: Tensor) -> None:
-        """Nothing."""
+        """None, whatever x (B, C, *S)."""
         return
 
 
@@ -81,7 +81,7 @@ def integrate(
     noise: Noise | None = None,
     observe: Callable[[float, Tensor], None] | None = None,
 ) -> Tensor:
-    """x (B, C, *S) taken along the decreasing times of ``grid`` (n + 1,); see `gmtool.flow.times` for grids.
+    """x (B, C, *S) integrated along the decreasing times of ``grid`` (n + 1,); see `gmtool.flow.times` for grids.
 
     observe: called with every time of the grid and x there, the first one included.
     """

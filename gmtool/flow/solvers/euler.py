@@ -1,4 +1,7 @@
-"""Euler's method: x_s = x_t + (s - t) u(x_t, t). Order 1, one network evaluation a step."""
+"""Euler's method: x_s = x_t + (s - t) u(x_t, t). Order 1, one network evaluation per step.
+
+Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I (1993), section I.7.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Heun's method: the trapezoidal rule with Euler's step as predictor. Order 2, two network evaluations a step."""
+"""Heun's method: the trapezoidal rule with Euler's step as predictor. Order 2, two network evaluations per step.
+
+Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I (1993), section II.1.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from gmtool.streams import Noise
 
 @dataclass(frozen=True)
 class Heun(Solver[VelocityModel, int]):
-    """evaluations: in all; where it is odd the last step is Euler's. None: every step takes two.
+    """evaluations: the total; if it is odd, the last step is Euler's. None: every step takes two.
 
-    What is remembered is the number of evaluations that were made.
+    The state is the number of evaluations so far.
     """
 
     evaluations: int | None = None
