@@ -4,7 +4,7 @@ The same network and training but for the head's K, from several seeds; the scor
 took no part in training (`digits`), beside that of real training digits. A table and a picture of mean and standard
 deviation over the seeds.
 
-    python examples/components.py            # about 50 minutes on one idle core; may be stopped, and goes on
+    python examples/components.py            # about 50 minutes on one idle core; may be stopped, and resumes
     python examples/components.py --seeds 1
 """
 

@@ -4,7 +4,7 @@ The data are eight curved modes (`point_flows`): "Compact", which overlap, and "
 mixture that flows start from is fitted to them by EM, not told. For every method the tables hold length, straightness
 and mean Lipschitz constant of the flow (`gmtool.evaluation.trajectory`) along 100 Euler steps; then W2^2 on moderate
 sets and squared sliced W2 on large ones, by network evaluations, 0 being the source itself, beside the same between two
-samples of the data. The row "told its mode" says what that knowledge, which the union's network must have, is worth.
+samples of the data. The row "mixture, mode, conditioned" shows what that condition, which the union requires, is worth.
 
     python examples/mixture_source.py             # about 40 minutes on one idle core
     python examples/mixture_source.py --quick     # the same in miniature, for a look at the output
@@ -47,7 +47,7 @@ FLOWS: dict[str, tuple[Method, bool]] = {
     "Gaussian, batch-OT": (fm(EVEN, BatchOT()), False),
     "mixture, independent": (mm_fm(EVEN, Independent()), False),
     "mixture, mode (MM-FM)": (mm_fm(EVEN), False),
-    "mixture, mode, told its mode": (mm_fm(EVEN), True),
+    "mixture, mode, conditioned": (mm_fm(EVEN), True),
     "Gaussian, gm-kl (GMFlow)": (gmflow(RATIO, times=LATE), False),
     "mixture, mode, gm-kl (union)": (union(RATIO, times=LATE), True),
 }

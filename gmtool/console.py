@@ -14,7 +14,7 @@ PLAIN_INTERVAL = 15.0
 """Seconds between two progress lines when standard error is not a terminal."""
 
 SHARES = frozenset({"of peak", "waiting"})
-"""Figures that are a part of a whole, for people in percent."""
+"""Figures that are fractions of a whole, shown in percent."""
 
 _bars: list[Any] = []
 """The bar that is on the terminal, if any."""
@@ -89,7 +89,7 @@ class ConsoleProgress(Progress):
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 75 -> '1:15', 3700 -> '1:01:40'."""
+    """A human-readable time span: 75 -> '1:15', 3700 -> '1:01:40'."""
     if seconds == float("inf"):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 class Progress:
     """Receiver of a stage's news. This base class is silent; the command line draws a bar.
 
-    A stage calls ``begin`` before a piece of work whose length it knows, ``advance`` as it goes on, ``end`` after
+    A stage calls ``begin`` before a piece of work whose length it knows, ``advance`` as it proceeds, ``end`` after
     it, and ``note`` for a line that a user should see whatever the verbosity.
     """
 

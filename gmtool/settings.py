@@ -259,7 +259,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _in_words(kind: Any) -> str:
-    """A type that is no union, for people."""
+    """A human-readable name of a type that is no union."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is tuple:

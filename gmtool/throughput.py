@@ -35,7 +35,7 @@ class Speed:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is, for people: the GPU's name, or the processor's with its number of threads."""
+    """The device's human-readable name: the GPU's name, or the processor's with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"

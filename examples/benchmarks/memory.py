@@ -1,4 +1,4 @@
-"""Train the quickstart's network for many steps and print the resident memory as it goes on.
+"""Train the quickstart's network for many steps and print the resident memory during training.
 
 Memory is read between steps, every --every steps. What a process takes at first (libraries, buffers, the allocator's
 pools) is not growth: the last figure is compared with that of a tenth of the run.

@@ -177,7 +177,7 @@ _UNITS = {
 
 
 class GmmWriter(Hdf5Writer):
-    """A mixture being written. ``create`` lays its file out, ``reopen`` goes on with one that was laid out."""
+    """A mixture being written. ``create`` lays its file out, ``reopen`` resumes one that was laid out."""
 
     rows = _PATCHES
 

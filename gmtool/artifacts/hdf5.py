@@ -332,5 +332,5 @@ def allocate_rows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.
 
 
 def allocate_manifest(file: h5py.File, manifest: Manifest) -> None:
-    """Put a first manifest into a new file, with room for the final one."""
+    """Write a first manifest to a new file, with space for the final one."""
     file.attrs.create(MANIFEST, manifest.to_json().encode(), dtype=h5py.string_dtype("utf-8", MANIFEST_BYTES))

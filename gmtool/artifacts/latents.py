@@ -228,7 +228,7 @@ class Layout:
 
 
 class LatentsWriter(Hdf5Writer):
-    """A latents file being written. ``create`` lays it out on disk, ``reopen`` goes on with one that was laid out."""
+    """A latents file being written. ``create`` lays it out on disk, ``reopen`` resumes one that was laid out."""
 
     rows = _SAMPLES
 

@@ -119,7 +119,7 @@ def _started(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
     """The loader's batches. Raises MachineError when its processes cannot start."""
     try:
         return iter(loader)
-    except (OSError, RuntimeError) as error:  # too few file descriptors or processes, no room for semaphores
+    except (OSError, RuntimeError) as error:  # too few file descriptors or processes, no space for semaphores
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise MachineError(
             f"the {workers} processes that decode images cannot start ({reason}): use fewer --workers, or --workers 0, "

@@ -49,7 +49,7 @@ def known_from_features(
 def figures_of(
     rows: Sequence[Row], generated: Known, real: Known, context: Context, progress: Progress
 ) -> tuple[Figure, ...]:
-    """The metrics of ``rows`` for which all is at hand, in their order.
+    """The metrics of ``rows`` whose inputs are available, in their order.
 
     real: what is known of real images in the place of the generated ones; where that does not suffice for a metric, it
     has no such value. A metric that comes out infinite or as no number is left out, with a note.

@@ -34,7 +34,7 @@ class Pair(Generic[T]):
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """All that is known of a set of images, a field for each need of a metric; None where it is not at hand.
+    """The data that metrics are computed from, a field for each need of a metric; None where it is not available.
 
     statistics: means and covariances of features. features: (N, D) float32. training: the same, where the reference is
     what the run was trained on. logits: (N, classes) float32 of Inception's classifier. images: gives their batches,

@@ -1,4 +1,4 @@
-"""Pictures for people: a grid of images, large enough to look at."""
+"""Grids of images, enlarged for viewing."""
 
 from __future__ import annotations
 

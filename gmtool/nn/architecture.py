@@ -138,7 +138,7 @@ class TransformerArchitecture(Architecture):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the network is told of a batch, None for what it was not built for.
+    """The conditions of a batch; None for those that the network was not built for.
 
     classes, modes: labels (B,) int64; the null label is their count. context (B, context, H, W): further channels of
     the input, such as the mean of the mode; zeros stand for none.

@@ -1,4 +1,4 @@
-"""What a network is told of each sample, and how that is hidden from it, in training and in sampling alike."""
+"""The conditions of a network and their null values for guidance, in training and in sampling alike."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gmtool.nn.architecture import Architecture, Conditions
 class Conditioning:
     """The conditions of a network.
 
-    classes, modes: labels that it takes, 0 for none; each count is also the null label. mode_mean: whether it is shown
-    the mean of a sample's mode. hides: which of them guidance can do without: the class, the mode, or none. Modes that
-    are the flow's coordinates are never hidden.
+    classes, modes: the number of labels, 0 for none; the number is also the null label. mode_mean: whether the mean of
+    a sample's mode is an input. hides: the condition that dropout hides: the class, the mode, or none. Modes that
+    define the flow's coordinates are never hidden.
     """
 
     classes: int

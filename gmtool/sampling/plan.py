@@ -1,4 +1,4 @@
-"""The plan of drawing samples: the settings with nothing left open, for what a run learnt."""
+"""The plan of drawing samples: settings with all defaults resolved for the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUBSTEPS_IN_ALL = 128
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """How to draw, with nothing left open; see `SamplingSettings`. steps: network evaluations."""
+    """How to draw, with all defaults resolved; see `SamplingSettings`. steps: network evaluations."""
 
     solver: str
     protocol: str

@@ -1,6 +1,6 @@
 """What a tokenizer is: images to latents and back, and one descriptor an image (DINOv2's [CLS], or its stand-in).
 
-A `TokenizerFamily` makes tokenizers of one kind: it settles what the user left open, fits what has to be fitted, and
+A `TokenizerFamily` makes tokenizers of one kind: it resolves defaults, fits what has to be fitted, and
 opens a tokenizer from its record. `gmtool.tokenizers.table` lists the families.
 """
 

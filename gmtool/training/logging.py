@@ -1,6 +1,6 @@
 """Where a run's metrics go: ``metrics.jsonl``, TensorBoard's event files, Weights & Biases (the last two are extras).
 
-A logger is told the step that a run goes on from, then records, a step each.
+A logger receives the step from which a run starts or resumes, then one record per step.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of a project at Weights & Biases, or in ``run/wandb/`` with WANDB_MODE=offline.
 
-    A run that goes on continues its own record there, where steps that were logged already stay as they were.
+    A resumed run continues its own record, in which steps already logged stay as they were.
     """
 
     def __init__(self, run: RunFolder, project: str) -> None:

@@ -1,7 +1,7 @@
 """The loop of a training run: it takes a step a batch, and leaves records and checkpoints.
 
 Every random number of step n is drawn from (seed, n), and the order of the data from (seed, epoch): a run resumed at
-step n therefore goes on exactly as the uninterrupted one.
+step n is therefore identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READ_EVERY = 50
 
 
 class DivergedError(Exception):
-    """So many steps in a row were not finite that training cannot go on from here. position: where it is."""
+    """Too many consecutive steps were not finite. position: of the last of them."""
 
     def __init__(self, position: Position) -> None:
         super().__init__(position)

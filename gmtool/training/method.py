@@ -1,4 +1,4 @@
-"""The method that settings come to for given data."""
+"""The method that settings resolve to for given data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def resolve_method(
 ) -> tuple[MethodRecord, tuple[Choice, ...]]:
     """The method for latents (C, H, W) with so many classes, and what was chosen for ``auto``, with the reason.
 
-    mixture: the fitted mixture that is at hand, in words; None for none. Raises UserError for what the data cannot
+    mixture: the available fitted mixture, in words; None for none. Raises UserError for what the data cannot
     serve.
     """
     published = settings.objective == "mm-fm"

@@ -38,8 +38,8 @@ def choose_micro_batch(
     if device.type != "cuda":
         return count
     if estimate is not None:
-        room = torch.cuda.mem_get_info(device)[0] - _spare_bytes(device)
-        return next((size for size in divisors(count) if estimate(size) <= room), 1)
+        available = torch.cuda.mem_get_info(device)[0] - _spare_bytes(device)
+        return next((size for size in divisors(count) if estimate(size) <= available), 1)
     return largest_that_fits(stepper, count, device)
 
 

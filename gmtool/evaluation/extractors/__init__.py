@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gmtool.evaluation.features import Extractor
 
 FETCH_SECONDS = 15.0
-"""Longest download that nobody asked for in so many words."""
+"""Time limit of an implicit download (--features auto), in seconds."""
 
 
 class Family(Protocol):
@@ -92,7 +92,7 @@ class ExtractorSettings(Settings):
         str,
         Option(
             f"Feature extractor: {', '.join(f'{row.name} ({row.help})' for row in EXTRACTORS)}, auto (the first of "
-            "these whose weights are at hand or come within seconds).",
+            "these whose weights are on disk or download within seconds).",
             choices=_choices,
         ),
     ] = AUTO

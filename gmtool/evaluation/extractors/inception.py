@@ -133,7 +133,7 @@ def weights_cache() -> Path:
 def fetch_weights(progress: Progress, seconds: float | None) -> Path:
     """Download the published weights into the cache and return their path.
 
-    seconds: give up when it takes longer; None: go on while data keep coming. Raises MachineError after at most
+    seconds: give up when it takes longer; None: wait as long as data keep coming. Raises MachineError after at most
     `CONNECT_SECONDS` of silence, when the time is up, or when the content is not what was published.
     """
     target = weights_cache()

@@ -41,7 +41,7 @@ class MetricSettings(Settings):
 class Metric:
     """One number.
 
-    name: in metrics.json. label: for people; on_inception: where it has another name on Inception's features.
+    name: in metrics.json. label: human-readable; on_inception: its name on Inception's features, if that differs.
     better: the direction of better images; "" where neither is, but nearness to the value of real images.
     """
 
@@ -139,5 +139,5 @@ def metrics_by_name() -> Mapping[str, Metric]:
 
 
 def label(metric: Metric, features: str) -> str:
-    """What a metric is called for people, on the features of an extractor."""
+    """The human-readable name of a metric on the features of an extractor."""
     return metric.on_inception if features == "inception" and metric.on_inception is not None else metric.label

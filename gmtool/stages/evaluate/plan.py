@@ -30,7 +30,7 @@ REPORT = "metrics.json"
 
 @dataclass(frozen=True, eq=False)
 class EvaluatePlan:
-    """An evaluation with nothing left open.
+    """A resolved evaluation.
 
     samples: the folder; count, side: its images, and their side in pixels. tokenizer: of the run that drew them.
     reference: what they are compared with; on_training_images: whether that is what the run was trained on;

@@ -107,7 +107,7 @@ def _report(
 
 
 def _real_pair(plan: EvaluatePlan, extractor: Extractor, reference: Features) -> Pair[Features] | None:
-    """Real images in the place of the samples: training images when they are at hand and not the reference itself."""
+    """Real images in the place of the samples: training images if they are available and not the reference itself."""
     training = None
     if isinstance(extractor, TokenizerExtractor):
         training = _training_descriptors(plan, extractor)

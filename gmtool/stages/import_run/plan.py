@@ -32,7 +32,7 @@ class ImportPlan:
 
     @property
     def words(self) -> str:
-        """The network, for people."""
+        """The network, human-readable."""
         network, architecture = self.network, self.network.architecture
         shape = " x ".join(map(str, architecture.shape))
         known = {

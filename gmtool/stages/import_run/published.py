@@ -42,7 +42,7 @@ class Published:
 
     family: its name. ema, model: weights under our names, checked; model is None where there is one set alone.
     step: optimiser steps, 0 if unknown. mixture: the source over normalised latents, None for a Gaussian; descriptors:
-    the same modes over [CLS] tokens, None where that is not at hand. files: what it was read from, by role. choices:
+    the same modes over [CLS] tokens, None if not available. files: what it was read from, by role. choices:
     what was settled by what is there. sampling: flags that sample it as published.
     """
 

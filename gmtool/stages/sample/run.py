@@ -65,7 +65,7 @@ class SampleReport:
 
 @dataclass(frozen=True, eq=False)
 class SampleJob:
-    """Samples that will be drawn, nothing left open.
+    """The resolved plan of the samples to draw.
 
     plan: how. labels, modes (num,): of the samples, -1 for no class, None for modes that are drawn. weights: the file
     that holds them. guide: the weaker run, None for none. inputs: what the samples are made from.

@@ -1,4 +1,4 @@
-"""What a training run will be: the settings with nothing left open, for the data at hand."""
+"""A resolved training run: the settings with all defaults resolved for the given data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A run with nothing left open; what its settings left open in ``config`` stands in the other fields.
+    """A resolved run; the resolved values of defaults in ``config`` are in the other fields.
 
     choices: what was settled by what is there. settings: all flags as they are recorded.
     """
@@ -98,7 +98,7 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
 
 
 def facts_of(latents: LatentsFile, gmm: GmmFile | None) -> DataFacts:
-    """The facts of a latents file, and of the mixture that is at hand."""
+    """The facts of a latents file, and of the available mixture."""
     modes, mixture = (0, None) if gmm is None else (len(gmm), f"{gmm.path} with {len(gmm):,} modes")
     return DataFacts(latents.shape, len(latents), len(latents.classes), modes, mixture)
 

@@ -87,7 +87,7 @@ class TrainReport:
 
 
 def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Progress) -> TrainReport:
-    """Train a network on latents, or go on with a run that the same settings began.
+    """Train a network on latents, or resume a run with the same settings.
 
     Raises UserError for inputs that do not fit together and for another run in ``run_path``; MachineError when the
     checkpoints will not fit on the disk.
@@ -110,7 +110,7 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
                 stack.enter_context(locked(run_path))
         at = _resume(run, state, progress)
         if at.step >= config.loop.steps:
-            progress.note(f"{run_path} has all its {at.step} steps; a larger --steps goes on")
+            progress.note(f"{run_path} has all its {at.step} steps; use a larger --steps to continue")
             return replace(report, resumed_from=at.step, steps=at.step)
         check_space(
             run.checkpoints / "next", (config.loop.keep + 1) * checkpoint_bytes(plan, parameters), "the checkpoints in"
@@ -269,11 +269,11 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
             begun = f"{flag(name)} {as_text(before[name])}" if before[name] is not None else f"no {flag(name)}"
             settings = f"{begun}, not {'none' if now[name] is None else as_text(now[name])}"
             raise UserError(
-                f"{run.path} was begun with {settings}: repeat its settings to go on, or choose another folder"
+                f"{run.path} was begun with {settings}: repeat these settings to resume, or choose another folder"
             )
     if (before["images"] is None) != (now["images"] is None):
         how = "without" if before["images"] is None else "with"
-        raise UserError(f"{run.path} was begun {how} --images: repeat its settings to go on, or choose another folder")
+        raise UserError(f"{run.path} was begun {how} --images: repeat its settings to resume, or choose another folder")
     for entry in inputs:
         known = run.manifest.input(entry.role)
         if known is None or not _is_known(entry, known.fingerprint):
