@@ -13,6 +13,14 @@ class UserError(GmtoolError):
     exit_code = 2
 
 
+class NoEffect(UserError):
+    """A setting that changes nothing beside the others. setting: its name (`gmtool.settings.Setting.name`)."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
 class MachineError(GmtoolError):
     """What was asked is sound, but this machine cannot do it now: disk full, no network, a broken installation."""
 

@@ -16,6 +16,7 @@ from gmtool.flow.model import Predict, VelocityModel, mixture_model, velocity_mo
 from gmtool.flow.solvers import On
 from gmtool.flow.solvers.base import SolverOptions, integrate
 from gmtool.flow.source import ModeStatistics
+from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan
@@ -60,6 +61,28 @@ def generate(
     grid = plan.grid(solver.intervals(plan.steps))
     end = integrate(solver, _guided(model, plan, start), start.x, grid, noise, observe)
     return model.statistics.restore(model.method.finish(end, start.source_modes))
+
+
+def evaluations_of(plan: SamplePlan) -> int:
+    """Evaluations of the network for one sample: what the solver asks for, and once more wherever it is guided.
+
+    Counted while the plan's solver integrates a single number.
+    """
+    asked: list[int] = []
+    on = plan.entry.on
+
+    def model(costs: int) -> Any:
+        def predict(x_t: Tensor, _: Tensor) -> Tensor | GaussianMixture:
+            asked.append(costs)
+            point = torch.zeros(1, 1, 1, 1, 1)
+            return torch.zeros_like(x_t) if on == "velocity" else GaussianMixture(point, point, point + 1)
+
+        return VIEWS[on](predict)
+
+    solver = plan.entry.make(SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps))
+    guided = model(1) if plan.guidance == "none" else within(plan.interval, model(2), model(1))
+    integrate(solver, guided, torch.zeros(1, 1, 1, 1), plan.grid(solver.intervals(plan.steps)), Noise(0, [0]))
+    return sum(asked)
 
 
 def unguided_field(

@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from gmtool.errors import UserError
+from gmtool.errors import NoEffect, UserError
 from gmtool.flow.guidance import GUIDANCES
 from gmtool.flow.solvers import SOLVERS, On, SolverEntry, names_on
-from gmtool.settings import Option, Seed, Settings
+from gmtool.settings import Option, Seed, Settings, flag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,19 +149,16 @@ class SamplingSettings(Settings):
     def check(self) -> None:
         """See `Settings.check`; what depends on the solver is checked in `gmtool.sampling.plan`."""
         if self.guidance == "none":
-            for flag, value in (
-                ("--guidance-scale", self.guidance_scale),
-                ("--guidance-interval", self.guidance_interval),
-                ("--orthogonal", self.orthogonal),
-            ):
-                if value is not None:
-                    raise UserError(f"{flag} has no effect without --guidance {', '.join(GUIDANCES)}: remove it")
+            for name in ("guidance_scale", "guidance_interval", "orthogonal"):
+                if getattr(self, name) is not None:
+                    schemes = ", ".join(GUIDANCES)
+                    raise NoEffect(name, f"{flag(name)} has no effect without --guidance {schemes}: remove it")
         parse_interval(self.guidance_interval)
         weaker = self.guidance != "none" and GUIDANCES[self.guidance].away_from == "weaker"
         if weaker and self.guide is None:
             raise UserError(f"--guidance {self.guidance} needs a weaker run: give its folder by --guide")
         if not weaker and self.guide is not None:
-            raise UserError("--guide belongs to --guidance auto")
+            raise NoEffect("guide", "--guide belongs to --guidance auto")
         protocol = PROTOCOLS[self.protocol]
         if protocol.counts_points and self.steps < 2:
             raise UserError(f"--protocol {self.protocol} counts the points of a grid: use at least --steps 2")
@@ -179,13 +176,15 @@ def check_solver(settings: SamplingSettings, solver: str) -> None:
             f"{' or '.join(names_on(kind)[:2])}, not {solver}"
         )
     if settings.order is not None and entry.order is not None:
-        raise UserError(f"--order belongs to {_with(lambda row: row.order is None)}, not to --solver {solver}")
+        raise NoEffect("order", f"--order belongs to {_with(lambda row: row.order is None)}, not to --solver {solver}")
     if settings.substeps is not None and not entry.substeps:
-        raise UserError(f"--substeps belongs to {_with(lambda row: row.substeps)}, not to --solver {solver}")
+        raise NoEffect("substeps", f"--substeps belongs to {_with(lambda row: row.substeps)}, not to --solver {solver}")
     if settings.spectral and not entry.spectral:
-        raise UserError(f"--spectral is how {_with(lambda row: row.spectral)} draws, not --solver {solver}")
+        raise NoEffect("spectral", f"--spectral is how {_with(lambda row: row.spectral)} draws, not --solver {solver}")
     if settings.orthogonal is not None and forms and not forms[entry.on].orthogonal:
-        raise UserError(f"--orthogonal has no effect on --guidance {settings.guidance} with {solver}: remove it")
+        raise NoEffect(
+            "orthogonal", f"--orthogonal has no effect on --guidance {settings.guidance} with {solver}: remove it"
+        )
 
 
 def _with(has: Callable[[SolverEntry], bool]) -> str:
@@ -254,4 +253,4 @@ class WeightSettings(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         if self.ema is not None and self.weights == "model":
-            raise UserError(f"--ema {self.ema} has no effect with --weights model: remove one of them")
+            raise NoEffect("ema", f"--ema {self.ema} has no effect with --weights model: remove one of them")

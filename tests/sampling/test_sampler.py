@@ -17,7 +17,7 @@ from gmtool.nn.architecture import Conditions
 from gmtool.nn.conditioning import Conditioning
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan, make_plan
-from gmtool.sampling.sampler import draw_start, generate, unguided_field
+from gmtool.sampling.sampler import draw_start, evaluations_of, generate, unguided_field
 from gmtool.sampling.settings import SamplingSettings
 from gmtool.streams import Noise, generator
 from gmtool.training.method import resolve_method
@@ -206,3 +206,42 @@ def test_samples_start_where_training_does(record: MethodRecord) -> None:
         torch.testing.assert_close(getattr(start.conditions, name), getattr(prepared.conditions, name))
     if record is MM_FM:
         torch.testing.assert_close(start.x, known.mean + known.std * step.method.noise)
+
+
+class CountingNetwork(ExactNetwork):
+    """Counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> GaussianMixture:
+        self.asked += 1
+        return super().forward(x_t, t, conditions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"solver": "euler", "steps": 5}, 5),
+        ({"solver": "euler", "steps": 5, "protocol": "rae"}, 4),
+        ({"solver": "heun", "steps": 5}, 5),
+        ({"solver": "unipc", "steps": 4}, 4),
+        ({"solver": "gm-ode", "steps": 3}, 3),
+        ({"solver": "gm-sde", "steps": 3, "order": 1}, 3),
+        ({"solver": "heun", "steps": 4, "guidance": "cfg"}, 8),
+        ({"solver": "gm-ode", "steps": 4, "guidance": "prob"}, 8),
+        ({"solver": "gm-ode", "steps": 4, "guidance": "prob", "guidance_interval": "0.5,1"}, None),
+        ({"solver": "heun", "steps": 5, "guidance": "cfg", "guidance_interval": "0,0.5"}, None),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_evaluations_are_those_that_are_made(settings: dict[str, object], expected: int | None) -> None:
+    model = replace(model_of(UNION), network=CountingNetwork())
+    plan = plan_of(**settings)
+    generate(model, plan, range(2), torch.tensor([0, 1]))
+    assert evaluations_of(plan) == model.network.asked
+    if expected is None:  # guided at some of the times alone
+        assert plan.steps < model.network.asked < 2 * plan.steps
+    else:
+        assert model.network.asked == expected

@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,24 @@ from PIL import Image
 
 from gmtool.artifacts.files import check_space
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
-from gmtool.artifacts.manifest import Array, Input, Manifest, file_fingerprint
+from gmtool.artifacts.manifest import Array, Input, Manifest
 from gmtool.artifacts.outputs import Output, output_of
-from gmtool.artifacts.run import RunFolder, open_run
+from gmtool.artifacts.run import open_run
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.samples import GRID, IMAGES, LATENTS, MANIFEST, PICTURES
 from gmtool.distributed import World, join
-from gmtool.errors import UserError
 from gmtool.evaluation.plots import image_grid
 from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.decoder import decoder_of
-from gmtool.sampling.guide import WeakerRun, open_weaker
-from gmtool.sampling.labels import labels_of, modes_of
-from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
-from gmtool.sampling.plan import SamplePlan, make_plan
-from gmtool.sampling.sampler import generate
+from gmtool.sampling.drawing import Drawing, plan_drawing
+from gmtool.sampling.model import TrainedModel
+from gmtool.sampling.plan import SamplePlan
+from gmtool.sampling.sampler import evaluations_of
 from gmtool.settings import as_flat
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.tokenizers.base import Tokenizer
-from gmtool.training.checkpoint import Checkpoint
 
 GRID_IMAGES = 100
 """Images of the grid at most."""
@@ -65,21 +62,11 @@ class SampleReport:
 
 @dataclass(frozen=True, eq=False)
 class SampleJob:
-    """The resolved plan of the samples to draw.
+    """The resolved plan of the samples to draw: which and how, where they go, what they are made from."""
 
-    plan: how. labels, modes (num,): of the samples, -1 for no class, None for modes that are drawn. weights: the file
-    that holds them. guide: the weaker run, None for none. inputs: what the samples are made from.
-    """
-
-    run: RunFolder
+    drawing: Drawing
     output: Output
     config: SampleConfig
-    plan: SamplePlan
-    labels: np.ndarray
-    modes: np.ndarray | None
-    checkpoint: Checkpoint
-    weights: Path
-    guide: WeakerRun | None
     inputs: tuple[Input, ...]
 
     @property
@@ -88,10 +75,14 @@ class SampleJob:
         return self.output.part
 
     @property
+    def plan(self) -> SamplePlan:
+        """How they are drawn."""
+        return self.drawing.plan
+
+    @property
     def batches(self) -> list[range]:
         """The samples of each network call."""
-        count, size = len(self.labels), self.config.batch_size
-        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return self.drawing.batches(self.config.batch_size)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,21 +96,21 @@ class SampleJob:
         side: of the images, in pixels; None without images.
         """
         image = 3 * side**2 if side is not None else 0
-        return len(self.labels) * (4 * int(np.prod(self.run.architecture.shape)) + 3 * image)
+        return len(self.drawing) * (4 * int(np.prod(self.drawing.run.architecture.shape)) + 3 * image)
 
     def forecast(self) -> Forecast:
         """What drawing them takes."""
-        evaluations = self.plan.steps * (1 if self.plan.guidance == "none" else 2)
-        shape = " x ".join(map(str, self.run.architecture.shape))
+        drawing, evaluations = self.drawing, evaluations_of(self.plan)
+        shape = " x ".join(map(str, drawing.run.architecture.shape))
         return Forecast(
-            title=f"{self.output.path} from {self.weights}",
-            reads=(FileSize(self.weights, self.weights.stat().st_size),),
+            title=f"{self.output.path} from {drawing.weights}",
+            reads=(FileSize(drawing.weights, drawing.weights.stat().st_size),),
             writes=(FileSize(self.output.path, self.bytes_needed(None)),),
             work=(
-                ("samples", f"{len(self.labels):,} of {shape}, step {self.checkpoint.step:,}"),
+                ("samples", f"{len(drawing):,} of {shape}, step {drawing.checkpoint.step:,}"),
                 ("by", self.plan.words),
-                ("network evaluations a sample", f"{evaluations} at most"),
-                ("network calls", f"{len(self.batches):,} batches of {evaluations} at most"),
+                ("network evaluations a sample", f"{evaluations}"),
+                ("network calls", f"{len(self.batches):,} batches of {evaluations}"),
             ),
         )
 
@@ -133,9 +124,10 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     allow_tf32(False)
     world = join(config.device)
     with ExitStack() as stack:
-        model = _load(job, world, stack)
+        precision = compute_dtype(config.precision, world.device)
+        model = job.drawing.load(world.device, precision, config.compile, stack)
         with world.first_before_others():  # which may fetch the decoder
-            tokenizer, no_images = decoder_of(job.run, config.decoder, world.device)
+            tokenizer, no_images = decoder_of(job.drawing.run, config.decoder, world.device)
         side = None if tokenizer is None else tokenizer.image_size
         check_space(job.output.target, job.bytes_needed(side), "the folder")
         stack.enter_context(job.output.locked(world.first))
@@ -147,32 +139,13 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
             _assemble(job, tokenizer)
             job.output.publish()
         world.barrier()
-    return SampleReport(folder, len(job.labels), job.plan, job.checkpoint.step, no_images)
+    return SampleReport(folder, len(job.drawing), job.plan, job.drawing.checkpoint.step, no_images)
 
 
 def plan_samples(run_path: Path, folder: Path, config: SampleConfig) -> SampleJob:
     """Settle everything about the samples; nothing is written. Raises UserError as `sample` does."""
-    run = open_run(run_path)
-    plan = make_plan(config.sampling, run.method, run.architecture.spectral, config.selection.seed)
-    labels, modes = labels_of(config.selection, run), modes_of(config.selection, run)
-    output = output_of(folder, "samples")
-    checkpoint, weights = find_weights(config.weights, run)
-    guide = None if config.sampling.guide is None else open_weaker(run, config.sampling.guide)
-    inputs = (
-        Input("run", str(run_path.absolute()), file_fingerprint(weights)),
-        *(used for used in run.manifest.inputs if used.role == "latents"),
-        *(() if guide is None else (guide.input,)),
-    )
-    return SampleJob(run, output, config, plan, labels, modes, checkpoint, weights, guide, inputs)
-
-
-def _load(job: SampleJob, world: World, stack: ExitStack) -> TrainedModel:
-    """The network of a job, and its guide."""
-    config, device = job.config, world.device
-    precision = compute_dtype(config.precision, device)
-    network = load_network(job.run.architecture, job.weights, device, config.compile)
-    model = load_model(job.run, network, device, precision, config.weights.gmm, stack)
-    return model if job.guide is None else replace(model, weaker=job.guide.load(device, precision, config.compile))
+    drawing = plan_drawing(open_run(run_path), config.sampling, config.selection, config.weights)
+    return SampleJob(drawing, output_of(folder, "samples"), config, drawing.inputs())
 
 
 def _prepare(job: SampleJob) -> None:
@@ -197,10 +170,10 @@ def _draw(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, worl
     part = job.part
     missing = [batch for batch in job.batches if not _batch_file(part, batch).exists()]
     world.barrier()  # until all have seen what is missing: some of it is about to be made
-    done = len(job.labels) - sum(map(len, missing))
+    done = len(job.drawing) - sum(map(len, missing))
     if tokenizer is not None:
         (part / PICTURES).mkdir(exist_ok=True)
-    progress.begin("sample", len(job.labels), "images", done)
+    progress.begin("sample", len(job.drawing), "images", done)
     for start in range(world.rank, len(missing), world.size):
         _draw_batch(job, model, tokenizer, missing[start])
         progress.advance(sum(map(len, missing[start : start + world.size])))
@@ -210,12 +183,7 @@ def _draw(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, worl
 
 def _draw_batch(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, batch: range) -> None:
     """Draw and decode a batch into its file, and its pictures."""
-    rows = slice(batch.start, batch.stop)
-    classes = torch.from_numpy(job.labels[rows]).clamp(min=0)
-    modes = None if job.modes is None else torch.from_numpy(job.modes[rows])
-    latents = generate(model, job.plan, batch, classes, modes)
-    if not torch.isfinite(latents).all():
-        raise UserError("the samples are not finite: try --precision float32, or an earlier --checkpoint")
+    latents = job.drawing.draw(model, batch)
     arrays = {"latents": torch.from_numpy(to_float16(latents.cpu().numpy(), "the samples"))}
     if tokenizer is not None:
         images = tokenizer.decode(latents, truncate=job.plan.truncates)
@@ -228,7 +196,7 @@ def _draw_batch(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None
 
 def _assemble(job: SampleJob, tokenizer: Tokenizer | None) -> None:
     """Put the batches together: latents.h5, samples.npz, the grid, and last the record."""
-    run, part, labels, settings = job.run, job.part, job.labels, job.settings
+    run, part, labels, settings = job.drawing.run, job.part, job.drawing.labels, job.settings
     size = run.manifest.details["descriptor_size"]
     descriptors = (
         np.concatenate(list(_arrays(job, "descriptors")))

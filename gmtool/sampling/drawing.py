@@ -1,0 +1,90 @@
+"""Samples of a run that will be drawn: settings checked against the run, weights found, nothing loaded or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmtool.artifacts.manifest import Input, file_fingerprint
+from gmtool.artifacts.run import RunFolder
+from gmtool.errors import UserError
+from gmtool.sampling.guide import WeakerRun, open_weaker
+from gmtool.sampling.labels import labels_of, modes_of
+from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
+from gmtool.sampling.plan import SamplePlan, make_plan
+from gmtool.sampling.sampler import generate
+from gmtool.sampling.settings import SamplingSettings, SelectionSettings, WeightSettings
+from gmtool.training.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Samples that will be drawn from a run.
+
+    plan: how. labels, modes (num,): of the samples, -1 for no class, None for modes that are drawn. weights: the file
+    that holds them. guide: the weaker run, None for none. gmm: the file of the run's mixture; None: where it was.
+    """
+
+    run: RunFolder
+    plan: SamplePlan
+    labels: np.ndarray
+    modes: np.ndarray | None
+    checkpoint: Checkpoint
+    weights: Path
+    guide: WeakerRun | None
+    gmm: Path | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int) -> list[range]:
+        """The samples of each network call, ``size`` at most."""
+        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def inputs(self, fingerprint: Callable[[Path], str] = file_fingerprint) -> tuple[Input, ...]:
+        """What the samples are made from. fingerprint: of a file's content."""
+        return (
+            Input("run", str(self.run.path.absolute()), fingerprint(self.weights)),
+            *(used for used in self.run.manifest.inputs if used.role == "latents"),
+            *(() if self.guide is None else (self.guide.input,)),
+        )
+
+    def load(self, device: torch.device, precision: torch.dtype, compiled: bool, stack: ExitStack) -> TrainedModel:
+        """The network, and its guide; ``stack`` closes the run's mixture. Raises UserError for another's weights."""
+        network = load_network(self.run.architecture, self.weights, device, compiled)
+        model = load_model(self.run, network, device, precision, self.gmm, stack)
+        return model if self.guide is None else replace(model, weaker=self.guide.load(device, precision, compiled))
+
+    def draw(self, model: TrainedModel, batch: range) -> Tensor:
+        """Latents (B, C, H, W) float32, not normalised, of the samples ``batch``. Raises UserError if not finite."""
+        rows = slice(batch.start, batch.stop)
+        classes = torch.from_numpy(self.labels[rows]).clamp(min=0)
+        modes = None if self.modes is None else torch.from_numpy(self.modes[rows])
+        latents = generate(model, self.plan, batch, classes, modes)
+        if not torch.isfinite(latents).all():
+            raise UserError("the samples are not finite: try --precision float32, or an earlier --checkpoint")
+        return latents
+
+
+def plan_drawing(
+    run: RunFolder,
+    sampling: SamplingSettings,
+    selection: SelectionSettings,
+    weights: WeightSettings,
+    weaker: Callable[[RunFolder, Path], WeakerRun] = open_weaker,
+) -> Drawing:
+    """Settle everything about samples of a run.
+
+    weaker: opens the run of ``--guide``. Raises UserError, naming the flag, for what the run cannot do.
+    """
+    plan = make_plan(sampling, run.method, run.architecture.spectral, selection.seed)
+    labels, modes = labels_of(selection, run), modes_of(selection, run)
+    checkpoint, file = find_weights(weights, run)
+    guide = None if sampling.guide is None else weaker(run, sampling.guide)
+    return Drawing(run, plan, labels, modes, checkpoint, file, guide, weights.gmm)
