@@ -30,9 +30,9 @@ def stepper_for(network: Network, settings: Mapping[str, Any], micro_batch: int 
     """What takes the steps that settings of training ask for."""
     config = make(TrainConfig, settings)
     schedule = config.schedule.resolve(1e-3, config.loop.steps)
-    state = make_state(network, config.optimizer, config.averages, schedule.rate)
+    state = make_state(network, config.optimizer, config.averages, schedule.rate, config.loop.batch_size or 32)
     task = task_of(method_for(network.architecture, settings), network)
-    return Stepper(task, state, schedule, config.optimizer.clip, micro_batch=micro_batch)
+    return Stepper(task, state, schedule, config.optimizer.clip_at, micro_batch=micro_batch)
 
 
 def small_stepper(architecture: Architecture, settings: Mapping[str, Any], micro_batch: int | None = None) -> Stepper:

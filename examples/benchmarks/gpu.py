@@ -211,9 +211,9 @@ def stepper_of(machine: Machine, plan: TrainPlan, compiled: bool) -> Stepper:
     config, network = plan.config, machine.build(plan.architecture)
     if compiled:
         compile_network(network)
-    state = make_state(network, config.optimizer, config.averages, plan.schedule.rate)
+    state = make_state(network, config.optimizer, config.averages, plan.schedule.rate, plan.batch_size)
     autocast = machine.ready(plan, network).autocast
-    return Stepper(task_of(plan.method, network), state, plan.schedule, config.optimizer.clip, autocast)
+    return Stepper(task_of(plan.method, network), state, plan.schedule, config.optimizer.clip_at, autocast)
 
 
 def measure_step(machine: Machine, case: Case, objective: str, compiled: bool) -> Step:

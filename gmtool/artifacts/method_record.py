@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,10 @@ from gmtool.nn.conditioning import Conditioning, conditioning_of
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """See `gmtool.training.settings.MethodSettings` for each of the fields; transition_ratio: None for fm."""
+    """See `gmtool.training.settings.MethodSettings` for each of the fields.
+
+    transition_ratio: None for fm. spectral_weight: 1 where it has no effect, and in the records of earlier versions.
+    """
 
     objective: Objective
     source: SourceName
@@ -30,6 +33,7 @@ class MethodRecord:
     time_distribution: TimeDistribution
     time_shift: float
     dropout: float
+    spectral_weight: float = 1.0
 
     @cached_property
     def method(self) -> Method:
@@ -80,7 +84,9 @@ def read_method(settings: Mapping[str, Any], whose: str) -> MethodRecord:
     """The record in a run's settings. Raises UserError, naming ``whose``, where they are not those of a run."""
     values = {**settings, "objective": "fm" if settings.get("objective") == "mm-fm" else settings.get("objective")}
     try:
-        record = MethodRecord(**{name: values[name] for name in MethodRecord.__annotations__})
+        given = {each.name: values[each.name] for each in fields(MethodRecord) if each.name != "spectral_weight"}
+        weight = values.get("spectral_weight")
+        record = MethodRecord(**given, spectral_weight=1.0 if weight is None else weight)
         record.method  # noqa: B018  # that its parts go together
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{whose} does not say how the run was trained ({error}): train again") from error

@@ -112,7 +112,9 @@ class TransitionNLL:
             return loss
         if draws.uniform is None:
             raise ValueError("the loss of a spectrum takes uniform numbers: Draws.uniform")
-        return loss + spectral_loss(self.spectrum, data_mixture(predicted, x_t, t), pairs.x, draws.uniform)
+        return loss + self.spectrum.weight * spectral_loss(
+            self.spectrum, data_mixture(predicted, x_t, t), pairs.x, draws.uniform
+        )
 
 
 MAXIMUM_INVERSE_STD = 1e4

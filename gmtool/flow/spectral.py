@@ -27,10 +27,14 @@ SpectrumModel = Callable[[IsotropicGaussian], Tensor]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A model of the noise's power, and the number of leading axes of the mixture that are transported."""
+    """A model of the noise's power, and the number of leading axes of the mixture that are transported.
+
+    weight: of its loss beside that of the flow.
+    """
 
     model: SpectrumModel
     axes: int
+    weight: float = 1.0
 
     def draw(self, mixture: GaussianMixture, noise: Noise) -> Tensor:
         """A draw from a mixture (B, C, H, W) with noise of the predicted spectrum, for GM-SDE."""

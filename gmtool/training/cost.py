@@ -49,13 +49,18 @@ class StepCost:
     fixed_bytes: int
     parameters: int
 
-    def memory(self, micro_batch: int, averages: int, shards: int = 1) -> int:
+    def memory(self, micro_batch: int, averages: int, shards: int = 1, moments: int = 8) -> int:
         """About the bytes that training takes with ``micro_batch`` samples computed at once.
 
-        Weights, gradients, AdamW's two moments and ``averages`` moving averages in float32, and the activations; the
-        libraries' own memory, and what the allocator loses, come on top. shards: processes that share the weights.
+        Weights, gradients and ``averages`` moving averages in float32, the optimiser's ``moments`` in bytes a
+        parameter, and the activations; the libraries' own memory, and what the allocator loses, come on top. shards:
+        processes that share the weights.
         """
-        return 4 * (4 + averages) * self.parameters // shards + self.fixed_bytes + micro_batch * self.sample_bytes
+        return (
+            (4 * (2 + averages) + moments) * self.parameters // shards
+            + self.fixed_bytes
+            + micro_batch * self.sample_bytes
+        )
 
 
 def step_cost(

@@ -1,9 +1,11 @@
 """Moving averages of the weights, several at once: exponential ones, and those of a power law.
 
 An average is a_n = b_n a_(n-1) + (1 - b_n) w_n over the weights w_n after the steps n = 0, 1, ... Exponential: b_n is
-the decay, at first (1 + n) / (10 + n), so that an early average forgets the start. Power law: b_n = (1 - 1 / (n +
-1))^(gamma + 1), which gives step i a weight like i^gamma, at any length of the run alike; gamma follows from the width
-sigma_rel of that profile relative to the run. Source: EDM2, arXiv 2312.02696, section 3.1.
+the decay, at first (1 + n) / (10 + n), so that an early average forgets the start. By images: b_n = 0.5^(B / h) for
+batches of B and a half-life of h images, at first a twentieth of the B n images seen. Source: EDM, arXiv 2206.00364,
+appendix F.3; GMFlow's public code. Power law: b_n = (1 - 1 / (n + 1))^(gamma + 1), which gives step i a weight like
+i^gamma, at any length of the run alike; gamma follows from the width sigma_rel of that profile relative to the run.
+Source: EDM2, arXiv 2312.02696, section 3.1.
 """
 
 from __future__ import annotations
@@ -23,10 +25,20 @@ from gmtool.nn.network import Network
 from gmtool.training.checkpoint import EMA
 from gmtool.training.settings import AverageSettings
 
+RAMP = 0.05
+"""The half-life of an average by images is at most this share of the images seen."""
 
-def exponential(decay: float, step: int) -> float:
-    """The decay at step ``step`` (from 0), ramped up at first."""
-    return min(decay, (1 + step) / (10 + step))
+
+def exponential(decay: float, step: int, knots: Sequence[tuple[int, float]] = ()) -> float:
+    """The decay at step ``step`` (from 0), ramped up at first. knots: steps from which on it is another one."""
+    later = [value for start, value in knots if step >= start]
+    return min(later[-1] if later else decay, (1 + step) / (10 + step))
+
+
+def by_images(half_life: int, batch_size: int, step: int) -> float:
+    """The decay at step ``step`` (from 0) of batches of ``batch_size``; the first step forgets the start."""
+    images = min(half_life, RAMP * batch_size * step)
+    return 0.5 ** (batch_size / images) if images else 0.0
 
 
 @lru_cache
@@ -59,15 +71,20 @@ class Average:
         average(mine, new, step)
 
 
-def make_averages(network: Network, settings: AverageSettings) -> tuple[Average, ...]:
-    """The averages that the settings ask for, in the order of their names, begun at the network's weights."""
+def make_averages(network: Network, settings: AverageSettings, batch_size: int) -> tuple[Average, ...]:
+    """The averages that the settings ask for, in the order of their names, begun at the network's weights.
+
+    batch_size: images a step.
+    """
 
     def begin(name: str, decay: Callable[[int], float]) -> Average:
         return Average(name, decay, copy.deepcopy(network).requires_grad_(False).eval())
 
-    rules = [partial(exponential, decay) for decay in settings.ema] + [
-        partial(power_law, width) for width in settings.ema_power
-    ]
+    rules: list[Callable[[int], float]] = [partial(exponential, decay) for decay in settings.ema]
+    if settings.decay_knots:
+        rules[0] = partial(exponential, settings.ema[0], knots=settings.decay_knots)
+    rules += [partial(by_images, half_life, batch_size) for half_life in settings.ema_images]
+    rules += [partial(power_law, width) for width in settings.ema_power]
     return tuple(begin(name, rule) for name, rule in zip(settings.names, rules, strict=True))
 
 

@@ -38,6 +38,7 @@ def resolve_method(
         time_distribution=settings.time_distribution,
         time_shift=shift,
         dropout=settings.dropout,
+        spectral_weight=1.0 if settings.spectral_weight is None else settings.spectral_weight,
     )
     _check(settings, record, classes, mixture)
     numbers = " x ".join(map(str, shape))

@@ -1,6 +1,7 @@
-"""The optimiser of a run: fused AdamW, or Muon for the matrices of the blocks beside it.
+"""The optimiser of a run: fused AdamW, AdamW in 8 bits, or Muon for the matrices of the blocks beside AdamW.
 
-A step can be called off by a flag on the device, so that nothing waits for it: weights and state then stay as they are.
+A step can be called off by a flag on the device, so that nothing waits for it (but AdamW in 8 bits): weights and state
+then stay as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from gmtool.distributed import sharded_like
 from gmtool.errors import UserError
+from gmtool.training.adamw8bit import make_adamw8bit, plain, restored, step_unless
 from gmtool.training.settings import OptimizerSettings
 
 MUON_MOMENTUM = 0.95
@@ -35,20 +37,28 @@ class Optimizer:
         """Take a step at a learning rate, or none where ``skip`` () bool, on the parameters' device, says so."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = rate
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
             if part.defaults.get("fused"):
                 part.found_inf = skip.float()  # type: ignore[attr-defined]  # which the fused kernels read
                 part.step()
+            elif isinstance(part.param_groups[0]["lr"], Tensor):
+                step_unless(part, skip)
             else:
-                _step_unless(part, skip)
+                _muon_step_unless(part, skip)
 
     def state(self) -> dict[str, Tensor]:
-        """The state as named tensors: "<parameter>.<exp_avg | exp_avg_sq | step | momentum_buffer>"."""
+        """The state as named tensors: "<parameter>.<exp_avg | exp_avg_sq | step | momentum_buffer>".
+
+        Moments in 8 bits are two each; see `gmtool.training.adamw8bit.plain`.
+        """
         found: dict[str, Tensor] = {}
         for part in self.parts:
             states = part.state_dict()["state"]
             for index, name in enumerate(self._names_of(part)):
-                found |= {f"{name}.{key}": value for key, value in states.get(index, {}).items()}
+                found |= {f"{name}.{key}": value for key, value in plain(states.get(index, {})).items()}
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -59,7 +69,11 @@ class Optimizer:
             name, key = full_name.rsplit(".", 1)
             by_name.setdefault(name, {})[key] = sharded_like(tensor, parameters[name])
         for part in self.parts:
-            states = {index: by_name[name] for index, name in enumerate(self._names_of(part)) if name in by_name}
+            states = {
+                index: restored(by_name[name], parameters[name])
+                for index, name in enumerate(self._names_of(part))
+                if name in by_name
+            }
             part.load_state_dict({"state": states, "param_groups": part.state_dict()["param_groups"]})
 
     def _names_of(self, part: torch.optim.Optimizer) -> Iterator[str]:
@@ -78,6 +92,8 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float)
     matrices = [each for _, each in named if each.dim() >= 2 and each not in taken]
     others = [each for _, each in named if each.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if settings.optimizer == "adamw8bit":
+        return Optimizer((make_adamw8bit(groups, rate, settings.betas),), {each: name for name, each in named})
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)]
     if orthogonal:
         parts.append(_make_muon(orthogonal, rate, settings.weight_decay))
@@ -99,8 +115,8 @@ def _make_muon(matrices: list[nn.Parameter], rate: float, weight_decay: float) -
 
 
 @torch.no_grad()
-def _step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
-    """A step of an optimiser whose only state is a momentum, called off on the device where ``skip`` says so."""
+def _muon_step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
+    """A step of Muon, whose only state is a momentum, called off on the device where ``skip`` says so."""
     parameters = [each for group in part.param_groups for each in group["params"] if each.grad is not None]
     before = [each.clone() for each in parameters]
     for each in parameters:

@@ -41,18 +41,23 @@ class Schedule:
         return self.rate
 
 
-def parse_knots(text: str | None, steps: int) -> tuple[tuple[int, float], ...]:
-    """``STEP:RATE,...`` as pairs, shares of ``steps`` as steps. Raises UserError for a text that is none."""
+def parse_knots(
+    text: str | None, steps: int | None, flag: str = "--lr-knots", form: str = "STEP:RATE,..., such as 50%:2e-4,100%:0"
+) -> tuple[tuple[int, float], ...]:
+    """``STEP:VALUE,...`` as pairs, shares of ``steps`` as steps; None allows no shares.
+
+    Raises UserError, naming the ``flag`` and its ``form``, for a text that is none.
+    """
     found: list[tuple[int, float]] = []
     for part in text.split(",") if text is not None else ():
-        match = re.fullmatch(r"\s*(\d+|\d+(?:\.\d+)?%)\s*:\s*([0-9.eE+-]+)\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,18}|\d{1,18}(?:\.\d+)?%)\s*:\s*([0-9.eE+-]+)\s*", part)
         try:
             place, rate = (match[1], float(match[2])) if match is not None else ("", math.nan)
         except ValueError:
             place, rate = "", math.nan
-        if not 0 <= rate < math.inf:
-            raise UserError(f"--lr-knots is STEP:RATE,..., such as 50%:2e-4,100%:0, not {text}")
-        found.append((round(float(place[:-1]) / 100 * steps) if place.endswith("%") else int(place), rate))
-    if steps > 1 and any(first > last for (first, _), (last, _) in pairwise(found)):
-        raise UserError(f"--lr-knots go from earlier steps to later ones: {text}")
+        if not 0 <= rate < math.inf or (place.endswith("%") and steps is None):
+            raise UserError(f"{flag} is {form}, not {text}")
+        found.append((round(float(place[:-1]) / 100 * (steps or 1)) if place.endswith("%") else int(place), rate))
+    if steps != 1 and any(first > last for (first, _), (last, _) in pairwise(found)):
+        raise UserError(f"{flag} go from earlier steps to later ones: {text}")
     return tuple(found)

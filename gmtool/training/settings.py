@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Literal
@@ -68,6 +69,15 @@ class MethodSettings(Settings):
             maximum=1.0,
         ),
     ] = 0.1
+    spectral_weight: Annotated[
+        float | None,
+        Option(
+            "Weight of the spectrum's loss beside that of the flow (gm-kl with --spectral). It trains the spectrum "
+            "alone, but shares the norm that --clip bounds. Default: 1.",
+            metavar="WEIGHT",
+            minimum=0.0,
+        ),
+    ] = None
     focal: Annotated[
         float,
         Option(
@@ -107,6 +117,8 @@ class MethodSettings(Settings):
             raise UserError("--focal compares losses by ratio, and that of gm-kl may be negative: use fm or mm-fm")
         if self.transition_ratio is not None and self.objective != "gm-kl":
             raise UserError(f"--transition-ratio is lambda of gm-kl, without effect on {self.objective}: remove it")
+        if self.spectral_weight is not None and self.objective != "gm-kl":
+            raise UserError(f"--spectral-weight is of gm-kl, without effect on {self.objective}: remove it")
 
     @property
     def wants_mixture(self) -> bool:
@@ -121,8 +133,11 @@ class OptimizerSettings(Settings):
     TITLE = "Optimizer"
 
     optimizer: Annotated[
-        Literal["adamw", "muon"],
-        Option("adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest (torch 2.9)."),
+        Literal["adamw", "adamw8bit", "muon"],
+        Option(
+            "adamw; adamw8bit: its moments in 8 bits (extra: adamw8bit); or muon: Muon for the matrices of the blocks, "
+            "AdamW for the rest (torch 2.9)."
+        ),
     ] = "adamw"
     betas: Annotated[
         tuple[float, float],
@@ -137,6 +152,29 @@ class OptimizerSettings(Settings):
         float,
         Option("Clip the gradient to this norm. 0: no clipping.", metavar="NORM", minimum=0.0),
     ] = 1.0
+    clip_from: Annotated[int, Option("Start clipping after this many steps; GMFlow: 1000.", metavar="N", minimum=0)] = 0
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.clip_from and not self.clip:
+            raise UserError("--clip-from has no effect without a --clip: remove one of them")
+
+    def check_installed(self) -> None:
+        """Raise UserError for an optimiser whose library is not installed."""
+        if self.optimizer == "adamw8bit" and find_spec("torchao") is None:
+            raise UserError(
+                "--optimizer adamw8bit needs torchao: run pip install '.[adamw8bit]' in the clone of gmtool, or use "
+                "adamw"
+            )
+
+    @property
+    def moment_bytes(self) -> int:
+        """About the bytes a parameter that its moments take: two numbers."""
+        return 2 if self.optimizer == "adamw8bit" else 8
+
+    def clip_at(self, step: int) -> float:
+        """The largest norm of the gradient of step ``step`` (from 0); infinite where there is no bound."""
+        return self.clip if self.clip and step >= self.clip_from else math.inf
 
 
 @dataclass(frozen=True)
@@ -193,6 +231,23 @@ class AverageSettings(Settings):
             below=1.0,
         ),
     ] = (0.9995,)
+    ema_knots: Annotated[
+        str | None,
+        Option(
+            "Change the decay of the first --ema at these steps, such as MM-FM's 25000:0.9995 after --ema 0.999. "
+            "Default: none, a constant decay.",
+            metavar="STEP:DECAY,...",
+        ),
+    ] = None
+    ema_images: Annotated[
+        tuple[int, ...],
+        Option(
+            "Also track an EMA with this half-life in images, ramped up as 5 % of the images seen (EDM, GMFlow: "
+            "30000000); repeat it for several.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = ()
     ema_power: Annotated[
         tuple[float, ...],
         Option(
@@ -207,14 +262,30 @@ class AverageSettings(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         if not self.names:
-            raise UserError("no EMA is tracked: give --ema or --ema-power")
+            raise UserError("no EMA is tracked: give --ema, --ema-images or --ema-power")
+        if self.ema_knots is not None and not self.ema:
+            raise UserError("--ema-knots are decays of the first --ema: give one, or remove them")
+        self.decay_knots  # noqa: B018  # that they can be read
         if twice := [name for name in self.names if self.names.count(name) > 1]:
-            raise UserError(f"the EMA {twice[0]} is given twice: give different --ema or --ema-power")
+            raise UserError(f"the EMA {twice[0]} is given twice: give different numbers")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What ``sample --ema`` takes: the decays as numbers, then power-WIDTH; the first is sampled by default."""
-        return (*map(str, self.ema), *(f"power-{width}" for width in self.ema_power))
+        """What ``sample --ema`` takes: the decays as numbers, then images-N and power-WIDTH.
+
+        The first is sampled by default.
+        """
+        by_images = (f"images-{number}" for number in self.ema_images)
+        by_power = (f"power-{width}" for width in self.ema_power)
+        return (*map(str, self.ema), *by_images, *by_power)
+
+    @property
+    def decay_knots(self) -> tuple[tuple[int, float], ...]:
+        """The steps at which the first decay changes, and what it is from there on."""
+        knots = parse_knots(self.ema_knots, None, "--ema-knots", "STEP:DECAY,..., such as 25000:0.9995")
+        if any(decay >= 1 for _, decay in knots):
+            raise UserError(f"--ema-knots are decays below 1, not {self.ema_knots}")
+        return knots
 
 
 @dataclass(frozen=True)

@@ -64,16 +64,18 @@ def make_state(
     optimizer: OptimizerSettings,
     averages: AverageSettings,
     rate: float,
+    batch_size: int,
     *,
     focal: ModeLosses | None = None,
     sharded: bool = False,
     world: World = ALONE,
 ) -> TrainState:
     """A network that is to be trained from its present weights. rate: the learning rate that it begins with.
+    batch_size: images a step, of all processes.
 
     Of several processes each holds all weights, or its part of them where they are ``sharded``.
     """
-    kept = make_averages(network, averages)
+    kept = make_averages(network, averages, batch_size)
     forward: Forward = network
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
     if sharded:

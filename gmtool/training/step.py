@@ -55,14 +55,14 @@ class StepResult:
 class Stepper:
     """What takes steps.
 
-    clip: largest norm of the gradient, 0 for no bound. autocast: makes the context of the network's arithmetic.
-    micro_batch: samples computed at once; default: all.
+    clip: largest norm of the gradient at a step from 0; infinite for no bound. autocast: makes the context of the
+    network's arithmetic. micro_batch: samples computed at once; default: all.
     """
 
     task: Task
     state: TrainState
     schedule: Schedule
-    clip: float = 0.0
+    clip: Callable[[int], float] = lambda _step: math.inf
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     world: World = ALONE
     micro_batch: int | None = None
@@ -83,7 +83,7 @@ class Stepper:
         edges = self.task.method.times.quartiles()
         sums = world.sum(torch.cat([losses.mean()[None], by_quarter(losses, prepared.draws.t, edges).flatten()]))
         loss, quarters = sums[0] / world.size, sums[1:].reshape(2, 4)
-        norm = whole(nn.utils.clip_grad_norm_(state.network.parameters(), self.clip or math.inf))
+        norm = whole(nn.utils.clip_grad_norm_(state.network.parameters(), self.clip(step)))
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
         rate = self.schedule.at(step)
         state.optimizer.step(rate, skipped)

@@ -128,6 +128,8 @@ class Task:
 def task_of(record: MethodRecord, network: Network) -> Task:
     """The task of a run for its network, whose spectrum it also trains if it has one."""
     architecture = network.architecture
-    spectrum = None if network.spectrum is None else Spectrum(network.spectrum, architecture.spectral)
+    spectrum = None
+    if network.spectrum is not None:
+        spectrum = Spectrum(network.spectrum, architecture.spectral, record.spectral_weight)
     conditioning = record.conditioning(architecture)
     return Task(record.with_spectrum(spectrum), conditioning, record.dropout, architecture.shape)

@@ -3,6 +3,7 @@ import torch
 from scipy import stats
 from toys import random_mixture, random_point
 
+from gmtool.flow.objective import Draws, Pairs, TransitionNLL
 from gmtool.flow.solvers.gm_sde import independent_draw
 from gmtool.flow.spectral import Spectrum, spectral_loss, spectral_nll, transform
 from gmtool.mixture.gaussian_mixture import GaussianMixture
@@ -112,6 +113,20 @@ def test_the_loss_trains_the_spectrum_alone_in_float32():
     assert loss.shape == (2,) and loss.dtype == torch.float32
     loss.sum().backward()
     assert means.grad is None and learnt.grad.any()
+
+
+def test_its_loss_has_a_weight_beside_that_of_the_flow():
+    mixture = random_mixture(1, dtype=torch.float32)
+    x, z, onward = (random_point(seed, mixture) for seed in (2, 3, 4))
+    draws = Draws(torch.full((len(x),), 0.5), z, onward, torch.rand(len(x), 1, *x.shape[2:]))
+    flow, once, eighth = (
+        TransitionNLL(0.5, None if weight is None else Spectrum(lambda gaussian: 0.3 * gaussian.mean, 2, weight)).loss(
+            lambda x_t, t: mixture, Pairs(x, z), draws
+        )
+        for weight in (None, 1.0, 0.125)
+    )
+    torch.testing.assert_close(8 * (eighth - flow), once - flow, rtol=1e-4, atol=1e-5)
+    assert (once - flow).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3)])

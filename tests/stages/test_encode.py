@@ -11,6 +11,7 @@ from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import SimpleQueue as Queue
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -294,6 +295,24 @@ def test_flips_follow_their_images(folder: Path, tmp_path: Path) -> None:
         assert latents.names()[::2] == latents.names()[1::2]
         assert latents.names()[2] == "a/009.png"  # spread evenly over the 90
         np.testing.assert_array_equal(latents.labels[::2], latents.labels[1::2])
+
+
+def test_random_flips_are_one_an_image_and_the_seeds(folder: Path, tmp_path: Path) -> None:
+    def encoded(name: str, batch_size: int = 4, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
+        config = EncodeConfig(TokenizerSettings("pixels", patch_size=1), batch_size=batch_size, workers=0, **changes)
+        encode_images(folder, tmp_path / name, config, Progress())
+        with open_latents(tmp_path / name) as latents:
+            return latents.patches(slice(None)), latents.flipped
+
+    plain, _ = encoded("plain.h5")
+    patches, flipped = encoded("random.h5", flip="random")
+    assert 20 < flipped.sum() < 70 and len(patches) == 90
+    np.testing.assert_array_equal(patches, np.where(flipped[:, None, None, None], plain[..., ::-1], plain))
+    again, its_flips = encoded("again.h5", batch_size=7, flip="random")
+    np.testing.assert_array_equal(again, patches)
+    np.testing.assert_array_equal(its_flips, flipped)
+    _, others = encoded("random.h5", flip="random", seed=1)  # another file, which replaces it
+    assert (others != flipped).any()
 
 
 def test_bad_images_stop_or_are_left_out(tmp_path: Path) -> None:

@@ -64,7 +64,15 @@ def test_gmflow_in_our_units() -> None:
     """Its loss is 8 times ours: a sum over 4 channels, times 2. Its average has a half-life of 30 million images."""
     gmflow = load_preset("gmflow-imagenet256").of("train")
     assert gmflow["clip"] == 10 / 8
-    assert gmflow["ema"][0] ** (30e6 / gmflow["batch_size"]) == pytest.approx(0.5, abs=2e-3)
+    assert gmflow["spectral_weight"] == 1 / 8
+    assert (gmflow["ema"], gmflow["ema_images"], gmflow["clip_from"]) == ([], [30_000_000], 1000)
+    assert (gmflow["optimizer"], load_preset("gmflow-imagenet256").of("encode")["flip"]) == ("adamw8bit", "random")
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("mm-fm")])
+def test_mm_fms_average_changes_at_epoch_20(name: str) -> None:
+    averages = load_preset(name).config("train").averages
+    assert averages.names == ("0.999",) and averages.decay_knots == ((25_000, 0.9995),)
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("imagenet256")])

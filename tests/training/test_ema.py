@@ -4,10 +4,11 @@ import torch
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
-from gmtool.training.ema import average_file, exponential, make_averages, power_exponent, power_law
+from gmtool.training.ema import average_file, by_images, exponential, make_averages, power_exponent, power_law
 from gmtool.training.settings import AverageSettings
 
-CONFIG = AverageSettings(ema=(0.9, 0.5), ema_power=(0.1, 0.25))
+CONFIG = AverageSettings(ema=(0.9, 0.5), ema_images=(640,), ema_power=(0.1, 0.25))
+NAMES = ["0.9", "0.5", "images-640", "power-0.1", "power-0.25"]
 
 
 def network() -> DiT:
@@ -18,6 +19,22 @@ def test_the_ramp() -> None:
     assert [exponential(0.999, step) for step in (0, 8, 98)] == pytest.approx([0.1, 0.5, 99 / 108])
     assert exponential(0.999, 10**6) == 0.999
     assert exponential(0.0, 5) == 0.0
+
+
+def test_a_decay_that_changes_at_a_step() -> None:
+    average = make_averages(network(), AverageSettings(ema=(0.999,), ema_knots="25000:0.9995,26000:0.5"), 1)[0]
+    assert [average.decay(step) for step in (8, 24_999, 25_000, 26_000)] == [0.5, 0.999, 0.9995, 0.5]
+
+
+def test_the_half_life_in_images() -> None:
+    """After a half-life's images half of the start is left; until there are 20 times as many, a twentieth of them."""
+    kept = 1.0
+    for step in range(20_000, 21_000):
+        kept *= by_images(64_000, 64, step)
+    assert kept == pytest.approx(0.5)
+    assert by_images(64_000, 64, 0) == 0
+    assert by_images(10**9, 64, 100) == pytest.approx(0.5 ** (64 / (0.05 * 6400)))
+    assert by_images(10**9, 1, 100) == pytest.approx(by_images(10**9, 64, 100))  # the ramp counts steps
 
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.25])
@@ -51,8 +68,12 @@ def test_the_steps_weights_follow_the_power(width: float) -> None:
 
 def test_several_averages_follow_their_own_recursions() -> None:
     subject = network()
-    averages = make_averages(subject, CONFIG)
-    assert [each.name for each in averages] == list(CONFIG.names) == ["0.9", "0.5", "power-0.1", "power-0.25"]
+    averages = make_averages(subject, CONFIG, 32)
+    assert (
+        [each.name for each in averages]
+        == list(CONFIG.names)
+        == ["0.9", "0.5", "images-640", "power-0.1", "power-0.25"]
+    )
     expected = [subject.x_embedder.weight.detach().clone() for _ in averages]
     for step in range(20):
         with torch.no_grad():
@@ -70,9 +91,14 @@ def test_several_averages_follow_their_own_recursions() -> None:
 def test_files_and_names() -> None:
     names = CONFIG.names
     files = [average_file(each, names) for each in (None, *names)]
-    others = ["ema-0.5.safetensors", "ema-power-0.1.safetensors", "ema-power-0.25.safetensors"]
+    others = [
+        "ema-0.5.safetensors",
+        "ema-images-640.safetensors",
+        "ema-power-0.1.safetensors",
+        "ema-power-0.25.safetensors",
+    ]
     assert files == ["ema.safetensors", "ema.safetensors", *others]
-    with pytest.raises(UserError, match=r"--ema 0.7: the run keeps 0.9, 0.5, power-0.1, power-0.25"):
+    with pytest.raises(UserError, match=r"--ema 0.7: the run keeps 0.9, 0.5, images-640, power-0.1, power-0.25"):
         average_file("0.7", names)
 
 
@@ -83,6 +109,12 @@ def test_files_and_names() -> None:
         ({"ema": (0.9, 0.9)}, "the EMA 0.9 is given twice"),
         ({"ema": ()}, "no EMA is tracked"),
         ({"ema_power": (0.3,)}, "--ema-power must be at most 0.28"),
+        ({"ema_images": (0,)}, "--ema-images must be at least 1"),
+        ({"ema": (), "ema_images": (9,), "ema_knots": "5:0.9"}, "--ema-knots are decays of the first --ema"),
+        ({"ema_knots": "5:1.5"}, "--ema-knots are decays below 1, not 5:1.5"),
+        ({"ema_knots": "50%:0.9"}, "--ema-knots is STEP:DECAY,..., such as 25000:0.9995, not 50%:0.9"),
+        ({"ema_knots": "9:0.9,5:0.99"}, "--ema-knots go from earlier steps to later ones"),
+        ({"ema_knots": "9" * 5000 + ":0.9"}, "--ema-knots is STEP:DECAY"),
     ],
 )
 def test_averages_that_cannot_be(settings: dict, words: str) -> None:

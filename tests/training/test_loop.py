@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from stepping import Losses, small_stepper, stepper_for, with_losses
 from torch import Tensor
 
+from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
@@ -18,6 +19,7 @@ from gmtool.stages.train.config import TrainConfig
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, Position, list_checkpoints, remove_old, save_checkpoint
 from gmtool.training.logging import MetricsFile
 from gmtool.training.loop import DivergedError, Event, Loop
+from gmtool.training.settings import OptimizerSettings
 from gmtool.training.step import Stepper
 from gmtool.training.task import Batch, Forward, Prepared
 
@@ -126,6 +128,20 @@ def test_clipping_bounds_the_step_and_the_norm_is_that_before(tmp_path: Path) ->
         train(folder, batches(1), {**SETTINGS, "steps": 1, "clip": clip})
         norms[clip] = lines(folder)[0]["grad_norm"]
     assert norms[0.0] == norms[1e-3] == norms[1e3] > 1e-2
+
+
+@pytest.mark.parametrize(("start", "clipped"), [(0, True), (1, True), (2, False)])
+def test_clipping_may_begin_at_a_later_step(tmp_path: Path, start: int, clipped: bool) -> None:
+    config = {**SETTINGS, "steps": 2, "clip": 1e-3, "clip_from": start}
+    stepper = new_stepper(config)
+    train(tmp_path, batches(2), config, stepper)
+    total = math.sqrt(sum(float(each.grad.square().sum()) for each in stepper.state.network.parameters()))
+    assert total == pytest.approx(1e-3, rel=1e-3) if clipped else total > 1e-2
+
+
+def test_clipping_that_never_begins_is_refused() -> None:
+    with pytest.raises(UserError, match="--clip-from has no effect without a --clip"):
+        OptimizerSettings(clip=0.0, clip_from=1)
 
 
 def test_the_gradient_is_clipped(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ from gmtool.nn.network import Network
 from gmtool.training.optimizer import Optimizer, make_optimizer
 from gmtool.training.settings import OptimizerSettings
 
-ARCHITECTURE = DiTArchitecture((2, 2, 2), depth=2, width=16, heads=2)
+ARCHITECTURE = DiTArchitecture((2, 2, 2), depth=2, width=32, heads=2)
 ADAMW = OptimizerSettings(weight_decay=0.1, betas=(0.8, 0.9))
 MUON = replace(ADAMW, optimizer="muon")
+EIGHT_BIT = replace(ADAMW, optimizer="adamw8bit")
+ALL = pytest.mark.parametrize("config", [ADAMW, MUON, EIGHT_BIT], ids=["adamw", "muon", "adamw8bit"])
 GO, SKIP = torch.tensor(False), torch.tensor(True)
 
 
@@ -48,6 +51,33 @@ def test_adamw_is_torchs() -> None:
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
+def test_moments_in_8_bits_move_the_weights_as_those_in_32_nearly() -> None:
+    network, optimizer = make(EIGHT_BIT)
+    twin, its_optimizer = make(ADAMW)
+    start = weights(network)
+    for seed in range(5):
+        for subject, its in ((network, optimizer), (twin, its_optimizer)):
+            with_gradient(subject, seed)
+            its.step(0.01, GO)
+    one, two = (
+        torch.cat([(each - start[name]).flatten() for name, each in weights(subject).items()])
+        for subject in (network, twin)
+    )
+    assert 0 < (one - two).norm() / two.norm() < 0.05
+    kinds = {key.rpartition(".")[2]: each.dtype for key, each in optimizer.state().items()}
+    assert kinds["exp_avg_codes"] == torch.uint8 and kinds["exp_avg_sq_scale"] == torch.float32
+    assert optimizer.state()["blocks.0.mlp.0.weight.exp_avg_codes"].shape == (128, 32)
+
+
+def test_without_torchao_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    for name in [each for each in sys.modules if each.partition(".")[0] == "torchao"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"--optimizer adamw8bit needs torchao: run pip install.*, or use adamw"):
+        EIGHT_BIT.check_installed()
+    ADAMW.check_installed()
+
+
 def test_muon_takes_the_matrices_of_the_blocks() -> None:
     network, optimizer = make(MUON)
     adamw, muon = optimizer.parts
@@ -68,12 +98,12 @@ def test_a_muon_update_is_orthogonal_at_adamws_scale() -> None:
     name = "blocks.1.mlp.0.weight"
     update = (network.state_dict()[name] - before[name]) / 0.01
     values = torch.linalg.svdvals(update) / (0.2 * max(update.shape) ** 0.5)
-    assert update.shape == (64, 16)
+    assert update.shape == (128, 32)
     assert values.max() < 1.3
     assert values.median() > 0.6
 
 
-@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+@ALL
 def test_a_step_that_is_called_off_leaves_no_trace(config: OptimizerSettings) -> None:
     """Neither at first nor later, whatever the gradient holds."""
     network, optimizer = make(config)
@@ -96,7 +126,7 @@ def test_a_step_that_is_called_off_leaves_no_trace(config: OptimizerSettings) ->
     assert all(torch.equal(here[name], there[name]) for name in here)
 
 
-@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+@ALL
 def test_a_state_goes_on_in_another_optimiser(config: OptimizerSettings) -> None:
     network, optimizer = make(config)
     for seed in range(3):

@@ -68,12 +68,13 @@ def encoded_batches(plan: EncodePlan, spec: TokenizerSpec, done: int, world: Wor
 
 
 def _encoded(plan: EncodePlan, tokenizer: Tokenizer, batch: ImageBatch) -> EncodedBatch:
-    """A batch, encoded: each image followed by its mirror image if wanted."""
+    """A batch, encoded: each image or its mirror image, or one followed by the other, as the plan says."""
     if not len(batch.indices):
         shape = plan.layout.shape
         nothing = np.empty((0, *shape), np.float16), np.empty((0, tokenizer.descriptor_size), np.float32)
         return EncodedBatch(batch.indices, *nothing, batch.bad)
-    images = torch.from_numpy(batch.images)
+    images, mirrored = torch.from_numpy(batch.images), torch.from_numpy(plan.mirrored[batch.indices])
+    images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     views = [images, images.flip(-1)][: plan.views]
     if plan.grey:
         check_grey(plan.images, batch)

@@ -15,8 +15,11 @@ class EncodeConfig(Settings):
 
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     flip: Annotated[
-        Literal["none", "both"],
-        Option("both: also encode each image mirrored left to right, which doubles the file."),
+        Literal["none", "both", "random"],
+        Option(
+            "both: also encode each image mirrored left to right, which doubles the file. random: mirror a random half "
+            "of the images."
+        ),
     ] = "none"
     limit: Annotated[
         int | None,

@@ -23,6 +23,7 @@ from gmtool.forecast import Choice, FileSize, Forecast
 from gmtool.runtime import compute_dtype
 from gmtool.settings import Precision, as_flat, changed
 from gmtool.stages.encode.config import EncodeConfig
+from gmtool.streams import generator
 from gmtool.tokenizers.build import depends_on_precision, latent_sizes, takes_grey
 from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
 
@@ -33,7 +34,8 @@ class EncodePlan:
 
     images: all that were found. rows: those to encode. tokenizer: its record, not fitted. layout: the sizes of the
     file. key: digest of all that the result depends on. settings: as the file records them, by name. choices: the
-    defaults that were settled. views: samples made of an image, 2 with its mirror image, else 1.
+    defaults that were settled. views: samples made of an image, 2 with its mirror image, else 1. mirrored: which
+    images, of all, are encoded mirrored instead, bool.
     """
 
     images: ImageSet
@@ -45,6 +47,7 @@ class EncodePlan:
     choices: tuple[Choice, ...]
     output: Output
     views: int
+    mirrored: np.ndarray
     batch_size: int
     workers: int
     skip_bad: bool
@@ -126,23 +129,29 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
         )
     )
     sizes = latent_sizes(settled.spec, len(rows))
-    views = 2 if config.flip == "both" else 1
+    views, random = 2 if config.flip == "both" else 1, config.flip == "random"
     name_size = max(len(found.names[row].encode()) for row in rows)
     return EncodePlan(
         images=found,
         rows=rows,
         tokenizer=settled.spec,
         layout=Layout(views * len(rows), sizes.shape, sizes.descriptor, found.classes, name_size),
-        key=_key(found, len(rows), settled.spec, config.flip, precision),
+        key=_key(found, len(rows), settled.spec, f"random {config.seed}" if random else config.flip, precision),
         settings=settings,
         choices=(*settled.choices, *_machine_choices(config, settings)),
         output=written,
         views=views,
+        mirrored=_coins(len(found), config.seed) if random else np.zeros(len(found), bool),
         batch_size=config.batch_size,
         workers=workers,
         skip_bad=config.skip_bad,
         precision=precision,
     )
+
+
+def _coins(count: int, seed: int) -> np.ndarray:
+    """A fair coin for each of ``count`` images, bool."""
+    return (torch.rand(count, generator=generator(seed, "flip")) < 0.5).numpy()
 
 
 def _named(dtype: torch.dtype) -> Precision:

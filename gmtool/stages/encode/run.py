@@ -202,7 +202,7 @@ def _add(
             batch.descriptors,
             found.labels[indices],
             [found.names[index] for index in indices],
-            np.tile(np.arange(plan.views) == 1, len(batch.indices)),
+            np.tile(np.arange(plan.views) == 1, len(batch.indices)) | plan.mirrored[indices],
         )
         pending = np.concatenate([pending, batch.patches])
         while len(pending) >= MOMENTS_BLOCK:

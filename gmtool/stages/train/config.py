@@ -101,7 +101,9 @@ class TrainConfig(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         self.network.components_of(mixture=self.method.objective == "gm-kl")
+        if self.method.spectral_weight is not None and not self.network.spectral:
+            raise UserError("--spectral-weight has no effect without --spectral: remove it, or give --spectral")
         if self.data.images is not None and self.method.wants_mixture:
             raise UserError("--images knows no modes, which are fitted to latents: remove it, or use --source gaussian")
-        if self.compute.shard and self.optimizer.optimizer == "muon":
-            raise UserError("--optimizer muon needs whole matrices: use adamw with --shard")
+        if self.compute.shard and self.optimizer.optimizer != "adamw":
+            raise UserError(f"--optimizer {self.optimizer.optimizer} needs whole tensors: use adamw with --shard")

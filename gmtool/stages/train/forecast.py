@@ -126,7 +126,7 @@ def _forecast(
         ),
         work=(*assumed, *work),
         choices=plan.choices,
-        memory=cost.memory(micro_batch, averages),
+        memory=cost.memory(micro_batch, averages, moments=config.optimizer.moment_bytes),
         seconds=seconds,
     )
 

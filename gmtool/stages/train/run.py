@@ -99,6 +99,7 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
         plan = plan_training(config, facts_of(latents, gmm), gpu=world.device.type == "cuda")
         _check_processes(plan, world)
         config.logging.check_installed()
+        config.optimizer.check_installed()
         allow_tf32(config.compute.tf32)
         inputs = open_inputs(plan, latents, gmm, world)
         state = new_state(inputs)
@@ -124,8 +125,8 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
 
 
 def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
-    """About the bytes of a checkpoint: weights, AdamW's two moments and the averages, in float32."""
-    return 4 * (3 + len(plan.config.averages.names)) * parameters
+    """About the bytes of a checkpoint: weights and averages in float32, and the optimiser's moments."""
+    return (4 * (1 + len(plan.config.averages.names)) + plan.config.optimizer.moment_bytes) * parameters
 
 
 def new_state(inputs: TrainInputs) -> TrainState:
@@ -146,6 +147,7 @@ def new_state(inputs: TrainInputs) -> TrainState:
         config.optimizer,
         config.averages,
         plan.schedule.rate,
+        plan.batch_size,
         focal=focal,
         sharded=config.compute.shard,
         world=world,
@@ -169,7 +171,7 @@ def make_stepper(inputs: TrainInputs, state: TrainState) -> tuple[TrainedModel, 
         precision=compute_dtype(config.compute.precision, world.device),
     )
     task = task_of(plan.method, state.network)
-    stepper = Stepper(task, state, plan.schedule, config.optimizer.clip, model.autocast, world)
+    stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world)
     count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
     if config.compute.shard:
         checkpointing, averages = config.compute.checkpoint_activations, len(state.averages)
