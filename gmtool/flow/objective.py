@@ -35,17 +35,33 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class ImitationDraws:
+    """What `gmtool.flow.imitation.Imitation` draws for G segments of each of B samples, with M states in each.
+
+    student (B, G, M), teacher (B, G, M - 1), dropped (B, G, K): in [0, 1), for the places of the states and the
+    components that are left out. share (B,): the teacher's part of the way, by the step of training.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    dropped: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
 class Draws:
     """The random numbers of the losses of B samples.
 
     t (B,): times. noise (B, C, *S): standard normal, the source's. onward (B, C, *S): standard normal, that of the
-    transition from x_s to x_t; uniform (B, 1, *S) in [0, 1): for the loss of a spectrum. None where not asked for.
+    transition from x_s to x_t; uniform (B, 1, *S) in [0, 1): for the loss of a spectrum; imitation: for that of a
+    student. None where not asked for.
     """
 
     t: Tensor
     noise: Tensor
     onward: Tensor | None = None
     uniform: Tensor | None = None
+    imitation: ImitationDraws | None = None
 
 
 class Objective(Protocol):

@@ -40,6 +40,9 @@ from gmtool.mixture.gaussian_mixture import (
     rows,
 )
 
+Time = float | Tensor
+"""A time of all samples, or one a position, (N,): those of all samples in a row."""
+
 
 class Posterior(Protocol):
     """q(x | x_t) seen from every later point. Points and means are in a form of the posterior's own.
@@ -91,8 +94,11 @@ class Vectors(Protocol):
     def squares(self) -> Tensor:
         """|m'_k|^2, (K, N)."""
 
-    def inner(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """The inner products of a vector with the m'_k, (K, N), and with itself, (N,)."""
+    def inner(self, vector: Tensor) -> Tensor:
+        """The inner products of a vector with the m'_k, (K, N)."""
+
+    def square(self, vector: Tensor) -> Tensor:
+        """That of a vector with itself, (N,)."""
 
     def combine(self, weights: Tensor) -> Tensor:
         """sum_k w_k m'_k, (n, N), for weights (K, N)."""
@@ -117,9 +123,13 @@ class Axes:
         """See `Vectors`."""
         return self.offsets.square().sum(1)
 
-    def inner(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+    def inner(self, vector: Tensor) -> Tensor:
         """See `Vectors`."""
-        return (self.offsets * vector).sum(1), vector.square().sum(0)
+        return (self.offsets * vector).sum(1)
+
+    def square(self, vector: Tensor) -> Tensor:
+        """See `Vectors`."""
+        return vector.square().sum(0)
 
     def combine(self, weights: Tensor) -> Tensor:
         """See `Vectors`."""
@@ -156,10 +166,13 @@ class Span:
         """See `Vectors`."""
         return self.products.diagonal().T[: self.components]
 
-    def inner(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+    def inner(self, vector: Tensor) -> Tensor:
         """See `Vectors`."""
-        each = (self.products * vector).sum(1)
-        return each[: self.components], (vector * each).sum(0)
+        return (self.products[: self.components] * vector).sum(1)
+
+    def square(self, vector: Tensor) -> Tensor:
+        """See `Vectors`."""
+        return (vector * (self.products * vector).sum(1)).sum(0)
 
     def combine(self, weights: Tensor) -> Tensor:
         """See `Vectors`."""
@@ -223,50 +236,57 @@ class ReducedPosterior:
     variance: Tensor
     squares: Tensor
     channels: int
-    t: float
+    t: Time
     start: Tensor
     tilt: Tilt | None
 
-    def mean_at(self, point: Tensor, r: float) -> Tensor:
+    def mean_at(self, point: Tensor, r: Time) -> Tensor:
         """See `Posterior.mean_at`."""
         gained, evidence = (1 - r) / r**2, (1 - self.t) / self.t**2
         shift = gained * point - evidence * self.start
-        precision: Tensor | float = (1 - r) * gained - (1 - self.t) * evidence
+        precision: Time = (1 - r) * gained - (1 - self.t) * evidence
         if self.tilt is not None:
             shift, precision = shift + self.tilt.shift, precision + self.tilt.precision
         growth = 1 + self.variance * precision
-        inner, length = self.vectors.inner(shift)
-        exponent = (inner - 0.5 * precision * self.squares) / growth
-        if len(self.variance) > 1:
-            exponent = exponent + 0.5 * (self.variance * length / growth - self.channels * growth.log())
+        if len(self.variance) == 1:  # which leaves all passes but three to the numbers of a vector
+            shift = shift / growth
+            logits = torch.addcmul(self.log_weights, self.squares, precision / growth, value=-0.5)
+            weights = torch.softmax(logits + self.vectors.inner(shift), 0)
+            return self.vectors.combine(weights) / growth + self.variance * shift
+        inner = self.vectors.inner(shift) - 0.5 * precision * self.squares
+        exponent = (
+            inner + 0.5 * self.variance * self.vectors.square(shift)
+        ) / growth - 0.5 * self.channels * growth.log()
         weights = torch.softmax(self.log_weights + exponent, 0) / growth
         return self.vectors.combine(weights) + (weights * self.variance).sum(0) * shift
 
-    def lift(self, r: float, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def lift(self, r: Time, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """See `Posterior.lift`: one pass over the means for both."""
         found = self.vectors.restore([point] if mean is None else [point, mean])
         x, *means = (from_rows(each, self.center.shape[2:]).squeeze(COMPONENT) for each in found)
-        return (1 - r) * self.center + x, self.center + means[0] if means else None
+        return (1 - _by_sample(r, self.center)) * self.center + x, self.center + means[0] if means else None
 
 
 def reduced_posteriors(
     mixture: GaussianMixture,
     x_t: Tensor,
-    t: float,
+    t: Time,
     factors: Sequence[GaussianFactor | None] = (None,),
     mean: Tensor | None = None,
+    further: Sequence[Tensor] = (),
     form: Callable[[Tensor, Sequence[Tensor]], Vectors] = vectors_of,
 ) -> tuple[ReducedPosterior, ...]:
     """q(x | x_t) times each of the ``factors`` (None: as it is), in one form, so that points pass between them.
 
-    mixture over the data at x_t (B, C, *S), t in (0, 1]. mean: the mixture's, where it is known. form: `axes_of` or
-    `span_of`; by default the cheaper one.
+    mixture over the data at x_t (B, C, *S), t in (0, 1]. mean: the mixture's, where it is known. further: vectors
+    (B, C, *S) beside x_t and the factors' that points may lie along, `ReducedPosterior.vectors` knows them as the last
+    ones. form: `axes_of` or `span_of`; by default the cheaper one.
     """
     center = mixture.mean() if mean is None else mean
     offsets = rows(mixture.means) - rows(center.unsqueeze(COMPONENT))
     distinct = list({id(factor): factor for factor in factors if factor is not None}.values())
     moved = [factor.around(center) for factor in distinct]
-    shifts = [x_t - (1 - t) * center, *(factor.shift for factor in moved)]
+    shifts = [x_t - (1 - _by_sample(t, center)) * center, *(factor.shift for factor in moved), *further]
     vectors = form(offsets, [rows(shift.unsqueeze(COMPONENT)) for shift in shifts])
     positions = offsets.shape[1]
     tilts: dict[int, Tilt | None] = {id(None): None} | {
@@ -284,6 +304,11 @@ def reduced_posteriors(
         vectors.given(0),
     )
     return tuple(ReducedPosterior(*shared, tilts[id(factor)]) for factor in factors)
+
+
+def _by_sample(time: Time, like: Tensor) -> Time:
+    """A time of each position, (N,), as (B, 1, *S); a time of all as it is."""
+    return time.reshape(len(like), 1, *like.shape[2:]) if isinstance(time, Tensor) else time
 
 
 def _innermost(x: Tensor, positions: int) -> Tensor:

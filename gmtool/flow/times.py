@@ -29,6 +29,11 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
+def raw_time(t: Tensor, shift: float) -> Tensor:
+    """The time before the shift: the inverse of `shift_time`."""
+    return t / (shift - (shift - 1) * t)
+
+
 def shift_for(dimension: int) -> float:
     """s = sqrt(dimension / 4096), at least 1, for latents of ``dimension`` entries."""
     return max(1.0, math.sqrt(dimension / REFERENCE_DIMENSION))

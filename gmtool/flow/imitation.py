@@ -1,0 +1,198 @@
+"""Students of few network evaluations: a policy learns to do what a teacher would do where the policy goes.
+
+Time is cut into one segment an evaluation. In a segment the student's network is called once, at its start (x_T, T).
+Its policy (`gmtool.flow.policy`) is followed, without gradients, to a few points x_a, at each of which the teacher is
+asked for its velocity v; the loss is
+
+    |pi(x_a, a) - v(x_a, a)|^2,
+
+where the policy's velocity may also be its mean one over a window that begins there. Part of the way between two points
+may lead along the teacher's velocity; this share falls from 1 to 0 early in training.
+Source: pi-Flow (ICLR 2026), arXiv 2510.14974, section 3.3, algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmtool.flow.model import Predict, VelocityModel
+from gmtool.flow.objective import Draws, ImitationDraws, Pairs, flow_matching_loss
+from gmtool.flow.path import interpolate, per_sample
+from gmtool.flow.policy import POLICIES, Policy, Segment, roll_grid
+from gmtool.flow.times import EARLIEST, raw_time, shift_time
+
+SUBSTEPS = 128
+"""Sub-steps of a roll a unit of raw time."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Raw time cut into ``count`` segments, one a network evaluation.
+
+    last: length of the one next to the data in units of the others'. shift: s of the times that raw ones stand for.
+    """
+
+    count: int
+    last: float = 1.0
+    shift: float = 1.0
+
+    @property
+    def length(self) -> float:
+        """Of all segments but the last, in raw time."""
+        return 1 / (self.count - 1 + self.last)
+
+    def around(self, raw: Tensor) -> Segment:
+        """The segments that raw times (B,) in (0, 1] lie in."""
+        short = 1 - self.last
+        index = (raw.clamp(min=EARLIEST) / self.length + short).ceil().clamp(1, self.count)
+        start = ((index - short) * self.length).clamp(EARLIEST, 1)
+        return Segment(start, torch.where(index == 1, self.last * self.length, self.length), self.shift)
+
+    def number(self, index: int, like: Tensor) -> Segment:
+        """The segment ``index``, from 0 at the noise, for each sample of ``like`` (B, ...)."""
+        length = self.length * (self.last if index == self.count - 1 else 1)
+        start = 1 - index * self.length
+        return Segment(like.new_full(like.shape[:1], start), like.new_full(like.shape[:1], length), self.shift)
+
+    def grid(self) -> Tensor:
+        """The times (count + 1,) between the segments in float64, from 1 to 0."""
+        raw = 1 - torch.arange(self.count + 1, dtype=torch.float64) * self.length
+        raw[-1] = 0
+        return shift_time(raw, self.shift)
+
+
+class Ways(NamedTuple):
+    """Raw lengths (B, M) of what leads to each state: by the student, and after it by the teacher."""
+
+    student: Tensor
+    teacher: Tensor
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """The loss of a student (``imitation``): mean square over C, positions and states.
+
+    policy: its row in `gmtool.flow.policy.POLICIES`; components: K of a mixture. states: points of a segment at which
+    the teacher is asked. dropout: probability with which each component is left out of what is followed. window:
+    sub-steps of the mean velocity. warmup: steps over which the teacher's share of the way falls from 1 to 0, 0 for
+    none. data_free: begin at the source and go through all segments, each loss weighted by its length. substeps: of a
+    roll, a unit of raw time. teacher: its velocity for the samples of the batch; see `taught`.
+    """
+
+    segments: Segments
+    policy: str = "gm"
+    components: int = 0
+    states: int = 2
+    dropout: float = 0.05
+    window: int = 0
+    warmup: int = 0
+    data_free: bool = False
+    substeps: int = SUBSTEPS
+    teacher: VelocityModel | None = None
+
+    transports = False
+
+    @property
+    def mixture(self) -> bool:
+        """See `gmtool.flow.objective.Objective`."""
+        return self.policy == "gm"
+
+    def taught(self, teacher: VelocityModel) -> Imitation:
+        """The loss of samples whose teacher has this velocity, in the coordinates of the flow."""
+        return replace(self, teacher=teacher)
+
+    def draw(self, count: int, generator: torch.Generator, step: int) -> ImitationDraws:
+        """The random numbers of ``count`` samples at a step of training, from 0."""
+        segments = self.segments.count if self.data_free else 1
+
+        def uniform(numbers: int) -> Tensor:
+            return torch.rand(count, segments, numbers, generator=generator, device=generator.device)
+
+        share = max(0.0, 1 - step / self.warmup) if self.warmup else 0.0
+        return ImitationDraws(
+            uniform(self.states),
+            uniform(self.states - 1),
+            uniform(self.components),
+            torch.full((count,), share, device=generator.device),
+        )
+
+    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
+        """The loss of each sample, (B,) float32. predict: the student.
+
+        Raises ValueError without a teacher, and where the draws lack what this loss takes.
+        """
+        if draws.imitation is None:
+            raise ValueError("the loss of a student takes the places of its states: Draws.imitation")
+        if not self.data_free:
+            segment = self.segments.around(raw_time(draws.t, self.segments.shift))
+            x = interpolate(pairs.x, pairs.z, segment.t)
+            policy = POLICIES[self.policy](predict(x, segment.t), x, segment)
+            return self.segment_loss(policy, x, segment, draws.imitation, 0)[0]
+        x, total = pairs.z, pairs.z.new_zeros(len(pairs.z))
+        for index in range(self.segments.count):
+            segment = self.segments.number(index, x)
+            policy = POLICIES[self.policy](predict(x, segment.t), x, segment)
+            loss, x = self.segment_loss(policy, x, segment, draws.imitation, index)
+            total = total + segment.length * loss
+        return total
+
+    def ways(self, segment: Segment, numbers: ImitationDraws, index: int = 0) -> Ways:
+        """How the ``states`` of a segment lie: sorted uniform numbers cut the parts of student and teacher."""
+        free = (segment.length - self.window_length(segment)).unsqueeze(1)
+        share = numbers.share.unsqueeze(1)
+        student = numbers.student[:, index].sort(1).values
+        teacher = numbers.teacher[:, index].sort(1).values
+        none, whole = torch.zeros_like(student[:, :1]), torch.ones_like(student[:, :1])
+        return Ways(
+            torch.diff(student, prepend=none) * (1 - share) * free,
+            torch.diff(teacher, prepend=none, append=whole) * share * free,
+        )
+
+    def window_length(self, segment: Segment) -> Tensor:
+        """The raw length (B,) of the window: so many of the sub-steps that the segment is cut into."""
+        parts = (segment.length * self.substeps).round().clamp(min=1)
+        return torch.minimum(self.window / parts, torch.ones_like(parts)) * segment.length
+
+    def segment_loss(
+        self, policy: Policy, x: Tensor, segment: Segment, numbers: ImitationDraws, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """The loss (B,) of a policy in its segment, which begins at x (B, C, *S), and the end of its way through it.
+
+        index: of the segment's random numbers. The end is only worked out for what is `data_free`, else it is the last
+        state.
+        """
+        if self.teacher is None:
+            raise ValueError("a student needs a teacher: see Imitation.taught")
+        followed = policy.detach(numbers.dropped[:, index] < self.dropout if self.components else None)
+        ways, window, shift = self.ways(segment, numbers, index), self.window_length(segment), segment.shift
+        raw, total = segment.start, x.new_zeros(len(x))
+        for by_student, by_teacher in zip(ways.student.unbind(1), ways.teacher.unbind(1), strict=True):
+            state = (raw - by_student).clamp(min=0)
+            after = (state - by_teacher).clamp(min=0)
+            with torch.no_grad():
+                x = followed.roll(x, roll_grid(raw, state, shift, self.substeps))
+                u = self.teacher(x, shift_time(state, shift))
+            total = total + flow_matching_loss(self._velocity(policy, x, state, after - window, shift), u)
+            if self.warmup:
+                x = x + u * per_sample(shift_time(after, shift) - shift_time(state, shift), x)
+            raw = after
+        if self.data_free:
+            with torch.no_grad():
+                x = followed.roll(x, roll_grid(raw, segment.end, shift, self.substeps))
+        return total / self.states, x
+
+    def _velocity(self, policy: Policy, x: Tensor, start: Tensor, end: Tensor, shift: float) -> Tensor:
+        """The policy's mean velocity between two raw times (B,), its own at the first where they are closer than two
+        sub-steps.
+        """
+        own, end = policy.velocity(x, shift_time(start, shift)), end.clamp(min=0)
+        if not (self.window or self.warmup):
+            return own
+        passed = shift_time(start, shift) - shift_time(end, shift)
+        rolled = policy.roll(x, roll_grid(start, end, shift, self.substeps))
+        mean = (x - rolled) / per_sample(passed.clamp(min=EARLIEST), x)
+        return torch.where(per_sample(((start - end) * self.substeps).round() < 2, x), own, mean)
