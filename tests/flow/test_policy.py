@@ -1,4 +1,4 @@
-"""Policies: the reference's values, the exact flow of an exact mixture, and rolls that do not depend on their company."""
+"""Policies: the reference's values, the exact flow of an exact mixture, rolls that do not depend on their company."""
 
 import math
 
@@ -102,8 +102,7 @@ def test_the_policy_of_an_exact_mixture_is_the_exact_flow():
 
 
 def test_one_component_is_a_shortcut_to_its_mean():
-    """Without a variance of its own the way is straight and ends at the mean; from t = 1, with the standard deviation s,
-    it ends at m + s x_1, the Gaussian's own flow."""
+    """From t = 1 the way ends at m + s x_1, as the flow of a Gaussian does: at its mean without a deviation s."""
     single, x = random_mixture(0, components=1), random_point(1, random_mixture(0, components=1))
     ones = torch.ones(2, dtype=torch.float64)
     for std in (1e-6, 0.5):
