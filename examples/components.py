@@ -27,7 +27,7 @@ SOLVERS = ("gm-ode", "gm-sde")
 
 @dataclass(frozen=True)
 class Spent:
-    """Training steps, images a step, network evaluations a sample, samples of a score, and seeds."""
+    """Training steps, images a step, network evaluations per sample, samples of a score, and seeds."""
 
     steps: int
     batch: int
@@ -37,7 +37,7 @@ class Spent:
 
 
 def scores(digits: Digits, components: int, solver: str, spent: Spent) -> list[Score]:
-    """The scores of K = ``components`` under a solver of order 2, one a seed."""
+    """The scores of K = ``components`` under a solver of order 2, one per seed."""
     found = []
     for seed in range(spent.seeds):
         training = {"objective": "gm-kl", "source": "gaussian", "components": components, "batch_size": spent.batch}
@@ -53,7 +53,7 @@ def spread(values: list[float]) -> float:
 
 
 def report(found: dict[str, dict[int, list[float]]], floor: float, evaluations: int, path: Path) -> None:
-    """Print the table, and draw it into ``path``. found: the distances of each solver and K, one a seed."""
+    """Print the table, and draw it into ``path``. found: the distances of each solver and K, one per seed."""
     print_table(
         f"Fréchet distance to held-out digits at {evaluations} evaluations (real digits: {floor:.2f})",
         ("solver", *(f"K = {components}" for components in COMPONENTS)),

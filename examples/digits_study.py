@@ -4,7 +4,7 @@
 union, each trained from several seeds and drawn with 1 ... 50 network evaluations. The score is the Fréchet distance to
 397 digits that took no part in training (`digits`), beside that of real training digits. The table holds mean and
 standard deviation over the seeds, the picture the same; both also for other numbers of modes. A second table tells how
-far samples are from the nearest training digit, since a network that learnt its digits by heart would score well too.
+far samples are from the nearest training digit, since a network that learned its digits by heart would score well too.
 
     python examples/digits_study.py             # two to three hours on one idle core; may be stopped, and resumes
     python examples/digits_study.py --quick     # the same in miniature, for a look at the output

@@ -107,7 +107,7 @@ def cells(points: list[Point]) -> list[str]:
 
 
 def report(curves: dict[Scheme, list[Curve]], path: Path) -> None:
-    """Print both tables, and draw the picture into ``path``. curves: of each scheme, one a seed."""
+    """Print both tables, and draw the picture into ``path``. curves: of each scheme, one per seed."""
     columns = ("precision", "recall", "mean magnitude", "saturated share")
     print_table(
         "by scale",

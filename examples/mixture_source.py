@@ -51,7 +51,7 @@ FLOWS: dict[str, tuple[Method, bool]] = {
     "Gaussian, gm-kl (GMFlow)": (gmflow(RATIO, times=LATE), False),
     "mixture, mode, gm-kl (union)": (union(RATIO, times=LATE), True),
 }
-"""The rows of the tables: the method, and whether the network is told the mode."""
+"""The rows of the tables: the method, and whether the network is conditioned on the mode."""
 
 
 def fit(x: Tensor, seed: int) -> tuple[ModeMixture, Tensor]:

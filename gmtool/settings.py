@@ -1,6 +1,6 @@
 """How one setting is declared: type, default, range, unit and help stand in one place, a field of a dataclass.
 
-A component (an optimiser, a network) declares its settings beside itself, as a frozen dataclass of fields
+A component (an optimizer, a network) declares its settings beside itself, as a frozen dataclass of fields
 ``Annotated[type, Option(...)]``. A stage's configuration is a dataclass of such fields and of components' settings;
 all names in it are different, so that they can be written flat: as flags (`gmtool.flags`), in manifests and presets.
 """

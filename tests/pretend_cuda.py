@@ -215,7 +215,7 @@ class _Factories(TorchFunctionMode):
 
 
 def _grouped(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Groups of tensors for fused optimisers, under the device that they say."""
+    """Groups of tensors for fused optimizers, under the device that they say."""
 
     def grouped(lists: Any, with_indices: bool = False) -> Any:
         return {

@@ -119,10 +119,10 @@ def forget(path: Path) -> None:
 def sequential_rate(path: Path) -> float:
     """Bytes a second of reading a file from start to end, 8 MiB at a time."""
     forget(path)
-    room = bytearray(1 << 23)
+    buffer = bytearray(1 << 23)
     started = time.perf_counter()
     with path.open("rb", buffering=0) as file:
-        while file.readinto(room):
+        while file.readinto(buffer):
             pass
     return path.stat().st_size / (time.perf_counter() - started)
 

@@ -202,8 +202,8 @@ def batch_that_fits(machine: Machine, cost: StepCost) -> int:
     """The largest of the batches that the estimate lets on the device, with a fifth to spare."""
     if machine.device.type != "cuda":
         return machine.sizes.batches[0]
-    room = 0.8 * torch.cuda.mem_get_info(machine.device)[0]
-    return next((each for each in machine.sizes.batches if cost.memory(each, 1) < room), machine.sizes.batches[-1])
+    available = 0.8 * torch.cuda.mem_get_info(machine.device)[0]
+    return next((each for each in machine.sizes.batches if cost.memory(each, 1) < available), machine.sizes.batches[-1])
 
 
 def stepper_of(machine: Machine, plan: TrainPlan, compiled: bool) -> Stepper:

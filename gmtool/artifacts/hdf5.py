@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest"
 MANIFEST_BYTES = 60_000
-"""Room for the manifest, which is rewritten in place; HDF5 holds attributes of less than 64 KiB."""
+"""Space for the manifest, which is rewritten in place; HDF5 holds attributes of less than 64 KiB."""
 
 ROWS_AT_ONCE = 4096
 """Rows held in memory at once where whole columns are read."""
@@ -194,7 +194,7 @@ class Hdf5Writer:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Go on with a file that was laid out. Raises OSError, KeyError or ValueError when it is damaged."""
+        """Reopen a file that was laid out. Raises OSError, KeyError or ValueError when it is damaged."""
         return cls(h5py.File(path, "r+", libver="earliest", locking="best-effort"))
 
     def __enter__(self) -> Self:

@@ -50,7 +50,7 @@ _UNFINISHED = ""
 """The fingerprint in the manifest of a file that is still being written."""
 _REPAIR = "remove it, and make it again with `gmtool encode`"
 _SAMPLES = ("patches", "cls", "labels", "flipped", "names")
-"""The datasets with a row a sample."""
+"""The datasets with a row per sample."""
 _CONTENT = ("names", "labels", "flipped", "cls")
 """Those of them that the fingerprint covers; the moments stand for the patches, since they depend on each of them."""
 

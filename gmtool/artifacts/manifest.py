@@ -66,7 +66,7 @@ class Manifest:
     """What an artifact is and where it came from.
 
     kind: what it is, a key of `KINDS`. stage: the command that made it. config: that stage's resolved settings, as
-    JSON values. fingerprint: a digest of the content. inputs: what it was made from. arrays: name -> shape, dtype,
+    JSON values. fingerprint: a digest of the content. inputs: its source artifacts. arrays: name -> shape, dtype,
     unit. details: what else readers of this kind of artifact need (tokenizer, architecture, counts), as JSON values.
     """
 

@@ -1,4 +1,4 @@
-"""What a run learnt, as its record says it: the names of the method's parts and of the condition, all settled."""
+"""What a run learned, as its record says it: the names of the method's parts and of the condition, all settled."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     run/checkpoints/step-00001000/
         model.safetensors       the weights;  ema.safetensors  their moving average, which is what is sampled
         ema-NAME.safetensors    further averages, such as ema-0.9999 and ema-power-0.1
-        optimizer.safetensors   the optimiser's moments;  state.json  the position, and the sizes of the other files
+        optimizer.safetensors   the optimizer's moments;  state.json  the position, and the sizes of the other files
     run/metrics.jsonl           a line a step: loss, gradient norm, learning rate, steps left out so far
     run/previews/               grids of samples with fixed noise
     run/lock                    locked while a process trains the run
@@ -86,7 +86,7 @@ def latent_statistics(latents: LatentsFile, mode_weights: Tensor | None = None) 
 class RunFolder:
     """A run, opened: its place, its record, and what the record says.
 
-    method: what was learnt. averages: names of the moving averages of the weights, the one to sample by default first.
+    method: what was learned. averages: names of the moving averages of the weights, the one to sample by default first.
     """
 
     path: Path

@@ -1,6 +1,6 @@
 """What ``gmtool sweep`` found: a row for each point of a grid of sampling settings and each seed.
 
-The rows stand in the details of ``sweep.json``, which is a manifest, and for people in ``sweep.csv``.
+The rows stand in the details of ``sweep.json``, which is a manifest, and as a table in ``sweep.csv``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ which is then followed, dx/dr = pi(x_r, r), in as many sub-steps as one likes:
              start, interpolated linearly:         pi(x_r, r) = (x_r - x(r)) / r
     dx-poly  the same with x(r) = sum_j x_j (tau_t - tau_r)^j, a polynomial in raw time
 
-Raw times tau are even in what a segment and a roll divide: t = s tau / (1 + (s - 1) tau). All times are one a sample.
+Raw times tau are even in what a segment and a roll divide: t = s tau / (1 + (s - 1) tau). All times are one per sample.
 Source: pi-Flow (ICLR 2026), arXiv 2510.14974, sections 3.1 and 3.2.
 """
 

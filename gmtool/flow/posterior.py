@@ -2,7 +2,7 @@
 
 By Bayes' rule q(x | x_r) is q(x | x_t) times N(x_r; alpha_r x, sigma_r^2) / N(x_t; alpha_t x, sigma_t^2), and so a
 mixture again (GMFlow, section 3.3 and appendix A.3). `DirectPosterior` is this definition. `ReducedPosterior` is the
-same function on a few numbers a position, however many channels there are; the reduction is this project's own:
+same function on a few numbers per position, however many channels there are; the reduction is this project's own:
 
 From t on a step follows dx/dr = (x_r - E[x | x_r]) / r under one mixture: q(x | x_t) times the factor (precision l,
 shift b) of guidance and second order, if any. With q's mean c, m'_k = m_k - c and rho_r = x_r - (1 - r) c, that mixture
@@ -41,7 +41,7 @@ from gmtool.mixture.gaussian_mixture import (
 )
 
 Time = float | Tensor
-"""A time of all samples, or one a position, (N,): those of all samples in a row."""
+"""A time of all samples, or one per position, (N,): those of all samples in a row."""
 
 
 class Posterior(Protocol):

@@ -30,7 +30,7 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
 
 
 def raw_time(t: Tensor, shift: float) -> Tensor:
-    """The time before the shift: the inverse of `shift_time`."""
+    """The time (B,) before the shift: the inverse of `shift_time`."""
     return t / (shift - (shift - 1) * t)
 
 

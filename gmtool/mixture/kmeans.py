@@ -3,7 +3,7 @@
 Random seeds, FAISS's own default, end in much worse optima than k-means++ when clusters are many. A seed is drawn
 with probability proportional to the squared distance to the nearest earlier seed; the greedy form draws a few
 candidates and keeps the one that leaves the smallest sum of squared distances. FAISS's own k-means++, which draws one
-candidate a seed, leads EM to mixtures that are less likely by 0.06 nats an image.
+candidate per seed, leads EM to mixtures that are less likely by 0.06 nats an image.
 
 Where FAISS is not installed, or has no GPU support on a GPU, Lloyd's iterations are done by PyTorch instead.
 """
@@ -187,7 +187,7 @@ def _nearest(
 def plus_plus(
     points: Tensor, clusters: int, generator: torch.Generator, on_seed: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Greedy k-means++ seeds (clusters, D) from ``points`` (n, D), with 2 + log K candidates a seed.
+    """Greedy k-means++ seeds (clusters, D) from ``points`` (n, D), with 2 + log K candidates per seed.
 
     Candidates of several seeds are drawn, and their distances taken, in one pass over the points. Those that were drawn
     before a seed was placed are kept with probability (squared distance now) / (squared distance then), which makes

@@ -28,7 +28,7 @@ class Architecture:
     classes, modes: number of labels of each sort that it is conditioned on, 0 for none.
     context: channels beside x_t that the network sees at every position, 0 for none; see `Conditions`.
     components: K of the mixture over the velocity, 0 for a velocity alone.
-    constant_std: standard deviation of the components, None where it is learnt.
+    constant_std: standard deviation of the components, None where it is learned.
     spectral: leading axes that are transported to learn the spectrum of the noise, 0 for none.
     """
 

@@ -139,7 +139,7 @@ class RotaryEmbedding(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean x^2 + 1e-6) times a learnt scale, in the scale's precision whatever the autocast around it."""
+    """x / sqrt(mean x^2 + 1e-6) times a learned scale, in the scale's precision whatever the autocast around it."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)

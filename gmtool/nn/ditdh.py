@@ -77,7 +77,7 @@ class DiTDHArchitecture(TransformerArchitecture):
     """A DiTDH; see `TransformerArchitecture`, whose blocks are those of the encoder. Defaults are as published.
 
     wide_depth, wide_width, wide_heads: blocks, numbers of a token and attention heads of the wide head.
-    constant_label: without labels it adds one learnt vector in their place, as published unconditional networks do.
+    constant_label: without labels it adds one learned vector in their place, as published unconditional networks do.
     """
 
     kind: ClassVar[str] = "ditdh"

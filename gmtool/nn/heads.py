@@ -61,7 +61,7 @@ class VelocityHead(nn.Module):
 
 
 class Constant(nn.Module):
-    """Rows (B, D) -> the same number for each, (B, 1) float32; nothing is learnt."""
+    """Rows (B, D) -> the same number for each, (B, 1) float32; nothing is learned."""
 
     def __init__(self, value: float) -> None:
         super().__init__()

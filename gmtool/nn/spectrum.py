@@ -14,7 +14,7 @@ from gmtool.mixture.gaussian_mixture import IsotropicGaussian
 class SpectrumMLP(nn.Module):
     """A moment-matched Gaussian -> the log power of every channel and frequency, (B, C, H, W) float32, of mean power 1.
 
-    Two numbers a sample enter: the mean variance, and the mean over channels of the variance of the mean over
+    Two numbers per sample enter: the mean variance, and the mean over channels of the variance of the mean over
     positions. A map smaller than ``shape`` takes the corners of the spectrum, which hold the low frequencies. The last
     layer is zero at the start: white noise. Source: GMFlow, arXiv 2504.05304, appendix A.5; its names of weights.
     """

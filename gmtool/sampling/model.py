@@ -61,7 +61,7 @@ class TrainedModel:
 
     @property
     def spectrum(self) -> Spectrum | None:
-        """The learnt spectrum of the noise; None where none was learnt."""
+        """The learned spectrum of the noise; None where none was learned."""
         network = self.network
         return None if network.spectrum is None else Spectrum(network.spectrum, network.architecture.spectral)
 

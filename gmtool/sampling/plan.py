@@ -56,7 +56,7 @@ class SamplePlan:
 
 
 def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, seed: int) -> SamplePlan:
-    """The plan for a run that learnt ``method``; spectral: the axes of its spectrum, 0 for none.
+    """The plan for a run that learned ``method``; spectral: the axes of its spectrum, 0 for none.
 
     Raises UserError, naming the flag to change, for what the run cannot do.
     """

@@ -29,7 +29,7 @@ MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimize
 class Position:
     """Where a run is.
 
-    step: optimiser steps taken, those that were left out included. order: the number of the order of the data, which
+    step: optimizer steps taken, those that were left out included. order: the number of the order of the data, which
     changes when a run goes back. skipped: steps left out in all. streak: of them, without a break up to now.
     """
 
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken."""
+        """Optimizer steps taken."""
         return self.position.step
 
     def weights(self) -> tuple[str, ...]:
@@ -153,8 +153,8 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, file: Path) -> None:
-    """Load an optimiser's state in place. Raises UserError when it is that of another network."""
+    """Load an optimizer's state in place. Raises UserError when it is that of another network."""
     try:
         optimizer.load(read_tensors(file))
     except KeyError as error:
-        raise UserError(f"{file} holds the state of another network's optimiser than config.json says") from error
+        raise UserError(f"{file} holds the state of another network's optimizer than config.json says") from error

@@ -52,7 +52,7 @@ class StepCost:
     def memory(self, micro_batch: int, averages: int, shards: int = 1, moments: int = 8) -> int:
         """About the bytes that training takes with ``micro_batch`` samples computed at once.
 
-        Weights, gradients and ``averages`` moving averages in float32, the optimiser's ``moments`` in bytes a
+        Weights, gradients and ``averages`` moving averages in float32, the optimizer's ``moments`` in bytes a
         parameter, and the activations; the libraries' own memory, and what the allocator loses, come on top. shards:
         processes that share the weights.
         """

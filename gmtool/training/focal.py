@@ -1,4 +1,4 @@
-"""Focal re-weighting of modes: those that are learnt badly count more, those that are learnt well less.
+"""Focal re-weighting of modes: those that are learned badly count more, those that are learned well less.
 
 A sample of mode k has the weight w_k = (L_k / L)^gamma, divided by its mean over all modes, then limited to 0.3 ... 3.
 L_k is the running mean of the mode's loss, 1 for a mode that has not been seen, and L the mean of L_k over modes; all

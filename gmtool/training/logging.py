@@ -20,7 +20,7 @@ Record = dict[str, float]
 
 
 Group = Literal["train", "machine", "samples"]
-"""What figures are about: training, how fast it goes, or the quality of samples."""
+"""Groups of metrics: training, throughput, or the quality of samples."""
 
 
 class Logger(Protocol):

@@ -1,4 +1,4 @@
-"""The optimiser of a run: fused AdamW, AdamW in 8 bits, or Muon for the matrices of the blocks beside AdamW.
+"""The optimizer of a run: fused AdamW, AdamW in 8 bits, or Muon for the matrices of the blocks beside AdamW.
 
 A step can be called off by a flag on the device, so that nothing waits for it (but AdamW in 8 bits): weights and state
 then stay as they are.
@@ -23,7 +23,7 @@ MUON_MOMENTUM = 0.95
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The parts of an optimiser, each over parameters of its own, and the parameters' names."""
+    """The parts of an optimizer, each over parameters of its own, and the parameters' names."""
 
     parts: tuple[torch.optim.Optimizer, ...]
     names: Mapping[Tensor, str]
@@ -82,7 +82,7 @@ class Optimizer:
 
 
 def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float) -> Optimizer:
-    """The optimiser that the settings ask for, with weight decay on matrices alone. rate: where it begins.
+    """The optimizer that the settings ask for, with weight decay on matrices alone. rate: where it begins.
 
     Muon takes the matrices of the blocks, at a rate that moves them as far as AdamW would; AdamW takes the rest.
     """

@@ -128,7 +128,7 @@ class MethodSettings(Settings):
 
 @dataclass(frozen=True)
 class OptimizerSettings(Settings):
-    """The optimiser and its hyperparameters, except for the learning rate."""
+    """The optimizer and its hyperparameters, except for the learning rate."""
 
     TITLE = "Optimizer"
 
@@ -160,7 +160,7 @@ class OptimizerSettings(Settings):
             raise UserError("--clip-from has no effect without a --clip: remove one of them")
 
     def check_installed(self) -> None:
-        """Raise UserError for an optimiser whose library is not installed."""
+        """Raise UserError for an optimizer whose library is not installed."""
         if self.optimizer == "adamw8bit" and find_spec("torchao") is None:
             raise UserError(
                 "--optimizer adamw8bit needs torchao: run pip install '.[adamw8bit]' in the clone of gmtool, or use "

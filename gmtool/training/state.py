@@ -24,7 +24,7 @@ FOCAL = "focal.safetensors"
 
 @dataclass(frozen=True)
 class TrainState:
-    """The network, its moving averages, the optimiser.
+    """The network, its moving averages, the optimizer.
 
     forward: how the network is called: itself, or wrapped for several processes, or compiled. hold: makes a context in
     which a backward pass keeps its gradients to this process: that of a micro-batch which is not the last of a step.

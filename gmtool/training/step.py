@@ -1,4 +1,4 @@
-"""One step of training: random numbers, micro-batches, gradients, optimiser, averages.
+"""One step of training: random numbers, micro-batches, gradients, optimizer, averages.
 
 Nothing in it waits for the device: a step whose loss or gradient is not finite is called off there.
 """

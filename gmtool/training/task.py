@@ -1,4 +1,4 @@
-"""What a network is trained for: batches and random numbers in, a loss a sample out.
+"""What a network is trained for: batches and random numbers in, a loss per sample out.
 
 The random numbers of a step are drawn for its whole batch, then cut with it into what is computed at once: so they
 depend neither on the micro-batch nor on the number of processes.
@@ -60,7 +60,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepDraws:
-    """The random numbers of B samples: whose condition is hidden from the network, (B,) bool; and the method's."""
+    """The random numbers of B samples: hidden (B,) bool, whether to drop the condition; and the method's."""
 
     hidden: Tensor
     method: Draws

@@ -102,17 +102,17 @@ def test_the_network_learns_the_spectrum_of_the_data():
 def test_the_loss_trains_the_spectrum_alone_in_float32():
     mixture = random_mixture(1, dtype=torch.float32)
     means = mixture.means.clone().requires_grad_()
-    learnt = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    learned = torch.zeros(1, 3, 2, 2, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         loss = spectral_loss(
-            Spectrum(lambda gaussian: learnt.expand_as(gaussian.mean), 3),
+            Spectrum(lambda gaussian: learned.expand_as(gaussian.mean), 3),
             GaussianMixture(means, mixture.log_weights, mixture.variance),
             random_point(2, mixture),
             torch.rand(2, 1, 2, 2),
         )
     assert loss.shape == (2,) and loss.dtype == torch.float32
     loss.sum().backward()
-    assert means.grad is None and learnt.grad.any()
+    assert means.grad is None and learned.grad.any()
 
 
 def test_its_loss_has_a_weight_beside_that_of_the_flow():

@@ -18,11 +18,11 @@ def head(components=1, constant_std=None):
 
 
 def test_a_constant_std_is_that_of_every_sample_and_has_no_parameters():
-    fixed, learnt = head(4, 0.3), head(4)
+    fixed, learned = head(4, 0.3), head(4)
     mixture = fixed(torch.randn(5, 4, 16), torch.randn(5, 16, dtype=torch.bfloat16))
     torch.testing.assert_close(mixture.variance, torch.full((5, 1, 1, 1, 1), 0.09))
     assert mixture.variance.dtype == torch.float32
-    assert set(learnt.state_dict()) - set(fixed.state_dict()) == {
+    assert set(learned.state_dict()) - set(fixed.state_dict()) == {
         f"log_std.{layer}.{kind}" for layer in (1, 3) for kind in ("weight", "bias")
     }
 

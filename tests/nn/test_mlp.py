@@ -36,7 +36,7 @@ def fit(network: PointNetwork, loss_of, steps: int) -> None:
         optimizer.step()
 
 
-def test_a_velocity_of_point_and_time_is_learnt():
+def test_a_velocity_of_point_and_time_is_learned():
     """From zero, u = (t x_2, x_1 - t) to a twentieth of its standard deviation."""
 
     def target(x: Tensor, t: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def test_a_velocity_of_point_and_time_is_learnt():
     assert (network(x, t) - target(x, t)).square().mean().sqrt() < 0.05 * target(x, t).std()
 
 
-def test_a_mixture_of_points_is_learnt():
+def test_a_mixture_of_points_is_learned():
     """Targets are at (x_1, 1) or, three times in four, at (x_1, -1), with a spread of 0.1: so are the components."""
 
     def targets(step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -187,7 +187,7 @@ def test_the_std_knows_time_and_condition(kind: TransformerArchitecture) -> None
     assert len(set(variance.tolist())) == 3
 
 
-def test_a_constant_label_is_a_learnt_vector_that_needs_no_labels() -> None:
+def test_a_constant_label_is_a_learned_vector_that_needs_no_labels() -> None:
     network, (x, t) = perturbed(replace(DITDH, constant_label=True)), inputs(2)
     found = network(x, t, Conditions())
     (table,) = network.y_embedder.parameters()

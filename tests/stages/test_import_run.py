@@ -75,7 +75,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def save_checkpoint(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """As RAE's trainer does, with its optimiser, schedule and command line; the last step's weights are others."""
+    """As RAE's trainer does, with its optimizer, schedule and command line; the last step's weights are others."""
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

@@ -45,7 +45,7 @@ def latents(path: Path) -> torch.Tensor:
         return torch.from_numpy(file.patches(slice(None)).astype("float32"))
 
 
-def test_the_spectrum_is_learnt_stored_and_changes_the_samples(run: Path, tmp_path: Path):
+def test_the_spectrum_is_learned_stored_and_changes_the_samples(run: Path, tmp_path: Path):
     weights = load_file(run / "checkpoints" / "step-00000003" / "ema.safetensors")
     assert weights["spectrum.mlp.4.weight"].any() or weights["spectrum.mlp.4.bias"].any()
     sample(run, tmp_path / "spectral", changed(SAMPLING, {"spectral": True}), Progress())

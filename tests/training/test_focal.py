@@ -1,4 +1,4 @@
-"""Modes that are learnt badly weigh more: the weights, their limits, their memory, and a run that keeps them."""
+"""Modes that are learned badly weigh more: the weights, their limits, their memory, and a run that keeps them."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -127,7 +127,7 @@ def test_a_step_that_is_called_off_leaves_no_trace(config: OptimizerSettings) ->
 
 
 @ALL
-def test_a_state_goes_on_in_another_optimiser(config: OptimizerSettings) -> None:
+def test_a_state_goes_on_in_another_optimizer(config: OptimizerSettings) -> None:
     network, optimizer = make(config)
     for seed in range(3):
         with_gradient(network, seed)

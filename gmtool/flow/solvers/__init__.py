@@ -48,7 +48,7 @@ _HERE = "gmtool.flow.solvers"
 
 SOLVERS: dict[str, SolverEntry] = {
     "euler": SolverEntry(f"{_HERE}.euler:Euler", "velocity", False, "Euler's method", order=1),
-    "heun": SolverEntry(f"{_HERE}.heun:Heun", "velocity", False, "Heun's method, two evaluations a step", order=2),
+    "heun": SolverEntry(f"{_HERE}.heun:Heun", "velocity", False, "Heun's method, two evaluations per step", order=2),
     "ddim": SolverEntry(f"{_HERE}.ddim:Ddim", "velocity", False, "DDIM", order=1),
     "ddpm-small": SolverEntry(f"{_HERE}.ddpm:DdpmSmall", "velocity", True, "DDPM, least variance", order=1),
     "ddpm-large": SolverEntry(f"{_HERE}.ddpm:DdpmLarge", "velocity", True, "DDPM, largest variance", order=1),

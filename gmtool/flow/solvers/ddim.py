@@ -1,8 +1,8 @@
 """DDIM without noise (eta = 0): keep the data's mean x^ = E[x | x_t] and the noise it implies, and move between them.
 
 x_s = alpha_s x^ + sigma_s z^ with z^ = (x_t - alpha_t x^) / sigma_t. On the linear path z^ - x^ = u, which makes this
-x_t + (s - t) u: DDIM is Euler's method here, up to rounding. Order 1, one network evaluation a step; from exactly t = 1
-and onto exactly t = 0, where the step gives x^ itself. Source: Song et al., arXiv 2010.02502, eq. 12.
+x_t + (s - t) u: DDIM is Euler's method here, up to rounding. Order 1, one network evaluation per step; from exactly
+t = 1 and onto exactly t = 0, where the step gives x^ itself. Source: Song et al., arXiv 2010.02502, eq. 12.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """DDPM: ancestral sampling, x_s ~ q(x_s | x_t, x = x^) with the data's mean x^ = E[x | x_t] in the place of the data.
 
 Its variance lies between two bounds: that of q(x_s | x_t, x), exact for data of one value, and that of q(x_s | x_t) for
-data N(0, I), exact for them. Order 1 in the samples' mean and variance, one network evaluation a step. The closing step
-onto t = 0 is x^. Source: Ho et al., arXiv 2006.11239, section 3.2.
+data N(0, I), exact for them. Order 1 in the samples' mean and variance, one network evaluation per step. The closing
+step onto t = 0 is x^. Source: Ho et al., arXiv 2006.11239, section 3.2.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 With lambda = log(alpha / sigma) = log(1/t - 1), h a step's length in it and h' that of the step before, x^ is
 extrapolated half a step on, x^ + h / (2 h') (x^ - x^'), and takes the place of x^ in DDIM's step (2M) or in the
-ancestral one (2M SDE): order 2, one network evaluation a step.
+ancestral one (2M SDE): order 2, one network evaluation per step.
 
 Both ends of time are at infinite lambda. From t = 1 there is no step before and the first-order step is exact for a
 constant x^. The second step has h' = inf, hence no correction, which is the formula's limit. Onto t = 0, h = inf: there

@@ -1,6 +1,6 @@
 """GM-ODE: the probability-flow ODE under the predicted mixtures, of order 1 or 2 in network evaluations.
 
-One network evaluation a step. The mixture seen at (x_t, t) gives the denoising mean at every later point in closed
+One network evaluation per step. The mixture seen at (x_t, t) gives the denoising mean at every later point in closed
 form, so a step is integrated in sub-steps x_r' = x_r + (x_r - E[x | x_r]) / r (r' - r) with no further evaluation. A
 step ends where the next one re-evaluates this one's mixture, whose mean there is therefore found on the way.
 Source: GMFlow, arXiv 2504.05304, section 3.3, algorithm 2.

@@ -1,6 +1,6 @@
 """GM-SDE: ancestral sampling, x ~ q(x | x_t), then x_s ~ q(x_s | x, x_t), of order 1 or 2.
 
-One network evaluation a step. Source: GMFlow, arXiv 2504.05304, section 3.3, algorithm 2.
+One network evaluation per step. Source: GMFlow, arXiv 2504.05304, section 3.3, algorithm 2.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ class Published:
     """A published network in our terms.
 
     family: its name. ema, model: weights under our names, checked; model is None where there is one set alone.
-    step: optimiser steps, 0 if unknown. mixture: the source over normalised latents, None for a Gaussian; descriptors:
-    the same modes over [CLS] tokens, None if not available. files: what it was read from, by role. choices:
-    what was settled by what is there. sampling: flags that sample it as published.
+    step: optimizer steps, 0 if unknown. mixture: the source over normalised latents, None for a Gaussian; descriptors:
+    the same modes over [CLS] tokens, None if not available. files: its source files, by role. choices:
+    defaults resolved by the files. sampling: flags that sample it as published.
     """
 
     family: str

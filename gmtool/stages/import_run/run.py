@@ -1,7 +1,7 @@
 """A published network made a run: its files read as data, and written as gmtool's own.
 
-The run is whole or not at all: it is made beside its final name and renamed. It records what it was made from, by the
-fingerprints of those files, and is sampled and scored like any other.
+The run is whole or not at all: it is made beside its final name and renamed. It records its source files by their
+fingerprints, and is sampled and scored like any other.
 """
 
 from __future__ import annotations

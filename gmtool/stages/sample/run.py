@@ -109,7 +109,7 @@ class SampleJob:
             work=(
                 ("samples", f"{len(drawing):,} of {shape}, step {drawing.checkpoint.step:,}"),
                 ("by", self.plan.words),
-                ("network evaluations a sample", f"{evaluations}"),
+                ("network evaluations per sample", f"{evaluations}"),
                 ("network calls", f"{len(self.batches):,} batches of {evaluations}"),
             ),
         )

@@ -125,12 +125,12 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
 
 
 def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
-    """About the bytes of a checkpoint: weights and averages in float32, and the optimiser's moments."""
+    """About the bytes of a checkpoint: weights and averages in float32, and the optimizer's moments."""
     return (4 * (1 + len(plan.config.averages.names)) + plan.config.optimizer.moment_bytes) * parameters
 
 
 def new_state(inputs: TrainInputs) -> TrainState:
-    """The network and its optimiser at the start of a run. Of a sharded network the parts go to the device later, one
+    """The network and its optimizer at the start of a run. Of a sharded network the parts go to the device later, one
     after another.
     """
     plan, world, gmm = inputs.plan, inputs.world, inputs.gmm

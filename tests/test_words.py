@@ -1,0 +1,49 @@
+"""Phrases that a reader of the field stumbles over are not to come back; single words are in .ci/vocabulary.txt."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [
+    *sorted((ROOT / "gmtool").rglob("*.py")),
+    *sorted((ROOT / "gmtool").rglob("*.toml")),
+    *sorted((ROOT / "examples").rglob("*.py")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+]
+PHRASES = {
+    r"\bgo(?:es)? on (?:where|with|from)\b": "resumes",
+    r"\bat hand\b": "available",
+    r"\bborn again\b": "re-initialised",
+    r"\btold (?:its|the|their) modes?\b": "conditioned on the mode",
+    r"\bgo(?:es)? over (?:its|the|a) preset\b": "override the preset",
+    r"\bimages a network call\b": "batch size",
+    r"\bdecay a step\b": "decay per step",
+    r"\b(?:one|two|order|number|evaluations?|rows?|files?|coefficients?) a (?:step|sample|position|mode)\b": "per",
+    r"\bleft open\b": "resolve defaults",
+    r"\bin so many words\b": "explicitly",
+    r"\bcan mend\b|\bmended?\b": "fix, repair",
+    r"\bfor people\b": "human-readable",
+    r"\bstill (?:is )?what it was\b|\bwhat was read then\b": "matches",
+    r"\bby hand of\b": "by",
+    r"\bmade ready to be asked\b": "loaded",
+    r"\brooms?\b": "buffer",
+    r"\bhow (?:fast it goes|it was made ready)\b": "throughput",
+    r"\bkeep the input of each block alone\b": "activation checkpointing",
+    r"\bleave to each process\b": "shard",
+    r"\bwhose condition is hidden\b": "condition dropout",
+}
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_no_phrase_of_the_list_is_left(phrase: str) -> None:
+    found = []
+    for path in TEXTS:
+        text = path.read_text()
+        for match in re.finditer(phrase, text, re.IGNORECASE):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(f"{path.relative_to(ROOT)}:{line}: {match.group()}")
+    assert not found, f"use: {PHRASES[phrase]}"
