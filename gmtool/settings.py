@@ -288,7 +288,7 @@ Seed = Annotated[int, Option("Seed of every random number.", metavar="N", minimu
 Decoder = Annotated[
     str | None,
     Option(
-        "Hub id or local folder of an AutoencoderRAE, or a decoder's .pt file of RAE or MM-FM, that turns dinov2 "
+        "Hub id or local folder of an AutoencoderRAE, or a decoder's .pt file of RAE or MM-FM, that turns an encoder's "
         "latents into images (extra: rae). Default: none, which leaves them latents.",
         metavar="ID|FOLDER|FILE",
     ),

@@ -1,4 +1,4 @@
-"""What a tokenizer is: images to latents and back, and one descriptor an image (DINOv2's [CLS], or its stand-in).
+"""What a tokenizer is: images to latents and back, and one descriptor an image (an encoder's [CLS], or its stand-in).
 
 A `TokenizerFamily` makes tokenizers of one kind: it resolves defaults, fits what has to be fitted, and
 opens a tokenizer from its record. `gmtool.tokenizers.table` lists the families.
@@ -76,6 +76,10 @@ class ImageSample(Protocol):
         """
 
 
+Fact = tuple[str, str]
+"""A name and what there is to say, for people."""
+
+
 @dataclass(frozen=True)
 class LatentSizes:
     """shape: (C, H, W) of one image's latents. descriptor: D of its descriptor."""
@@ -140,6 +144,10 @@ class TokenizerFamily(ABC):
     def takes_grey(self, spec: TokenizerSpec) -> bool:
         """Whether its images must be grey."""
         return False
+
+    def facts(self, spec: TokenizerSpec) -> tuple[Fact, ...]:
+        """What its model's files settle, such as the size of its input; most families have nothing to tell."""
+        return ()
 
     def save_random(self, folder: Path) -> None:  # noqa: B027  # without weights there is nothing to save
         """Save a model of the default's size with random weights, to measure its speed; nothing without `weights`.

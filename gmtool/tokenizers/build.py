@@ -8,8 +8,7 @@ from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.runtime import compute_dtype
 from gmtool.settings import Precision
-from gmtool.tokenizers.base import LatentSizes, Tokenizer
-from gmtool.tokenizers.dinov2 import Dinov2, dinov2_hidden_size
+from gmtool.tokenizers.base import Fact, LatentSizes, Tokenizer
 from gmtool.tokenizers.table import family_of
 from gmtool.tokenizers.with_descriptor import WithDescriptor, describer_spec, undescribed
 
@@ -22,16 +21,18 @@ def build_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that a latents file, a run or samples record.
 
-    decoder: hub id or folder of an AutoencoderRAE, for ``decode`` of a DINOv2. Raises UserError when the model's
-    weights are no longer those of the record, MachineError when they cannot be fetched.
+    decoder: hub id or folder of an AutoencoderRAE, for ``decode`` of an encoder's latents. Raises UserError when the
+    model's weights are no longer those of the record, MachineError when they cannot be fetched.
     """
     family = family_of(spec.name)
     if decoder is not None and family.decoder_hint is None:
-        raise UserError(f"--decoder is for latents of a DINOv2; those of {spec.name} need none: remove the flag")
+        raise UserError(f"--decoder is for latents of an encoder; those of {spec.name} need none: remove the flag")
     dtype = compute_dtype(precision, device)
     tokenizer = family.open(undescribed(spec), device, dtype, decoder)
     describer = describer_spec(spec)
-    return tokenizer if describer is None else WithDescriptor(tokenizer, Dinov2(describer, device, dtype))
+    if describer is None:
+        return tokenizer
+    return WithDescriptor(tokenizer, family_of(describer.name).open(describer, device, dtype, None))
 
 
 def latent_sizes(spec: TokenizerSpec, images: int) -> LatentSizes:
@@ -42,7 +43,7 @@ def latent_sizes(spec: TokenizerSpec, images: int) -> LatentSizes:
     sizes = family_of(spec.name).sizes(undescribed(spec), images)
     describer = describer_spec(spec)
     if describer is not None:
-        sizes = LatentSizes(sizes.shape, dinov2_hidden_size(describer))
+        sizes = LatentSizes(sizes.shape, family_of(describer.name).sizes(describer, images).descriptor)
     if min(*sizes.shape, sizes.descriptor) < 1:
         shape = " x ".join(map(str, sizes.shape))
         raise UserError(
@@ -70,6 +71,15 @@ def takes_grey(spec: TokenizerSpec) -> bool:
 def depends_on_precision(spec: TokenizerSpec) -> bool:
     """Whether a network of weights makes the latents or the descriptors."""
     return family_of(spec.name).weights or describer_spec(spec) is not None
+
+
+def facts_of_models(spec: TokenizerSpec) -> tuple[Fact, ...]:
+    """What the files of its networks settle, for people; see `TokenizerFamily.facts`."""
+    describer = describer_spec(spec)
+    own = family_of(spec.name).facts(undescribed(spec))
+    if describer is None:
+        return own
+    return (*own, *((f"describing {name}", fact) for name, fact in family_of(describer.name).facts(describer)))
 
 
 def model_of(spec: TokenizerSpec) -> str | None:

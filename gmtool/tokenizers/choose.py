@@ -9,10 +9,11 @@ from gmtool.errors import UserError
 from gmtool.settings import as_flat, changed, flag
 from gmtool.tokenizers.base import ImageSample, Settled
 from gmtool.tokenizers.build import image_size_of
-from gmtool.tokenizers.dinov2 import DEFAULT_MODEL, dinov2_spec
+from gmtool.tokenizers.encoder import EncoderFamily
 from gmtool.tokenizers.pretrained import model_config, model_folder
 from gmtool.tokenizers.settings import TokenizerSettings
 from gmtool.tokenizers.table import TOKENIZERS, family_of
+from gmtool.tokenizers.vit import KNOWN, a_model
 from gmtool.tokenizers.with_descriptor import described_spec, describer_spec, undescribed
 
 
@@ -22,20 +23,18 @@ def choose_tokenizer(settings: TokenizerSettings, images: ImageSample) -> Settle
     It lacks what `fit_tokenizer` adds. Raises UserError for settings that do not go together.
     """
     known = settings.tokenizer in TOKENIZERS
-    name = settings.tokenizer if known else _family_of_model(settings.tokenizer)
-    for other, row in TOKENIZERS.items():
-        for setting in row.settings if other != name else ():
-            if as_flat(settings)[setting] is not None:
-                raise UserError(f"{flag(setting)} is a setting of --tokenizer {other}: remove the flag")
+    name = settings.tokenizer if known else _family_of_model(settings.tokenizer, "--tokenizer")
+    for setting, value in as_flat(settings).items():
+        owners = [other for other, row in TOKENIZERS.items() if setting in row.settings]
+        if value is not None and owners and name not in owners:
+            raise UserError(f"{flag(setting)} is a setting of --tokenizer {' or '.join(owners)}: remove the flag")
     family = TOKENIZERS[name].family()
     settled = family.settle(settings, None if known else settings.tokenizer, images)
     if settings.descriptor is None:
         return settled
     if family.content:
-        raise UserError("--descriptor is for --tokenizer pixels or sd-vae: a DINOv2 describes images by its own [CLS]")
-    named = TOKENIZERS.get(settings.descriptor)
-    model = settings.descriptor if named is None or not named.family().content else DEFAULT_MODEL
-    describer = dinov2_spec(model, image_size_of(settled.spec), "--descriptor")
+        raise UserError("--descriptor is for --tokenizer pixels or sd-vae: an encoder describes images itself")
+    describer = encoder_spec(settings.descriptor, image_size_of(settled.spec), "--descriptor")
     return replace(settled, spec=described_spec(settled.spec, describer))
 
 
@@ -51,12 +50,26 @@ def settled_settings(settings: TokenizerSettings, spec: TokenizerSpec) -> Tokeni
     return changed(settings, {name: values[name] for name in as_flat(settings) if name in values})
 
 
-def _family_of_model(model: str) -> str:
+def encoder_spec(encoder: str, image_size: int, role: str) -> TokenizerSpec:
+    """The record of an encoder, named as a tokenizer is: by its family, by a hub id or by a folder.
+
+    role: what it serves as, for messages. Raises UserError for what is no encoder, MachineError when it cannot be
+    fetched.
+    """
+    known = encoder in TOKENIZERS
+    name = encoder if known else _family_of_model(encoder, role)
+    family = TOKENIZERS[name].family()
+    if not isinstance(family, EncoderFamily):
+        encoders = [each for each, row in TOKENIZERS.items() if isinstance(row.family(), EncoderFamily)]
+        raise UserError(f"{role} {encoder} is no encoder: give {', '.join(encoders)}, or the hub id or folder of one")
+    return family.spec(None if known else encoder, image_size, role=role)
+
+
+def _family_of_model(model: str, role: str) -> str:
     """The tokenizer whose kind of network a folder or hub id holds. Raises UserError when there is none."""
-    folder = model_folder(model, "--tokenizer")
-    config = model_config(folder, "--tokenizer")
+    folder = model_folder(model, role)
+    config = model_config(folder, role)
     for name, row in TOKENIZERS.items():
         if row.family().recognises(config):
             return name
-    kind = config.get("model_type") or config.get("_class_name") or "model of an unknown kind"
-    raise UserError(f"--tokenizer {folder} is a {kind}: give a DINOv2 (with or without registers) or an AutoencoderKL")
+    raise UserError(f"{role} {folder} is {a_model(config)}: give a {KNOWN}, or an AutoencoderKL")

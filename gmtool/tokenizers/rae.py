@@ -1,7 +1,13 @@
-"""DINOv2 latents to images, by the decoder of diffusers' ``AutoencoderRAE``: a ViT on tokens, one patch a token."""
+"""An encoder's latents to images, by the decoder of diffusers' ``AutoencoderRAE``: a ViT on tokens, one patch a token.
+
+A decoder fits the latents that it was trained on: those of one encoder, and of one number k of its last blocks. A
+folder says which in ``encoder.json`` (the record of the tokenizer, `record_encoder`); without it, ``config.json`` tells
+the encoder's family. A decoder that says nothing of k is one of k = 1, as RAE's are.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.foreign.rae_decoder import POSITIONS, read_decoder
 from gmtool.huggingface import local_or_hub_file
 from gmtool.tokenizers.base import to_uint8
-from gmtool.tokenizers.pretrained import model_folder
+from gmtool.tokenizers.pretrained import model_config, model_folder
+from gmtool.tokenizers.vit import VitFacts, read_facts
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of pixels in [0, 1], which DINOv2 takes and RAE's decoders give normalised by them."""
-ENCODER_PATCH = 14
+ENCODER_RECORD = "encoder.json"
+"""In a decoder's folder: the record of the tokenizer whose latents it was trained on."""
 _ROLE = "--decoder"
 
 
@@ -49,10 +57,46 @@ class Decoder:
         return decoder.unpatchify(patches) * self.network.encoder_std + self.network.encoder_mean
 
 
-def load_decoder(source: str, device: torch.device) -> Decoder:
+def record_encoder(folder: Path, spec: TokenizerSpec) -> None:
+    """Write into a decoder's folder which tokenizer's latents it was trained on."""
+    with written_aside(folder / ENCODER_RECORD) as part:
+        part.write_text(json.dumps({"name": spec.name, "settings": dict(spec.settings)}, indent=1) + "\n")
+
+
+def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
+    """Raise UserError unless the decoder in a folder was trained on latents of the encoder ``spec``.
+
+    source: what the user calls it.
+    """
+    record = folder / ENCODER_RECORD
+    try:
+        found = json.loads(record.read_text()) if record.is_file() else None
+        known = None if found is None else TokenizerSpec(str(found["name"]), dict(found["settings"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{_ROLE} {record} is damaged ({error}): restore it") from error
+    family = model_config(folder, _ROLE).get("encoder_type", spec.name) if known is None else known.name
+    if family != spec.name:
+        raise UserError(f"{_ROLE} {source} is for latents of {family}, not of {spec.name}: give one trained for these")
+    _expect_layers(1 if known is None else known.layers, spec, source)
+    if known is not None and known.settings.get("weights") != spec.settings.get("weights"):
+        raise UserError(
+            f"{_ROLE} {source} is for latents of another {family} ({known.settings.get('model')}, not "
+            f"{spec.settings.get('model')}): give one trained for these"
+        )
+
+
+def _expect_layers(layers: int, spec: TokenizerSpec, source: str) -> None:
+    if layers != spec.layers:
+        raise UserError(
+            f"{_ROLE} {source} is for latents of --layers {layers}, and these are of --layers {spec.layers}: give one "
+            "trained for these"
+        )
+
+
+def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> Decoder:
     """The decoder of an ``AutoencoderRAE``, a folder or hub id, or of a ``.pt`` file of RAE or MM-FM.
 
-    Raises UserError when it is something else.
+    encoder: whose latents it is to decode. Raises UserError when it is something else, or for other latents.
     """
     try:
         from diffusers import AutoencoderRAE
@@ -63,9 +107,12 @@ def load_decoder(source: str, device: torch.device) -> Decoder:
     file = local_or_hub_file(source, _ROLE)
     try:
         if file.is_file():
-            network = _from_checkpoint(file, AutoencoderRAE)
+            _expect_layers(1, encoder, source)
+            facts = read_facts(model_folder(encoder.settings["model"], "--tokenizer"), "--tokenizer")
+            network = _from_checkpoint(file, AutoencoderRAE, facts)
         else:
             folder = model_folder(source, _ROLE)
+            expect_encoder(folder, encoder, source)
             network = AutoencoderRAE.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
                 folder, use_safetensors=True, low_cpu_mem_usage=False
             )
@@ -76,16 +123,20 @@ def load_decoder(source: str, device: torch.device) -> Decoder:
     return Decoder(network.eval().requires_grad_(False).to(device))
 
 
-def _from_checkpoint(file: Path, autoencoder: Any) -> Any:
-    """An ``autoencoder`` without encoder, whose decoder has the weights of a checkpoint of RAE or MM-FM."""
+def _from_checkpoint(file: Path, autoencoder: Any, encoder: VitFacts) -> Any:
+    """An ``autoencoder`` without encoder, whose decoder has the weights of a checkpoint of RAE or MM-FM.
+
+    Its colours come out normalised as the encoder's go in.
+    """
     decoder = read_decoder(file)
+    mean, std = encoder.statistics
     network = autoencoder(
         **decoder.sizes,
         encoder_num_hidden_layers=0,
-        encoder_patch_size=ENCODER_PATCH,
-        encoder_input_size=ENCODER_PATCH * decoder.grid,
-        encoder_norm_mean=list(IMAGENET_MEAN),
-        encoder_norm_std=list(IMAGENET_STD),
+        encoder_patch_size=encoder.patch,
+        encoder_input_size=encoder.patch * decoder.grid,
+        encoder_norm_mean=list(mean),
+        encoder_norm_std=list(std),
     )
     network.decoder.load_state_dict(decoder.weights)
     network.decoder.decoder_pos_embed.copy_(decoder.positions)

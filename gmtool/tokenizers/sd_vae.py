@@ -6,7 +6,7 @@ shift of the model's configuration (0.18215 and 0 for Stable Diffusion), so that
 The mean is taken, where GMFlow draws once for each image: latents depend on no seed. Decoding inverts the scale.
 
 The descriptor is the latent averaged over areas to at most 4 x 4: colours and layout, no further model. Modes that mean
-something need the [CLS] token of a DINOv2 in its place, see `gmtool.tokenizers.with_descriptor`.
+something need the descriptor of an encoder in its place, see `gmtool.tokenizers.with_descriptor`.
 Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752.
 """
 

@@ -19,15 +19,15 @@ class TokenizerSettings(Settings):
         str,
         Option(
             "; ".join(f"{name} ({row.help})" for name, row in TOKENIZERS.items())
-            + "; or the hub id or local folder of any DINOv2 or AutoencoderKL.",
+            + "; or the hub id or local folder of any DINOv2, DINOv3, SigLIP, MAE or AutoencoderKL.",
             metavar="NAME|ID|FOLDER",
         ),
     ] = "dinov2"
     descriptor: Annotated[
         str | None,
         Option(
-            "What fit-gmm clusters, for pixels and sd-vae: dinov2, or the hub id or local folder of one, gives its "
-            "[CLS] token. Default: a summary of colours and layout.",
+            "What fit-gmm clusters, for pixels and sd-vae: the descriptor of an encoder, by its name (dinov2, ...), "
+            "hub id or local folder. Default: a summary of colours and layout.",
             metavar="NAME|ID|FOLDER",
         ),
     ] = None
@@ -37,6 +37,15 @@ class TokenizerSettings(Settings):
             "Side in pixels of the centre crop. Default: 256; with pixels the short side of the first image, at most "
             "256.",
             metavar="PX",
+            minimum=1,
+        ),
+    ] = None
+    layers: Annotated[
+        int | None,
+        Option(
+            "Last blocks of an encoder whose tokens are summed to the latent, as in RAEv2; a decoder is for one such "
+            "number. Default: 1.",
+            metavar="N",
             minimum=1,
         ),
     ] = None

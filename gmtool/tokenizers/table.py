@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # --help reads this module, and has no use for numpy
 
 @dataclass(frozen=True)
 class TokenizerRow:
-    """where: ``module:object``, the family. help: what it is, in a few words. settings: those that it alone reads."""
+    """where: ``module:object``, the family. help: what it is, in a few words. settings: those that not all read."""
 
     where: str
     help: str
@@ -31,8 +31,12 @@ class TokenizerRow:
         return found
 
 
+_ENCODERS = "gmtool.tokenizers.encoder"
 TOKENIZERS: Mapping[str, TokenizerRow] = {
-    "dinov2": TokenizerRow("gmtool.tokenizers.dinov2:FAMILY", "facebook/dinov2-with-registers-base"),
+    "dinov2": TokenizerRow(f"{_ENCODERS}:DINOV2", "facebook/dinov2-with-registers-base", ("layers",)),
+    "dinov3": TokenizerRow(f"{_ENCODERS}:DINOV3", "facebook/dinov3-vitb16-pretrain-lvd1689m", ("layers",)),
+    "siglip2": TokenizerRow(f"{_ENCODERS}:SIGLIP2", "google/siglip2-base-patch16-256", ("layers",)),
+    "mae": TokenizerRow(f"{_ENCODERS}:MAE", "facebook/vit-mae-base", ("layers",)),
     "sd-vae": TokenizerRow("gmtool.tokenizers.sd_vae:FAMILY", "stabilityai/sd-vae-ft-ema; extra: sd-vae"),
     "pixels": TokenizerRow(
         "gmtool.tokenizers.pixels:FAMILY", "patches of pixels, needs no weights", ("patch_size", "channels")

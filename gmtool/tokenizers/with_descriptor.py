@@ -1,7 +1,7 @@
-"""A tokenizer whose descriptors are those of another network: the [CLS] token of a DINOv2.
+"""A tokenizer whose descriptors are those of another network, an encoder such as DINOv2.
 
 Clusters of descriptors become modes, so what they should have in common is content. A tokenizer of pixels or of an
-autoencoder has no such summary of its own: this one keeps its latents and takes the descriptors from a DINOv2.
+autoencoder has no such summary of its own: this one keeps its latents and takes the descriptors from an encoder.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ from torch import Tensor
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.tokenizers.base import Encoded, Tokenizer
-from gmtool.tokenizers.dinov2 import Dinov2
 
 DESCRIPTOR = "descriptor"
-"""The key, among a tokenizer's settings, of the settings of the DINOv2 that describes."""
+"""The key, among a tokenizer's settings, of the settings of the encoder that describes."""
+FAMILY = "tokenizer"
+"""The key, among these, of the encoder's family; a DINOv2 goes without saying, as it did when there was no other."""
+_FIRST_FAMILY = "dinov2"
 
 
 def described_spec(spec: TokenizerSpec, describer: TokenizerSpec) -> TokenizerSpec:
-    """The record of a tokenizer ``spec`` that is described by a DINOv2."""
-    return TokenizerSpec(spec.name, {**spec.settings, DESCRIPTOR: dict(describer.settings)}, spec.arrays)
+    """The record of a tokenizer ``spec`` that is described by an encoder."""
+    family = {} if describer.name == _FIRST_FAMILY else {FAMILY: describer.name}
+    return TokenizerSpec(spec.name, {**spec.settings, DESCRIPTOR: {**describer.settings, **family}}, spec.arrays)
 
 
 def describer_spec(spec: TokenizerSpec) -> TokenizerSpec | None:
-    """The record of the DINOv2 that describes for a tokenizer, None where it describes itself."""
+    """The record of the encoder that describes for a tokenizer, None where it describes itself."""
     settings: Mapping[str, Any] | None = spec.settings.get(DESCRIPTOR)
-    return None if settings is None else TokenizerSpec("dinov2", settings)
+    if settings is None:
+        return None
+    own = {name: value for name, value in settings.items() if name != FAMILY}
+    return TokenizerSpec(settings.get(FAMILY, _FIRST_FAMILY), own)
 
 
 def undescribed(spec: TokenizerSpec) -> TokenizerSpec:
@@ -42,7 +48,7 @@ class WithDescriptor:
     """tokenizer: gives latents and images. describer: gives descriptors, of the same images."""
 
     tokenizer: Tokenizer
-    describer: Dinov2
+    describer: Tokenizer
 
     @property
     def image_size(self) -> int:

@@ -393,7 +393,7 @@ def test_latents_that_cannot_be_stored(
         weights["embeddings.cls_token"][:] = value
         safetensors.torch.save_file(weights, model / "model.safetensors")
     else:
-        monkeypatch.setattr("gmtool.tokenizers.dinov2.Dinov2.encode", lambda self, images: _huge(len(images), value))
+        monkeypatch.setattr("gmtool.tokenizers.encoder.Encoder.encode", lambda self, images: _huge(len(images), value))
     config = EncodeConfig(TokenizerSettings(str(model), image_size=32), batch_size=4, workers=0)
     with pytest.raises(UserError, match=words):
         encode_images(folder, tmp_path / "latents.h5", config, Progress())

@@ -388,7 +388,7 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         (["model.pt", "--gmm", "text.pkl"], "text.pkl is damaged, or is not a pickle of arrays"),
         (["model.pt", "--gmm", "bad.pkl"], "bad.pkl asks for posix.system, which is not data"),
         (["model.pt", "taken"], "taken exists: choose another folder"),
-        (["model.pt", "--tokenizer", str(vae)], "cannot be loaded"),
+        (["model.pt", "--tokenizer", str(vae)], "is no encoder: give dinov2, dinov3, siglip2, mae"),
         (["gmflow", "--tokenizer", str(dino)], "no AutoencoderKL"),
         (["gmflow", "--condition", "class"], "--condition is for a DiTDH"),
         (["model.pt", "--time-shift", "0"], "--time-shift must be at least 0.001"),

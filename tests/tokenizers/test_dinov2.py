@@ -17,7 +17,7 @@ from gmtool.errors import MachineError, UserError
 from gmtool.runtime import compute_dtype
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.choose import choose_tokenizer
-from gmtool.tokenizers.dinov2 import Dinov2, dinov2_spec
+from gmtool.tokenizers.encoder import DINOV2, Encoder
 from gmtool.tokenizers.settings import TokenizerSettings
 
 DATA = Path(__file__).parents[1] / "data"
@@ -32,8 +32,8 @@ def golden() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Dinov2:
-    return Dinov2(dinov2_spec(str(DATA / "rae_encoder"), 64), CPU)
+def encoder() -> Encoder:
+    return Encoder(DINOV2.spec(str(DATA / "rae_encoder"), 64), CPU)
 
 
 def save_random(folder: Path, **changes: object) -> Path:
@@ -46,13 +46,13 @@ def save_random(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def test_patches_and_cls(encoder: Dinov2, golden: dict[str, Tensor]) -> None:
+def test_patches_and_cls(encoder: Encoder, golden: dict[str, Tensor]) -> None:
     encoded = encoder.encode_normalised(golden["pixel_values"])
     torch.testing.assert_close(encoded.patches, golden["latents_raw"], **CLOSE)
     torch.testing.assert_close(encoded.descriptors, golden["cls_ln"], **CLOSE)
 
 
-def test_resizing(encoder: Dinov2, golden: dict[str, Tensor]) -> None:
+def test_resizing(encoder: Encoder, golden: dict[str, Tensor]) -> None:
     mean, std = golden["image_mean"].view(3, 1, 1), golden["image_std"].view(3, 1, 1)
     resized = encoder.normalise(golden["image_to_resize"])
     torch.testing.assert_close(resized, (golden["image_resized"] - mean) / std, **CLOSE)
@@ -61,13 +61,13 @@ def test_resizing(encoder: Dinov2, golden: dict[str, Tensor]) -> None:
     torch.testing.assert_close(normalised, golden["latents_from_resized"], **CLOSE)
 
 
-def test_position_embeddings_of_another_size(encoder: Dinov2, golden: dict[str, Tensor]) -> None:
+def test_position_embeddings_of_another_size(encoder: Encoder, golden: dict[str, Tensor]) -> None:
     mean, std = golden["image_mean"].view(3, 1, 1), golden["image_std"].view(3, 1, 1)
     encoded = encoder.encode_normalised((golden["image_interp"] - mean) / std)
     torch.testing.assert_close(encoded.patches, golden["latents_raw_interp"], **CLOSE)
 
 
-def test_uint8_images_are_scaled_to_one(encoder: Dinov2) -> None:
+def test_uint8_images_are_scaled_to_one(encoder: Encoder) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     encoded = encoder.encode(images)
     expected = encoder.encode_normalised(encoder.normalise(images / 255))
@@ -82,14 +82,14 @@ def test_uint8_images_are_scaled_to_one(encoder: Dinov2) -> None:
 @pytest.mark.parametrize(("patch", "size"), [(14, 32), (16, 32), (8, 50)])
 def test_without_registers_any_patch_size_gives_a_token_for_16_pixels(tmp_path: Path, patch: int, size: int) -> None:
     folder = save_random(tmp_path / "dino", patch_size=patch, image_size=4 * patch)
-    tokenizer = Dinov2(dinov2_spec(str(folder), size), CPU)
+    tokenizer = Encoder(DINOV2.spec(str(folder), size), CPU)
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert tuple(tokenizer.encode(images).patches.shape[1:]) == tokenizer.latent_shape == (16, size // 16, size // 16)
 
 
 def test_a_token_is_where_its_pixels_are(tmp_path: Path) -> None:
     folder = save_random(tmp_path / "dino", num_hidden_layers=0)  # no attention: a token sees its own patch alone
-    tokenizer = Dinov2(dinov2_spec(str(folder), 64), CPU)
+    tokenizer = Encoder(DINOV2.spec(str(folder), 64), CPU)
     base = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     spot = base.clone()
     spot[..., 20:28, 52:60] = 255  # well inside row 1, column 3
@@ -97,7 +97,7 @@ def test_a_token_is_where_its_pixels_are(tmp_path: Path) -> None:
     assert changed.nonzero().tolist() == [[1, 3]]
 
 
-def test_lower_precision_stays_near(encoder: Dinov2) -> None:
+def test_lower_precision_stays_near(encoder: Encoder) -> None:
     low = build_tokenizer(encoder.spec(), CPU, "bfloat16")
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     exact, near = encoder.encode(images).patches, low.encode(images).patches
@@ -108,7 +108,7 @@ def test_lower_precision_stays_near(encoder: Dinov2) -> None:
 
 def test_the_record_rebuilds_the_encoder_and_notices_other_weights(tmp_path: Path) -> None:
     folder = shutil.copytree(DATA / "rae_encoder", tmp_path / "dino")
-    spec = dinov2_spec(str(folder), 48)
+    spec = DINOV2.spec(str(folder), 48)
     assert build_tokenizer(spec, CPU).latent_shape == (32, 3, 3)
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
@@ -117,7 +117,7 @@ def test_the_record_rebuilds_the_encoder_and_notices_other_weights(tmp_path: Pat
         build_tokenizer(spec, CPU)
 
 
-def test_without_a_decoder_the_error_says_how_to_get_one(encoder: Dinov2) -> None:
+def test_without_a_decoder_the_error_says_how_to_get_one(encoder: Encoder) -> None:
     with pytest.raises(UserError, match=r"pip install '\.\[rae\]'.*--decoder"):
         encoder.decode(torch.zeros(1, 32, 4, 4))
 
@@ -139,14 +139,16 @@ def test_wrong_models_are_refused_in_one_line(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "good/config.json").read_text())
     cases |= {
         "no .safetensors": unlink,
-        "not a DINOv2": lambda: broken("config.json", json.dumps({"model_type": "bert"})),
+        "is a bert, no DINOv2, DINOv3, SigLIP or MAE": lambda: broken(
+            "config.json", json.dumps({"model_type": "bert"})
+        ),
         "cannot be loaded": lambda: broken("model.safetensors", "no weights"),
         "lacks weights": lambda: broken("config.json", json.dumps(config | {"num_hidden_layers": 3})),
     }
     for words, spoil in cases.items():
         spoil()
         with pytest.raises(UserError, match=words) as caught:
-            Dinov2(dinov2_spec(str(folder), 64), CPU)
+            Encoder(DINOV2.spec(str(folder), 64), CPU)
         assert "\n" not in str(caught.value)
         assert "--tokenizer" in str(caught.value)
 
@@ -154,7 +156,7 @@ def test_wrong_models_are_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["./missing", "/missing/folder", "a/b/c", "one-word", "bad name/with spaces!"])
 def test_what_is_neither_folder_nor_hub_id(model: str) -> None:
     with pytest.raises(UserError, match="no folder"):
-        dinov2_spec(model, 256)
+        DINOV2.spec(model, 256)
 
 
 def test_no_network_is_one_line_and_the_machine_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +167,12 @@ def test_no_network_is_one_line_and_the_machine_s_fault(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     with pytest.raises(MachineError, match=r"cannot be fetched.*local folder"):
-        dinov2_spec("facebook/dinov2-with-registers-base", 256)
+        DINOV2.spec("facebook/dinov2-with-registers-base", 256)
 
 
 def test_an_image_too_small_for_a_token() -> None:
     with pytest.raises(UserError, match="--image-size must be at least 16"):
-        dinov2_spec(str(DATA / "rae_encoder"), 8)
+        DINOV2.spec(str(DATA / "rae_encoder"), 8)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
@@ -182,7 +184,7 @@ def test_weights_that_never_end_are_not_read(tmp_path: Path, kind: str) -> None:
     else:
         weights.symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"more\.safetensors is no regular file"):
-        dinov2_spec(str(folder), 64)
+        DINOV2.spec(str(folder), 64)
 
 
 def test_a_model_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_a_model_of_another_kind_is_named(tmp_path: Path) -> None:
     folder = shutil.copytree(DATA / "rae_encoder", tmp_path / "model")
     Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
     for text, words in (
-        ('{"model_type": "bert"}', "is a bert: give a DINOv2"),
+        ('{"model_type": "bert"}', "is a bert: give a DINOv2, DINOv3, SigLIP or MAE, or an AutoencoderKL"),
         ("{", "cannot be loaded"),
         ("[]", "kind"),
     ):

@@ -10,13 +10,15 @@ from torch import Tensor
 from gmtool.errors import UserError
 from gmtool.foreign import rae_decoder
 from gmtool.tokenizers.build import build_tokenizer
-from gmtool.tokenizers.dinov2 import dinov2_spec
-from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD, Decoder, load_decoder
+from gmtool.tokenizers.encoder import DINOV2
+from gmtool.tokenizers.rae import Decoder, load_decoder
+from gmtool.tokenizers.vit import IMAGENET
 
 diffusers = pytest.importorskip("diffusers")
 
 DATA = Path(__file__).parents[1] / "data"
 CPU = torch.device("cpu")
+ENCODER = DINOV2.spec(str(DATA / "rae_encoder"), 64)
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 
 
@@ -62,7 +64,7 @@ def save(golden: dict[str, Tensor], folder: Path, positions: str) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(golden: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_decoder(str(save(golden, tmp_path_factory.mktemp("rae"), "weight:decoder_pos_embed")), CPU)
+    return load_decoder(str(save(golden, tmp_path_factory.mktemp("rae"), "weight:decoder_pos_embed")), CPU, ENCODER)
 
 
 def grid(tokens: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ def test_another_grid_is_resized(decoder: Decoder, golden: dict[str, Tensor]) ->
 
 
 def test_trained_position_embeddings_are_loaded(golden: dict[str, Tensor], tmp_path: Path) -> None:
-    decoder = load_decoder(str(save(golden, tmp_path / "rae", "decoder_pos_embed_perturbed")), CPU)
+    decoder = load_decoder(str(save(golden, tmp_path / "rae", "decoder_pos_embed_perturbed")), CPU, ENCODER)
     expected = decoder.network.decoder.unpatchify(golden["logits_pos_perturbed"])
     torch.testing.assert_close(decoder.decode_float(grid(golden["latents"])), expected, **CLOSE)
 
@@ -94,8 +96,7 @@ def test_uint8_images_of_the_size_asked(decoder: Decoder, golden: dict[str, Tens
 
 def test_the_tokenizer_decodes_with_it(golden: dict[str, Tensor], tmp_path: Path) -> None:
     folder = save(golden, tmp_path / "rae", "weight:decoder_pos_embed")
-    spec = dinov2_spec(str(DATA / "rae_encoder"), 64)
-    tokenizer = build_tokenizer(spec, CPU, decoder=str(folder))
+    tokenizer = build_tokenizer(ENCODER, CPU, decoder=str(folder))
     images = tokenizer.decode(grid(golden["latents"]))
     assert images.shape == (2, 3, 64, 64)
     assert images.dtype == torch.uint8
@@ -109,19 +110,19 @@ def test_a_checkpoint_as_its_authors_store_it(
     weights = {key.removeprefix("weight:"): each for key, each in golden.items() if key.startswith("weight:")}
     torch.save(weights | {"decoder_pos_embed": golden["decoder_pos_embed_perturbed"]}, tmp_path / "model.pt")
     with pytest.raises(UserError, match="--decoder: a width of 48 is none of RAE's"):
-        load_decoder(str(tmp_path / "model.pt"), CPU)
+        load_decoder(str(tmp_path / "model.pt"), CPU, ENCODER)
     monkeypatch.setattr(rae_decoder, "HEADS", {48: 4})
-    decoder = load_decoder(str(tmp_path / "model.pt"), CPU)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    decoder = load_decoder(str(tmp_path / "model.pt"), CPU, ENCODER)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
     expected = decoder.network.decoder.unpatchify(golden["logits_pos_perturbed"]) * std + mean
     torch.testing.assert_close(decoder.decode_float(grid(golden["latents"])), expected, **CLOSE)
     for name, content in {"few": {"decoder_embed.weight": torch.zeros(48, 32)}, "none": [1]}.items():
         torch.save(content, tmp_path / f"{name}.pt")
         with pytest.raises(UserError, match=rf"{name}\.pt") as caught:
-            load_decoder(str(tmp_path / f"{name}.pt"), CPU)
+            load_decoder(str(tmp_path / f"{name}.pt"), CPU, ENCODER)
         assert "\n" not in str(caught.value)
 
 
 def test_another_model_is_no_decoder() -> None:
     with pytest.raises(UserError, match=r"--decoder .* not an AutoencoderRAE"):
-        load_decoder(str(DATA / "rae_encoder"), CPU)
+        load_decoder(str(DATA / "rae_encoder"), CPU, ENCODER)

@@ -21,7 +21,7 @@ from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.run import encode_images
 from gmtool.tokenizers import sd_vae
 from gmtool.tokenizers.build import build_tokenizer
-from gmtool.tokenizers.dinov2 import Dinov2, dinov2_spec
+from gmtool.tokenizers.encoder import DINOV2, Encoder
 from gmtool.tokenizers.sd_vae import SdVae, sd_vae_spec
 from gmtool.tokenizers.settings import TokenizerSettings
 
@@ -120,7 +120,7 @@ def test_the_record_rebuilds_it_and_notices_other_weights(folder: Path, images: 
     low = build_tokenizer(spec, CPU, "bfloat16")
     difference = low.encode(images).patches - SdVae(spec, CPU).encode(images).patches
     assert 0 < float(difference.abs().max()) < 0.1
-    with pytest.raises(UserError, match="--decoder is for latents of a DINOv2; those of sd-vae need none"):
+    with pytest.raises(UserError, match="--decoder is for latents of an encoder; those of sd-vae need none"):
         build_tokenizer(spec, CPU, decoder="somewhere")
     with (copy / "diffusion_pytorch_model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
@@ -135,7 +135,7 @@ def test_a_dinov2_can_describe(folder: Path, pictures: Path, tmp_path: Path, tok
     config = EncodeConfig(TokenizerSettings(name, image_size=16, descriptor=str(DINO)), workers=0, device="cpu")
     report = encode_images(pictures, tmp_path / "latents.h5", config, Progress())
     assert report.descriptor_size == 32
-    describer = Dinov2(dinov2_spec(str(DINO), 16), CPU)
+    describer = Encoder(DINOV2.spec(str(DINO), 16), CPU)
     with open_latents(tmp_path / "latents.h5") as latents:
         first = np.array(Image.open(pictures / latents.names()[0]))
         image = torch.from_numpy(first).permute(2, 0, 1)[None]

@@ -24,7 +24,7 @@ from gmtool.runtime import compute_dtype
 from gmtool.settings import Precision, as_flat, changed
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.streams import generator
-from gmtool.tokenizers.build import depends_on_precision, latent_sizes, takes_grey
+from gmtool.tokenizers.build import depends_on_precision, facts_of_models, latent_sizes, takes_grey
 from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
 
 
@@ -86,6 +86,7 @@ class EncodePlan:
             work=(
                 ("makes", f"{layout.capacity:,} samples of {shape}, descriptors of {layout.descriptor_size}"),
                 ("tokenizer", self.tokenizer.name),
+                *facts_of_models(self.tokenizer),
                 ("free", f"{human_bytes(free_bytes(self.output.target))} on the disk of {self.output.path}"),
                 *(("leaves out", str(kind)) for kind in found.left_out),
                 *(("classes without images", empty) for _ in range(bool(empty))),

@@ -34,7 +34,7 @@ from gmtool.runtime import allow_tf32
 from gmtool.stages.encode.batches import EncodedBatch, encoded_batches
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.plan import EncodePlan, class_counts, empty_classes, plan_encoding
-from gmtool.tokenizers.build import latent_sizes
+from gmtool.tokenizers.build import facts_of_models, latent_sizes
 from gmtool.tokenizers.choose import fit_tokenizer
 
 SAVE_SECONDS = 5.0
@@ -129,6 +129,8 @@ def encode_images(
     progress.note(forecast.title)
     if forecast.choices:
         progress.note("defaults: " + " ".join(f"{choice.flag} {choice.value}" for choice in forecast.choices))
+    for name, fact in facts_of_models(plan.tokenizer):
+        progress.note(f"{name}: {fact}")
     for kind in plan.images.left_out:
         progress.note(f"left out: {kind}")
     with plan.output.locked(world.first):

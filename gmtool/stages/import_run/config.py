@@ -43,8 +43,8 @@ class ImportConfig(Settings):
     tokenizer: Annotated[
         str | None,
         Option(
-            "Hub id or folder of the encoder of the latents: a DINOv2 for a DiTDH, an AutoencoderKL for a GM-DiT. "
-            "Default: facebook/dinov2-with-registers-base; the vae/ in SOURCE or stabilityai/sd-vae-ft-ema.",
+            "Hub id or folder of the encoder of the latents: DINOv2, SigLIP 2 or MAE for a DiTDH, an AutoencoderKL for "
+            "a GM-DiT. Default: facebook/dinov2-with-registers-base; the vae/ in SOURCE or stabilityai/sd-vae-ft-ema.",
             metavar="ID|FOLDER",
         ),
     ] = None

@@ -27,8 +27,10 @@ from gmtool.huggingface import local_or_hub_file
 from gmtool.nn.architecture import TransformerArchitecture
 from gmtool.settings import flag
 from gmtool.stages.import_run.config import ImportConfig
-from gmtool.tokenizers import dinov2, sd_vae
+from gmtool.tokenizers import sd_vae
 from gmtool.tokenizers.build import latent_sizes, model_of
+from gmtool.tokenizers.choose import encoder_spec
+from gmtool.tokenizers.encoder import DINOV2, TOKEN_PIXELS
 
 STATISTICS, PATCH_MIXTURE = "stat.pt", "spatial_gmm*.pkl"
 """What is looked for beside a checkpoint."""
@@ -83,8 +85,8 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
     statistics = read_statistics(files["statistics"], architecture.shape)
     if mixture is not None:
         _check_size(mixture, architecture, files["gmm"])
-    default, shift = dinov2.DEFAULT_MODEL, shift_for(int(np.prod(architecture.shape)))
-    spec = dinov2.dinov2_spec(config.tokenizer or default, architecture.shape[1] * dinov2.TOKEN_PIXELS)
+    default, shift = DINOV2.model, shift_for(int(np.prod(architecture.shape)))
+    spec = encoder_spec(config.tokenizer or default, architecture.shape[1] * TOKEN_PIXELS, "--tokenizer")
     choices = [Choice(flag(name), str(path), "found beside the checkpoint") for name, path in beside.items()]
     if config.condition is None:
         choices.append(Choice("--condition", labels.condition, "the only one that the weights allow"))
