@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import re
-import time
-import urllib.request
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPResponse
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+from gmtool.downloads import download
 from gmtool.errors import MachineError, UserError
 from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.evaluation.features import Features
@@ -33,11 +29,6 @@ from gmtool.progress import Progress
 
 FEATURES, LOGITS = "2048", "logits_unbiased"
 """torch-fidelity's names of the layers: features of FID, KID, precision and recall; logits of the Inception score."""
-
-MIB = 2**20
-
-CONNECT_SECONDS = 5.0
-"""Longest silence of the server."""
 
 SIZE = 2048
 """D of the pooled features."""
@@ -134,19 +125,11 @@ def fetch_weights(progress: Progress, seconds: float | None) -> Path:
     """Download the published weights into the cache and return their path.
 
     seconds: give up when it takes longer; None: wait as long as data keep coming. Raises MachineError after at most
-    `CONNECT_SECONDS` of silence, when the time is up, or when the content is not what was published.
+    `gmtool.downloads.CONNECT_SECONDS` of silence, when the time is up, or when the content is not what was published.
     """
     target = weights_cache()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(weights_url(), timeout=CONNECT_SECONDS) as answer, written_aside(target) as part:
-            progress.begin("Inception weights", int(answer.headers["Content-Length"] or 0) // MIB, "MiB")
-            try:
-                digest = _download(answer, part, progress, seconds)
-            finally:
-                progress.end()
-            if not digest.startswith(published_digest()):
-                raise OSError("the server sent other content")
+        download(weights_url(), target, published_digest(), "Inception weights", progress, seconds)
     except OSError as error:  # also URLError, HTTPError and timeouts
         reason = getattr(error, "reason", error)
         raise MachineError(
@@ -154,21 +137,6 @@ def fetch_weights(progress: Progress, seconds: float | None) -> Path:
             "--inception-weights FILE, or use --features tokenizer"
         ) from error
     return target
-
-
-def _download(answer: HTTPResponse, target: Path, progress: Progress, seconds: float | None) -> str:
-    """Write what the server sends to ``target``; return its SHA-256. Raises TimeoutError after ``seconds``."""
-    digest, deadline = hashlib.sha256(), time.monotonic() + (seconds or math.inf)
-    received = 0
-    with target.open("wb") as file:
-        while block := answer.read1(MIB):  # what is there: a slow server must not hold us beyond the deadline
-            file.write(block)
-            digest.update(block)
-            progress.advance((received + len(block)) // MIB - received // MIB)
-            received += len(block)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not done after {seconds:g} s")
-    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> Weights:

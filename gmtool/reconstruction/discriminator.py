@@ -1,0 +1,122 @@
+"""A discriminator on the features of a frozen DINO ViT, which cannot forget what images look like.
+
+An image in [-1, 1] is resized (bilinear) to the ViT's own size. Features are its patch tokens after the last block,
+before the final norm, and after some blocks on the way. Each of these has a head of its own over the tokens as a
+sequence: a convolution k = 1, then (x + f(x)) / sqrt(2) with f a circular convolution, k = 9, then a convolution to one
+logit a token; the first two are followed by a normalisation over the tokens of a sample and channel, and LeakyReLU 0.2.
+All convolutions are spectrally normalised: one power iteration a forward pass in training, as stored in evaluation.
+
+Sources: StyleGAN-T (arXiv 2301.09515), section 3.2; RAE (arXiv 2510.11690). Weights of the heads have the names of
+RAE's public implementation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import spectral_norm
+
+from gmtool.streams import key_seed
+from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD
+
+NORM_EPS = 1e-6
+SLOPE = 0.2
+READINGS = 4
+"""Blocks on the way whose tokens are read by default."""
+
+
+class DinoFeatures(nn.Module):
+    """The tokens of a ViT of transformers, frozen: images (B, 3, H, W) in [-1, 1] -> a list of (B, C, tokens).
+
+    blocks: numbers, from 0, of those after which tokens are read; they follow those after the last block.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: Any, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.blocks = tuple(blocks)
+        self.size = int(network.config.image_size)
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+        # ((x + 1) / 2 - mean) / std as one product and sum
+        self.register_buffer("scale", 0.5 / std, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
+
+    @property
+    def width(self) -> int:
+        """Channels of the tokens."""
+        return int(self.network.config.hidden_size)
+
+    def train(self, mode: bool = True) -> DinoFeatures:
+        """Frozen, it stays in evaluation."""
+        self.training = mode
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See the class."""
+        if images.shape[-2:] != (self.size, self.size):
+            images = functional.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
+        tokens = self.network.embeddings(images * self.scale + self.shift)
+        read = []
+        for block in vit_blocks(self.network):
+            found = block(tokens)
+            tokens = found[0] if isinstance(found, tuple) else found  # as older versions of transformers return it
+            read.append(tokens[:, 1:].transpose(1, 2))
+        return [read[-1], *(read[number] for number in self.blocks)]
+
+
+def vit_blocks(network: Any) -> nn.ModuleList:
+    """The blocks of a ViTModel, wherever its version of transformers keeps them."""
+    return network.layers if hasattr(network, "layers") else network.encoder.layer
+
+
+def default_blocks(depth: int) -> tuple[int, ...]:
+    """The last block of each quarter of a ViT: 2, 5, 8, 11 of 12."""
+    return tuple(sorted({max(0, depth * part // READINGS - 1) for part in range(1, READINGS + 1)}))
+
+
+class _Residual(nn.Module):
+    """(x + f(x)) / sqrt(2)."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (tokens + self.fn(tokens)) / math.sqrt(2)
+
+
+def _block(width: int, kernel: int) -> nn.Sequential:
+    convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
+    # a group a channel: the mean and variance of each over a sample's tokens
+    return nn.Sequential(spectral_norm(convolution), nn.GroupNorm(width, width, NORM_EPS), nn.LeakyReLU(SLOPE))
+
+
+def _head(width: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(_block(width, 1), _Residual(_block(width, kernel)), spectral_norm(nn.Conv1d(width, 1, 1)))
+
+
+class Discriminator(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] -> logits (B, (blocks + 1) x tokens) float32, all heads side by side.
+
+    Only ``heads`` are trained.
+    """
+
+    def __init__(self, features: DinoFeatures, kernel: int = 9, seed: int = 0) -> None:
+        super().__init__()
+        self.features = features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key_seed(seed, "discriminator"))
+            self.heads = nn.ModuleList(_head(features.width, kernel) for _ in range(1 + len(features.blocks)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        found = [head(tokens).flatten(1) for head, tokens in zip(self.heads, self.features(images), strict=True)]
+        return torch.cat(found, 1).float()
