@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.utils import spectral_norm
 
 from gmtool.streams import key_seed
-from gmtool.tokenizers.rae import IMAGENET_MEAN, IMAGENET_STD
+from gmtool.tokenizers.vit import IMAGENET
 
 NORM_EPS = 1e-6
 SLOPE = 0.2
@@ -44,7 +44,7 @@ class DinoFeatures(nn.Module):
         self.network = network.requires_grad_(False).eval()
         self.blocks = tuple(blocks)
         self.size = int(network.config.image_size)
-        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
         # ((x + 1) / 2 - mean) / std as one product and sum
         self.register_buffer("scale", 0.5 / std, persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
