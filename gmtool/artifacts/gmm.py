@@ -102,19 +102,19 @@ class GmmFile(Hdf5Reader):
 
     def patch_mean(self, modes: np.ndarray) -> np.ndarray:
         """Means float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated."""
-        found = self.read("patch_mean", modes)
+        means = self.read("patch_mean", modes)
         with reading(self.path, _REPAIR):
-            if not np.isfinite(found).all():
+            if not np.isfinite(means).all():
                 raise ValueError("patch_mean holds a number that is NaN or infinite")
-        return found
+        return means
 
     def patch_std(self, modes: np.ndarray) -> np.ndarray:
         """Standard deviations float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated."""
-        found = self.read("patch_std", modes)
+        stds = self.read("patch_std", modes)
         with reading(self.path, _REPAIR):
-            if not (np.isfinite(found).all() and (found > 0).all()):
+            if not (np.isfinite(stds).all() and (stds > 0).all()):
                 raise ValueError("patch_std holds a number that is NaN, infinite or not positive")
-        return found
+        return stds
 
     def kept(self, rows: Rows) -> Assignments:
         """The kept modes of some data: a slice with a positive step, or indices in any order, also repeated."""
@@ -270,4 +270,4 @@ def write_gmm(
         written_aside(path) as part,
         GmmWriter.create(part, descriptors, kept, shape, weights) as writer,
     ):
-        return writer.finish([writer.write(each) for each in patches], stage, latents, config, details)
+        return writer.finish([writer.write(patch) for patch in patches], stage, latents, config, details)

@@ -113,8 +113,8 @@ class Hdf5Reader:
             raise IndexError(f"{self.path} has rows 0 to {last} of {name}, not {wanted.min()} to {wanted.max()}")
         unique, inverse = np.unique(wanted, return_inverse=True)
         with reading(self.path, self._repair):
-            found = self._read_increasing(source, unique, out)
-        return found if np.array_equal(unique, wanted) else found[inverse]
+            values = self._read_increasing(source, unique, out)
+        return values if np.array_equal(unique, wanted) else values[inverse]
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """A dataset that is read by rows, from the first to the last, some rows at a time."""
@@ -306,7 +306,7 @@ def read_column(file: h5py.File, name: str, arrays: Mapping[str, Array]) -> np.n
     dataset, known = file[name], arrays.get(name)
     values = dataset[...] if known is None or not known.shape else dataset[: known.shape[0]]
     if dataset.dtype == object:  # texts of any length
-        values = np.array([each if isinstance(each, bytes) else str(each).encode() for each in values], np.bytes_)
+        values = np.array([text if isinstance(text, bytes) else str(text).encode() for text in values], np.bytes_)
     if known is not None and known.checksum and known.checksum != checksum(values):
         raise ValueError(f"the checksum of {name} does not match")
     return values

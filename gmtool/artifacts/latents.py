@@ -115,8 +115,8 @@ class LatentsFile(Hdf5Reader):
             if not np.isfinite(block).all():
                 raise UserError(f"{self.path} holds latents that are not finite: {_REPAIR}")
             moments = moments.update(block)
-        for found, known in ((moments.mean, self.mean), (moments.variance, self.var)):
-            if not np.allclose(found, known, rtol=1e-9, atol=1e-12):
+        for computed, known in ((moments.mean, self.mean), (moments.variance, self.var)):
+            if not np.allclose(computed, known, rtol=1e-9, atol=1e-12):
                 raise UserError(f"the latents of {self.path} were changed since they were written: {_REPAIR}")
 
 
@@ -172,7 +172,7 @@ def write_latents(
     flipped = np.zeros(count, bool) if flipped is None else flipped
     with written_aside(path) as part:
         layout = Layout(
-            count, first.shape[1:], descriptors.shape[1], tuple(classes), max(len(each.encode()) for each in names)
+            count, first.shape[1:], descriptors.shape[1], tuple(classes), max(len(name.encode()) for name in names)
         )
         with LatentsWriter.create(part, layout, tokenizer, provenance) as writer:
             for batch in itertools.chain([first], batches):
@@ -254,7 +254,7 @@ class LatentsWriter(Hdf5Writer):
         )
         names, classes = (
             h5py.string_dtype("utf-8", max(size, 1))
-            for size in (layout.name_size, max((len(each.encode()) for each in layout.classes), default=1))
+            for size in (layout.name_size, max((len(name.encode()) for name in layout.classes), default=1))
         )
 
         def build(file: h5py.File) -> None:
@@ -264,7 +264,7 @@ class LatentsWriter(Hdf5Writer):
             allocate(file, "labels", (count,), np.dtype(np.int64))
             allocate(file, "flipped", (count,), np.dtype(bool))
             allocate(file, "names", (count,), names)
-            encoded = np.array([each.encode() for each in layout.classes], classes)
+            encoded = np.array([name.encode() for name in layout.classes], classes)
             file.create_dataset("classes", data=encoded, dtype=classes)
             for name in ("mean", "var"):
                 file.create_dataset(name, data=np.zeros(shape))
@@ -300,7 +300,7 @@ class LatentsWriter(Hdf5Writer):
         self._write_rows("cls", row, descriptors)
         self._write_rows("labels", row, labels)
         self._write_rows("flipped", row, flipped)
-        self._write_rows("names", row, np.array([each.encode() for each in names], np.bytes_))
+        self._write_rows("names", row, np.array([name.encode() for name in names], np.bytes_))
 
     def finish(self, count: int, moments: RunningMoments, details: Mapping[str, Any] | None = None) -> Manifest:
         """Say that ``count`` samples are there, add the moments and the final manifest, flush; return the manifest."""

@@ -87,7 +87,7 @@ class Manifest:
 
     def input(self, role: str) -> Input | None:
         """The input of this role, or None."""
-        return next((each for each in self.inputs if each.role == role), None)
+        return next((entry for entry in self.inputs if entry.role == role), None)
 
 
 def parse_manifest(text: str | bytes, path: Path) -> Manifest:
@@ -110,15 +110,17 @@ def parse_manifest(text: str | bytes, path: Path) -> Manifest:
             stage=_expect(str, raw["stage"]),
             fingerprint=_expect(str, raw["fingerprint"]),
             config=_expect(dict, raw["config"]),
-            inputs=tuple(Input(**{name: _expect(str, text) for name, text in each.items()}) for each in raw["inputs"]),
+            inputs=tuple(
+                Input(**{name: _expect(str, text) for name, text in entry.items()}) for entry in raw["inputs"]
+            ),
             arrays={
                 name: Array(
-                    tuple(_expect(int, size) for size in each["shape"]),
-                    _expect(str, each["dtype"]),
-                    _expect(str, each["unit"]),
-                    _expect(str, each.get("checksum", "")),
+                    tuple(_expect(int, size) for size in array["shape"]),
+                    _expect(str, array["dtype"]),
+                    _expect(str, array["unit"]),
+                    _expect(str, array.get("checksum", "")),
                 )
-                for name, each in raw["arrays"].items()
+                for name, array in raw["arrays"].items()
             },
             details=_expect(dict, raw["details"]),
             gmtool=_expect(str, raw["gmtool"]),

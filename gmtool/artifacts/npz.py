@@ -90,7 +90,7 @@ def _header(file: IO[bytes], size: int) -> Header:
     shape, fortran, dtype = read(file)
     if dtype.kind not in "biufc":
         raise ValueError(f"arrays of {dtype} are no numbers")
-    found = Header(shape, dtype, fortran)
-    if min(shape, default=0) < 0 or found.bytes != size - file.tell():
+    header = Header(shape, dtype, fortran)
+    if min(shape, default=0) < 0 or header.bytes != size - file.tell():
         raise ValueError(f"an array {shape} of {dtype} has another size")
-    return found
+    return header

@@ -116,7 +116,7 @@ class Output:
         if self.work.exists() and (
             not self.work.is_dir()
             or self.work.is_symlink()
-            or any(each.name not in (LOCK, PART, STATE, OLD) and not is_part(each) for each in _in(self.work))
+            or any(entry.name not in (LOCK, PART, STATE, OLD) and not is_part(entry) for entry in _in(self.work))
         ):
             raise UserError(f"{self.work} is in the way, and gmtool did not make it: move it away")
 

@@ -154,7 +154,7 @@ def _averages(manifest: Manifest) -> tuple[str, ...]:
 
 def is_unfinished(path: Path) -> bool:
     """Whether a folder without a record is empty, or holds only what `create_run` writes before the record."""
-    return all(each == path / STATISTICS or is_part(each) for each in path.iterdir())
+    return all(entry == path / STATISTICS or is_part(entry) for entry in path.iterdir())
 
 
 def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tokenizer: TokenizerSpec) -> RunFolder:

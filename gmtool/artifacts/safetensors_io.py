@@ -28,8 +28,8 @@ CHECKSUMS = "gmtool.checksums"
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors aside, then rename the file to ``path``. Raises OSError when the disk is full."""
     with written_aside(path) as part:
-        stored = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
-        checksums = {name: tensor_checksum(each) for name, each in stored.items()}
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
         try:
             save_file(stored, part, {CHECKSUMS: json.dumps(checksums)})
         except SafetensorError as error:
@@ -65,7 +65,9 @@ def read_tensors(
                 tensors = {name: file.get_tensor(name) for name in (present if names is None else names)}
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        changed = next((name for name, each in tensors.items() if known and known[name] != tensor_checksum(each)), None)
+        changed = next(
+            (name for name, tensor in tensors.items() if known and known[name] != tensor_checksum(tensor)), None
+        )
         if changed is not None:
             raise ValueError(f"the checksum of {changed} does not match")
     return tensors

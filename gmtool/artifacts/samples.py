@@ -77,13 +77,13 @@ def open_samples(path: Path) -> SamplesFolder:
 def strangers(folder: Path) -> tuple[str, ...]:
     """What is in a folder of samples, by its path in it, that neither ``gmtool sample`` nor ``gmtool eval`` wrote."""
     own = {MANIFEST, IMAGES, LATENTS, GRID, METRICS, *_OF_THE_SYSTEM}
-    found = [path for path in folder.iterdir() if path.name not in own and not (path.is_file() and is_part(path))]
+    foreign = [path for path in folder.iterdir() if path.name not in own and not (path.is_file() and is_part(path))]
     pictures = folder / PICTURES
-    if pictures in found and pictures.is_dir() and not pictures.is_symlink():
-        found.remove(pictures)
-        found += [
+    if pictures in foreign and pictures.is_dir() and not pictures.is_symlink():
+        foreign.remove(pictures)
+        foreign += [
             path
             for path in pictures.iterdir()
             if not re.fullmatch(r"\d{6,}\.png", path.name) and path.name not in _OF_THE_SYSTEM
         ]
-    return tuple(sorted(str(path.relative_to(folder)) for path in found))
+    return tuple(sorted(str(path.relative_to(folder)) for path in foreign))

@@ -123,28 +123,28 @@ def _is_unicode(text: str) -> bool:
 def _by_reason(left_out: Iterable[LeftOut]) -> tuple[LeftOutKind, ...]:
     """What is left out, by its reasons."""
     names: dict[str, list[str]] = {}
-    for each in left_out:
-        names.setdefault(each.reason, []).append(each.path.encode(errors="backslashreplace").decode())
-    return tuple(LeftOutKind(reason, len(found), tuple(sorted(found)[:LISTED])) for reason, found in names.items())
+    for item in left_out:
+        names.setdefault(item.reason, []).append(item.path.encode(errors="backslashreplace").decode())
+    return tuple(LeftOutKind(reason, len(paths), tuple(sorted(paths)[:LISTED])) for reason, paths in names.items())
 
 
 def _labelled(root: Path, tree: FileTree, images: Sequence[File]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The label of each image, int64, and the names of the classes."""
     record = next((file for file in tree.files if file.path == LABELS), None)
-    found = None if record is None else _read_labels(root, tree, record)
-    if found is None:
+    labels_by_path = None if record is None else _read_labels(root, tree, record)
+    if labels_by_path is None:
         folders = [file.path.split("/")[0] if "/" in file.path else None for file in images]
         classes = tuple(sorted({folder for folder in folders if folder is not None}))
         number = {name: index for index, name in enumerate(classes)}
         return np.array([-1 if folder is None else number[folder] for folder in folders], np.int64), classes
-    if not found:
+    if not labels_by_path:
         return np.full(len(images), -1), ()
-    missing = [file.path for file in images if file.path not in found]
+    missing = [file.path for file in images if file.path not in labels_by_path]
     if missing:
         raise UserError(
             f"{root}: {LABELS} has no label for {missing[0]} ({len(missing):,} such images): add them, or remove it"
         )
-    numbers, labels = np.unique([found[file.path] for file in images], return_inverse=True)
+    numbers, labels = np.unique([labels_by_path[file.path] for file in images], return_inverse=True)
     return labels.astype(np.int64), tuple(map(str, numbers.tolist()))
 
 

@@ -176,9 +176,9 @@ class ImageSample:
 
 def check_grey(images: ImageSet, batch: ImageBatch) -> None:
     """Raise UserError, with its name, for a colour image in a batch for a tokenizer of grey ones."""
-    found = is_grey(batch.images)
-    if not found.all():
-        name = images.names[batch.indices[int(found.int().argmin())]]
+    grey = is_grey(batch.images)
+    if not grey.all():
+        name = images.names[batch.indices[int(grey.int().argmin())]]
         raise UserError(f"{images.root}: {name} is a colour image: encode with --channels 3")
 
 

@@ -55,7 +55,9 @@ class ShuffledRows:
         """Rows (B,) of the batch of step ``step``, from 0."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = positions // self.count, positions % self.count
-        parts = [_permutation(self.count, self.seed, int(each))[places[epochs == each]] for each in np.unique(epochs)]
+        parts = [
+            _permutation(self.count, self.seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)
+        ]
         return np.concatenate(parts)
 
 

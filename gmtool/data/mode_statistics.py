@@ -68,8 +68,8 @@ class ModeTable:
     def at(self, modes: Tensor) -> ModeStatistics:
         """The statistics of modes (B,) int64, on the device."""
         if self._all is None:
-            found = self._read(modes.cpu().numpy())
-            return ModeStatistics(to_device(found.mean, self._device), to_device(found.std, self._device))
+            statistics = self._read(modes.cpu().numpy())
+            return ModeStatistics(to_device(statistics.mean, self._device), to_device(statistics.std, self._device))
         return ModeStatistics(self._pick(self._all.mean, modes), self._pick(self._all.std, modes))
 
     def _pick(self, values: Tensor, modes: Tensor) -> Tensor:

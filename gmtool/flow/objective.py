@@ -172,8 +172,8 @@ class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(x, means, scale)
-        each = [squared_norm(torch.addcmul(x, mean, scale, value=-1)) for mean in means.split(1, dim=2)]
-        return torch.cat(each, 2)
+        distances = [squared_norm(torch.addcmul(x, mean, scale, value=-1)) for mean in means.split(1, dim=2)]
+        return torch.cat(distances, 2)
 
     @staticmethod
     @once_differentiable

@@ -137,7 +137,7 @@ class Axes:
 
     def restore(self, vectors: list[Tensor]) -> list[Tensor]:
         """See `Vectors`."""
-        return [each.T.reshape(self.batch, -1, 1, len(each)) for each in vectors]
+        return [vector.T.reshape(self.batch, -1, 1, len(vector)) for vector in vectors]
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,17 @@ class Span:
         of_offsets, of_given = torch.stack(vectors).split([self.components, len(self.vectors)], dim=1)
         # (vectors, K, B P) -> (B, P, vectors, K)
         weights = of_offsets.reshape(len(vectors), -1, batch, positions).permute(2, 3, 0, 1)
-        found = list(contract(weights, self.offsets).split(1, dim=2))
+        combined = list(contract(weights, self.offsets).split(1, dim=2))
         for i, coefficients in enumerate(of_given):
-            for coefficient, each in zip(coefficients, self.vectors, strict=True):
-                found[i] = torch.addcmul(found[i], coefficient.reshape(batch, positions, 1, 1), each)
-        return found
+            for coefficient, vector in zip(coefficients, self.vectors, strict=True):
+                combined[i] = torch.addcmul(combined[i], coefficient.reshape(batch, positions, 1, 1), vector)
+        return combined
 
 
 def axes_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Axes:
     """The m'_k (B, P, K, C) and further vectors, each (B, P, 1, C), by channel."""
     inner = offsets.flatten(0, 1).permute(1, 2, 0).contiguous()
-    return Axes(inner, tuple(each.flatten(0, 2).T.contiguous() for each in vectors), len(offsets))
+    return Axes(inner, tuple(vector.flatten(0, 2).T.contiguous() for vector in vectors), len(offsets))
 
 
 def span_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Span:
@@ -262,8 +262,8 @@ class ReducedPosterior:
 
     def lift(self, r: Time, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """See `Posterior.lift`: one pass over the means for both."""
-        found = self.vectors.restore([point] if mean is None else [point, mean])
-        x, *means = (from_rows(each, self.center.shape[2:]).squeeze(COMPONENT) for each in found)
+        restored = self.vectors.restore([point] if mean is None else [point, mean])
+        x, *means = (from_rows(row, self.center.shape[2:]).squeeze(COMPONENT) for row in restored)
         return (1 - _by_sample(r, self.center)) * self.center + x, self.center + means[0] if means else None
 
 

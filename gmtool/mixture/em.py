@@ -169,12 +169,12 @@ def log_likelihood(
 ) -> float:
     """Mean log-likelihood of a sample of blocks (B, D), in nats; NaN without data. total: see `em_iterations`."""
     density: _LogDensity | None = None
-    found = mixture.weights.new_zeros(2)
+    sums = mixture.weights.new_zeros(2)
     for x in blocks:
         density = density or _LogDensity(mixture, x.dtype)
         evidence = _exponentials(density(x)[0])[2]
-        found += torch.stack([evidence.sum(dtype=found.dtype), found.new_tensor(len(x))])
-    likelihood, count = total(found).tolist()
+        sums += torch.stack([evidence.sum(dtype=sums.dtype), sums.new_tensor(len(x))])
+    likelihood, count = total(sums).tolist()
     return likelihood / count if count else math.nan
 
 
@@ -312,7 +312,7 @@ def split_largest(mixture: DiagonalMixture) -> DiagonalMixture:
     size = mixture.means.shape[1]
     signs = torch.randint(0, 2, (count, size), generator=generator("revive", size)).to(mixture.means) * 2 - 1
     offset = mixture.variances[large].sqrt() * signs * math.sqrt(2 / (math.pi * size))
-    weights, means, variances = (each.clone() for each in (mixture.weights, mixture.means, mixture.variances))
+    weights, means, variances = (tensor.clone() for tensor in (mixture.weights, mixture.means, mixture.variances))
     weights[empty] = weights[large] = mixture.weights[large] / 2
     means[empty], means[large] = mixture.means[large] + offset, mixture.means[large] - offset
     variances[empty] = mixture.variances[large]
@@ -343,10 +343,10 @@ class _LogDensity:
         _expect_spread(means, distances.sum(1))
         constant = mixture.weights.log() - 0.5 * (math.log(2 * math.pi) + variances.log() + distances).sum(1)
         coefficients = (constant, (-0.5 / variances).T, (means / variances).T)
-        self._constant, self._of_squares, self._of_values = (each.to(dtype) for each in coefficients)
+        self._constant, self._of_squares, self._of_values = (coefficient.to(dtype) for coefficient in coefficients)
         need_more = distances.sum(1) * torch.finfo(dtype).eps > PRECISION
         self.narrow = need_more.nonzero()[:, 0] if dtype != torch.float64 else constant.new_empty(0, dtype=torch.int64)
-        self._of_narrow = tuple(each[..., self.narrow] for each in coefficients)
+        self._of_narrow = tuple(coefficient[..., self.narrow] for coefficient in coefficients)
         self._joint = self._squares = self._constant.new_empty(0, 0)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -152,7 +152,7 @@ class GaussianMixture:
         mean = self.mean()
         around = rows(mean.unsqueeze(COMPONENT))
         # one component at a time, so that the difference is small and stays in the cache
-        distances = torch.cat([squared_norm(each - around) for each in rows(self.means).split(1, dim=2)], 2)
+        distances = torch.cat([squared_norm(mean - around) for mean in rows(self.means).split(1, dim=2)], 2)
         spread = from_rows(distances, self.means.shape[CHANNEL + 1 :]) / self.means.shape[CHANNEL]
         variance = (self.log_weights.exp() * (self.variance + spread)).sum(COMPONENT)
         return IsotropicGaussian(mean, variance)

@@ -86,9 +86,9 @@ def kmeans(
 ) -> Clusters:
     """The clusters of points (N, D) after at most ``iterations`` of Lloyd's iterations; see `lloyd`, `label_points`."""
     steps = lloyd(points, Centroids(seeds), iterations=iterations, device=device, use_faiss=use_faiss)
-    found = reduce(lambda _, step: step, steps, Centroids(seeds))
-    labels = label_points(points, found.centroids, device=device, use_faiss=use_faiss)
-    return Clusters(found.centroids, labels, found.history)
+    centroids = reduce(lambda _, step: step, steps, Centroids(seeds))
+    labels = label_points(points, centroids.centroids, device=device, use_faiss=use_faiss)
+    return Clusters(centroids.centroids, labels, centroids.history)
 
 
 def lloyd(
@@ -103,15 +103,15 @@ def lloyd(
     if not (points.max(initial=0) < LARGEST and points.min(initial=0) > -LARGEST):
         raise ValueError(f"coordinates of points must be below {LARGEST:g} in size")
     index = _faiss_index(points.shape[1], device) if use_faiss else None
-    found = start
-    while len(found.history) < iterations and not found.converged:
+    state = start
+    while len(state.history) < iterations and not state.converged:
         centroids, distance = (
-            _torch_iteration(points, found.centroids, device)
+            _torch_iteration(points, state.centroids, device)
             if index is None
-            else _faiss_iteration(points, found.centroids, index)
+            else _faiss_iteration(points, state.centroids, index)
         )
-        found = Centroids(centroids, (*found.history, distance / len(points)))
-        yield found
+        state = Centroids(centroids, (*state.history, distance / len(points)))
+        yield state
 
 
 def label_points(

@@ -107,9 +107,9 @@ def from_gaussian(
     log_weights = mixture.log_weights.squeeze(CHANNEL)
     y = []
     for i in range(count):
-        each = _solve(log_weights, means[:, :, i], std, z[:, i : i + 1])
-        y.append(each)
-        log_weights = _given(log_weights, (each - means[:, :, i]) / std, std)
+        value = _solve(log_weights, means[:, :, i], std, z[:, i : i + 1])
+        y.append(value)
+        log_weights = _given(log_weights, (value - means[:, :, i]) / std, std)
     lead = torch.cat(y, 1)
     if uniform is None or count == axes.shape[1]:
         return _rotate(axes.mT, lead)
@@ -216,10 +216,10 @@ def _bracketed_newton(log_weights: Tensor, means: Tensor, std: Tensor, z: Tensor
     slope = torch.ones_like(y)
     for _ in range(MOST_STEPS):
         scaled = (y - means) / std
-        found = _score(log_weights, scaled)
-        slope = _slope(log_weights, scaled, std, found)
-        low, high = torch.where(found <= z, y, low), torch.where(found >= z, y, high)
-        newton = y - (found - z) / slope
+        score = _score(log_weights, scaled)
+        slope = _slope(log_weights, scaled, std, score)
+        low, high = torch.where(score <= z, y, low), torch.where(score >= z, y, high)
+        newton = y - (score - z) / slope
         settled = ((newton - y).abs() <= resolution) | (high - low <= resolution)
         if settled.all():
             break

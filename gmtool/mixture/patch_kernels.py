@@ -40,7 +40,7 @@ def torch_add(first: np.ndarray, second: np.ndarray, x: np.ndarray, rows: np.nda
     to, samples = (torch.from_numpy(first), torch.from_numpy(second)), torch.from_numpy(x)
     buffer = torch.empty(min(TILE_TORCH, len(first)), dtype=torch.float64)
     for start in range(0, len(first), TILE_TORCH):
-        of_values, of_squares = (each[start : start + TILE_TORCH] for each in to)
+        of_values, of_squares = (sums[start : start + TILE_TORCH] for sums in to)
         values = buffer[: len(of_values)]
         for row, share in zip(rows.tolist(), shares.tolist(), strict=True):
             values.copy_(samples[row, start : start + TILE_TORCH])

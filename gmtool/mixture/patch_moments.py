@@ -306,7 +306,7 @@ def _finish(
         given = keep * own + (1 - keep) * variance + everything.floor
         mean[tile], std[tile] = center, np.sqrt(given)
         apart = np.square(center - everything.origin[tile])
-        sums += [*(np.vdot(each, per_scale) for each in (own, apart, given)), (own / given).sum()]
+        sums += [*(np.vdot(variance, per_scale) for variance in (own, apart, given)), (own / given).sum()]
     within, distance, ratio, share = (sums / mean.size).tolist()
     logarithm = 2 * float(np.log(std).mean(dtype=np.float64)) - everything.log_scale
     if settings.covariance == "spherical":

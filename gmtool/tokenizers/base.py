@@ -77,7 +77,7 @@ class ImageSample(Protocol):
 
 
 Fact = tuple[str, str]
-"""A name and what there is to say, for people."""
+"""A name and what there is to say, human-readable."""
 
 
 @dataclass(frozen=True)

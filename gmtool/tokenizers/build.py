@@ -74,7 +74,7 @@ def depends_on_precision(spec: TokenizerSpec) -> bool:
 
 
 def facts_of_models(spec: TokenizerSpec) -> tuple[Fact, ...]:
-    """What the files of its networks settle, for people; see `TokenizerFamily.facts`."""
+    """What the files of its networks settle, human-readable; see `TokenizerFamily.facts`."""
     describer = describer_spec(spec)
     own = family_of(spec.name).facts(undescribed(spec))
     if describer is None:
