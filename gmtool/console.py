@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from gmtool.forecast import Forecast
@@ -97,16 +97,23 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on standard output; the first column is left-aligned, the others right-aligned."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], bold: Container[tuple[int, int]] = ()
+) -> None:
+    """Print a table on standard output; the first column is left-aligned, the others right-aligned.
+
+    bold: the cells, row and column from 0, that stand out on a terminal.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
+    for place, row in enumerate(rows):
+        cells = enumerate(row)
+        table.add_row(*(Text(text, "bold") if (place, column) in bold else Text(text) for column, text in cells))
     width = None if sys.stdout.isatty() else 120
     Console(width=width, markup=False, highlight=False).print(table)
 

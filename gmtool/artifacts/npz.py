@@ -1,4 +1,7 @@
-"""Arrays of numbers in an .npz, read without trust: nothing is unpickled, no size believed before it is checked."""
+"""Arrays of numbers in an .npz, read without trust: nothing is unpickled, no size believed before it is checked.
+
+An array is read whole (`read_npz`), or in pieces and bounded memory (`StoredArray`), whether or not it is compressed.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from gmtool.artifacts.files import human_bytes
+from gmtool.artifacts.manifest import fingerprint
 from gmtool.errors import UserError
 
 PIECE = 2**24
@@ -32,6 +36,84 @@ class Header:
     def bytes(self) -> int:
         """Of the numbers."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array of an .npz that stays on the disk.
+
+    fingerprint: digest of its shape, its type and the checksum of its bytes that the archive holds. repair: what mends
+    the file, for messages.
+    """
+
+    path: Path
+    name: str
+    header: Header
+    fingerprint: str
+    repair: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.header.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def pieces(self, rows: range, at_once: int) -> Iterator[np.ndarray]:
+        """The entries ``rows`` (a step of 1 at least) along the first axis, in order, from ``at_once`` entries a piece.
+
+        The file is read to its end, where its checksum is compared. Raises UserError where it is damaged.
+        """
+        if self.header.fortran:  # whose entries lie scattered over the file
+            whole = read_npz(self.path, self.name, self.repair)
+            yield from (whole[part.start : part.stop : part.step] for part in _split(rows, at_once))
+            return
+        row = math.prod(self.shape[1:]) * self.header.dtype.itemsize
+        with _opened(self.path, self.repair) as archive, archive.open(f"{self.name}.npy") as file:
+            _header(file, archive.getinfo(f"{self.name}.npy").file_size)
+            place = 0
+            for part in _split(rows, max(1, at_once // rows.step)):
+                _skip(file, (part.start - place) * row)
+                content = bytearray(file.read((part[-1] + 1 - part.start) * row))  # so that the array is writable
+                place = part[-1] + 1
+                found = np.frombuffer(content, self.header.dtype).reshape(-1, *self.shape[1:])
+                yield found[:: part.step]
+            while file.read(PIECE):
+                pass
+
+
+def _split(rows: range, at_once: int) -> Iterator[range]:
+    return (rows[start : start + at_once] for start in range(0, len(rows), at_once))
+
+
+def _skip(file: IO[bytes], count: int) -> None:
+    while count > 0 and (passed := len(file.read(min(count, PIECE)))):
+        count -= passed
+
+
+def npz_arrays(path: Path, repair: str) -> dict[str, StoredArray | None]:
+    """What an .npz holds, by name; None for what is no array of numbers. Raises UserError as `npz_header` does."""
+    with _opened(path, repair) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    return {name: stored_array(path, name, repair) for name in names}
+
+
+def stored_array(path: Path, name: str, repair: str) -> StoredArray | None:
+    """An array of an .npz, none of which is read yet; None for what is no array of numbers."""
+    with _opened(path, repair) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+        with archive.open(entry) as file:
+            try:
+                header = _header(file, entry.file_size)
+            except _NoNumbers:
+                return None
+        content = fingerprint([f"{header.dtype.str}{header.shape}{header.fortran}{entry.CRC:08x}{entry.file_size}"])
+    return StoredArray(path, name, header, content, repair)
+
+
+class _NoNumbers(ValueError):
+    """An array of texts or objects."""
 
 
 def npz_header(path: Path, name: str, repair: str) -> Header | None:
@@ -89,7 +171,7 @@ def _header(file: IO[bytes], size: int) -> Header:
         raise ValueError(f"unknown version {version} of .npy")
     shape, fortran, dtype = read(file)
     if dtype.kind not in "biufc":
-        raise ValueError(f"arrays of {dtype} are no numbers")
+        raise _NoNumbers(f"arrays of {dtype} are no numbers")
     header = Header(shape, dtype, fortran)
     if min(shape, default=0) < 0 or header.bytes != size - file.tell():
         raise ValueError(f"an array {shape} of {dtype} has another size")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from gmtool.evaluation.features import Features, FeatureStatistics, feature_statistics
 from gmtool.evaluation.metric import Context, Known, Pair
@@ -31,25 +32,36 @@ def real_pair(reference: Features, other: Features | None, count: int, seed: int
 
 
 def known_from_features(
-    images: Features, reference: Features | None, statistics: FeatureStatistics | None = None
+    images: Features,
+    reference: Features | None,
+    statistics: FeatureStatistics | None = None,
+    spatial: FeatureStatistics | None = None,
 ) -> Known:
     """What the features of some images and of their reference tell.
 
-    statistics: of a larger set that the reference was drawn from, for the metrics of statistics.
+    statistics, spatial: of a larger set that the reference was drawn from, for the metrics of statistics.
     """
-    if statistics is None and reference is not None:
-        statistics = feature_statistics(reference.vectors)
     return Known(
-        statistics=None if statistics is None else Pair(feature_statistics(images.vectors), statistics),
+        statistics=_statistics(images.vectors, None if reference is None else reference.vectors, statistics),
+        spatial=_statistics(images.spatial, None if reference is None else reference.spatial, spatial),
         features=None if reference is None else Pair(images.vectors, reference.vectors),
         logits=images.logits,
     )
 
 
+def _statistics(
+    images: Tensor | None, reference: Tensor | None, known: FeatureStatistics | None
+) -> Pair[FeatureStatistics] | None:
+    if images is None or (known is None and reference is None):
+        return None
+    other = feature_statistics(reference) if known is None and reference is not None else known
+    return None if other is None else Pair(feature_statistics(images), other)
+
+
 def figures_of(
-    rows: Sequence[Row], generated: Known, real: Known, context: Context, progress: Progress
+    rows: Sequence[Row], generated: Known, real: Known, context: Context, progress: Progress, features: str = ""
 ) -> tuple[Figure, ...]:
-    """The metrics of ``rows`` whose inputs are available, in their order.
+    """The metrics of ``rows`` whose inputs are available, in their order; ``features`` is the extractor they are of.
 
     real: what is known of real images in the place of the generated ones; where that does not suffice for a metric, it
     has no such value. A metric that comes out infinite or as no number is left out, with a note.
@@ -60,19 +72,21 @@ def figures_of(
     progress.begin("metrics", len(counted), "metrics")
     try:
         for row in counted:
-            found[row] = _figures(row, generated, real, context)
+            found[row] = _figures(row, generated, real, context, features)
             progress.advance()
     finally:
         progress.end()
-    found |= {row: _figures(row, generated, real, context) for row in usable if row not in found}
+    found |= {row: _figures(row, generated, real, context, features) for row in usable if row not in found}
     return tuple(each for row in usable for each in found[row] if _finite(each, progress))
 
 
-def _figures(row: Row, generated: Known, real: Known, context: Context) -> list[Figure]:
+def _figures(row: Row, generated: Known, real: Known, context: Context, features: str) -> list[Figure]:
     measure, floor = row.load(), getattr(real, row.needs)
     here = measure(getattr(generated, row.needs), context)
     there = (None,) * len(here) if floor is None else measure(floor, context)
-    return [Figure(metric.name, found, real) for metric, found, real in zip(row.metrics, here, there, strict=True)]
+    return [
+        Figure(metric.name, found, real, features) for metric, found, real in zip(row.metrics, here, there, strict=True)
+    ]
 
 
 def _finite(figure: Figure, progress: Progress) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,17 +17,32 @@ from gmtool.progress import Progress
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """vectors: (N, D) float32 on the CPU. logits: (N, classes) float32 of Inception's classifier, or None."""
+    """What an extractor finds, a row an image, float32 on the CPU.
+
+    vectors: (N, D). logits: (N, classes) of Inception's classifier, or None. spatial: (N, 2023), features of sFID, or
+    None.
+    """
 
     vectors: Tensor
     logits: Tensor | None = None
+    spatial: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def rows(self, index: Tensor) -> Features:
         """The features of some images."""
-        return Features(self.vectors[index], None if self.logits is None else self.logits[index])
+        return features_of({name: each[index] for name, each in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is there, by name."""
+        found = {"vectors": self.vectors, "logits": self.logits, "spatial": self.spatial}
+        return {name: each for name, each in found.items() if each is not None}
+
+
+def features_of(tensors: Mapping[str, Tensor]) -> Features:
+    """The features whose `Features.tensors` these are."""
+    return Features(tensors["vectors"], tensors.get("logits"), tensors.get("spatial"))
 
 
 @dataclass(frozen=True)
@@ -74,26 +89,31 @@ def extract_features(
     extractor: Extractor, batches: Iterable[Tensor], total: int, what: str, progress: Progress
 ) -> Features:
     """Features of ``total`` images that come in batches uint8 (B, 3, S, S); ``what`` they are, for the progress bar."""
-    found = []
+    found: dict[str, Tensor] = {}
+    done = 0
     progress.begin(f"features of {what}", total, "images")
     try:
         for images in batches:
-            found.append(extractor(images))
+            here = extractor(images).tensors()
+            if not found:  # in one piece from the start, since two copies of all features may not fit
+                found = {name: torch.empty(total, *each.shape[1:]) for name, each in here.items()}
+            for name, each in here.items():
+                found[name][done : done + len(each)] = each
+            done += len(images)
             progress.advance(len(images))
     finally:
         progress.end()
     if not found:  # of several processes, some may have no image to see to
         return Features(torch.empty(0, extractor.size))
-    return _joined(found)
+    if done != total:
+        raise ValueError(f"{done} images came, not {total}")
+    return features_of(found)
 
 
 def gather_features(features: Features, world: World) -> Features:
     """The features of all processes in the order of ranks, for the first process; the others keep their own."""
-    logits = {} if features.logits is None else {"logits": features.logits}
-    found = [
-        Features(each["vectors"], each.get("logits")) for each in world.gather({"vectors": features.vectors, **logits})
-    ]
-    return _joined(found) if found else features
+    found = world.gather(features.tensors())
+    return _joined([features_of(each) for each in found]) if found else features
 
 
 def expect_finite(features: Features, whose: str) -> None:
@@ -107,6 +127,6 @@ def expect_finite(features: Features, whose: str) -> None:
 
 
 def _joined(parts: Sequence[Features]) -> Features:
-    """Parts of a set of images, one after another."""
-    logits = [each.logits for each in parts if each.logits is not None]
-    return Features(torch.cat([each.vectors for each in parts]), torch.cat(logits) if logits else None)
+    """Parts of a set of images, one after another; a process without images has no part of some."""
+    every = [each.tensors() for each in parts if len(each)] or [parts[0].tensors()]
+    return features_of({name: torch.cat([each[name] for each in every]) for name in every[0]})

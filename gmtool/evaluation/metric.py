@@ -36,13 +36,14 @@ class Pair(Generic[T]):
 class Known:
     """The data that metrics are computed from, a field for each need of a metric; None where it is not available.
 
-    statistics: means and covariances of features. features: (N, D) float32. training: the same, where the reference is
-    what the run was trained on. logits: (N, classes) float32 of Inception's classifier. images: gives their batches,
-    uint8 (B, 3, S, S), once more each time. latents: equally many of both sides, normalised, (N, C, H, W). paths: gives
-    the paths on which the run's flow moves them.
+    statistics: means and covariances of features; spatial: of spatial ones. features: (N, D) float32. training: the
+    same, where the reference is what the run was trained on. logits: (N, classes) float32 of Inception's classifier.
+    images: gives their batches, uint8 (B, 3, S, S), once more each time. latents: equally many of both sides,
+    normalised, (N, C, H, W). paths: gives the paths on which the run's flow moves them.
     """
 
     statistics: Pair[FeatureStatistics] | None = None
+    spatial: Pair[FeatureStatistics] | None = None
     features: Pair[Tensor] | None = None
     training: Pair[Tensor] | None = None
     logits: Tensor | None = None

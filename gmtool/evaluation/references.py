@@ -1,7 +1,8 @@
-"""The real images that samples are compared with: a folder or archive, a latents file, or an .npz.
+"""Sets of images that are scored or compared with: a folder or archive, a latents file, an .npz, samples.
 
-Every form gives its images in batches; a latents file also holds descriptors, and an .npz may hold (or be nothing
-but) the mean ``mu`` and covariance ``sigma`` of features of a larger set, as ADM's reference files do.
+Every form gives its images in batches, in bounded memory; a latents file also holds descriptors, and an .npz may hold
+(or be nothing but) the means and covariances of features of a larger set, as ADM's reference files do: ``mu`` and
+``sigma``, and ``mu_s`` and ``sigma_s`` of spatial features.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import fingerprint
-from gmtool.artifacts.npz import npz_header, read_npz
+from gmtool.artifacts.npz import npz_header, read_npz, stored_array
 from gmtool.artifacts.run import CONFIG
-from gmtool.artifacts.samples import MANIFEST, SamplesFolder, open_samples
+from gmtool.artifacts.samples import IMAGES, MANIFEST, REPAIR, SamplesFolder, open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import image_batches
 from gmtool.distributed import World
 from gmtool.errors import UserError
+from gmtool.evaluation.array_images import ArrayImages, find_array_images
 from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
 from gmtool.evaluation.features import (
     Extractor,
@@ -41,7 +43,7 @@ from gmtool.tokenizers.build import build_tokenizer, decodes_exactly, takes_grey
 
 
 class Reference(Protocol):
-    """Real images, or what is known of them."""
+    """Images, or what is known of them."""
 
     @property
     def path(self) -> Path:
@@ -100,26 +102,32 @@ class ImagesReference:
 
 @dataclass(frozen=True)
 class ArrayReference:
-    """Images uint8 (N, S, S, 3) of an .npz, and the statistics of the set that they came from, either or both."""
+    """Images of an .npz, and the statistics of the set that they came from, either or both.
+
+    statistics, spatial: ``mu`` and ``sigma``, ``mu_s`` and ``sigma_s``.
+    """
 
     path: Path
-    images: np.ndarray
+    images: ArrayImages | None
     statistics: FeatureStatistics | None
+    spatial: FeatureStatistics | None
     fingerprint: str
     kind: str
 
     def __len__(self) -> int:
-        return len(self.images)
+        return 0 if self.images is None else len(self.images)
 
     def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
         """See `Reference`."""
-        if self.images.shape[1:3] != (side, side):
-            raise _wrong_size(self.path, self.images.shape[1:3], side)
-        return array_batches(self.images[rows.start : rows.stop], batch_size)
+        if self.images is None:
+            return iter(())
+        if self.images.size != (side, side):
+            raise _wrong_size(self.path, self.images.size, side)
+        return self.images.batches(batch_size, rows)
 
     def thinned(self, step: int) -> ArrayReference:
         """See `Reference`."""
-        return replace(self, images=self.images[::step])
+        return self if self.images is None else replace(self, images=self.images.thinned(step))
 
 
 @dataclass(frozen=True)
@@ -183,12 +191,11 @@ def open_reference(path: Path) -> ImagesReference | ArrayReference | LatentsRefe
             f"--reference {path} does not exist: give a folder or archive of images, a latents file or .npz"
         )
     if path.is_file() and path.suffix.lower() == ".npz":
-        return _open_npz(path)
+        return open_npz(path, f"--reference {path}")
     if path.is_file() and (path.suffix.lower() in (".h5", ".hdf5") or h5py.is_hdf5(path)):
         return LatentsReference(path, open_latents(path))
     if (path / MANIFEST).is_file():  # whose pictures also include a grid of themselves
-        samples = open_samples(path)
-        return ArrayReference(path, samples.images(), None, samples.manifest.fingerprint, "samples")
+        return samples_images(open_samples(path))
     if (path / CONFIG).is_file():
         raise UserError(f"--reference {path} is a training run, not real images: give a folder or archive of images")
     images = find_images(path)
@@ -240,11 +247,30 @@ def reference_features(
             stored = Features(reference.descriptors())
             expect_finite(stored, str(reference.path))
             return stored
-    share = world.share(len(pictures))
-    batches = pictures.batches(side, batch_size, share)
+    return image_features(pictures, extractor, side, batch_size, world, progress, "the reference")
+
+
+def image_features(
+    images: Reference,
+    extractor: Extractor,
+    side: int,
+    batch_size: int,
+    world: World,
+    progress: Progress,
+    what: str,
+) -> Features:
+    """Features of all images; ``what`` they are, for the progress bar.
+
+    Of several processes each takes its share, and the first has all in the end. Raises UserError, naming their path,
+    for colour images where the extractor takes grey ones, and for features that are no numbers.
+    """
+    share = world.share(len(images))
+    batches = images.batches(side, batch_size, share)
     if isinstance(extractor, TokenizerExtractor) and takes_grey(extractor.spec):
-        batches = _grey_batches(batches, reference.path)
-    return gather_features(extract_features(extractor, batches, len(share), "the reference", progress), world)
+        batches = _grey_batches(batches, images.path)
+    found = gather_features(extract_features(extractor, batches, len(share), what, progress), world)
+    expect_finite(found, str(images.path))
+    return found
 
 
 def some_images(
@@ -272,6 +298,15 @@ def array_batches(images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
         yield torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
 
 
+def samples_images(folder: SamplesFolder) -> ArrayReference:
+    """The images of a folder of samples. Raises UserError when they were never decoded, or the file is damaged."""
+    count, side = folder.image_shape()
+    array = stored_array(folder.path / IMAGES, "arr_0", REPAIR)
+    assert array is not None and array.shape == (count, side, side, 3)
+    images = ArrayImages(array, "NHWC", 0.0, 255.0, range(count))
+    return ArrayReference(folder.path, images, None, None, array.fingerprint, "samples")
+
+
 def _grey_batches(batches: Iterator[Tensor], path: Path) -> Iterator[Tensor]:
     """The batches as they are. Raises UserError, naming ``path``, at one with a colour image."""
     for images in batches:
@@ -287,34 +322,32 @@ def _wrong_size(path: Path, found: tuple[int, ...], side: int) -> UserError:
     )
 
 
-NPZ = "give an .npz with arr_0 (images, uint8 NHWC), or with mu and sigma of features"
+NPZ = "give an .npz of square images, such as uint8 (N, S, S, 3), or of mu and sigma of features"
 """What mends an .npz."""
 
 
-def _open_npz(path: Path) -> ArrayReference:
-    whose = f"--reference {path}"
-    names = [name for name in ("arr_0", "mu", "sigma") if npz_header(path, name, NPZ) is not None]
-    arrays = {name: read_npz(path, name, NPZ) for name in names}
-    images, mean, covariance = (arrays.get(name) for name in ("arr_0", "mu", "sigma"))
-    if images is not None:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise UserError(f"{whose}: arr_0 must be uint8 (N, S, S, 3), not {images.dtype} {images.shape}")
-        if not images.size:
-            raise UserError(f"{whose}: arr_0 {images.shape} holds no image: {NPZ}")
-    statistics = None if mean is None or covariance is None else _statistics(mean, covariance, whose)
-    if images is None and statistics is None:
-        raise UserError(f"{whose} holds neither arr_0 (uint8 images) nor mu and sigma: {NPZ}")
-    content = fingerprint(arrays[name] for name in sorted(arrays))
-    if images is None:
-        return ArrayReference(path, np.zeros((0, 0, 0, 3), np.uint8), statistics, content, "npz of mu and sigma")
-    kind = "npz of images" + ("" if statistics is None else ", mu and sigma")
-    return ArrayReference(path, images, statistics, content, kind)
+def open_npz(path: Path, whose: str) -> ArrayReference:
+    """Images, statistics or both of an .npz. Raises UserError, naming ``whose``, where it is damaged or has neither."""
+    images = find_array_images(path, whose, NPZ)
+    statistics, spatial = (_statistics(path, whose, *names) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
+    parts = [] if images is None else [images.array.fingerprint]
+    for each in (statistics, spatial):
+        parts += [] if each is None else [fingerprint([each.mean, each.covariance])]
+    if not parts:
+        raise UserError(f"{whose} holds neither images nor mu and sigma: {NPZ}")
+    known = "" if statistics is None and spatial is None else "mu and sigma"
+    kind = "npz of " + ", ".join([*(["images"] if images is not None else []), *([known] if known else [])])
+    return ArrayReference(path, images, statistics, spatial, fingerprint(parts), kind)
 
 
-def _statistics(mean: np.ndarray, covariance: np.ndarray, whose: str) -> FeatureStatistics:
-    """Statistics of a file. Raises UserError, naming ``whose``, for other shapes and what is not finite."""
+def _statistics(path: Path, whose: str, mean_name: str, covariance_name: str) -> FeatureStatistics | None:
+    """Statistics of a file, None where it has none. Raises UserError for other shapes and what is not finite."""
+    if any(npz_header(path, name, NPZ) is None for name in (mean_name, covariance_name)):
+        return None
+    mean, covariance = (read_npz(path, name, NPZ) for name in (mean_name, covariance_name))
+    names = f"{mean_name} and {covariance_name}"
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{whose}: mu {mean.shape} and sigma {covariance.shape} must be (D,) and (D, D)")
+        raise UserError(f"{whose}: {names} {mean.shape}, {covariance.shape} must be (D,) and (D, D)")
     if not all(each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, covariance)):
-        raise UserError(f"{whose}: mu and sigma must be finite numbers")
+        raise UserError(f"{whose}: {names} must be finite numbers")
     return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))

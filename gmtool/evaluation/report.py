@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gmtool import __version__
@@ -15,34 +15,39 @@ class Measurement:
     """One metric between a set of images and a reference set.
 
     value: the metric. spread: its standard deviation over parts of the data, where it is a mean over parts. images,
-    reference_images: images on either side; None when there is no such side or its file does not say.
+    reference_images: images on either side; None when there is no such side or its file does not say. low, high: the
+    ends of a 95 % interval for other images of the same generator, where one was asked for.
     """
 
     value: float
     spread: float | None
     images: int | None
     reference_images: int | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
     """One metric of generated images, and the same one of real images in their place, where the data allow it.
 
-    metric: its name in `gmtool.evaluation.metrics`.
+    metric: its name in `gmtool.evaluation.metrics`. features: the name of the extractor that it is of in
+    `gmtool.evaluation.extractors`; "" for one that needs no features.
     """
 
     metric: str
     generated: Measurement
     real: Measurement | None
+    features: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
     """All figures of an evaluation.
 
-    samples: the folder. samples_fingerprint: from its manifest. features: the extractor's name in
-    `gmtool.evaluation.extractors`; extractor: exactly which. reference, reference_kind,
-    reference_fingerprint: what the samples were compared with.
+    samples: the folder or file. samples_fingerprint: a digest of the images, in a folder of samples its manifest's.
+    features: the first extractor's name in `gmtool.evaluation.extractors`; extractor: exactly which. extractors: the
+    same of all. reference, reference_kind, reference_fingerprint: what the samples were compared with.
     """
 
     samples: str
@@ -54,24 +59,33 @@ class Report:
     reference_fingerprint: str
     seed: int
     figures: tuple[Figure, ...]
+    extractors: Mapping[str, str] = field(default_factory=dict)
     gmtool: str = __version__
 
-    def figure(self, metric: str) -> Figure | None:
-        """The figure of one metric, or None when it was not computed."""
-        return next((each for each in self.figures if each.metric == metric), None)
+    def figure(self, metric: str, features: str | None = None) -> Figure | None:
+        """The figure of one metric, of one extractor or the first that has it; None when it was not computed."""
+        return next(
+            (each for each in self.figures if each.metric == metric and features in (None, each.features)), None
+        )
 
     def to_json(self) -> str:
         """The report as indented JSON text."""
         return json.dumps(asdict(self), indent=1)
 
 
+def reports_to_json(reports: tuple[Report, ...]) -> str:
+    """Several reports as one indented JSON array."""
+    return json.dumps([asdict(each) for each in reports], indent=1)
+
+
 def parse_report(text: str) -> Report:
-    """The report in the JSON text that `Report.to_json` made."""
+    """The report in the JSON text that `Report.to_json` made, also of an earlier version."""
     found = json.loads(text)
+    found.setdefault("extractors", {found["features"]: found["extractor"]})
     return Report(**{**found, "figures": tuple(parse_figure(each) for each in found["figures"])})
 
 
 def parse_figure(values: Mapping[str, Any]) -> Figure:
-    """A figure of the JSON values that ``dataclasses.asdict`` gives."""
-    real = values["real"]
-    return Figure(values["metric"], Measurement(**values["generated"]), real and Measurement(**real))
+    """A figure of the JSON values that ``dataclasses.asdict`` gives, also of an earlier version."""
+    real, features = values["real"], values.get("features", "")
+    return Figure(values["metric"], Measurement(**values["generated"]), real and Measurement(**real), features)

@@ -148,7 +148,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["train"], "latents.h5 does not exist: give what `gmtool encode` writes"),
         (["fit-gmm"], "latents.h5 does not exist"),
         (["sample"], "run does not exist: give the folder that `gmtool train` writes"),
-        (["eval"], "samples is not a folder: make samples with `gmtool sample`"),
+        (["eval"], "samples does not exist: give what `gmtool sample` wrote"),
         (["inspect", "nothing"], "nothing does not exist"),
         (["encode", "nothing"], "nothing does not exist"),
     ],
@@ -261,7 +261,7 @@ def test_the_wrong_file_in_each_place(work: Path, trained: dict[str, Path], caps
         (["sample", "latents.h5"], "latents.h5 is a file: give the folder that `gmtool train` writes"),
         (["sample", run, "latents.h5"], "latents.h5 is a file"),
         (["sample", run, run], "holds other things than samples"),
-        (["eval", run], "holds no sampling.json"),
+        (["eval", run], "is a training run: draw samples from it with `gmtool sample`"),
         (["fit-gmm", "latents.h5", run], "is a folder"),
     ):
         assert main(arguments) == 2, arguments

@@ -106,8 +106,11 @@ def folder(path: Path) -> Path:
     [
         (lambda path: path / "nowhere", "does not exist"),
         (lambda path: folder(path / "empty"), "no images"),
-        (lambda path: write(path / "r.npz", wrong=np.zeros(3)), "neither arr_0"),
-        (lambda path: write(path / "r.npz", arr_0=np.zeros((9, 8, 8, 3))), "must be uint8"),
+        (lambda path: write(path / "r.npz", wrong=np.zeros(3)), "neither images nor mu"),
+        (
+            lambda path: write(path / "r.npz", arr_0=np.full((9, 8, 8, 3), 256.0)),
+            "none of [0, 1], [-1, 1] and [0, 255]",
+        ),
         (lambda path: write(path / "r.npz", arr_0=np.array([{"a": 1}], dtype=object)), "no .npz of numbers"),
         (lambda path: write(path / "r.npz", arr_0=np.zeros((9, 16, 16, 3), np.uint8)), "16 x 16"),
         (lambda path: write(path / "r.npz", mu=np.zeros(5), sigma=np.zeros((4, 4))), "must be (D,)"),
@@ -123,7 +126,7 @@ def folder(path: Path) -> Path:
         (lambda path: write(path / "r.npz", mu=np.zeros(64), sigma=np.tri(64)), "no covariance: it is not symmetric"),
         (lambda path: write(path / "r.npz", mu=np.zeros(64), sigma=np.full((64, 64), np.inf)), "finite"),
         (lambda path: write(path / "r.npz", mu=np.zeros(64, complex), sigma=np.eye(64)), "finite"),
-        (lambda path: write(path / "r.npz", mu=np.zeros(64)), "neither arr_0"),
+        (lambda path: write(path / "r.npz", mu=np.zeros(64)), "neither images nor mu"),
     ],
 )
 def test_wrong_references(make, message, samples, tmp_path, capsys):

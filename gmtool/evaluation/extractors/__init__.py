@@ -1,10 +1,11 @@
-"""The feature extractors of ``gmtool eval``, a file and a row each: choices, help, ``auto`` follow from `EXTRACTORS`.
+"""The feature extractors of ``gmtool eval``, a file and a row each: names, help and choices follow from `EXTRACTORS`.
 
 To add one, write a module with the functions of `Family`, and a row that names it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,12 +19,20 @@ from gmtool.settings import Option, Settings
 if TYPE_CHECKING:
     import torch
 
-    from gmtool.artifacts.latents import LatentsFile
     from gmtool.artifacts.tokenizer_spec import TokenizerSpec
     from gmtool.evaluation.features import Extractor
+    from gmtool.evaluation.metrics import Row as MetricRow
 
 FETCH_SECONDS = 15.0
 """Time limit of an implicit download (--features auto), in seconds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """The tokenizer of the latents that come with the images, and the numbers of its descriptor."""
+
+    tokenizer: TokenizerSpec
+    size: int
 
 
 class Family(Protocol):
@@ -36,23 +45,36 @@ class Family(Protocol):
         takes. Raises MachineError, with the repair, when it cannot be had, UserError for a wrong setting.
         """
 
-    def feature_size(self, samples: LatentsFile) -> int:
-        """D of a feature vector of images whose latents these are."""
+    def feature_size(self, settings: ExtractorSettings, described: Described | None) -> int | None:
+        """D of a feature vector; None where only the weights tell, which are not here yet."""
 
     def open_extractor(
-        self, settings: ExtractorSettings, tokenizer: TokenizerSpec, device: torch.device, progress: Progress
+        self, settings: ExtractorSettings, described: Described | None, device: torch.device, progress: Progress
     ) -> Extractor:
-        """The extractor, prepared before. tokenizer: of the run whose samples are scored."""
+        """The extractor, prepared before. described: the tokenizer of the run whose samples are scored, if any."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An extractor: its name on the command line, what it is in words, what it is for, and its module."""
+    """An extractor: its name on the command line, what it is in words, what it is for, and its module.
+
+    weights: where its weights come from by default. metrics: the names of those metrics that are published on its
+    features; empty for all. classifies: whether it also gives logits and spatial features.
+    """
 
     name: str
     title: str
     help: str
     module: str
+    weights: str
+    metrics: tuple[str, ...] = ()
+    classifies: bool = False
+
+    def allows(self, metrics: MetricRow) -> bool:
+        """Whether some metrics are meant for its features."""
+        if metrics.only and self.name not in metrics.only:
+            return False
+        return not self.metrics or any(each.name in self.metrics for each in metrics.metrics)
 
     def load(self) -> Family:
         """The module, imported when it is used."""
@@ -63,23 +85,28 @@ EXTRACTORS: tuple[Row, ...] = (
     Row(
         "inception",
         "Inception",
-        "FID, IS, KID, precision, recall as published",
+        "FID, sFID, IS, KID, precision, recall as published",
         "gmtool.evaluation.extractors.inception",
+        "torch-fidelity's download",
+        classifies=True,
     ),
     Row(
         "tokenizer",
         "the run's own tokenizer",
         "the run's own descriptors, no download",
         "gmtool.evaluation.extractors.tokenizer",
+        "the latents file",
     ),
 )
-"""In the order in which ``auto`` tries them."""
+"""In the order in which ``auto`` and ``all`` try them."""
 
-AUTO = "auto"
+AUTO, ALL = "auto", "all"
 
+AUTOMATIC = ("inception", "tokenizer")
+"""Those of which ``auto`` takes the first that can be had."""
 
-def _choices() -> tuple[str, ...]:
-    return (AUTO, *(row.name for row in EXTRACTORS))
+ON_REQUEST: tuple[str, ...] = ()
+"""Those that ``all`` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +118,11 @@ class ExtractorSettings(Settings):
     features: Annotated[
         str,
         Option(
-            f"Feature extractor: {', '.join(f'{row.name} ({row.help})' for row in EXTRACTORS)}, auto (the first of "
-            "these whose weights are on disk or download within seconds).",
-            choices=_choices,
+            "Feature extractors, with commas between them: "
+            f"{', '.join(f'{row.name} ({row.help})' for row in EXTRACTORS)}, auto (the first of "
+            f"{' and '.join(AUTOMATIC)} whose weights are on disk or download within seconds), all (every available one"
+            f"{f', without {chr(44).join(ON_REQUEST)}' if ON_REQUEST else ''}).",
+            metavar="NAMES",
         ),
     ] = AUTO
     inception_weights: Annotated[
@@ -103,17 +132,26 @@ class ExtractorSettings(Settings):
 
     def check(self) -> None:
         """See `Settings.check`."""
-        if self.inception_weights is not None and self.features not in (AUTO, "inception"):
+        names, known = self.features.split(","), [row.name for row in EXTRACTORS]
+        if self.features not in (AUTO, ALL):
+            for name in names:
+                if name not in known:
+                    raise UserError(f"--features must be one of {', '.join([AUTO, ALL, *known])}, not {name!r}")
+            if len(set(names)) < len(names):
+                raise UserError(f"--features {self.features} names an extractor twice: leave one out")
+        if self.inception_weights is not None and self.features not in (AUTO, ALL) and "inception" not in names:
             raise UserError(
                 f"--inception-weights has no effect with --features {self.features}: leave one of the two out"
             )
 
     @property
-    def asked(self) -> str | None:
-        """The extractor that the user named, also by its weights; None where it is to be chosen."""
+    def asked(self) -> tuple[str, ...]:
+        """The extractors that the user named, also by their weights; empty where they are to be chosen."""
+        if self.features == ALL:
+            return tuple(row.name for row in EXTRACTORS if row.name not in ON_REQUEST)
         if self.features != AUTO:
-            return self.features
-        return None if self.inception_weights is None else "inception"
+            return tuple(self.features.split(","))
+        return () if self.inception_weights is None else ("inception",)
 
 
 def extractor_row(name: str) -> Row:
@@ -122,23 +160,41 @@ def extractor_row(name: str) -> Row:
     return found[name]
 
 
-def choose_extractor(
-    settings: ExtractorSettings, progress: Progress, fetch: bool = True, patience: float = FETCH_SECONDS
-) -> Choice:
-    """Which extractor is used, and why: the one asked for, or with ``auto`` the first that can be had.
+@dataclass(frozen=True)
+class ChosenExtractors:
+    """Which extractors are used, each with the reason; missing: a line on each that was asked for and is not there."""
 
-    fetch: whether missing weights are downloaded; those that nobody asked for within ``patience`` seconds. Raises
-    MachineError when one was asked for and cannot be had.
+    choices: tuple[Choice, ...]
+    missing: tuple[str, ...] = ()
+
+
+def choose_extractors(
+    settings: ExtractorSettings,
+    progress: Progress,
+    fetch: bool = True,
+    patience: float = FETCH_SECONDS,
+    refused: Mapping[str, str] | None = None,
+) -> ChosenExtractors:
+    """Which extractors are used, and why: those asked for, or with ``auto`` the first that can be had.
+
+    fetch: whether missing weights are downloaded; those that nobody asked for within ``patience`` seconds. refused:
+    extractors that the images do not allow, and why. Raises MachineError when none can be had.
     """
-    if settings.asked is not None:
-        why = extractor_row(settings.asked).load().prepare(settings, None if fetch else 0.0, progress)
-        return Choice("--features", settings.asked, why)
-    refusals: list[str] = []
-    for row in EXTRACTORS:
+    asked = settings.asked
+    choices: list[Choice] = []
+    missing: list[str] = []
+    for name in asked or AUTOMATIC:
         try:
-            why = row.load().prepare(settings, patience if fetch else 0.0, progress)
+            if refused and name in refused:
+                raise MachineError(refused[name])
+            limit = 0.0 if not fetch else None if asked else patience
+            why = extractor_row(name).load().prepare(settings, limit, progress)
         except MachineError as error:
-            refusals.append(str(error))
+            missing.append(str(error))
             continue
-        return Choice("--features", row.name, "; ".join([*refusals, why]))
-    raise MachineError("; ".join(refusals))
+        choices.append(Choice("--features", name, why if asked else "; ".join([*missing, why])))
+        if not asked:
+            return ChosenExtractors(tuple(choices))
+    if not choices:
+        raise MachineError("; ".join(missing))
+    return ChosenExtractors(tuple(choices), tuple(missing))

@@ -18,11 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gmtool.artifacts.latents import LatentsFile
-from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.downloads import download
 from gmtool.errors import MachineError, UserError
-from gmtool.evaluation.extractors import ExtractorSettings
+from gmtool.evaluation.extractors import Described, ExtractorSettings
 from gmtool.evaluation.features import Features
 from gmtool.evaluation.library import require_torch_fidelity
 from gmtool.progress import Progress
@@ -30,13 +28,16 @@ from gmtool.progress import Progress
 FEATURES, LOGITS = "2048", "logits_unbiased"
 """torch-fidelity's names of the layers: features of FID, KID, precision and recall; logits of the Inception score."""
 
+SPATIAL, CHANNELS = "Mixed_6d.branch1x1", 7
+"""The layer of sFID's features, ``mixed_6/conv`` in TensorFlow's graph, and how many of its channels count."""
+
 SIZE = 2048
 """D of the pooled features."""
 
 
 @dataclass(frozen=True)
 class InceptionExtractor:
-    """The 2048 pooled features and the class logits of the Inception network."""
+    """The 2048 pooled features, the class logits and the spatial features of the Inception network."""
 
     network: nn.Module
     device: torch.device
@@ -46,9 +47,24 @@ class InceptionExtractor:
 
     def __call__(self, images: Tensor) -> Features:
         """See `Extractor`."""
-        with torch.inference_mode():
-            vectors, logits = self.network(images.to(self.device))
-        return Features(vectors.float().cpu(), logits.float().cpu())
+        seen: list[Tensor] = []
+        branch = self.network.get_submodule(SPATIAL)
+        handle = branch.register_forward_hook(lambda _module, _given, found: seen.append(found))
+        try:
+            with torch.inference_mode():
+                vectors, logits = self.network(images.to(self.device))
+        finally:
+            handle.remove()
+        return Features(vectors.float().cpu(), logits.float().cpu(), spatial_features(seen[0]).cpu())
+
+
+def spatial_features(maps: Tensor) -> Tensor:
+    """The features of sFID, (B, 2023) float32, from the maps (B, 192, 17, 17) of the layer `SPATIAL`.
+
+    The first 7 channels at each position, channels fastest: as ADM's evaluator flattens ``mixed_6/conv:0`` of
+    TensorFlow's graph (Nash et al. 2021, arXiv 2103.03841), so that ``mu_s`` and ``sigma_s`` of its files can be used.
+    """
+    return maps[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
 
 
 def prepare(settings: ExtractorSettings, patience: float | None, progress: Progress) -> str:
@@ -65,13 +81,13 @@ def prepare(settings: ExtractorSettings, patience: float | None, progress: Progr
     return f"its weights are in {weights}"
 
 
-def feature_size(_: LatentsFile) -> int:
+def feature_size(_: ExtractorSettings, _described: Described | None) -> int:
     """See `gmtool.evaluation.extractors.Family`."""
     return SIZE
 
 
 def open_extractor(
-    settings: ExtractorSettings, _: TokenizerSpec, device: torch.device, progress: Progress
+    settings: ExtractorSettings, _: Described | None, device: torch.device, progress: Progress
 ) -> InceptionExtractor:
     """See `gmtool.evaluation.extractors.Family`. Raises UserError for a wrong weights file."""
     import torch_fidelity

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.evaluation.extractors import ExtractorSettings
+from gmtool.evaluation.extractors import Described, ExtractorSettings
 from gmtool.evaluation.features import Features
 from gmtool.progress import Progress
 from gmtool.tokenizers.base import Tokenizer
@@ -44,13 +43,15 @@ def prepare(_: ExtractorSettings, _patience: float | None, _progress: Progress) 
     return "it needs no download"
 
 
-def feature_size(samples: LatentsFile) -> int:
+def feature_size(_: ExtractorSettings, described: Described | None) -> int | None:
     """See `gmtool.evaluation.extractors.Family`."""
-    return samples.descriptor_size
+    return None if described is None else described.size
 
 
 def open_extractor(
-    _: ExtractorSettings, tokenizer: TokenizerSpec, device: torch.device, _progress: Progress
+    _: ExtractorSettings, described: Described | None, device: torch.device, _progress: Progress
 ) -> TokenizerExtractor:
     """See `gmtool.evaluation.extractors.Family`."""
-    return TokenizerExtractor(build_tokenizer(tokenizer, device, "float32"), tokenizer)
+    if described is None:
+        raise ValueError("there is no tokenizer")
+    return TokenizerExtractor(build_tokenizer(described.tokenizer, device, "float32"), described.tokenizer)

@@ -15,7 +15,7 @@ from gmtool.settings import Option, Settings
 if TYPE_CHECKING:
     from gmtool.evaluation.metric import Measure
 
-Need = Literal["statistics", "features", "training", "logits", "images", "latents", "paths"]
+Need = Literal["statistics", "spatial", "features", "training", "logits", "images", "latents", "paths"]
 """A field of `gmtool.evaluation.metric.Known`."""
 
 Better = Literal["lower", "higher", ""]
@@ -41,14 +41,15 @@ class MetricSettings(Settings):
 class Metric:
     """One number.
 
-    name: in metrics.json. label: human-readable; on_inception: its name on Inception's features, if that differs.
-    better: the direction of better images; "" where neither is, but nearness to the value of real images.
+    name: in metrics.json. label: human-readable; names: its names on the features of some extractors, as pairs of
+    extractor and label. better: the direction of better images; "" where neither is, but nearness to the value of real
+    images.
     """
 
     name: str
     label: str
     better: Better
-    on_inception: str | None = None
+    names: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,15 @@ class Row:
     """The metrics that one function finds together.
 
     function: "module:function", a `gmtool.evaluation.metric.Measure`, imported when it is used. needs: what it is
-    given. library: whether it is torch-fidelity's, without which it is left out.
+    given. library: whether it is torch-fidelity's, without which it is left out. only: the extractors whose features it
+    is defined on; empty for all.
     """
 
     function: str
     needs: Need
     metrics: tuple[Metric, ...]
     library: bool = False
+    only: tuple[str, ...] = ()
 
     def load(self) -> Measure:
         """The function."""
@@ -77,8 +80,9 @@ METRICS: tuple[Row, ...] = (
     Row(
         f"{HERE}.frechet_distance:measure",
         "statistics",
-        (Metric("frechet_distance", "Fréchet distance", "lower", "FID"),),
+        (Metric("frechet_distance", "Fréchet distance", "lower", (("inception", "FID"), ("dinov2", "FD-DINOv2"))),),
     ),
+    Row(f"{HERE}.frechet_distance:measure", "spatial", (Metric("spatial_frechet_distance", "sFID", "lower"),)),
     Row(
         f"{HERE}.inception_score:measure",
         "logits",
@@ -88,7 +92,7 @@ METRICS: tuple[Row, ...] = (
     Row(
         f"{HERE}.kernel_distance:measure",
         "features",
-        (Metric("kernel_distance", "kernel distance", "lower", "KID"),),
+        (Metric("kernel_distance", "kernel distance", "lower", (("inception", "KID"),)),),
         library=True,
     ),
     Row(
@@ -140,4 +144,4 @@ def metrics_by_name() -> Mapping[str, Metric]:
 
 def label(metric: Metric, features: str) -> str:
     """The human-readable name of a metric on the features of an extractor."""
-    return metric.on_inception if features == "inception" and metric.on_inception is not None else metric.label
+    return dict(metric.names).get(features, metric.label)

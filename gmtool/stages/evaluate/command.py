@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gmtool.errors import UserError
-from gmtool.evaluation.metrics import label, metrics_by_name
 from gmtool.flags import PresetName, with_options
 from gmtool.stages.evaluate.config import EvaluateConfig
-
-if TYPE_CHECKING:
-    from gmtool.evaluation.report import Measurement, Report
 
 
 @with_options(EvaluateConfig)
 def command(
-    samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="Folder that gmtool sample wrote.")] = Path(
-        "samples"
-    ),
+    samples: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SAMPLES...",
+            help="What is scored: folders that gmtool sample wrote; folders, zips and tars of images; .npz files of "
+            "images from other tools, as 8 bits or floating-point numbers, NHWC or NCHW.",
+            show_default="samples",
+        ),
+    ] = [Path("samples")],  # noqa: B006  # typer takes no tuple here
     *,
     _preset: PresetName = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="JSON file for the figures of all samples. Default: metrics.json in a folder of samples, "
+            "NAME.metrics.json beside anything else.",
+            metavar="FILE",
+        ),
+    ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; everything else goes to stderr.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the figures as JSON instead of a table, several samples as an array; all else goes to stderr.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be compared, and how; compute and download nothing.")
@@ -33,55 +48,25 @@ def command(
 ) -> None:
     """Score samples against real images.
 
-    Writes metrics.json into SAMPLES. Each figure stands beside the same one of real images in the samples' place: what
-    a perfect generator would reach with as many images.
+    Each figure stands beside the same one of real images in the samples' place: what a perfect generator would reach
+    with as many images. Several samples stand in one table, the best of each figure in bold on a terminal.
 
-    Example: gmtool eval samples/ --reference validation/
+    Example: gmtool eval samples/ others.npz --reference validation/
     """
     from gmtool.console import ConsoleProgress, print_forecast
-    from gmtool.stages.evaluate.plan import plan_evaluation
-    from gmtool.stages.evaluate.run import evaluate
+    from gmtool.evaluation.report import reports_to_json
+    from gmtool.stages.evaluate.plan import plan_evaluations
+    from gmtool.stages.evaluate.run import evaluate_all
+    from gmtool.stages.evaluate.table import print_reports
 
     if dry_run and json:
         raise UserError("--json prints figures, of which --dry-run computes none: leave one of the two out")
     if dry_run:
-        print_forecast(plan_evaluation(samples, config, ConsoleProgress(), fetch=False).forecast())
+        for plan in plan_evaluations(samples, config, ConsoleProgress(), fetch=False, output=output):
+            print_forecast(plan.forecast())
         return
-    report = evaluate(samples, config, ConsoleProgress())
-    if json:
-        print(report.to_json())
-    else:
-        print_report(report)
-
-
-def print_report(report: Report) -> None:
-    """Print a report as a table on standard output."""
-    from gmtool.console import print_table
-
-    known = metrics_by_name()
-    print_table(
-        f"{report.samples} against {report.reference_kind} {report.reference} ({report.reference_fingerprint[:8]}), by "
-        f"{report.extractor}",
-        ("metric", "better", "samples", "images", "real against real", "images"),
-        (
-            (
-                label(known[each.metric], report.features),
-                known[each.metric].better,
-                _value(each.generated),
-                _counts(each.generated),
-                "" if each.real is None else _value(each.real),
-                "" if each.real is None else _counts(each.real),
-            )
-            for each in report.figures
-        ),
-    )
-
-
-def _value(found: Measurement) -> str:
-    """A value, with its spread over parts of the data if it has one: '0.0123 ± 0.0004'."""
-    return f"{found.value:.4g}" + ("" if found.spread is None else f" ± {found.spread:.2g}")
-
-
-def _counts(found: Measurement) -> str:
-    """Images on either side: '5,000 / 10,000'; a side that is not there, or not known, is a dash."""
-    return " / ".join("–" if count is None else f"{count:,}" for count in (found.images, found.reference_images))
+    reports = evaluate_all(samples, config, ConsoleProgress(), output)
+    if not json:
+        print_reports(reports)
+    elif reports:
+        print(reports[0].to_json() if len(reports) == 1 else reports_to_json(reports))

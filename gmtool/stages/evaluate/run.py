@@ -2,108 +2,147 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gmtool.artifacts.files import written_aside
+from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.evaluation.comparison import figures_of, known_from_features, real_pair
 from gmtool.evaluation.extractors import extractor_row
 from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
-from gmtool.evaluation.features import Extractor, Features, expect_finite, extract_features, gather_features
+from gmtool.evaluation.features import Extractor, Features
 from gmtool.evaluation.metric import Context, Known, Pair
 from gmtool.evaluation.references import (
-    array_batches,
+    image_features,
     open_training_latents,
     reference_features,
     same_tokenizer,
     some_images,
 )
-from gmtool.evaluation.report import Report, parse_report
+from gmtool.evaluation.report import Figure, Report, parse_report, reports_to_json
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.stages.evaluate.config import EvaluateConfig
-from gmtool.stages.evaluate.plan import EvaluatePlan, plan_evaluation
+from gmtool.stages.evaluate.plan import EvaluatePlan, FeaturePlan, plan_evaluations
 from gmtool.stages.evaluate.trajectories import followed_paths, latents_of_both
 from gmtool.streams import generator
 
 
 def evaluate(samples: Path, config: EvaluateConfig, progress: Progress) -> Report:
-    """Compare a folder of samples with real images; write ``metrics.json`` into it and return the report.
+    """Score one set of images; see `evaluate_all`."""
+    (report,) = evaluate_all([samples], config, progress)
+    return report
 
-    Raises what `plan_evaluation` does, and UserError for images that cannot be read or do not fit the samples.
+
+def evaluate_all(
+    samples: Sequence[Path], config: EvaluateConfig, progress: Progress, output: Path | None = None
+) -> tuple[Report, ...]:
+    """Compare folders of samples, or images of any tool, with real images; write and return the reports.
+
+    output: a file for all reports; default: ``metrics.json`` in a folder of samples, ``NAME.metrics.json`` beside
+    anything else. Raises what `plan_evaluations` does, and UserError for images that cannot be read or do not fit the
+    samples.
     """
     allow_tf32(False)  # figures are to be those of any other device
-    plan = plan_evaluation(samples, config, progress)
-    for line in plan.notes():
-        progress.note(line)
-    world, batch = plan.world, config.batch_size
-    with world.first_before_others():
-        extractor = (
-            extractor_row(plan.features.value)
-            .load()
-            .open_extractor(config.extractor, plan.tokenizer, world.device, progress)
-        )
+    reports = []
+    for plan in plan_evaluations(samples, config, progress, output=output):
+        for line in plan.notes():
+            progress.note(line)
+        found = _evaluate(plan, progress)
+        if output is None and plan.world.first:
+            _write(plan.subject.report, found.to_json())
+        reports.append(_everywhere(found, plan.world))
+    if output is not None and plan.world.first:
+        _write(output, reports[0].to_json() if len(reports) == 1 else reports_to_json(tuple(reports)))
+    return tuple(reports)
+
+
+def _write(path: Path, text: str) -> None:
+    with written_aside(path) as part:
+        part.write_text(text + "\n")
+
+
+def _everywhere(report: Report, world: World) -> Report:
+    """The first process's report."""
+    text = torch.frombuffer(bytearray(report.to_json().encode()), dtype=torch.uint8)
+    return parse_report(world.broadcast({"report": text})["report"].numpy().tobytes().decode())
+
+
+def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:
+    """All figures of one set of images."""
+    figures: list[Figure] = []
+    used: dict[str, str] = {}
+    for features in plan.features:
+        row = extractor_row(features.name)
+        with plan.world.first_before_others():
+            extractor = row.load().open_extractor(plan.config.extractor, plan.described, plan.world.device, progress)
+        used[features.name] = extractor.name
+        figures += _figures_on(plan, features, extractor, progress)
+    if plan.world.first:
+        figures += _figures_without_features(plan, progress)
+    first = plan.features[0].name
+    return Report(
+        samples=str(plan.subject.path),
+        samples_fingerprint=plan.subject.fingerprint,
+        features=first,
+        extractor=used[first],
+        reference=str(plan.reference.path),
+        reference_kind=plan.reference.kind,
+        reference_fingerprint=plan.reference.fingerprint,
+        seed=plan.config.seed,
+        figures=tuple(figures),
+        extractors=used,
+    )
+
+
+def _figures_on(
+    plan: EvaluatePlan, features: FeaturePlan, extractor: Extractor, progress: Progress
+) -> tuple[Figure, ...]:
+    """The figures on one extractor's features; none in other processes than the first."""
+    world, batch = plan.world, plan.config.batch_size
     reference = None
     if len(plan.reference):  # first, because this may find that the reference does not fit
         reference = reference_features(plan.reference, extractor, plan.side, batch, world, progress)
-    images = plan.samples.images()
-    own = images[world.rows(len(images))]
-    generated = gather_features(
-        extract_features(extractor, array_batches(own, batch), len(own), "the samples", progress), world
-    )
-    expect_finite(generated, str(samples))
-    with world.first_before_others():
-        if world.first:
-            text = _report(plan, images, extractor, generated, reference, progress).to_json() + "\n"
-            with written_aside(plan.output) as part:
-                part.write_text(text)
-        return parse_report(plan.output.read_text())
-
-
-def _report(
-    plan: EvaluatePlan,
-    images: np.ndarray,
-    extractor: Extractor,
-    generated: Features,
-    reference: Features | None,
-    progress: Progress,
-) -> Report:
-    """All figures, from the features of all images."""
-    config = plan.config
+    generated = image_features(plan.subject.images, extractor, plan.side, batch, world, progress, "the samples")
+    if not world.first:
+        return ()
     _warn_of_small_sets(generated, reference, progress)
-    known = known_from_features(generated, reference, plan.statistics)
+    known = known_from_features(generated, reference, features.statistics, features.spatial)
     pair = None if reference is None else _real_pair(plan, extractor, reference)
     real = Known() if pair is None else known_from_features(pair.images, pair.reference)
     if plan.on_training_images:
         known, real = replace(known, training=known.features), replace(real, training=real.features)
-    if plan.statistics is not None:  # a file says nothing about parts of the set that its statistics are of
+    # a file says nothing about parts of the set that its statistics are of
+    if features.statistics is not None:
         real = replace(real, statistics=None)
-    known = replace(known, images=lambda: array_batches(images, config.batch_size))
-    real = replace(real, images=some_images(plan.reference, plan.side, config.batch_size))
-    if config.trajectories:
-        latents = latents_of_both(plan.samples, config, progress)
+    if features.spatial is not None:
+        real = replace(real, spatial=None)
+    return figures_of(features.rows, known, real, _context(plan), progress, features.name)
+
+
+def _figures_without_features(plan: EvaluatePlan, progress: Progress) -> tuple[Figure, ...]:
+    """The figures of the images, the latents and the run's flow themselves."""
+    config, images, side = plan.config, plan.subject.images, plan.side
+    known = Known(images=lambda: images.batches(side, config.batch_size, range(len(images))))
+    real = Known(images=some_images(plan.reference, side, config.batch_size))
+    folder = plan.subject.folder
+    if config.trajectories and folder is not None:
+        latents = latents_of_both(folder, config, progress)
         known = replace(
             known,
-            paths=lambda: followed_paths(plan.samples, config, plan.world.device, progress),
+            paths=lambda: followed_paths(folder, config, plan.world.device, progress),
             latents=None if latents is None else latents.images,
         )
         real = replace(real, latents=None if latents is None else latents.reference)
-    context = Context(config.metrics, config.seed, plan.world.device)
-    return Report(
-        samples=str(plan.samples.path),
-        samples_fingerprint=plan.samples.manifest.fingerprint,
-        features=plan.features.value,
-        extractor=extractor.name,
-        reference=str(plan.reference.path),
-        reference_kind=plan.reference.kind,
-        reference_fingerprint=plan.reference.fingerprint,
-        seed=config.seed,
-        figures=figures_of(plan.rows, known, real, context, progress),
-    )
+    return figures_of(plan.rows, known, real, _context(plan), progress)
+
+
+def _context(plan: EvaluatePlan) -> Context:
+    return Context(plan.config.metrics, plan.config.seed, plan.world.device)
 
 
 def _real_pair(plan: EvaluatePlan, extractor: Extractor, reference: Features) -> Pair[Features] | None:
@@ -116,10 +155,10 @@ def _real_pair(plan: EvaluatePlan, extractor: Extractor, reference: Features) ->
 
 def _training_descriptors(plan: EvaluatePlan, extractor: TokenizerExtractor) -> Features | None:
     """Descriptors of as many random training images as there are samples; None when they are gone or the reference."""
-    if plan.on_training_images:
+    if plan.on_training_images or plan.subject.folder is None:
         return None
     try:
-        training = open_training_latents(plan.samples)
+        training = open_training_latents(plan.subject.folder)
     except UserError:
         return None
     if not same_tokenizer(training.file.tokenizer, extractor.spec):
