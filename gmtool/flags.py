@@ -45,7 +45,7 @@ PresetName = Annotated[
 
 def spelling(name: str, kind: Any) -> str:
     """How a setting is typed; a boolean, which a preset may have set, also with --no-."""
-    both = kind is bool or bool in get_args(kind)
+    both = kind is bool or (bool in get_args(kind) and not is_repeated(kind))
     return f"{flag(name)}/--no-{flag(name)[2:]}" if both else flag(name)
 
 
@@ -64,7 +64,7 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
         @functools.wraps(command)
         def run(**given: Any) -> None:
             values = {name: given.pop(name) for name in settings}
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            values = {name: _joined(value) if isinstance(value, list) else value for name, value in values.items()}
             command(config=make(config_class, values), **given)
 
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it, mypy does not know it
@@ -76,11 +76,17 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
+def _joined(values: list[Any]) -> tuple[Any, ...]:
+    """The values of a flag that was repeated; a reader may have made several of each."""
+    return tuple(each for value in values for each in (value if isinstance(value, tuple) else (value,)))
+
+
 def _parameter(setting: Setting) -> inspect.Parameter:
     """The parameter from which typer makes a setting's flag."""
     option, taken = setting.option, setting.kind
     if is_repeated(taken):
-        taken = list[get_args(taken)[0]]  # type: ignore[misc]  # a type that is known at run time alone, as below
+        # a type that is known at run time alone, as below; the reader makes the values where there is one
+        taken = list[get_args(taken)[0]] if option.reader is None else list[str]  # type: ignore[misc]
     elif option.choices is not None:
         taken = Literal[setting.choices]
         taken = taken | None if type(None) in get_args(setting.kind) else taken

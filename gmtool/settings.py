@@ -30,6 +30,7 @@ class Option:
     choices: gives the names that a text may be, where they are the rows of a table; a function of a module, since in
     annotations that are strings a lambda does not see the module's names.
     name: what the setting is called outside, where that is not the field's name.
+    holds_commas: whether a text may itself hold commas, so that they cannot separate several values of a setting.
     """
 
     help: str
@@ -40,6 +41,7 @@ class Option:
     reader: Callable[[Any], Any] | None = None
     choices: Callable[[], Sequence[str]] | None = None
     name: str | None = None
+    holds_commas: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,26 @@ def as_flags(values: Mapping[str, Any]) -> str:
     return " ".join(flag(name) if value is True else f"{flag(name)} {as_text(value)}" for name, value in given.items())
 
 
+def as_arguments(config: Any) -> list[str]:
+    """What a user types for a configuration: the flags of all settings that are not at their defaults."""
+    found: list[str] = []
+    for name, setting in settings_of(type(config)).items():
+        value = setting.of(config)
+        if value == setting.default:
+            continue
+        if isinstance(value, bool):
+            found.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+        else:
+            for each in value if isinstance(value, tuple) else (value,):
+                found += [flag(name), str(each)]
+    return found
+
+
 def _choices(kind: Any) -> tuple[Any, ...]:
-    """The values of a Literal, also inside an optional; empty for other types."""
+    """The values of a Literal, also inside an optional or a tuple; empty for other types."""
     if get_origin(kind) is Literal:
         return get_args(kind)
-    if get_origin(kind) in (Union, types.UnionType):
+    if get_origin(kind) in (Union, types.UnionType, tuple):
         return tuple(choice for part in get_args(kind) for choice in _choices(part))
     return ()
 
@@ -185,10 +202,10 @@ def check_ranges(config: Any) -> None:
         if len(setting.path) > 1:
             continue  # the component has looked at it
         value, option, choices = setting.of(config), setting.option, setting.choices
-        if value is not None and choices and value not in choices:
-            raise UserError(f"{flag(name)} must be one of {', '.join(map(str, choices))}, not {value!r}")
-        for number in value if isinstance(value, tuple) else () if value is None else (value,):
-            _check_number(name, number, option)
+        for each in value if isinstance(value, tuple) else () if value is None else (value,):
+            if choices and each not in choices:
+                raise UserError(f"{flag(name)} must be one of {', '.join(map(str, choices))}, not {each!r}")
+            _check_number(name, each, option)
 
 
 LARGEST = 2**63 - 1
@@ -228,7 +245,7 @@ def some_from_json(config_class: type[_Config], values: Mapping[str, Any], whose
 def _restored(value: Any, kind: Any) -> Any:
     """A field's value from JSON."""
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(map(Path, value)) if _is_path(kind) else tuple(value)
     return Path(value) if value is not None and _is_path(kind) else value
 
 
@@ -263,7 +280,9 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is tuple:
-        return "a list of numbers" if ... in get_args(kind) else f"a list of {len(get_args(kind))} numbers"
+        first, *others = get_args(kind)
+        kinds = "numbers" if first in (int, float) else "values"
+        return f"a list of {kinds}" if others == [...] else f"a list of {1 + len(others)} {kinds}"
     return {str: "a string", Path: "a string", int: "a whole number", float: "a number", bool: "true or false"}[kind]
 
 
@@ -278,6 +297,18 @@ def is_repeated(kind: Any) -> bool:
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
+NetworkPrecision = Annotated[
+    Precision, Option("Precision of the network. auto: bfloat16 on a GPU that supports it, else float32.")
+]
+SampleBatch = Annotated[int, Option("Batch size; it does not change the images.", metavar="N", minimum=1)]
+RealImages = Annotated[
+    Path | None,
+    Option(
+        "Real images: a folder or archive, a latents file, or an .npz of images or of mu and sigma. Default: the "
+        "images that the run was trained on.",
+        metavar="PATH",
+    ),
+]
 Device = Annotated[
     str, Option("Where to compute: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.", metavar="DEVICE")
 ]

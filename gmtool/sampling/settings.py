@@ -133,6 +133,7 @@ class SamplingSettings(Settings):
             "Interval of times with guidance, ends included; 0 is data, 1 is noise. Outside of it a step takes one "
             "evaluation. Default: all times.",
             metavar="LOW,HIGH",
+            holds_commas=True,
         ),
     ] = None
     orthogonal: Annotated[
@@ -213,7 +214,11 @@ class SelectionSettings(Settings):
     num: Annotated[int, Option("Number of images.", metavar="N", minimum=1)] = 1000
     classes: Annotated[
         str | None,
-        Option("Class indices or names, separated by commas, used in turn. Default: all.", metavar="LIST"),
+        Option(
+            "Class indices or names, separated by commas, used in turn. Default: all.",
+            metavar="LIST",
+            holds_commas=True,
+        ),
     ] = None
     modes: Annotated[
         str | None,
@@ -221,6 +226,7 @@ class SelectionSettings(Settings):
             "Indices of modes of the fitted mixture, separated by commas, used in turn. Default: drawn with their "
             "frequencies in the data.",
             metavar="LIST",
+            holds_commas=True,
         ),
     ] = None
     seed: Seed = 0

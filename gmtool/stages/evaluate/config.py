@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.evaluation.metrics import MetricSettings
-from gmtool.settings import Device, Option, Seed, Settings
+from gmtool.settings import Device, Option, RealImages, Seed, Settings
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
     """What samples are compared with, by which features and metrics."""
 
-    reference: Annotated[
-        Path | None,
-        Option(
-            "Real images: a folder or archive, a latents file, or an .npz of images or of mu and sigma. Default: the "
-            "images that the run was trained on.",
-            metavar="PATH",
-        ),
-    ] = None
+    reference: RealImages = None
     extractor: ExtractorSettings = ExtractorSettings()
     metrics: MetricSettings = MetricSettings()
     trajectories: Annotated[

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings, WeightSettings
-from gmtool.settings import Compile, Decoder, Device, Option, Precision, Settings
+from gmtool.settings import Compile, Decoder, Device, NetworkPrecision, SampleBatch, Settings
 
 
 @dataclass(frozen=True)
@@ -17,9 +16,7 @@ class SampleConfig(Settings):
     selection: SelectionSettings = SelectionSettings()
     weights: WeightSettings = WeightSettings()
     decoder: Decoder = None
-    batch_size: Annotated[int, Option("Batch size; it does not change the images.", metavar="N", minimum=1)] = 64
-    precision: Annotated[
-        Precision, Option("Precision of the network. auto: bfloat16 on a GPU that supports it, else float32.")
-    ] = "auto"
+    batch_size: SampleBatch = 64
+    precision: NetworkPrecision = "auto"
     compile: Compile = False
     device: Device = "auto"

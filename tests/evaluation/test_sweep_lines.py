@@ -1,0 +1,167 @@
+"""A sweep as lines and plots: means and spreads over seeds, the floor, the best point."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+from PIL import Image
+
+from gmtool.evaluation.report import Figure, Measurement
+from gmtool.evaluation.sweep_lines import (
+    EVALUATIONS,
+    SCALE,
+    Value,
+    best_of,
+    floor_of,
+    lines,
+    position_of,
+    run_names,
+    setting_words,
+    value_of,
+)
+from gmtool.evaluation.sweep_plots import draw_sweep
+from gmtool.evaluation.sweep_table import Axis, Sweep, SweepPoint
+
+
+def measured(metric: str, value: float, real: float | None) -> Figure:
+    return Figure(metric, Measurement(value, None, 9, 9), None if real is None else Measurement(real, None, 9, 9))
+
+
+def distance(steps: int, scale: float | None, seed: int) -> float:
+    return 4.0 / steps + (scale or 0.0) + 0.1 * seed
+
+
+def point(run: str, solver: str, steps: int, scale: float | None, seed: int) -> SweepPoint:
+    settings = {"solver": solver, "steps": steps, "guidance": "none" if scale is None else "prob"}
+    if scale is not None:
+        settings["guidance_scale"] = scale
+    plan = {**settings, "scale": scale or 0.0}
+    figures = (
+        measured("inception_score", steps + seed, 9.0),
+        measured("frechet_distance", distance(steps, scale, seed), 0.25),
+        measured("precision", 0.5 + 0.4 * (scale or 0.0), 0.8),
+        measured("recall", 0.7 - 0.4 * (scale or 0.0), 0.7),
+        measured("magnitude", 0.3 + (scale or 0.0), 0.42),
+        measured("colour_saturation", 0.0, 0.0),
+    )
+    evaluations = steps if scale is None else 2 * steps
+    return SweepPoint("", run, settings, plan, seed, 1, evaluations, 9, figures, "gmtool sample")
+
+
+def grid(
+    runs: tuple = ("run",),
+    solvers: tuple = ("gm-ode",),
+    steps: tuple = (1, 2, 4),
+    scales: tuple = (None,),
+    seeds: int = 3,
+) -> Sweep:
+    """The sweep of a made-up grid; a scale of None is no guidance."""
+    points = [point(*each) for each in itertools.product(runs, solvers, steps, scales, range(seeds))]
+    values = {
+        "run": runs,
+        "solver": solvers,
+        "steps": steps,
+        "guidance": tuple(dict.fromkeys("none" if each is None else "prob" for each in scales)),
+        "guidance_scale": tuple(each for each in scales if each is not None),
+    }
+    axes = tuple(Axis(name, each) for name, each in values.items() if len(each) > 1)
+    return Sweep(axes, tuple(points), (), "tokenizer", "pixels", "held-out", "images", "abc")
+
+
+def test_seeds_are_a_mean_and_a_spread() -> None:
+    (group, *_) = grid().groups
+    found = value_of(group, "frechet_distance")
+    assert found == Value(pytest.approx(4.1), pytest.approx(stdev([4.0, 4.1, 4.2])))
+    assert str(found) == "4.1 ± 0.1"
+    assert value_of(group, "frechet_distance", real=True) == Value(0.25, 0.0)
+    assert value_of(group[:1], "frechet_distance") == Value(4.0, None)
+    assert value_of(group, "kernel_distance") is None
+    assert value_of((group[0], replace(group[1], figures=())), "frechet_distance") is None
+
+
+def test_the_floor() -> None:
+    assert floor_of(grid(), "frechet_distance") == pytest.approx(0.25)
+    assert floor_of(grid(), "kernel_distance") is None
+
+
+def test_the_best_is_by_the_direction_of_the_metric() -> None:
+    groups = grid(scales=(0.1, 0.2)).groups
+    for metric, steps, scale in (
+        ("frechet_distance", 4, 0.1),
+        ("inception_score", 4, 0.1),
+        ("magnitude", 1, 0.1),  # the nearest to real images' 0.42
+        ("precision", 1, 0.2),
+    ):
+        best = best_of(groups, metric)
+        assert best is not None
+        assert (best[0].settings["steps"], best[0].settings["guidance_scale"]) == (steps, scale)
+    assert best_of(groups, "kernel_distance") is None
+
+
+def test_lines_along_evaluations() -> None:
+    sweep = grid(runs=("a/run", "b/run"), scales=(None, 0.1))
+    found = lines(sweep, EVALUATIONS)
+    assert [each.label for each in found] == [
+        f"{run}/run, gm-ode, {words}" for run in "ab" for words in ("unguided", "prob")
+    ]
+    assert [[position_of(group, EVALUATIONS) for group in line.groups] for line in found] == [[1, 2, 4], [2, 4, 8]] * 2
+
+
+def test_lines_along_the_scale() -> None:
+    found = lines(grid(steps=(4, 8), scales=(0.2, None, 0.1)), SCALE)
+    assert [[position_of(group, SCALE) for group in line.groups] for line in found] == [[0.1, 0.2], [None]] * 2
+    assert [each.label for each in found][::2] == ["gm-ode, steps 4, prob", "gm-ode, steps 8, prob"]
+
+
+def test_many_lines_become_one_a_solver_at_the_best() -> None:
+    sweep = grid(solvers=("gm-ode", "gm-sde"), scales=tuple(0.1 * each for each in range(6)))
+    assert len(lines(sweep, EVALUATIONS)) == 12
+    found = lines(sweep, EVALUATIONS, "frechet_distance")
+    assert [each.label for each in found] == ["gm-ode", "gm-sde"]
+    for line in found:
+        assert [group[0].settings["guidance_scale"] for group in line.groups] == [0.0, 0.0, 0.0]
+        assert [position_of(group, EVALUATIONS) for group in line.groups] == [2, 4, 8]
+
+
+def test_names_of_runs() -> None:
+    assert run_names(grid(runs=("x/a", "x/b"))) == {"x/a": "a", "x/b": "b"}
+    assert run_names(grid(runs=("x/a", "y/a"))) == {"x/a": "x/a", "y/a": "y/a"}
+
+
+def test_settings_in_words() -> None:
+    one = point("run", "gm-ode", 2, 0.25, 0)
+    assert setting_words(one, "guidance_scale") == "guidance scale 0.25"
+    assert setting_words(one, "steps") == "steps 2"
+    assert setting_words(point("run", "gm-ode", 2, None, 0), "guidance_scale") == ""
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        grid(),
+        grid(steps=(4,), seeds=1),
+        grid(scales=(None, 0.1, 0.3)),
+        grid(runs=("a", "b"), solvers=("gm-ode", "gm-sde"), scales=(0.1, 0.2, 0.3)),
+    ],
+    ids=["steps", "one point", "scales", "many lines"],
+)
+def test_the_plots(sweep: Sweep, tmp_path: Path) -> None:
+    drawn = draw_sweep(sweep, tmp_path)
+    assert [each.name for each in drawn] == ["score.png", "precision-recall.png", "saturation.png"]
+    for path in drawn:
+        with Image.open(path) as image:
+            assert image.info["Software"] == "gmtool sweep"
+            assert len(image.convert("RGB").getcolors(2**16) or ()) > 3
+    before = [each.read_bytes() for each in drawn]
+    draw_sweep(sweep, tmp_path)
+    assert [each.read_bytes() for each in drawn] == before
+
+
+def test_plots_of_what_was_not_measured_are_left_out(tmp_path: Path) -> None:
+    sweep = grid()
+    only = tuple(replace(each, figures=each.figures[1:2]) for each in sweep.points)
+    assert [each.name for each in draw_sweep(replace(sweep, points=only), tmp_path)] == ["score.png"]
+    none = tuple(replace(each, figures=()) for each in sweep.points)
+    assert draw_sweep(replace(sweep, points=none), tmp_path) == ()
