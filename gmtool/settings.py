@@ -93,22 +93,25 @@ _Config = TypeVar("_Config")
 def settings_of(config_class: type) -> dict[str, Setting]:
     """The settings of a configuration by name, in the order of declaration. Raises TypeError for a name given twice."""
     found: dict[str, Setting] = {}
-    for setting in _walk(config_class, "", ()):
+    for setting in _walk(config_class, "", (), None):
         if setting.name in found:
             raise TypeError(f"{config_class.__name__} has two settings {setting.name}")
         found[setting.name] = setting
     return found
 
 
-def _walk(config_class: type, group: str, path: tuple[str, ...]) -> Iterator[Setting]:
+def _walk(config_class: type, group: str, path: tuple[str, ...], values: Any) -> Iterator[Setting]:
+    """The settings of a class. values: an instance whose values are the defaults; None for the class's own."""
     hints = get_type_hints(config_class, include_extras=True)
     for field in fields(config_class):
         kind, here = hints[field.name], (*path, field.name)
+        default = field.default if values is None else getattr(values, field.name)
         if is_dataclass(kind):
-            yield from _walk(kind, getattr(kind, "TITLE", ""), here)  # type: ignore[arg-type]  # a class, not a value
+            given = default if isinstance(default, kind) else None  # type: ignore[arg-type]  # a class, not a value
+            yield from _walk(kind, getattr(kind, "TITLE", ""), here, given)  # type: ignore[arg-type]  # as above
         elif get_origin(kind) is Annotated:
             plain, option = get_args(kind)
-            yield Setting(option.name or field.name, plain, option, field.default, group, here)
+            yield Setting(option.name or field.name, plain, option, default, group, here)
         else:
             raise TypeError(f"{config_class.__name__}.{field.name} has no Option")
 
@@ -145,14 +148,19 @@ def make(config_class: type[_Config], values: Mapping[str, Any]) -> _Config:
     return _built(config_class, {setting.path: values[name] for name, setting in settings.items() if name in values})
 
 
-def _built(config_class: type[_Config], values: Mapping[tuple[str, ...], Any]) -> _Config:
+def _built(config_class: type[_Config], values: Mapping[tuple[str, ...], Any], default: Any = None) -> _Config:
+    """A configuration of values by the fields that lead to them, and of those of ``default``, if it is one."""
     hints, given = get_type_hints(config_class), {}
     for field in fields(config_class):  # type: ignore[arg-type]  # a dataclass
         inner = {path[1:]: value for path, value in values.items() if path[0] == field.name}
         if is_dataclass(hints[field.name]):
-            given[field.name] = _built(hints[field.name], inner)
+            component = field.default if default is None else getattr(default, field.name)
+            component = component if isinstance(component, hints[field.name]) else None
+            given[field.name] = _built(hints[field.name], inner, component)
         elif inner:
             given[field.name] = inner[()]
+        elif default is not None:
+            given[field.name] = getattr(default, field.name)
     return config_class(**given)
 
 

@@ -49,6 +49,19 @@ def test_settings_are_flat_outside() -> None:
     assert config_from_json(Machine, as_flat(config), "it") == config
 
 
+@dataclass(frozen=True)
+class FastMachine(Settings):
+    engine: Engine = Engine(rate=5.0)
+    seed: Annotated[int, Option("Seed.", minimum=0)] = 0
+
+
+def test_a_configuration_may_have_other_defaults_than_its_components() -> None:
+    assert settings_of(FastMachine)["rate"].default == 5.0
+    assert make(FastMachine, {"engine": "b"}) == FastMachine(Engine(5.0, "b"))
+    assert make(FastMachine, {"rate": 2.0}).engine.rate == 2.0
+    assert settings_of(Machine)["rate"].default == 1.0
+
+
 def test_all_values_are_set_at_once() -> None:
     """Neither --cold alone with the old kind nor the new kind alone would be refused on the way."""
     assert changed(make(Machine, {"cold": True}), {"engine": "b", "cold": False}).engine.kind == "b"

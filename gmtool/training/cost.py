@@ -8,7 +8,7 @@ backward one. What is computed again under activation checkpointing does not cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,7 +72,9 @@ def step_cost(
     network.checkpoint_activations = checkpoint_activations
     with FakeTensorMode(allow_non_fake_inputs=True):  # the random numbers' generator has no fake
         network.to_empty(device="cpu")
-        one, two = (_trace(network, task_of(method, network), precision, count) for count in (1, 2))
+        task = task_of(method, network)
+        own = list(network.parameters())
+        one, two = (trace(_loss_of(network, task), own, precision, count) for count in (1, 2))
     return StepCost(
         flops=FORWARD_AND_BACKWARD * (two.flops - one.flops),
         sample_bytes=two.bytes - one.bytes,
@@ -82,17 +84,32 @@ def step_cost(
 
 
 @dataclass(frozen=True)
-class _Trace:
+class Trace:
     """A forward pass: its operations, and the bytes kept for the backward pass besides the parameters."""
 
     flops: int
     bytes: int
 
 
-def _trace(network: Network, task: Task, precision: torch.dtype, count: int) -> _Trace:
-    """The loss of ``count`` data, traced."""
+def _loss_of(network: Network, task: Task) -> Callable[[int], object]:
+    """What computes the losses of so many samples."""
+    if task.method.coupling.whole_batch:  # an assignment looks at numbers, and costs none of what is counted
+        task = replace(task, method=replace(task.method, coupling=Independent()))
+
+    def losses(count: int) -> object:
+        prepared = task.prepare(task.any_batch(count, torch.device("cpu")), task.draw(count, torch.Generator()))
+        return task.losses(network, prepared)
+
+    return losses
+
+
+def trace(forward: Callable[[int], object], parameters: Iterable[Tensor], precision: torch.dtype, count: int) -> Trace:
+    """A forward pass of ``count`` samples, traced; within a mode of tensors that have shapes and no numbers.
+
+    parameters: those that are there anyway.
+    """
     kept: dict[int, int] = {}
-    own = {_storage(each) for each in network.parameters()}
+    own = {_storage(each) for each in parameters}
 
     def keep(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in own:
@@ -100,16 +117,13 @@ def _trace(network: Network, task: Task, precision: torch.dtype, count: int) -> 
         return tensor
 
     autocast = nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision)
-    if task.method.coupling.whole_batch:  # an assignment looks at numbers, and costs none of what is counted
-        task = replace(task, method=replace(task.method, coupling=Independent()))
-    prepared = task.prepare(task.any_batch(count, torch.device("cpu")), task.draw(count, torch.Generator()))
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
         autocast,
     ):
-        task.losses(network, prepared)
-    return _Trace(counter.get_total_flops(), sum(kept.values()))
+        forward(count)
+    return Trace(counter.get_total_flops(), sum(kept.values()))
 
 
 def _storage(tensor: Tensor) -> int:

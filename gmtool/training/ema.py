@@ -14,6 +14,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import nn
@@ -21,9 +22,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gmtool.distributed import local
 from gmtool.errors import UserError
-from gmtool.nn.network import Network
 from gmtool.training.checkpoint import EMA
 from gmtool.training.settings import AverageSettings
+
+N = TypeVar("N", bound=nn.Module)
 
 RAMP = 0.05
 """The half-life of an average by images is at most this share of the images seen."""
@@ -57,12 +59,12 @@ def power_law(width: float, step: int) -> float:
 
 
 @dataclass(frozen=True)
-class Average:
+class Average(Generic[N]):
     """An average: its name, which ``sample --ema`` takes, its decay at a step from 0, and the averaged network."""
 
     name: str
     decay: Callable[[int], float]
-    network: Network
+    network: N
 
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after step ``step`` (from 0)."""
@@ -71,13 +73,13 @@ class Average:
         average(mine, new, step)
 
 
-def make_averages(network: Network, settings: AverageSettings, batch_size: int) -> tuple[Average, ...]:
+def make_averages(network: N, settings: AverageSettings, batch_size: int) -> tuple[Average[N], ...]:
     """The averages that the settings ask for, in the order of their names, begun at the network's weights.
 
     batch_size: images a step.
     """
 
-    def begin(name: str, decay: Callable[[int], float]) -> Average:
+    def begin(name: str, decay: Callable[[int], float]) -> Average[N]:
         return Average(name, decay, copy.deepcopy(network).requires_grad_(False).eval())
 
     rules: list[Callable[[int], float]] = [partial(exponential, decay) for decay in settings.ema]

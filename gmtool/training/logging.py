@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from gmtool.artifacts.files import written_aside
-from gmtool.artifacts.run import METRICS, TENSORBOARD, RunFolder
+from gmtool.artifacts.manifest import Manifest
+from gmtool.artifacts.run import METRICS, TENSORBOARD
 from gmtool.training.settings import LoggingSettings
 
 Record = dict[str, float]
@@ -21,6 +22,18 @@ Record = dict[str, float]
 
 Group = Literal["train", "machine", "samples"]
 """Groups of metrics: training, throughput, or the quality of samples."""
+
+
+class Run(Protocol):
+    """A folder that is trained in, and its record."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its record."""
 
 
 class Logger(Protocol):
@@ -79,7 +92,7 @@ def _named(group: Group, record: Record) -> dict[str, float]:
 class TensorBoard:
     """Event files in ``run/tensorboard/``."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: Run) -> None:
         self._folder = str(run.path / TENSORBOARD)
         self._writer: Any = None
 
@@ -109,7 +122,7 @@ class WeightsAndBiases:
     A resumed run continues its own record, in which steps already logged stay as they were.
     """
 
-    def __init__(self, run: RunFolder, project: str) -> None:
+    def __init__(self, run: Run, project: str) -> None:
         self._run, self._project = run, project
         self._session: Any = None
 
@@ -137,7 +150,7 @@ class WeightsAndBiases:
             self._session.finish()
 
 
-def loggers_for(settings: LoggingSettings, run: RunFolder) -> tuple[Logger, ...]:
+def loggers_for(settings: LoggingSettings, run: Run) -> tuple[Logger, ...]:
     """The loggers of a run that the settings ask for."""
     found: list[Logger] = [MetricsFile(run.path / METRICS)]
     if settings.tensorboard or (settings.tensorboard is None and find_spec("tensorboard") is not None):

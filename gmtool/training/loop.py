@@ -8,18 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from torch import Tensor
+
+from gmtool.distributed import World
 from gmtool.progress import Progress
 from gmtool.training.checkpoint import Position
 from gmtool.training.logging import Logger, Record
 from gmtool.training.recovery import finishing_the_step
 from gmtool.training.settings import LoopSettings
-from gmtool.training.step import Stepper, StepResult
-from gmtool.training.task import Batch
 from gmtool.training.throughput import ThroughputMeter
 
 READ_EVERY = 50
 """Steps on a GPU between two readings of the losses: reading one waits for the GPU."""
+
+
+class Batch(Protocol):
+    """What a step is taken on."""
+
+    @property
+    def x(self) -> Tensor:
+        """This process's samples (B, ...)."""
+
+
+class StepResult(Protocol):
+    """A step that was taken, on the device: its loss (), and whether it was called off, () bool."""
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean over the batch, of all processes."""
+
+    @property
+    def skipped(self) -> Tensor:
+        """Whether the step was called off."""
+
+    def record(self) -> Record:
+        """The step's figures. Waits for the device."""
+
+
+class Stepper(Protocol):
+    """What takes steps."""
+
+    @property
+    def world(self) -> World:
+        """The processes that share a step."""
+
+    def take(self, batch: Any, step: int, seed: int) -> StepResult:
+        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
 
 
 class DivergedError(Exception):

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from gmtool.distributed import World
 from gmtool.errors import MachineError, UserError, is_out_of_memory
-from gmtool.training.step import Stepper
+
+
+class Rehearsing(Protocol):
+    """What takes steps, as far as its memory can be tried out."""
+
+    @property
+    def world(self) -> World:
+        """The processes that share a step."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """Those that have gradients, and moments in the optimizer."""
+
+    def rehearse(self, size: int, count: int, device: torch.device) -> None:
+        """Compute a gradient as a step on ``count`` samples does, ``size`` at once and within this process."""
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+
 
 MARGIN = 0.05
 """Share of the GPU's memory that a trial leaves free, for what is not tried: other kernels, fragments."""
@@ -20,7 +40,7 @@ def divisors(count: int) -> list[int]:
 
 
 def choose_micro_batch(
-    stepper: Stepper, wanted: str, count: int, device: torch.device, estimate: Callable[[int], int] | None = None
+    stepper: Rehearsing, wanted: str, count: int, device: torch.device, estimate: Callable[[int], int] | None = None
 ) -> int:
     """The micro-batch of a process that has ``count`` samples a step; wanted: --micro-batch, a number or auto.
 
@@ -43,7 +63,7 @@ def choose_micro_batch(
     return largest_that_fits(stepper, count, device)
 
 
-def largest_that_fits(stepper: Stepper, count: int, device: torch.device) -> int:
+def largest_that_fits(stepper: Rehearsing, count: int, device: torch.device) -> int:
     """The largest divisor of ``count`` whose gradient can be computed beside all that training keeps, by trying."""
     # compiled, every size that is tried would be compiled anew, and the last one for sizes that vary
     with torch.compiler.set_stance("force_eager"):
@@ -54,14 +74,12 @@ def largest_that_fits(stepper: Stepper, count: int, device: torch.device) -> int
     raise MachineError("one image a time does not fit on the GPU: use a smaller --model")
 
 
-def _fits(stepper: Stepper, size: int, count: int, device: torch.device) -> bool:
+def _fits(stepper: Rehearsing, size: int, count: int, device: torch.device) -> bool:
     """Whether a batch of ``count`` data gives a gradient, ``size`` at once. Afterwards there is no gradient."""
-    parameters = list(stepper.state.network.parameters())
     try:
-        moments = [torch.empty_like(each) for each in parameters for _ in range(2)]
+        moments = [torch.empty_like(each) for each in stepper.parameters for _ in range(2)]
         spare = torch.empty(_spare_bytes(device), dtype=torch.uint8, device=device)
-        # the second part of a batch meets the gradients that the first one left
-        replace(stepper, micro_batch=size).rehearse(stepper.task.any_batch(count, device), 2 * size)
+        stepper.rehearse(size, count, device)
         del moments, spare
         return True
     except Exception as error:
@@ -69,7 +87,7 @@ def _fits(stepper: Stepper, size: int, count: int, device: torch.device) -> bool
             raise
         return False
     finally:
-        stepper.state.optimizer.zero_grad()
+        stepper.zero_grad()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 

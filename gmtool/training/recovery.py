@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from gmtool.distributed import ALONE, World, under_torchrun
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.training.checkpoint import Position, list_checkpoints
-from gmtool.training.state import TrainState
+from gmtool.training.checkpoint import Position, cut_short, list_checkpoints
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what schedulers send before they take a machine away."""
@@ -47,11 +47,39 @@ def finishing_the_step() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
+class Trainee(Protocol):
+    """What a checkpoint holds, in memory."""
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
+
+
+def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Position:
+    """Load the newest sound checkpoint of a run, in ``folder``, into what is trained; return its position, or the first.
+
+    Raises UserError when there are checkpoints and none of them is sound.
+    """
+    damaged = [f"{path} was cut short" for path in cut_short(folder)]
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            trainee.load(checkpoint.path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for problem in damaged:
+            progress.note(f"passing over a checkpoint: {problem}")
+        progress.note(f"resuming {run} at step {checkpoint.step}")
+        return checkpoint.position
+    if damaged:
+        raise UserError(f"no checkpoint is sound, remove them to train from the start: {'; '.join(damaged)}")
+    return Position()
+
+
 ROLLBACKS = 3
 """Times that a run goes back, all in all: what fails again on other data is no accident."""
 
 
-def roll_back(folder: Path, at: Position, trainee: TrainState, progress: Progress, world: World = ALONE) -> Position:
+def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, world: World = ALONE) -> Position:
     """Load the newest checkpoint that was not taken amid bad steps, and give the data a new order.
 
     Raises UserError with advice when there is none, or when the run has gone back often enough. Deterministic, so that

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from gmtool.errors import UserError
 from gmtool.flow.names import Condition, CouplingName, SourceName, TimeDistribution
-from gmtool.settings import Option, Settings
+from gmtool.settings import Compile, Device, Option, Settings
 from gmtool.training.schedule import Curve, Schedule, parse_knots
 
 
@@ -343,9 +343,14 @@ class LoggingSettings(Settings):
     preview_every: Annotated[int, Option("Steps between preview grids. 0: off.", metavar="N", minimum=0)] = 1000
     eval_every: Annotated[
         int,
-        Option("Steps between evaluations of a few samples against training images. 0: off.", metavar="N", minimum=0),
+        Option(
+            "Steps between evaluations: of a few samples against training images (train), of held-out images "
+            "(train-decoder). 0: off.",
+            metavar="N",
+            minimum=0,
+        ),
     ] = 0
-    eval_num: Annotated[int, Option("Number of samples for --eval-every.", metavar="N", minimum=2)] = 1000
+    eval_num: Annotated[int, Option("Number of images for --eval-every.", metavar="N", minimum=2)] = 1000
     tensorboard: Annotated[
         bool | None,
         Option("Write TensorBoard events to RUN/tensorboard (extra: log). Default: if it is installed."),
@@ -364,3 +369,22 @@ class LoggingSettings(Settings):
             raise UserError("--tensorboard needs TensorBoard: run pip install '.[log]' in the clone of gmtool")
         if self.wandb is not None and find_spec("wandb") is None:
             raise UserError("--wandb needs Weights & Biases: run pip install '.[wandb]' in the clone of gmtool")
+
+
+@dataclass(frozen=True)
+class ComputeSettings(Settings):
+    """Device, precision and memory."""
+
+    TITLE = "Computation"
+
+    device: Device = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Option("Precision of the network; losses are float32. auto: bfloat16 on a GPU that supports it, else float32."),
+    ] = "auto"
+    tf32: Annotated[bool, Option("Allow TF32 in float32 matrix products on a GPU: faster, less exact.")] = False
+    compile: Compile = False
+    checkpoint_activations: Annotated[
+        bool,
+        Option("Activation checkpointing: store only the blocks' inputs, recompute the rest in the backward pass."),
+    ] = False

@@ -7,34 +7,33 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Generic
 
 from torch import Tensor
 
 from gmtool.distributed import ALONE, World, holding_shards, replicate, shard
-from gmtool.nn.network import Network
 from gmtool.training.checkpoint import MODEL, OPTIMIZER, load_optimizer, load_weights
-from gmtool.training.ema import Average, average_file, make_averages
+from gmtool.training.ema import Average, N, average_file, make_averages
 from gmtool.training.focal import ModeLosses
 from gmtool.training.optimizer import Optimizer, make_optimizer
 from gmtool.training.settings import AverageSettings, OptimizerSettings
-from gmtool.training.task import Forward
 
 FOCAL = "focal.safetensors"
 
 
 @dataclass(frozen=True)
-class TrainState:
-    """The network, its moving averages, the optimizer.
+class TrainState(Generic[N]):
+    """A network that is trained, its moving averages, the optimizer.
 
     forward: how the network is called: itself, or wrapped for several processes, or compiled. hold: makes a context in
     which a backward pass keeps its gradients to this process: that of a micro-batch which is not the last of a step.
     focal: the losses of the modes, which weigh the data; None without re-weighting.
     """
 
-    network: Network
-    averages: tuple[Average, ...]
+    network: N
+    averages: tuple[Average[N], ...]
     optimizer: Optimizer
-    forward: Forward
+    forward: Callable[..., Any]
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
     focal: ModeLosses | None = None
 
@@ -60,7 +59,7 @@ class TrainState:
 
 
 def make_state(
-    network: Network,
+    network: N,
     optimizer: OptimizerSettings,
     averages: AverageSettings,
     rate: float,
@@ -69,14 +68,14 @@ def make_state(
     focal: ModeLosses | None = None,
     sharded: bool = False,
     world: World = ALONE,
-) -> TrainState:
+) -> TrainState[N]:
     """A network that is to be trained from its present weights. rate: the learning rate that it begins with.
     batch_size: images a step, of all processes.
 
     Of several processes each holds all weights, or its part of them where they are ``sharded``.
     """
     kept = make_averages(network, averages, batch_size)
-    forward: Forward = network
+    forward: Callable[..., Any] = network
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
     if sharded:
         for each in (network, *(average.network for average in kept)):

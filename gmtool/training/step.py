@@ -6,15 +6,16 @@ Nothing in it waits for the device: a step whose loss or gradient is not finite 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from gmtool.distributed import ALONE, World, whole
 from gmtool.errors import MachineError, is_out_of_memory
+from gmtool.nn.network import Network
 from gmtool.streams import generator
 from gmtool.training.logging import Record
 from gmtool.training.schedule import Schedule
@@ -60,7 +61,7 @@ class Stepper:
     """
 
     task: Task
-    state: TrainState
+    state: TrainState[Network]
     schedule: Schedule
     clip: Callable[[int], float] = lambda _step: math.inf
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -78,7 +79,7 @@ class Stepper:
             losses = self._accumulate(prepared, weights)
         except Exception as error:
             if is_out_of_memory(error):
-                raise _too_large(self.micro_batch or len(batch.x)) from error
+                raise too_large(self.micro_batch or len(batch.x)) from error
             raise
         edges = self.task.method.times.quartiles()
         sums = world.sum(torch.cat([losses.mean()[None], by_quarter(losses, prepared.draws.t, edges).flatten()]))
@@ -93,11 +94,23 @@ class Stepper:
             average.update(state.network, step)
         return StepResult(step + 1, rate, loss, norm, skipped, quarters)
 
-    def rehearse(self, batch: Batch, count: int) -> None:
-        """Compute a gradient as a step on ``batch`` does, of its first ``count`` samples and within this process."""
-        prepared = self._prepared(batch, generator("rehearsal", device=batch.x.device))
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """Those that have gradients, and moments in the optimizer."""
+        return list(self.state.network.parameters())
+
+    def rehearse(self, size: int, count: int, device: torch.device) -> None:
+        """Compute a gradient as a step on ``count`` samples does, ``size`` at once and within this process."""
+        batch = self.task.any_batch(count, device)
+        prepared = self._prepared(batch, generator("rehearsal", device=device))
+        # the second part of a batch meets the gradients that the first one left
+        some = take_rows(prepared, slice(2 * size))
         with self.state.hold():
-            self._accumulate(take_rows(prepared, slice(count)), torch.ones_like(prepared.draws.t))
+            replace(self, micro_batch=size)._accumulate(some, torch.ones_like(prepared.draws.t))
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self.state.optimizer.zero_grad()
 
     def _prepared(self, batch: Batch, stream: torch.Generator) -> Prepared:
         """This process's samples, paired with noise; a coupling of whole batches looks at those of all processes."""
@@ -138,7 +151,7 @@ def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
     return torch.stack([torch.where(within, losses[:, None], 0).sum(0), within.sum(0)])
 
 
-def _too_large(size: int) -> MachineError:
+def too_large(size: int) -> MachineError:
     """What to do when ``size`` data at once are too many."""
     if size == 1:
         return MachineError("out of memory at --micro-batch 1: use a smaller --model")

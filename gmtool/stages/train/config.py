@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from gmtool.errors import UserError
 from gmtool.nn.settings import NetworkSettings
-from gmtool.settings import Compile, Device, Option, Seed, Settings
+from gmtool.settings import Option, Seed, Settings
 from gmtool.training.settings import (
     AverageSettings,
+    ComputeSettings,
     LoggingSettings,
     LoopSettings,
     MethodSettings,
@@ -61,22 +62,9 @@ class DataSettings(Settings):
 
 
 @dataclass(frozen=True)
-class ComputeSettings(Settings):
-    """Device, precision and memory."""
+class TrainComputeSettings(ComputeSettings):
+    """Device, precision and memory, also of networks that do not fit on one GPU."""
 
-    TITLE = "Computation"
-
-    device: Device = "auto"
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        Option("Precision of the network; losses are float32. auto: bfloat16 on a GPU that supports it, else float32."),
-    ] = "auto"
-    tf32: Annotated[bool, Option("Allow TF32 in float32 matrix products on a GPU: faster, less exact.")] = False
-    compile: Compile = False
-    checkpoint_activations: Annotated[
-        bool,
-        Option("Activation checkpointing: store only the blocks' inputs, recompute the rest in the backward pass."),
-    ] = False
     shard: Annotated[
         bool,
         Option("Shard weights and optimizer state across processes (FSDP2), for networks that do not fit on one GPU."),
@@ -95,7 +83,7 @@ class TrainConfig(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     averages: AverageSettings = AverageSettings()
     logging: LoggingSettings = LoggingSettings()
-    compute: ComputeSettings = ComputeSettings()
+    compute: TrainComputeSettings = TrainComputeSettings()
     seed: Seed = 0
 
     def check(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,20 +29,21 @@ from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
+from gmtool.nn.network import Network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.model import TrainedModel
-from gmtool.settings import as_text, flag, settings_of
+from gmtool.stages.resumed_settings import equal, expect_same_settings
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
 from gmtool.stages.train.monitoring import monitoring_of
 from gmtool.stages.train.plan import TrainPlan, facts_of, open_mixture, plan_training, recorded_settings
-from gmtool.training.checkpoint import Position, cut_short, list_checkpoints, remove_old, save_checkpoint
+from gmtool.training.checkpoint import Position, remove_old, save_checkpoint
 from gmtool.training.cost import step_cost
 from gmtool.training.focal import ModeLosses
 from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
-from gmtool.training.recovery import roll_back
+from gmtool.training.recovery import resume, roll_back
 from gmtool.training.schedule import parse_knots
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
@@ -109,7 +109,7 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
             run = _create_or_open(run_path, inputs, parameters)
             if world.first:
                 stack.enter_context(locked(run_path))
-        at = _resume(run, state, progress)
+        at = resume(run_path, run.checkpoints, state, progress)
         if at.step >= config.loop.steps:
             progress.note(f"{run_path} has all its {at.step} steps; use a larger --steps to continue")
             return replace(report, resumed_from=at.step, steps=at.step)
@@ -129,7 +129,7 @@ def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
     return (4 * (1 + len(plan.config.averages.names)) + plan.config.optimizer.moment_bytes) * parameters
 
 
-def new_state(inputs: TrainInputs) -> TrainState:
+def new_state(inputs: TrainInputs) -> TrainState[Network]:
     """The network and its optimizer at the start of a run. Of a sharded network the parts go to the device later, one
     after another.
     """
@@ -157,7 +157,7 @@ def new_state(inputs: TrainInputs) -> TrainState:
     return state
 
 
-def make_stepper(inputs: TrainInputs, state: TrainState) -> tuple[TrainedModel, Stepper]:
+def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[TrainedModel, Stepper]:
     """What is drawn from while a run is trained, and what takes its steps, the micro-batch settled."""
     plan, world = inputs.plan, inputs.world
     config = plan.config
@@ -181,7 +181,7 @@ def make_stepper(inputs: TrainInputs, state: TrainState) -> tuple[TrainedModel, 
     return model, replace(stepper, micro_batch=size)
 
 
-def _loop(run: RunFolder, inputs: TrainInputs, state: TrainState, at: Position, progress: Progress) -> None:
+def _loop(run: RunFolder, inputs: TrainInputs, state: TrainState[Network], at: Position, progress: Progress) -> None:
     """Take a run's steps from a position on, going back to a checkpoint where training diverges."""
     plan, world = inputs.plan, inputs.world
     loop_settings = plan.config.loop
@@ -259,20 +259,12 @@ def _create_or_open(path: Path, inputs: TrainInputs, parameters: int) -> RunFold
 def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
-    now = _as_recorded(dict(plan.settings))
-    before = _as_recorded(recorded_settings(run.manifest.config))
-    if unknown := sorted(set(before) - set(settings_of(TrainConfig))):
-        raise UserError(
-            f"{run.path} has the unknown setting {unknown[0]!r}: it was written by another gmtool version; choose "
-            "another folder"
-        )
-    for name in settings_of(TrainConfig):
-        if name not in free and not _agree(name, before, now) and not _without_effect(name, plan):
-            begun = f"{flag(name)} {as_text(before[name])}" if before[name] is not None else f"no {flag(name)}"
-            settings = f"{begun}, not {'none' if now[name] is None else as_text(now[name])}"
-            raise UserError(
-                f"{run.path} was begun with {settings}: repeat these settings to resume, or choose another folder"
-            )
+    before, now = recorded_settings(run.manifest.config), plan.settings
+
+    def agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        return _agree(name, before, now) or _without_effect(name, plan)
+
+    expect_same_settings(run.path, TrainConfig, before, now, free, agree)
     if (before["images"] is None) != (now["images"] is None):
         how = "without" if before["images"] is None else "with"
         raise UserError(f"{run.path} was begun {how} --images: repeat its settings to resume, or choose another folder")
@@ -295,36 +287,9 @@ def _agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool
     """Whether a setting is the same in two records, however its knots are written."""
     if name == "lr_knots":
         return parse_knots(before[name], before["steps"]) == parse_knots(now[name], now["steps"])
-    return bool(before[name] == now[name])
+    return equal(name, before, now)
 
 
 def _without_effect(name: str, plan: TrainPlan) -> bool:
     """Whether a setting has none on this run: earlier versions recorded its default all the same."""
     return name in ("components", "transition_ratio") and not plan.method.method.objective.mixture
-
-
-def _as_recorded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they come back from a record."""
-    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return found
-
-
-def _resume(run: RunFolder, state: TrainState, progress: Progress) -> Position:
-    """Load the newest checkpoint that is sound into the state; return its position, the first for a fresh start.
-
-    Raises UserError when there are checkpoints and none of them is sound.
-    """
-    damaged = [f"{path} was cut short" for path in cut_short(run.checkpoints)]
-    for checkpoint in reversed(list_checkpoints(run.checkpoints)):
-        try:
-            state.load(checkpoint.path)
-        except UserError as error:
-            damaged.append(str(error))
-            continue
-        for problem in damaged:
-            progress.note(f"passing over a checkpoint: {problem}")
-        progress.note(f"resuming {run.path} at step {checkpoint.step}")
-        return checkpoint.position
-    if damaged:
-        raise UserError(f"no checkpoint is sound, remove them to train from the start: {'; '.join(damaged)}")
-    return Position()
