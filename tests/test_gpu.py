@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from small import Small
 from stepping import stepper_for
 
-from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
+from gmtool.mixture.diagonal import DiagonalMixture
+from gmtool.mixture.em import Blocks, block_rows, expected_moments, maximise
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress

@@ -29,7 +29,7 @@ from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings
 from gmtool.streams import generator
-from gmtool.training.batches import BatchBuilder, ModeAssignments
+from gmtool.training.batches import BatchBuilder, ModeDraws, StoredAssignments
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.step import Stepper
 from gmtool.training.task import Batch, each_tensor
@@ -133,7 +133,8 @@ def mixture_of(device: torch.device) -> ModeMixture:
 def test_batches_are_made_without_waiting(waits: Counter[str]) -> None:
     draw, found = torch.Generator().manual_seed(0), {}
     latents = torch.randn(12, *SHAPE, generator=draw)
-    modes = ModeAssignments(torch.arange(12)[:, None] % MODES, torch.ones(12, 1), torch.full((MODES,), 1 / MODES))
+    stored = StoredAssignments(torch.arange(12)[:, None] % MODES, torch.ones(12, 1))
+    modes = ModeDraws(stored, torch.full((MODES,), 1 / MODES))
     for device in (CPU, CUDA):
         statistics = LatentStatistics(torch.full(SHAPE, 0.5), torch.full(SHAPE, 2.0)).to(device)
         table: Any = mixture_of(device)

@@ -32,7 +32,8 @@ from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.distributed import World
-from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
+from gmtool.mixture.diagonal import DiagonalMixture
+from gmtool.mixture.em import Blocks, block_rows, expected_moments, maximise
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network

@@ -57,8 +57,10 @@ class ImageSource:
             if self.flip:
                 images = _mirrored(images, torch.rand(batch_size, generator=generator(seed, "flip", step))[share])
             with torch.no_grad():
-                patches = torch.cat([self.tokenizer.encode(part).patches for part in images.split(AT_ONCE)])
-            yield LatentBatch(order.of_step(step), share, patches)
+                encoded = [self.tokenizer.encode(part) for part in images.split(AT_ONCE)]
+                patches = torch.cat([part.patches for part in encoded])
+                descriptors = torch.cat([part.descriptors for part in encoded])
+            yield LatentBatch(order.of_step(step), share, patches, descriptors)
 
 
 def open_images(path: Path, latents: LatentsFile, tokenizer: Tokenizer, flip: bool) -> ImageSource:

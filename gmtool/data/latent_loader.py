@@ -26,13 +26,16 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """The rows (B,) of a step's batch in the latents file; the share of them that this process takes; and the share's
-    latents (b, C, H, W) float16, not normalised.
+    """The rows (B,) of a step's batch in the latents file, or among the images; the share of them that this process
+    takes; and the share's latents (b, C, H, W) float16, not normalised.
+
+    descriptors (b, D): of the share, where its images were encoded; None for stored latents, whose modes are known.
     """
 
     rows: np.ndarray
     share: slice
     patches: Tensor
+    descriptors: Tensor | None = None
 
 
 @lru_cache(maxsize=4)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.errors import UserError
+from gmtool.mixture.diagonal import DiagonalMixture, LogDensity, exponentials
 from gmtool.mixture.settings import EmSettings
 from gmtool.streams import generator
 
@@ -44,26 +44,6 @@ holds one, a sparse product is the faster one."""
 
 EMPTY = 1e-6
 """A mode that holds less than this many samples is empty: it gets weight 0."""
-
-NEGLIGIBLE = 1e-4
-"""A kept mode less probable than this is dropped."""
-
-SMALLEST = -80.0
-"""Least logarithm of a responsibility in a sum, relative to the sample's largest: 2e-35, about the least of float32."""
-
-PRECISION, LARGEST_ERROR = 1e-3, 1.0
-"""Errors of a log-density, in nats: up to the first it is computed in the precision of the data, beyond the second not
-even in float64. The error is about a precision's epsilon times m^2 / v, summed over dimensions: terms of that size
-cancel."""
-
-
-@dataclass(frozen=True)
-class DiagonalMixture:
-    """weights (K,), means (K, D), variances (K, D), float64 on one device. A mode of weight 0 is empty."""
-
-    weights: Tensor
-    means: Tensor
-    variances: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,19 +66,6 @@ class Fit:
     history: tuple[float, ...] = ()
     held_out: tuple[float, ...] = ()
     converged: bool = False
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """The modes of N samples.
-
-    modes (N, n) int32 and probabilities (N, n) float32: the n most probable modes, most probable first, renormalised;
-    both 0 beyond a sample's last kept mode. log_likelihood (N,) float64: log p(x), nats.
-    """
-
-    modes: np.ndarray
-    probabilities: np.ndarray
-    log_likelihood: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -168,11 +135,11 @@ def log_likelihood(
     blocks: Iterable[Tensor], mixture: DiagonalMixture, total: Callable[[Tensor], Tensor] = lambda own: own
 ) -> float:
     """Mean log-likelihood of a sample of blocks (B, D), in nats; NaN without data. total: see `em_iterations`."""
-    density: _LogDensity | None = None
+    density: LogDensity | None = None
     sums = mixture.weights.new_zeros(2)
     for x in blocks:
-        density = density or _LogDensity(mixture, x.dtype)
-        evidence = _exponentials(density(x)[0])[2]
+        density = density or LogDensity(mixture, x.dtype)
+        evidence = exponentials(density(x)[0])[2]
         sums += torch.stack([evidence.sum(dtype=sums.dtype), sums.new_tensor(len(x))])
     likelihood, count = total(sums).tolist()
     return likelihood / count if count else math.nan
@@ -193,9 +160,9 @@ def expected_moments(
     sums = mixture.weights.new_zeros(modes, 2 * size)
     of_squares, of_values = sums.chunk(2, dim=1)
     scalars = mixture.weights.new_zeros(2)  # log-likelihood, number of data
-    density: _LogDensity | None = None
+    density: LogDensity | None = None
     for x in blocks:
-        density = density or _LogDensity(mixture, x.dtype)
+        density = density or LogDensity(mixture, x.dtype)
         joint, squares = density(x)
         responsibilities, own_mass, evidence = _responsibilities(joint, sparse_share)
         parts = own_mass, responsibilities @ squares, responsibilities @ x
@@ -278,25 +245,6 @@ def maximise(moments: SufficientStatistics, previous: DiagonalMixture | None, fl
     )
 
 
-def posterior(blocks: Iterable[Tensor], mixture: DiagonalMixture, keep: int) -> Posterior:
-    """The ``keep`` most probable modes of each sample (at most K), and its log-likelihood, of data in blocks (B, D)."""
-    keep = min(keep, len(mixture.weights))
-    # a process may have no block
-    modes, probabilities = [torch.empty(0, keep, dtype=torch.int32)], [torch.empty(0, keep)]
-    likelihood = [torch.empty(0, dtype=torch.float64)]
-    density: _LogDensity | None = None
-    for x in blocks:
-        density = density or _LogDensity(mixture, x.dtype)
-        joint, _ = density(x)
-        best, which = joint.topk(keep, dim=1)
-        kept = best.softmax(1)
-        kept = torch.where(kept < NEGLIGIBLE, 0.0, kept)
-        modes.append(torch.where(kept > 0, which, 0).to(torch.int32).cpu())
-        probabilities.append((kept / kept.sum(1, keepdim=True)).float().cpu())
-        likelihood.append(_exponentials(joint)[2][:, 0].double().cpu())
-    return Posterior(torch.cat(modes).numpy(), torch.cat(probabilities).numpy(), torch.cat(likelihood).numpy())
-
-
 def split_largest(mixture: DiagonalMixture) -> DiagonalMixture:
     """Re-initialise each mode of weight 0 by splitting one of the largest modes; the same mixture if there is none.
 
@@ -319,50 +267,6 @@ def split_largest(mixture: DiagonalMixture) -> DiagonalMixture:
     return DiagonalMixture(weights, means, variances)
 
 
-def _expect_spread(means: Tensor, distances: Tensor) -> None:
-    """Raise UserError for modes whose squared distance from the origin (K,), in units of their spread, is too large."""
-    epsilon = torch.finfo(torch.float64).eps
-    flat = ~(distances * epsilon <= LARGEST_ERROR)  # also NaN, where mean and variance are 0
-    if bool(flat.any()):
-        least = max(1e-6, float(means[flat].square().sum(1).max()) * epsilon / LARGEST_ERROR)
-        raise UserError(
-            f"{int(flat.sum())} of {len(flat)} modes have no spread along some dimension of the descriptors, or too "
-            f"little to compute with: use --variance-floor {10 ** math.ceil(math.log10(least)):g}, or fewer --modes"
-        )
-
-
-class _LogDensity:
-    """log w_k N(x; m_k, v_k) of data (B, D), and their squares: (B, K) and (B, D), in a precision.
-
-    The results are good until the next call, which writes where they are. narrow (n,): the modes that need float64.
-    """
-
-    def __init__(self, mixture: DiagonalMixture, dtype: torch.dtype) -> None:
-        means, variances = mixture.means, mixture.variances
-        distances = means.square() / variances
-        _expect_spread(means, distances.sum(1))
-        constant = mixture.weights.log() - 0.5 * (math.log(2 * math.pi) + variances.log() + distances).sum(1)
-        coefficients = (constant, (-0.5 / variances).T, (means / variances).T)
-        self._constant, self._of_squares, self._of_values = (coefficient.to(dtype) for coefficient in coefficients)
-        need_more = distances.sum(1) * torch.finfo(dtype).eps > PRECISION
-        self.narrow = need_more.nonzero()[:, 0] if dtype != torch.float64 else constant.new_empty(0, dtype=torch.int64)
-        self._of_narrow = tuple(coefficient[..., self.narrow] for coefficient in coefficients)
-        self._joint = self._squares = self._constant.new_empty(0, 0)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if len(x) > len(self._joint):
-            # once: new memory costs as much as what is done in it
-            self._joint, self._squares = x.new_empty(len(x), len(self._constant)), torch.empty_like(x)
-        squares = torch.mul(x, x, out=self._squares[: len(x)])
-        joint = torch.addmm(self._constant, squares, self._of_squares, out=self._joint[: len(x)])
-        joint.addmm_(x, self._of_values)
-        if len(self.narrow):
-            values, (constant, of_squares, of_values) = x.double(), self._of_narrow
-            exact = torch.addmm(constant, values.square(), of_squares).addmm_(values, of_values)
-            joint[:, self.narrow] = exact.clamp_(min=torch.finfo(x.dtype).min).to(x.dtype)
-        return joint, squares
-
-
 def _responsibilities(joint: Tensor, sparse_share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of log w_k N(x_n; m_k, v_k), joint (B, K): r_nk transposed (K, B), its sums (K,) over data, log p(x_n) (B, 1).
 
@@ -377,7 +281,7 @@ def _responsibilities(joint: Tensor, sparse_share: float) -> tuple[Tensor, Tenso
     least = highest + math.log(torch.finfo(joint.dtype).eps / modes)
     near = of_groups > least
     if int(near.count_nonzero()) > sparse_share * near.numel():
-        dense, norm, evidence = _exponentials(joint, highest)
+        dense, norm, evidence = exponentials(joint, highest)
         return dense.div_(norm).T, dense.sum(0), evidence
     group_row, group = near.nonzero(as_tuple=True)
     entries = groups[group_row, :, group]
@@ -389,14 +293,3 @@ def _responsibilities(joint: Tensor, sparse_share: float) -> tuple[Tensor, Tenso
     mass = joint.new_zeros(modes).index_add_(0, mode, values)
     sparse = torch.sparse_coo_tensor(torch.stack([mode, row]), values, (modes, rows), check_invariants=False)
     return sparse, mass, norm.log()[:, None].add_(highest)
-
-
-def _exponentials(joint: Tensor, highest: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(joint - row maximum) in place of joint (B, K), its sums over modes (B, 1), and log-sum-exp (B, 1) of joint.
-
-    Exponents stop at `SMALLEST`: exponentials that underflow take ten times as long, and most would.
-    """
-    highest = joint.amax(1, keepdim=True) if highest is None else highest
-    powers = joint.sub_(highest).clamp_(min=SMALLEST).exp_()
-    norm = powers.sum(1, keepdim=True)
-    return powers, norm, norm.log().add_(highest)

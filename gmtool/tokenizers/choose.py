@@ -60,7 +60,7 @@ def encoder_spec(encoder: str, image_size: int, role: str) -> TokenizerSpec:
     name = encoder if known else _family_of_model(encoder, role)
     family = TOKENIZERS[name].family()
     if not isinstance(family, EncoderFamily):
-        encoders = [each for each, row in TOKENIZERS.items() if isinstance(row.family(), EncoderFamily)]
+        encoders = [other for other, row in TOKENIZERS.items() if isinstance(row.family(), EncoderFamily)]
         raise UserError(f"{role} {encoder} is no encoder: give {', '.join(encoders)}, or the hub id or folder of one")
     return family.spec(None if known else encoder, image_size, role=role)
 

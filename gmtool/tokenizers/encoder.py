@@ -52,7 +52,7 @@ class Encoder:
         folder = recorded_folder(spec.settings, _ROLE)
         self._facts = read_facts(folder, _ROLE)
         self._network: Any = load_vit(folder, self._facts, _ROLE).to(device)
-        self._mean, self._std = (torch.tensor(each, device=device).view(3, 1, 1) for each in self._facts.statistics)
+        self._mean, self._std = (torch.tensor(value, device=device).view(3, 1, 1) for value in self._facts.statistics)
         self._device, self._dtype, self._decoder = device, dtype, decoder
 
     @property
@@ -111,7 +111,7 @@ class Encoder:
         if layers > 1:
             norm = final_norm(self._network, facts)
             earlier = output.hidden_states[-layers:-1]
-            tokens = tokens + sum(norm(each[:, facts.dropped :].float()) for each in earlier)
+            tokens = tokens + sum(norm(state[:, facts.dropped :].float()) for state in earlier)
         grid = [side // facts.patch for side in pixels.shape[-2:]]
         return Encoded(tokens.transpose(1, 2).unflatten(2, grid).contiguous(), descriptors)
 
@@ -254,4 +254,4 @@ def _facts_of(spec: TokenizerSpec) -> VitFacts:
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{each:.3g}" for each in values)
+    return "/".join(f"{value:.3g}" for value in values)

@@ -70,8 +70,7 @@ def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
     """
     record = folder / ENCODER_RECORD
     try:
-        found = json.loads(record.read_text()) if record.is_file() else None
-        known = None if found is None else TokenizerSpec(str(found["name"]), dict(found["settings"]))
+        known = _read_record(record) if record.is_file() else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{_ROLE} {record} is damaged ({error}): restore it") from error
     family = model_config(folder, _ROLE).get("encoder_type", spec.name) if known is None else known.name
@@ -83,6 +82,11 @@ def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
             f"{_ROLE} {source} is for latents of another {family} ({known.settings.get('model')}, not "
             f"{spec.settings.get('model')}): give one trained for these"
         )
+
+
+def _read_record(path: Path) -> TokenizerSpec:
+    values = json.loads(path.read_text())
+    return TokenizerSpec(str(values["name"]), dict(values["settings"]))
 
 
 def _expect_layers(layers: int, spec: TokenizerSpec, source: str) -> None:

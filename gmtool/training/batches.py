@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.data.latent_loader import LatentBatch
 from gmtool.data.mode_statistics import ModeTable
+from gmtool.errors import UserError
 from gmtool.flow.coupling import draw_modes
+from gmtool.mixture.diagonal import DiagonalMixture, ModePosterior
 from gmtool.runtime import to_device
 from gmtool.streams import generator
 from gmtool.training.task import Batch
@@ -24,45 +26,103 @@ from gmtool.training.task import Batch
 _Item = TypeVar("_Item")
 
 
+class Assignments(Protocol):
+    """How samples belong to modes."""
+
+    def of(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
+        """The modes of a share's samples, and their probabilities, both (b, n)."""
+
+
 @dataclass(frozen=True)
-class ModeAssignments:
-    """Each sample's modes and their probabilities (N, k), and the weights of all modes (K,), in memory."""
+class StoredAssignments:
+    """Each sample's modes and their probabilities (N, n), as the mixture's file has them, in memory."""
 
     modes: Tensor
     probabilities: Tensor
+
+    def of(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
+        """See `Assignments.of`."""
+        rows = batch.rows[batch.share]
+        return self.modes[rows], self.probabilities[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class FreshAssignments:
+    """The posterior of each sample's own descriptor, computed where the descriptor is: also of a mirrored image.
+
+    centre (D,): what descriptors are taken from, as the mixture's means are.
+    """
+
+    posterior: ModePosterior
+    centre: Tensor
+
+    def of(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
+        """See `Assignments.of`."""
+        if batch.descriptors is None:
+            raise ValueError("a batch without descriptors")
+        kept = self.posterior(batch.descriptors.float() - self.centre)
+        return kept.modes, kept.probabilities
+
+
+def fresh_assignments(gmm: GmmFile, device: torch.device) -> FreshAssignments:
+    """How images belong to the modes of a mixture that is fitted to descriptors, those that `fit-gmm` would keep.
+
+    Raises UserError when the file has no mixture over descriptors.
+    """
+    weights, means, variances = map(torch.from_numpy, (gmm.cls_weights, gmm.cls_mean, gmm.cls_var))
+    if not weights.any():
+        raise UserError(f"{gmm.path} holds no mixture over descriptors, which --images needs: run gmtool fit-gmm")
+    centre = (weights @ means).float()  # where squares lose no digits
+    mixture = DiagonalMixture(weights.to(device), (means - centre).to(device), variances.to(device))
+    return FreshAssignments(ModePosterior(mixture, gmm.top_k), centre.to(device))
+
+
+def stored_assignments(gmm: GmmFile) -> StoredAssignments:
+    """What a mixture's file says of every sample."""
+    kept = gmm.kept(slice(None))
+    return StoredAssignments(torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities))
+
+
+@dataclass(frozen=True)
+class ModeDraws:
+    """Where modes are drawn from: the samples' own, and the weights of all modes (K,), on the CPU."""
+
+    assignments: Assignments
     weights: Tensor
 
-    def draw(self, rows: np.ndarray, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A mode a sample by its own probabilities, and one by the weights alone; both (B,) int64."""
-        uniform = torch.rand(len(rows), generator=draws)
-        own = draw_modes(self.modes[rows], self.probabilities[rows], uniform)
-        return own, torch.multinomial(self.weights, len(rows), replacement=True, generator=draws)
+    def draw(self, batch: LatentBatch, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A mode a sample of the share by its own probabilities, and one by the weights alone; both (b,) int64.
+
+        Numbers are drawn for the whole batch, so that they do not depend on its division among processes.
+        """
+        count = len(batch.rows)
+        uniform = torch.rand(count, generator=draws)[batch.share]
+        modes, probabilities = self.assignments.of(batch)
+        own = draw_modes(modes, probabilities, to_device(uniform, modes.device))
+        return own, torch.multinomial(self.weights, count, replacement=True, generator=draws)[batch.share]
 
 
-def mode_assignments(gmm: GmmFile, part: np.ndarray | None = None) -> ModeAssignments:
-    """What a mixture says of every sample.
+def mode_draws(assignments: Assignments, gmm: GmmFile, part: np.ndarray | None = None) -> ModeDraws:
+    """Draws from a mixture's modes.
 
     part: the rows of the latents file that are trained on; default: all.
     """
-    kept = gmm.kept(slice(None))
     weights = gmm.weights if part is None else gmm.kept(part).population(len(gmm)) / len(part)
-    return ModeAssignments(
-        torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities), torch.from_numpy(weights).float()
-    )
+    return ModeDraws(assignments, torch.from_numpy(weights).float())
 
 
 @dataclass(frozen=True)
 class BatchBuilder:
     """Turns batches of latents into training batches: normalised, labelled, with the statistics of their modes.
 
-    labels (N,): of all samples, -1 for none; None for a task without classes. classes: their number. assignments: None
+    labels (N,): of all samples, -1 for none; None for a task without classes. classes: their number. mode_draws: None
     for a task without modes. table: statistics of the modes, None where the task does not ask for them. own_mode:
     whether noise comes from a sample's own mode. source_modes, mode_mean: which of `Batch` are asked for.
     """
 
     labels: np.ndarray | None
     classes: int
-    assignments: ModeAssignments | None
+    mode_draws: ModeDraws | None
     table: ModeTable | None
     statistics: LatentStatistics
     own_mode: bool
@@ -83,9 +143,8 @@ class BatchBuilder:
             # an image that lies beside the class folders has no class: it gets the null label
             classes = torch.from_numpy(np.where(labels < 0, self.classes, labels))
         modes = source_modes = mean = None
-        if self.assignments is not None:
-            # drawn for the whole batch, so that they do not depend on its division among processes
-            modes, free = (drawn[raw.share] for drawn in self.assignments.draw(raw.rows, draws))
+        if self.mode_draws is not None:
+            modes, free = self.mode_draws.draw(raw, draws)
             if self.table is not None and self.source_modes:
                 source_modes = self.table.at(modes if self.own_mode else free)
             if self.table is not None and self.mode_mean:

@@ -29,7 +29,7 @@ from gmtool.settings import as_flat, changed, make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import facts_of, plan_training
 from gmtool.stages.train.run import train
-from gmtool.training.batches import BatchBuilder, mode_assignments, mode_weights
+from gmtool.training.batches import BatchBuilder, mode_draws, mode_weights, stored_assignments
 from gmtool.training.checkpoint import EMA, MODEL, OPTIMIZER, Position, find_checkpoint, list_checkpoints
 from gmtool.training.step import Stepper, StepResult
 from gmtool.training.task import Batch
@@ -507,12 +507,31 @@ def test_training_on_images(small: Small, tmp_path: Path) -> None:
     assert run(small, tmp_path / "images", changed(config, {"steps": before + 1})).resumed_from == before
 
 
+@pytest.mark.slow
+def test_mm_fm_on_images_resumes_exactly(small: Small, tmp_path: Path) -> None:
+    """With mirrors and modes drawn on the fly; nearly the run on latents, as long as nothing is mirrored."""
+    config = changed(QUICK, {"workers": 0, "images": small.classes / "images", "steps": 4, "objective": "mm-fm"})
+    run(small, tmp_path / "plain", config)
+    run(small, tmp_path / "latents", changed(config, {"images": None}))
+    stored, fresh = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("latents", "plain")
+    )
+    assert fresh == pytest.approx(stored, rel=1e-3)
+    assert {each.role for each in open_run(tmp_path / "plain").manifest.inputs} == {"latents", "gmm", "images"}
+    flipped = changed(config, {"flip": True})
+    run(small, tmp_path / "whole", flipped)
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "cut", flipped, progress=Stop(3))
+    assert run(small, tmp_path / "cut", changed(flipped, {"workers": 1})).resumed_from == 2
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"flip": True}, "--flip mirrors images: it needs --images"),
         ({"images": Path("here"), "fraction": 0.5}, "--fraction is a share of a latents file, not of --images"),
-        ({"images": Path("here"), "source": "gmm"}, "--images knows no modes.*--source gaussian"),
         ({"images": Path("nowhere")}, "nowhere does not exist: give a folder"),
     ],
 )
@@ -764,7 +783,7 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
         builder = BatchBuilder(
             labels=latents.labels,
             classes=3,
-            assignments=mode_assignments(gmm),
+            mode_draws=mode_draws(stored_assignments(gmm), gmm),
             table=ModeTable(gmm, statistics, CPU, whitened=True),
             statistics=statistics,
             own_mode=plan.method.method.coupling.own_mode,

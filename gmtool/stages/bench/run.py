@@ -23,7 +23,8 @@ from gmtool.data.image_sets import find_images
 from gmtool.data.images import image_batches
 from gmtool.data.memory import fits_in_memory
 from gmtool.distributed import World
-from gmtool.mixture.em import Blocks, DiagonalMixture, block_rows, expected_moments, maximise
+from gmtool.mixture.diagonal import DiagonalMixture
+from gmtool.mixture.em import Blocks, block_rows, expected_moments, maximise
 from gmtool.mixture.kmeans import kmeans
 from gmtool.nn import NETWORKS, kind_of
 from gmtool.progress import Progress

@@ -15,7 +15,8 @@ import torch
 
 from gmtool.artifacts.resume import ResumeFile, ResumeState
 from gmtool.errors import UserError
-from gmtool.mixture.em import DiagonalMixture, Fit
+from gmtool.mixture.diagonal import DiagonalMixture
+from gmtool.mixture.em import Fit
 from gmtool.mixture.kmeans import Centroids
 from gmtool.mixture.patch_moments import Distances
 from gmtool.progress import Progress

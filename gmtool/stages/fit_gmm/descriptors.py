@@ -17,15 +17,14 @@ from gmtool.artifacts.gmm import Assignments, DescriptorMixture
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.distributed import World
 from gmtool.errors import UserError
+from gmtool.mixture.diagonal import DiagonalMixture, posterior
 from gmtool.mixture.em import (
     Blocks,
-    DiagonalMixture,
     Fit,
     block_rows,
     em_iterations,
     label_moments,
     maximise,
-    posterior,
     start_from_clusters,
 )
 from gmtool.mixture.kmeans import LARGEST, Centroids, label_points, lloyd, seed_centroids
@@ -67,7 +66,7 @@ def fit_descriptors(
         state = _start_of_em(data[: plan.fitted], plan, state, world, progress, checkpoints)
     state = _climb(data, plan, state, world, progress, checkpoints)
     own = posterior(_own_blocks(data, plan.modes, world), state.fit.mixture, plan.top_k)
-    found = _joined(world, {name: torch.from_numpy(values) for name, values in vars(own).items()})
+    found = _joined(world, vars(own))
     modes, probabilities, likelihood = (
         _unordered(found[name].numpy(), order) for name in ("modes", "probabilities", "log_likelihood")
     )

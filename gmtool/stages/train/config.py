@@ -33,7 +33,8 @@ class DataSettings(Settings):
         Path | None,
         Option(
             "Train on the images of this folder or archive, encoded on the fly. LATENTS then only provides the "
-            "tokenizer, the statistics and the classes: encode --limit N is enough. Default: train on LATENTS.",
+            "tokenizer, the statistics, the classes and the data of fit-gmm: encode --limit N is enough. An image's "
+            "mode is drawn from the posterior of its own descriptor. Default: train on LATENTS.",
             metavar="DIR",
         ),
     ] = None
@@ -91,7 +92,5 @@ class TrainConfig(Settings):
         self.network.components_of(mixture=self.method.objective == "gm-kl")
         if self.method.spectral_weight is not None and not self.network.spectral:
             raise UserError("--spectral-weight has no effect without --spectral: remove it, or give --spectral")
-        if self.data.images is not None and self.method.wants_mixture:
-            raise UserError("--images knows no modes, which are fitted to latents: remove it, or use --source gaussian")
         if self.compute.shard and self.optimizer.optimizer != "adamw":
             raise UserError(f"--optimizer {self.optimizer.optimizer} needs whole tensors: use adamw with --shard")

@@ -17,7 +17,14 @@ from gmtool.data.mode_statistics import ModeTable
 from gmtool.distributed import World
 from gmtool.stages.train.plan import TrainPlan
 from gmtool.tokenizers.build import build_tokenizer
-from gmtool.training.batches import BatchBuilder, mode_assignments, mode_weights
+from gmtool.training.batches import (
+    Assignments,
+    BatchBuilder,
+    fresh_assignments,
+    mode_draws,
+    mode_weights,
+    stored_assignments,
+)
 from gmtool.training.checkpoint import Position
 from gmtool.training.task import Batch
 
@@ -84,7 +91,7 @@ def open_data(inputs: TrainInputs) -> TrainingData:
     share, workers = world.rows(size), config.data.workers
     if config.data.images is None:
         part = inputs.part
-        builder = _builder(inputs, latents.labels, part)
+        builder = _builder(inputs, latents.labels, stored_assignments, part)
         return TrainingData(
             builder,
             lambda seed, start: latent_batches(latents, size, seed, start, stop, workers, part, share),
@@ -92,18 +99,20 @@ def open_data(inputs: TrainInputs) -> TrainingData:
         )
     tokenizer = build_tokenizer(latents.tokenizer, world.device, config.compute.precision)
     source = open_images(config.data.images, latents, tokenizer, config.data.flip)
-    builder = _builder(inputs, source.labels, None)
+    builder = _builder(inputs, source.labels, lambda gmm: fresh_assignments(gmm, world.device), None)
     return TrainingData(
         builder, lambda seed, start: source.batches(size, seed, start, stop, workers, share), config.seed
     )
 
 
-def _builder(inputs: TrainInputs, labels: np.ndarray, part: np.ndarray | None) -> BatchBuilder:
+def _builder(
+    inputs: TrainInputs, labels: np.ndarray, assign: Callable[[GmmFile], Assignments], part: np.ndarray | None
+) -> BatchBuilder:
     method, gmm = inputs.plan.method, inputs.gmm
     return BatchBuilder(
         labels=labels if method.condition == "class" else None,
         classes=len(inputs.latents.classes),
-        assignments=mode_assignments(gmm, part) if gmm is not None and method.uses_modes else None,
+        mode_draws=mode_draws(assign(gmm), gmm, part) if gmm is not None and method.uses_modes else None,
         table=inputs.modes,
         statistics=inputs.statistics.to(inputs.world.device),
         own_mode=method.method.coupling.own_mode,

@@ -60,8 +60,6 @@ class TrainPlan:
 def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
     """The plan for given data, on a GPU or a CPU. Raises UserError, naming the flag, where they cannot serve it."""
     method, choices = resolve_method(config.method, facts.shape, facts.classes, facts.mixture)
-    if config.data.images is not None and method.uses_modes:
-        raise UserError("--images knows no modes, which are fitted to latents: use --condition class or none")
     architecture = architecture_for(
         config.network,
         facts.shape,
@@ -109,7 +107,7 @@ def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) ->
     A mixture beside the latents that was fitted to others is refused only where it would be used.
     """
     path = config.data.gmm or latents.path.with_name("gmm.h5")
-    unlabelled = config.method.condition == "auto" and len(latents.classes) <= 1 and config.data.images is None
+    unlabelled = config.method.condition == "auto" and len(latents.classes) <= 1
     needed = config.data.gmm is not None or config.method.wants_mixture
     if not (needed or (unlabelled and path.exists())):
         return None
