@@ -4,7 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +41,27 @@ def start_gmtool(
         text=True,
         start_new_session=own_group,
     )
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from gmtool.artifacts.outputs import kept_to_this_process
+with kept_to_this_process(Path(sys.argv[1]), Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another(path: Path) -> Iterator[int]:
+    """An output that another process, whose number is yielded, has in use."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], text=True, **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        yield other.pid
+        other.communicate()
 
 
 def torchrun(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -72,15 +72,9 @@ class Output:
         if not first:
             yield
             return
-        with held(self.work / LOCK, f"{self.path} is being written"):
+        with kept_to_this_process(self.path, self.target):
             self._recover()
-            try:
-                yield
-            finally:
-                if not (self.part.exists() or (self.work / STATE).exists()):
-                    (self.work / LOCK).unlink(missing_ok=True)
-                    with suppress(OSError):  # something of the user's, which is left to them
-                        self.work.rmdir()
+            yield
 
     def publish(self) -> None:
         """Put what was made into its place, and forget the state of its making. What is replaced is checked again."""
@@ -180,6 +174,24 @@ def kind_of(path: Path) -> str | None:
             return read_manifest(file, path).kind
     except (UserError, OSError, RuntimeError, LookupError, ValueError):
         return None
+
+
+@contextmanager
+def kept_to_this_process(path: Path, target: Path) -> Iterator[None]:
+    """Hold the lock beside an output, named ``path`` by the user, at ``target``.
+
+    The hidden folder is there meanwhile; it stays when there is something to resume. Raises UserError, saying who, when
+    another process is at it.
+    """
+    work = work_folder(target)
+    with held(work / LOCK, f"{path} is in use"):
+        try:
+            yield
+        finally:
+            if not ((work / PART).exists() or (work / STATE).exists()):
+                (work / LOCK).unlink(missing_ok=True)
+                with suppress(OSError):  # something of the user's, which is left to them
+                    work.rmdir()
 
 
 @contextmanager

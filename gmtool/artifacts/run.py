@@ -15,8 +15,8 @@ Random numbers are functions of the seed and the step, so a checkpoint needs no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import is_part, written_aside
+from gmtool.artifacts.files import check_writable, is_part, written_aside
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.method_record import MethodRecord, read_method
@@ -153,8 +153,17 @@ def _averages(manifest: Manifest) -> tuple[str, ...]:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a folder without a record is empty, or holds only what `create_run` writes before the record."""
-    return all(entry == path / STATISTICS or is_part(entry) for entry in path.iterdir())
+    """Whether a folder without a record is empty, or holds only what `locked` and `create_run` write before it."""
+    return all(entry in (path / LOCK, path / STATISTICS) or is_part(entry) for entry in path.iterdir())
+
+
+def check_place(path: Path) -> None:
+    """Raise UserError unless a run can be written to ``path``: there is nothing there, or a run, whole or begun."""
+    check_writable(path, "the run")
+    if (path / CONFIG).exists():
+        return
+    if path.exists() and not (path.is_dir() and is_unfinished(path)):
+        raise UserError(f"{path} exists and is not a run: choose another folder")
 
 
 def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tokenizer: TokenizerSpec) -> RunFolder:
@@ -207,6 +216,17 @@ def update_settings(run: RunFolder, settings: Mapping[str, Any]) -> RunFolder:
     return replace(run, manifest=manifest)
 
 
-def locked(path: Path) -> AbstractContextManager[None]:
-    """Keep a run to this process. Raises UserError, saying who, when another process trains it."""
-    return held(path / LOCK, f"{path} is being trained")
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a run, which need not be there yet, to this process.
+
+    Raises UserError, saying who, when another process trains it.
+    """
+    with held(path / LOCK, f"{path} is being trained"):
+        try:
+            yield
+        finally:
+            if not (path / CONFIG).exists():  # no run came of it
+                (path / LOCK).unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.rmdir()

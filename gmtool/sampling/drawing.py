@@ -43,6 +43,11 @@ class Drawing:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the weights, a line each: newer checkpoints that are not whole."""
+        return (*self.checkpoint.notes, *(() if self.guide is None else self.guide.checkpoint.notes))
+
     def batches(self, size: int) -> list[range]:
         """The samples of each network call, ``size`` at most."""
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]

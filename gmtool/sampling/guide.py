@@ -11,15 +11,16 @@ from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.errors import UserError
 from gmtool.sampling.model import TrainedModel, load_network
-from gmtool.training.checkpoint import find_checkpoint
+from gmtool.training.checkpoint import Checkpoint, find_checkpoint
 from gmtool.training.ema import average_file
 
 
 @dataclass(frozen=True)
 class WeakerRun:
-    """A run, the weights of its newest checkpoint, and their fingerprint as an input of the samples."""
+    """A run, its newest checkpoint, the weights there, and their fingerprint as an input of the samples."""
 
     run: RunFolder
+    checkpoint: Checkpoint
     weights: Path
     input: Input
 
@@ -42,8 +43,11 @@ def open_weaker(run: RunFolder, guide: Path) -> WeakerRun:
     """The run of ``--guide``, and its default average. Raises UserError when it cannot guide ``run``."""
     weaker = open_run(guide)
     _expect_comparable(run, weaker)
-    weights = find_checkpoint(weaker.checkpoints, None).path / average_file(None, weaker.averages)
-    return WeakerRun(weaker, weights, Input("guide", str(weaker.path.absolute()), file_fingerprint(weights)))
+    checkpoint = find_checkpoint(weaker.checkpoints, None)
+    weights = checkpoint.path / average_file(None, weaker.averages)
+    return WeakerRun(
+        weaker, checkpoint, weights, Input("guide", str(weaker.path.absolute()), file_fingerprint(weights))
+    )
 
 
 def _expect_comparable(run: RunFolder, weaker: RunFolder) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints: written aside and renamed, so that one that is there is whole; never unpickled.
 
 What a disk that filled up or lost its power cut short all the same is found by the files' sizes, which the last file
-written records.
+written records beside a checksum of itself; tensors have checksums of their own.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from gmtool.artifacts.files import flush_to_disk, part_of
+from gmtool.artifacts.manifest import CHECKSUM, fingerprint
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.distributed import sharded_like
 from gmtool.errors import UserError
@@ -23,6 +24,9 @@ from gmtool.streams import key_seed
 from gmtool.training.optimizer import Optimizer
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+
+NOT_WHOLE = "was cut short or changed since it was written"
+"""What is wrong with a checkpoint that is passed over."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,24 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its folder, and where the run was."""
+    """A checkpoint on disk: its folder, and where the run was.
+
+    passed_over: newer ones that are not whole, where this is the newest that is.
+    """
 
     path: Path
     position: Position
+    passed_over: tuple[Path, ...] = field(default=(), compare=False)
 
     @property
     def step(self) -> int:
         """Optimizer steps taken."""
         return self.position.step
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the choice of this checkpoint, a line each."""
+        return tuple(f"{path} {NOT_WHOLE}: taking step {self.step:,} instead" for path in self.passed_over)
 
     def weights(self) -> tuple[str, ...]:
         """The files that hold weights: of the network, and of its averages."""
@@ -73,8 +86,8 @@ def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
 
 
 def cut_short(folder: Path) -> tuple[Path, ...]:
-    """What is named like a checkpoint in a run's ``checkpoints`` folder, but is not whole."""
-    return tuple(sorted(path for path in _folders(folder) if _open(path) is None))
+    """What is named like a checkpoint in a run's ``checkpoints`` folder, but is not whole, oldest first."""
+    return tuple(sorted((path for path in _folders(folder) if _open(path) is None), key=_step_of))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -82,10 +95,17 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in found if re.fullmatch(r"step-\d+", path.name)]
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def _open(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder; None unless all its files are there with the sizes that they had."""
     try:
         state = json.loads((path / STATE).read_bytes())
+        known = state.pop(CHECKSUM, None)  # earlier versions wrote none
+        if known is not None and known != _checksum(state):
+            return None
         sizes = state.pop("files")
         if any((path / name).stat().st_size != size for name, size in sizes.items()):
             return None
@@ -94,18 +114,25 @@ def _open(path: Path) -> Checkpoint | None:
         return None
 
 
+def _checksum(state: Mapping[str, object]) -> str:
+    return fingerprint([json.dumps(state)])
+
+
 def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
     """The checkpoint of this step, or the newest that is whole. Raises UserError when there is none."""
-    found = list_checkpoints(folder)
+    found, damaged = list_checkpoints(folder), cut_short(folder)
     if not found:
-        if damaged := cut_short(folder):
-            raise UserError(f"{damaged[-1]} was cut short, and there is no whole checkpoint: train again")
+        if damaged:
+            raise UserError(f"{damaged[-1]} {NOT_WHOLE}, and there is no whole checkpoint: train again")
         raise UserError(f"{folder} holds no checkpoint yet: let `gmtool train` reach --save-every steps")
     if step is None:
-        return found[-1]
+        return replace(found[-1], passed_over=tuple(each for each in damaged if _step_of(each) > found[-1].step))
     for each in found:
         if each.step == step:
             return each
+    for path in damaged:
+        if _step_of(path) == step:
+            raise UserError(f"--checkpoint {step}: {path} {NOT_WHOLE}")
     raise UserError(f"--checkpoint {step}: {folder} has {', '.join(str(each.step) for each in found)}")
 
 
@@ -119,7 +146,8 @@ def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mappin
         for name, tensors in files.items():
             write_tensors(part / name, tensors)
         sizes = {name: (part / name).stat().st_size for name in files}
-        (part / STATE).write_text(json.dumps({**asdict(position), "files": sizes}))
+        state = {**asdict(position), "files": sizes}
+        (part / STATE).write_text(json.dumps({**state, CHECKSUM: _checksum(state)}))
         flush_to_disk(part / STATE)
         flush_to_disk(part)
     except BaseException:

@@ -84,6 +84,11 @@ def _lines(path: Path) -> Iterable[Record]:
             continue
 
 
+def has_record(path: Path, name: str, step: int) -> bool:
+    """Whether a metrics file holds the figure ``name`` of a step."""
+    return any(name in line and line.get("step") == step for line in _lines(path))
+
+
 def _named(group: Group, record: Record) -> dict[str, float]:
     """A record's figures under their group, the step left out."""
     return {f"{group}/{name}": value for name, value in record.items() if name != "step"}

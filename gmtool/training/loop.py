@@ -68,14 +68,23 @@ class DivergedError(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that is done between two steps, at multiples of ``every`` steps (0: never) and after the last one."""
+    """Something that is done between two steps, at multiples of ``every`` steps (0: never) and after the last one.
+
+    is_done: whether it was done after a step that an earlier process took.
+    """
 
     every: int
     act: Callable[[int], None]
+    is_done: Callable[[int], bool] = lambda _step: True
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether it is done after step ``step`` of ``steps``."""
         return bool(self.every) and (step % self.every == 0 or step == steps)
+
+    def make_up(self, step: int, steps: int, world: World) -> None:
+        """Do it after step ``step`` of ``steps`` where a process was killed between that step's checkpoint and it."""
+        if step and self.is_due(step, steps) and world.any(world.first and not self.is_done(step)):
+            self.act(step)
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ class Loop:
         pending: list[StepResult] = []
         for logger in self.loggers:
             logger.begin(start.step)
+        for event in self.events:
+            event.make_up(start.step, settings.steps, world)
         progress.begin("train", settings.steps, "steps", start.step)
         with finishing_the_step() as told_to_stop:
             for done, batch in enumerate(self.pace.waiting(batches), start.step + 1):

@@ -15,7 +15,7 @@ from typing import Protocol
 from gmtool.distributed import ALONE, World, under_torchrun
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.training.checkpoint import Position, cut_short, list_checkpoints
+from gmtool.training.checkpoint import NOT_WHOLE, Position, cut_short, list_checkpoints
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what schedulers send before they take a machine away."""
@@ -55,11 +55,11 @@ class Trainee(Protocol):
 
 
 def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Position:
-    """Load the newest sound checkpoint of a run, in ``folder``, into what is trained; return its position, or the first.
+    """Load a run's newest sound checkpoint, in ``folder``, into what is trained; return its position, or the first.
 
     Raises UserError when there are checkpoints and none of them is sound.
     """
-    damaged = [f"{path} was cut short" for path in cut_short(folder)]
+    damaged = [f"{path} {NOT_WHOLE}" for path in cut_short(folder)]
     for checkpoint in reversed(list_checkpoints(folder)):
         try:
             trainee.load(checkpoint.path)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import h5py
 import pytest
+from user import held_by_another
 
 from gmtool.artifacts.files import check_writable, resolved, written_aside
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, Manifest
-from gmtool.artifacts.outputs import LOCK, OLD, Output, held, output_of
+from gmtool.artifacts.outputs import LOCK, OLD, Output, held, kept_to_this_process, output_of
 from gmtool.artifacts.samples import METRICS
 from gmtool.errors import UserError
 
@@ -198,7 +199,7 @@ def test_the_second_process_says_who_holds_it(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        who = rf"gmm.h5 is being written by process {other.pid} on {socket.gethostname()}: wait for it"
+        who = rf"gmm.h5 is in use by process {other.pid} on {socket.gethostname()}: wait for it"
         with pytest.raises(UserError, match=who), output_of(path, "gmm").locked():
             raise AssertionError("not reached")
         with output_of(path, "gmm").locked(first=False):  # a process that helps the first
@@ -206,6 +207,18 @@ def test_the_second_process_says_who_holds_it(tmp_path: Path) -> None:
         other.kill()
     make(path, "gmm")  # the lock went with the process
     assert [each.name for each in tmp_path.iterdir()] == ["gmm.h5"]
+
+
+def test_what_is_kept_to_a_process_cannot_be_written_by_another(tmp_path: Path) -> None:
+    """Two evaluations of the same samples, or an evaluation of samples that are being made again."""
+    path = artifact(tmp_path / "samples", "samples")
+    with held_by_another(path) as other:
+        for attempt in (output_of(path, "samples").locked(), kept_to_this_process(path, path)):
+            with pytest.raises(UserError, match=rf"samples is in use by process {other}"), attempt:
+                raise AssertionError("not reached")
+    with kept_to_this_process(path, path):
+        pass
+    assert [each.name for each in tmp_path.iterdir()] == ["samples"]
 
 
 def test_where_there_are_no_locks_a_process_that_runs_is_believed(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from user import held_by_another
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
@@ -49,6 +50,13 @@ def test_the_table_and_the_json_show_the_same_figures(samples, capsys):
             assert f"{each[side]['value']:.4g}" in table
     for text in ("Fréchet distance", "precision", "200 / 500", "200 / 300", found["reference_fingerprint"][:8]):
         assert text in table
+
+
+def test_samples_that_are_in_use_are_one_line(samples, capsys):
+    with held_by_another(samples) as other:
+        assert f"samples is in use by process {other}" in fails(capsys, [samples, "--features", "tokenizer"])
+    assert main(["eval", str(samples), "--features", "tokenizer"]) == 0
+    assert not (samples.parent / ".samples.gmtool").exists()
 
 
 def test_no_argument_means_samples_here_against_the_training_images(samples, capsys, monkeypatch):

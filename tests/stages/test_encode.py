@@ -242,7 +242,7 @@ def test_two_encodings_to_one_file_do_not_mix(folder: Path, tmp_path: Path) -> N
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UserError, match="is being written by process"):
+        with pytest.raises(UserError, match="is in use by process"):
             encode_images(folder, output, PIXELS, Progress())
     assert resume_file(folder, output).load(Progress()) is not None
 

@@ -35,7 +35,7 @@ from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings
 from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
-from gmtool.stages.sample.run import sample
+from gmtool.stages.sample.run import plan_samples, sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.tokenizers.build import build_tokenizer
@@ -71,6 +71,25 @@ def images(folder: Path) -> np.ndarray:
 def latents(folder: Path) -> np.ndarray:
     with open_latents(folder / "latents.h5") as found:
         return found.patches(slice(None)).astype(np.float32)
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_a_newer_checkpoint_that_is_not_whole_is_told(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = shutil.copytree(make_run(), tmp_path / "run")
+    shutil.copytree(folder / "checkpoints/step-00000002", folder / "checkpoints/step-00000003")
+    (folder / "checkpoints/step-00000003/model.safetensors").write_bytes(b"")
+    notes = Notes()
+    sample(folder, tmp_path / "samples", QUICK, notes)
+    assert len(notes.lines) == 1 and "step-00000003 was cut short" in notes.lines[0]
+    guided = changed(QUICK, {"guidance": "auto", "guidance_scale": 1.5, "guide": folder})
+    assert len(plan_samples(make_run(), tmp_path / "guided", guided).drawing.notes) == 1
 
 
 # --- sample i depends on the seed and i alone -------------------------------------------------------------------------

@@ -356,6 +356,35 @@ def test_killed_it_still_ends_the_same(small: Small, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("stopped", [4, 5])
+def test_what_was_lost_between_a_checkpoint_and_its_preview_is_made_up(
+    small: Small, tmp_path: Path, stopped: int
+) -> None:
+    """A kill after the checkpoint of a step leaves neither its grid nor its score: the same command makes both."""
+    config = changed(QUICK, {"preview_every": 2, "eval_every": 2, "eval_num": 10})
+    run(small, tmp_path / "whole", config)
+    run(small, tmp_path / "run", changed(config, {"steps": stopped, "preview_every": 0, "eval_every": 0}))
+    assert not (tmp_path / f"run/previews/step-0000000{stopped}.png").exists()
+    for _ in range(2):  # and the second time nothing
+        assert run(small, tmp_path / "run", config).resumed_from in (stopped, 5)
+    # what was not asked for at earlier steps stays away
+    wanted = [each for each in (4, 5) if each >= stopped]
+    assert sorted(each.name for each in (tmp_path / "run/previews").iterdir()) == [
+        f"step-0000000{step}.png" for step in wanted
+    ]
+    scores = [
+        line
+        for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+        if "frechet_distance" in line and json.loads(line)["step"] in wanted
+    ]
+    assert [line for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines() if "frechet" in line] == scores
+    for step in wanted:
+        whole, again = (
+            (tmp_path / name / "previews" / f"step-0000000{step}.png").read_bytes() for name in ("whole", "run")
+        )
+        assert whole == again
+
+
 def test_a_run_stopped_before_its_record_begins_anew(small: Small, tmp_path: Path, monkeypatch) -> None:
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
@@ -645,6 +674,25 @@ def test_two_trains_at_once(small: Small, tmp_path: Path) -> None:
         other.kill()
         other.communicate()
     assert run(small, tmp_path / "run", changed(QUICK, {"steps": 2})).steps == 2
+
+
+@pytest.mark.slow
+def test_two_trains_at_once_into_a_new_folder(small: Small, tmp_path: Path) -> None:
+    """One of them makes the run, and the other says who does."""
+    arguments = ["train", str(small.latents("classes")), "run", "--steps", "40", "--batch-size", "7", "--device", "cpu"]
+    both = [start_gmtool([*arguments, "--preview-every", "0"], tmp_path) for _ in range(2)]
+    errors = [each.communicate(timeout=120)[1] for each in both]
+    codes = [each.returncode for each in both]
+    assert sorted(codes) in ([0, 2], [0, 0])  # the second may have come when the first had ended
+    for code, error in zip(codes, errors, strict=True):
+        assert not code or "run is being trained by process" in error.splitlines()[-1]
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"] == 40
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing.*does not exist"):
+        run(small, tmp_path / "run", changed(QUICK, {"images": tmp_path / "missing"}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_another_network(small: Small, tmp_path: Path) -> None:

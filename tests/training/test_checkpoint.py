@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from gmtool.training.checkpoint import (
     EMA,
     MODEL,
     OPTIMIZER,
+    STATE,
     Position,
     cut_short,
     find_checkpoint,
@@ -93,7 +95,9 @@ def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) ->
     (tmp_path / "step-00000008").mkdir()  # without a state: not gmtool's
     assert list_checkpoints(tmp_path) == ()
     assert cut_short(tmp_path) == (tmp_path / "step-00000008",)
-    with pytest.raises(UserError, match="step-00000008 was cut short, and there is no whole checkpoint"):
+    with pytest.raises(
+        UserError, match="step-00000008 was cut short or changed since it was written, and there is no whole checkpoint"
+    ):
         find_checkpoint(tmp_path, None)
     save(tmp_path, 7)
     assert [each.step for each in list_checkpoints(tmp_path)] == [7]
@@ -102,6 +106,34 @@ def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) ->
     assert list_checkpoints(tmp_path / "none") == ()
     with pytest.raises(UserError, match="holds no checkpoint yet"):
         find_checkpoint(tmp_path / "none", None)
+
+
+def test_a_newer_checkpoint_that_is_not_whole_is_passed_over_with_a_word(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    assert find_checkpoint(tmp_path, None).notes == ()
+    (tmp_path / "step-00000003" / EMA).unlink()
+    (tmp_path / "step-00000001" / STATE).unlink()  # older ones do not matter
+    found = find_checkpoint(tmp_path, None)
+    (line,) = found.notes
+    assert found.step == 2 and f"{tmp_path / 'step-00000003'} was cut short" in line and "step 2 instead" in line
+    with pytest.raises(UserError, match=r"--checkpoint 3: .*step-00000003 was cut short"):
+        find_checkpoint(tmp_path, 3)
+
+
+def test_a_changed_position_is_no_checkpoint(tmp_path: Path) -> None:
+    """Any flipped bit of the state: refused, or the same position."""
+    save(tmp_path, 7)
+    file = tmp_path / "step-00000007" / STATE
+    whole, (right,) = file.read_bytes(), list_checkpoints(tmp_path)
+    for place in range(len(whole)):
+        for bit in (1, 16):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            assert list_checkpoints(tmp_path) in ((), (right,))
+    state = json.loads(whole)
+    del state["checksum"]  # as earlier versions wrote it
+    file.write_text(json.dumps(state))
+    assert list_checkpoints(tmp_path) == (right,)
 
 
 def test_the_same_step_again_replaces(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.files import resolved, written_aside
+from gmtool.artifacts.outputs import kept_to_this_process
 from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.evaluation.comparison import figures_of, known_from_features, real_pair
@@ -52,13 +55,22 @@ def evaluate_all(
     for plan in plan_evaluations(samples, config, progress, output=output):
         for line in plan.notes():
             progress.note(line)
-        found = _evaluate(plan, progress)
-        if output is None and plan.world.first:
-            _write(plan.subject.report, found.to_json())
+        with _locked(plan):
+            found = _evaluate(plan, progress)
+            if output is None and plan.world.first:
+                _write(plan.subject.report, found.to_json())
         reports.append(_everywhere(found, plan.world))
     if output is not None and plan.world.first:
         _write(output, reports[0].to_json() if len(reports) == 1 else reports_to_json(tuple(reports)))
     return tuple(reports)
+
+
+def _locked(plan: EvaluatePlan) -> AbstractContextManager[None]:
+    """Keep the images to this process. Where the folder around them is read-only, nobody can replace them."""
+    target = resolved(plan.subject.path)
+    if not (plan.world.first and os.access(target.parent, os.W_OK)):
+        return nullcontext()
+    return kept_to_this_process(plan.subject.path, target)
 
 
 def _write(path: Path, text: str) -> None:

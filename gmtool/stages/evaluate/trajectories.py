@@ -29,6 +29,7 @@ from gmtool.sampling.sampler import unguided_field
 from gmtool.sampling.settings import SelectionSettings, WeightSettings
 from gmtool.settings import some_from_json
 from gmtool.stages.evaluate.config import EvaluateConfig
+from gmtool.training.checkpoint import Checkpoint
 
 STEPS = 50
 
@@ -39,8 +40,8 @@ def _settings(folder: SamplesFolder) -> tuple[SelectionSettings, WeightSettings]
     return some_from_json(SelectionSettings, config, whose), some_from_json(WeightSettings, config, whose)
 
 
-def run_of(folder: SamplesFolder) -> tuple[RunFolder, Path]:
-    """The run that drew the samples, and the file of the weights that it drew them with.
+def run_of(folder: SamplesFolder) -> tuple[RunFolder, Checkpoint, Path]:
+    """The run that drew the samples, the checkpoint, and the file of the weights that it drew them with.
 
     Raises UserError when the run is gone, or has no longer these weights.
     """
@@ -49,13 +50,14 @@ def run_of(folder: SamplesFolder) -> tuple[RunFolder, Path]:
     if recorded is None:
         raise UserError(f"--trajectories: {folder.path} does not say which run drew it")
     run = open_run(Path(recorded.path))
-    _, weights = find_weights(settings, run)
+    checkpoint, weights = find_weights(settings, run)
     if file_fingerprint(weights) != recorded.fingerprint:
+        passed_over = "".join(f" ({line})" for line in checkpoint.notes)
         raise UserError(
-            f"--trajectories: {folder.path} was drawn with other weights than {run.path} has now: run gmtool sample "
-            "again"
+            f"--trajectories: {folder.path} was drawn with other weights than {run.path} has now{passed_over}: run "
+            "gmtool sample again"
         )
-    return run, weights
+    return run, checkpoint, weights
 
 
 def followed_paths(
@@ -66,7 +68,9 @@ def followed_paths(
     Raises what `run_of` does.
     """
     selection, weights = _settings(folder)
-    run, file = run_of(folder)
+    run, checkpoint, file = run_of(folder)
+    for line in checkpoint.notes:
+        progress.note(line)
     count = min(config.trajectories, selection.num)
     labels = torch.from_numpy(labels_of(selection, run)).clamp(min=0)
     chosen = modes_of(selection, run)
@@ -90,7 +94,7 @@ def latents_of_both(folder: SamplesFolder, config: EvaluateConfig, progress: Pro
     As many as paths are followed, fewer when there are less than twice as many real ones. None, with a note, when the
     training latents are gone.
     """
-    run, _ = run_of(folder)
+    run, _, _ = run_of(folder)
     selection, _ = _settings(folder)
     statistics, count = run.statistics(), min(config.trajectories, selection.num)
     try:

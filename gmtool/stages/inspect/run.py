@@ -18,7 +18,7 @@ from gmtool.artifacts.sweep import MANIFEST as SWEEP
 from gmtool.data.image_sets import find_images
 from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.sweep_table import read_sweep
-from gmtool.training.checkpoint import list_checkpoints
+from gmtool.training.checkpoint import NOT_WHOLE, cut_short, list_checkpoints
 
 State = Literal["matches", "changed", "missing"]
 
@@ -63,6 +63,8 @@ def verify(path: Path) -> None:
     elif manifest.kind == "run":
         run = open_run(path)
         run.statistics()
+        for path in cut_short(run.checkpoints):
+            raise UserError(f"{path} {NOT_WHOLE}: remove it, or train again")
         for checkpoint in list_checkpoints(run.checkpoints):
             for file in sorted(checkpoint.path.glob("*.safetensors")):
                 read_tensors(file)
@@ -81,7 +83,8 @@ def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     if (path / CONFIG).is_file():
         run = open_run(path)
         steps = ", ".join(f"{each.step:,}" for each in list_checkpoints(run.checkpoints))
-        return run.manifest, (("checkpoints", steps or "none yet"),)
+        damaged = tuple(("checkpoint", f"{each} {NOT_WHOLE}") for each in cut_short(run.checkpoints))
+        return run.manifest, (("checkpoints", steps or "none yet"), *damaged)
     if (path / MANIFEST).is_file():
         return open_samples(path).manifest, ()
     if (path / SWEEP).is_file():

@@ -111,6 +111,7 @@ class SampleJob:
                 ("by", self.plan.words),
                 ("network evaluations per sample", f"{evaluations}"),
                 ("network calls", f"{len(self.batches):,} batches of {evaluations}"),
+                *(("note", line) for line in drawing.notes),
             ),
         )
 
@@ -121,6 +122,8 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     Raises UserError for what the run cannot do, naming the flag; MachineError when they will not fit on the disk.
     """
     job = plan_samples(run_path, folder, config)
+    for line in job.drawing.notes:
+        progress.note(line)
     allow_tf32(False)
     world = join(config.device)
     with ExitStack() as stack:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.run import RunFolder
+from gmtool.artifacts.run import METRICS, RunFolder
 from gmtool.progress import Progress
 from gmtool.sampling.decoder import decoder_of
 from gmtool.sampling.model import TrainedModel
@@ -17,12 +18,13 @@ from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings
 from gmtool.settings import as_flags
 from gmtool.stages.train.inputs import TrainInputs
-from gmtool.stages.train.online_eval import Scorer
-from gmtool.stages.train.preview import Previewer
+from gmtool.stages.train.online_eval import DISTANCE, Scorer
+from gmtool.stages.train.preview import Previewer, preview_file
 from gmtool.throughput import matmul_rate
 from gmtool.training.cost import step_cost
-from gmtool.training.logging import Logger, loggers_for
+from gmtool.training.logging import Logger, has_record, loggers_for
 from gmtool.training.loop import Event
+from gmtool.training.settings import LoggingSettings
 from gmtool.training.throughput import ThroughputMeter
 
 
@@ -60,11 +62,18 @@ def monitoring_of(
         return generate(model, plan, indices, classes[torch.tensor(indices) % len(classes)])
 
     scorer = Scorer(draw, inputs.latents, tokenizer, settings.eval_num, loggers, config.seed)
+    previewer = Previewer(model, plan, run, tokenizer, world)
     events = (
-        Event(settings.preview_every, Previewer(model, plan, run, tokenizer, world).draw),
-        Event(settings.eval_every, scorer.score),
+        Event(settings.preview_every, previewer.draw, previewer.is_drawn),
+        Event(settings.eval_every, scorer.score, partial(has_record, run.path / METRICS, DISTANCE)),
     )
     return Monitoring(loggers, events, _meter(inputs, model))
+
+
+def is_watched(run: RunFolder, settings: LoggingSettings, step: int) -> bool:
+    """Whether the preview grid and the score of a finished run's last step are there, where they are asked for."""
+    drawn = not settings.preview_every or preview_file(run, step).exists()
+    return drawn and (not settings.eval_every or has_record(run.path / METRICS, DISTANCE, step))
 
 
 def _meter(inputs: TrainInputs, model: TrainedModel) -> ThroughputMeter:

@@ -18,6 +18,8 @@ from gmtool.streams import generator
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.training.logging import Logger
 
+DISTANCE = "frechet_distance"
+"""The name of the score among a run's figures."""
 AT_ONCE = 64
 """Samples drawn at once, and latents read."""
 REFERENCES = 10
@@ -44,7 +46,7 @@ class Scorer:
     def score(self, step: int) -> None:
         """Hand the scores of ``step`` to the loggers."""
         samples = feature_statistics(torch.cat([self._draw(each) for each in _batches(self._size)]))
-        found = {"frechet_distance": frechet_distance(samples, self._reference), "frechet_distance_of_real": self._real}
+        found = {DISTANCE: frechet_distance(samples, self._reference), f"{DISTANCE}_of_real": self._real}
         for logger in self.loggers:
             logger.write([{"step": step, **found}], "samples")
 

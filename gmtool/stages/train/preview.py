@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -20,6 +21,11 @@ IMAGES = 36
 """Images of a grid."""
 
 
+def preview_file(run: RunFolder, step: int) -> Path:
+    """Where the grid of a step is."""
+    return run.path / PREVIEWS / f"step-{step:08d}.png"
+
+
 @dataclass(frozen=True)
 class Previewer:
     """Draws ``previews/step-N.png`` with the default sampler; without a tokenizer that decodes it draws nothing.
@@ -33,6 +39,10 @@ class Previewer:
     tokenizer: Tokenizer | None
     world: World = ALONE
 
+    def is_drawn(self, step: int) -> bool:
+        """Whether the grid of ``step`` is there, or cannot be drawn."""
+        return self.tokenizer is None or preview_file(self.run, step).exists()
+
     def draw(self, step: int) -> None:
         """Draw the grid of ``step``."""
         if self.tokenizer is None:
@@ -43,7 +53,7 @@ class Previewer:
         if not self.world.first:
             return
         images = self.tokenizer.decode(latents).permute(0, 2, 3, 1).cpu().numpy()
-        folder = self.run.path / PREVIEWS
-        folder.mkdir(exist_ok=True)
-        with written_aside(folder / f"step-{step:08d}.png") as part:
+        file = preview_file(self.run, step)
+        file.parent.mkdir(exist_ok=True)
+        with written_aside(file) as part:
             Image.fromarray(image_grid(images)).save(part, format="PNG")

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gmtool.artifacts.files import check_space, check_writable
+from gmtool.artifacts.files import check_space
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import (
     CONFIG,
     RunFolder,
+    check_place,
     create_run,
-    is_unfinished,
     locked,
     open_run,
     run_details,
@@ -36,7 +36,7 @@ from gmtool.sampling.model import TrainedModel
 from gmtool.stages.resumed_settings import equal, expect_same_settings
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
-from gmtool.stages.train.monitoring import monitoring_of
+from gmtool.stages.train.monitoring import is_watched, monitoring_of
 from gmtool.stages.train.plan import TrainPlan, facts_of, open_mixture, plan_training, recorded_settings
 from gmtool.training.checkpoint import Position, remove_old, save_checkpoint
 from gmtool.training.cost import step_cost
@@ -106,12 +106,14 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
         parameters = sum(weights.numel() for weights in state.network.parameters())
         report = TrainReport(run_path, 0, config.loop.steps, parameters, plan)
         with world.first_before_others():
-            run = _create_or_open(run_path, inputs, parameters)
             if world.first:
+                check_place(run_path)
                 stack.enter_context(locked(run_path))
+            run = _create_or_open(run_path, inputs, parameters)
         at = resume(run_path, run.checkpoints, state, progress)
         if at.step >= config.loop.steps:
             progress.note(f"{run_path} has all its {at.step} steps; use a larger --steps to continue")
+            _make_up(run, inputs, state, at, progress)
             return replace(report, resumed_from=at.step, steps=at.step)
         check_space(
             run.checkpoints / "next", (config.loop.keep + 1) * checkpoint_bytes(plan, parameters), "the checkpoints in"
@@ -122,6 +124,19 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
             update_settings(run, plan.settings)
         _loop(run, inputs, state, at, progress)
         return replace(report, resumed_from=at.step)
+
+
+def _make_up(run: RunFolder, inputs: TrainInputs, state: TrainState[Network], at: Position, progress: Progress) -> None:
+    """Draw and score what a run was killed before, after its last checkpoint."""
+    settings, world = inputs.plan.config.logging, inputs.world
+    if not world.any(world.first and not is_watched(run, settings, at.step)):
+        return
+    with ExitStack() as stack:
+        monitoring = monitoring_of(run, inputs, averaged_model(inputs, state), progress, stack)
+        for logger in monitoring.loggers:
+            logger.begin(at.step)
+        for event in monitoring.events:
+            event.make_up(at.step, inputs.plan.config.loop.steps, world)
 
 
 def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
@@ -157,19 +172,24 @@ def new_state(inputs: TrainInputs) -> TrainState[Network]:
     return state
 
 
-def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[TrainedModel, Stepper]:
-    """What is drawn from while a run is trained, and what takes its steps, the micro-batch settled."""
-    plan, world = inputs.plan, inputs.world
-    config = plan.config
-    model = TrainedModel(
+def averaged_model(inputs: TrainInputs, state: TrainState[Network]) -> TrainedModel:
+    """What is drawn from while a run is trained: the first average of its weights."""
+    plan, device = inputs.plan, inputs.world.device
+    return TrainedModel(
         network=state.averages[0].network,
         method=plan.method.method,
         conditioning=plan.method.conditioning(plan.architecture),
-        statistics=inputs.statistics.to(world.device),
+        statistics=inputs.statistics.to(device),
         modes=inputs.modes,
-        device=world.device,
-        precision=compute_dtype(config.compute.precision, world.device),
+        device=device,
+        precision=compute_dtype(plan.config.compute.precision, device),
     )
+
+
+def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[TrainedModel, Stepper]:
+    """What is drawn from while a run is trained, and what takes its steps, the micro-batch settled."""
+    plan, world = inputs.plan, inputs.world
+    config, model = plan.config, averaged_model(inputs, state)
     task = task_of(plan.method, state.network)
     stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world)
     count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
@@ -220,7 +240,6 @@ def _check_processes(plan: TrainPlan, world: World) -> None:
 def _create_or_open(path: Path, inputs: TrainInputs, parameters: int) -> RunFolder:
     """The run in ``path``: a new one, or one that the same settings and inputs began."""
     plan, latents, gmm = inputs.plan, inputs.latents, inputs.gmm
-    check_writable(path, "the run")
     images = plan.config.data.images
     used = [Input("latents", str(latents.path.absolute()), latents.manifest.fingerprint)]
     if gmm is not None and plan.method.uses_modes:
@@ -231,8 +250,6 @@ def _create_or_open(path: Path, inputs: TrainInputs, parameters: int) -> RunFold
         run = open_run(path)
         _expect_same(run, plan, used)
         return run
-    if path.exists() and not (path.is_dir() and is_unfinished(path)):
-        raise UserError(f"{path} exists and is not a run: choose another folder")
     settings = plan.settings
     labels = latents.labels[inputs.part]
     details = run_details(
