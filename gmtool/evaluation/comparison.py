@@ -66,7 +66,7 @@ def figures_of(
     real: what is known of real images in the place of the generated ones; where that does not suffice for a metric, it
     has no such value. A metric that comes out infinite or as no number is left out, with a note.
     """
-    usable = [row for row in rows if getattr(generated, row.needs) is not None]
+    usable = [row for row in rows if getattr(generated, row.needs) is not None and row.defined_on(features)]
     counted = [row for row in usable if row.needs != "paths"]  # which tell their own progress
     found = {}
     progress.begin("metrics", len(counted), "metrics")

@@ -72,9 +72,8 @@ class Row:
 
     def allows(self, metrics: MetricRow) -> bool:
         """Whether some metrics are meant for its features."""
-        if metrics.only and self.name not in metrics.only:
-            return False
-        return not self.metrics or any(each.name in self.metrics for each in metrics.metrics)
+        listed = not self.metrics or any(each.name in self.metrics for each in metrics.metrics)
+        return listed and metrics.defined_on(self.name)
 
     def load(self) -> Family:
         """The module, imported when it is used."""
@@ -91,6 +90,29 @@ EXTRACTORS: tuple[Row, ...] = (
         classifies=True,
     ),
     Row(
+        "dinov2",
+        "DINOv2 ViT-L/14",
+        "FD-DINOv2",
+        "gmtool.evaluation.extractors.dinov2",
+        "facebook/dinov2-large",
+    ),
+    Row(
+        "clip",
+        "CLIP ViT-L/14 at 336 px",
+        "CMMD",
+        "gmtool.evaluation.extractors.clip",
+        "openai/clip-vit-large-patch14-336",
+        metrics=("cmmd",),
+    ),
+    Row(
+        "vgg16",
+        "VGG16",
+        "precision and recall as first published",
+        "gmtool.evaluation.extractors.vgg16",
+        "torchvision's download",
+        metrics=("precision", "recall"),
+    ),
+    Row(
         "tokenizer",
         "the run's own tokenizer",
         "the run's own descriptors, no download",
@@ -98,14 +120,14 @@ EXTRACTORS: tuple[Row, ...] = (
         "the latents file",
     ),
 )
-"""In the order in which ``auto`` and ``all`` try them."""
+"""In the order in which ``all`` shows them, with the hub ids of their published weights."""
 
 AUTO, ALL = "auto", "all"
 
 AUTOMATIC = ("inception", "tokenizer")
 """Those of which ``auto`` takes the first that can be had."""
 
-ON_REQUEST: tuple[str, ...] = ()
+ON_REQUEST = ("vgg16",)
 """Those that ``all`` leaves out."""
 
 
@@ -121,13 +143,24 @@ class ExtractorSettings(Settings):
             "Feature extractors, with commas between them: "
             f"{', '.join(f'{row.name} ({row.help})' for row in EXTRACTORS)}, auto (the first of "
             f"{' and '.join(AUTOMATIC)} whose weights are on disk or download within seconds), all (every available one"
-            f"{f', without {chr(44).join(ON_REQUEST)}' if ON_REQUEST else ''}).",
+            f" but {', '.join(ON_REQUEST)}).",
             metavar="NAMES",
         ),
     ] = AUTO
     inception_weights: Annotated[
         Path | None,
         Option("File of the Inception weights that torch-fidelity uses. Default: its own download.", metavar="FILE"),
+    ] = None
+    dinov2_weights: Annotated[
+        str | None,
+        Option(f"Hub id or folder of another DINOv2. Default: {extractor_row('dinov2').weights}.", metavar="ID|FOLDER"),
+    ] = None
+    clip_weights: Annotated[
+        str | None,
+        Option(f"Hub id or folder of another CLIP. Default: {extractor_row('clip').weights}.", metavar="ID|FOLDER"),
+    ] = None
+    vgg16_weights: Annotated[
+        Path | None, Option("File of torchvision's VGG16 weights. Default: its own download.", metavar="FILE")
     ] = None
 
     def check(self) -> None:
@@ -139,10 +172,11 @@ class ExtractorSettings(Settings):
                     raise UserError(f"--features must be one of {', '.join([AUTO, ALL, *known])}, not {name!r}")
             if len(set(names)) < len(names):
                 raise UserError(f"--features {self.features} names an extractor twice: leave one out")
-        if self.inception_weights is not None and self.features not in (AUTO, ALL) and "inception" not in names:
-            raise UserError(
-                f"--inception-weights has no effect with --features {self.features}: leave one of the two out"
-            )
+        for name in self._with_weights:
+            if name not in self.asked:
+                raise UserError(
+                    f"--{name}-weights has no effect with --features {self.features}: leave one of the two out"
+                )
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -151,7 +185,18 @@ class ExtractorSettings(Settings):
             return tuple(row.name for row in EXTRACTORS if row.name not in ON_REQUEST)
         if self.features != AUTO:
             return tuple(self.features.split(","))
-        return () if self.inception_weights is None else ("inception",)
+        return self._with_weights
+
+    @property
+    def _with_weights(self) -> tuple[str, ...]:
+        """The extractors whose weights the user named."""
+        given = {
+            "inception": self.inception_weights,
+            "dinov2": self.dinov2_weights,
+            "clip": self.clip_weights,
+            "vgg16": self.vgg16_weights,
+        }
+        return tuple(name for name, weights in given.items() if weights is not None)
 
 
 def extractor_row(name: str) -> Row:

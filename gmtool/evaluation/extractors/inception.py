@@ -155,18 +155,27 @@ def fetch_weights(progress: Progress, seconds: float | None) -> Path:
     return target
 
 
-def read_weights(path: Path) -> Weights:
-    """Read a file of Inception weights as plain tensors. Raises UserError when it is something else."""
+def read_weights(path: Path, wrong: UserError | None = None) -> Weights:
+    """Read a file of weights as plain tensors. Raises ``wrong``, by default of Inception, when it is something else."""
+    wrong = wrong or _wrong_weights(path)
     content = path.read_bytes()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.load's guesses about files that are no weights
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the bytes provoke
-        raise _wrong_weights(path) from error
+        raise wrong from error
     if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
-        raise _wrong_weights(path)
+        raise wrong
     return Weights(state, hashlib.sha256(content).hexdigest()[:8])
+
+
+def as_stream(weights: Weights) -> io.BytesIO:
+    """The weights as a file for torch-fidelity, which would unpickle anything: they hold nothing but tensors."""
+    stream = io.BytesIO()
+    torch.save(dict(weights.state), stream)
+    stream.seek(0)
+    return stream
 
 
 def build_inception(weights: Weights, path: Path, device: torch.device) -> nn.Module:
@@ -176,12 +185,9 @@ def build_inception(weights: Weights, path: Path, device: torch.device) -> nn.Mo
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    stream = io.BytesIO()
-    torch.save(dict(weights.state), stream)
-    stream.seek(0)
     try:
         network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", [FEATURES, LOGITS], feature_extractor_weights_path=stream
+            "inception-v3-compat", [FEATURES, LOGITS], feature_extractor_weights_path=as_stream(weights)
         )
     except RuntimeError as error:
         raise _wrong_weights(path) from error

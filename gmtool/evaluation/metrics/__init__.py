@@ -67,6 +67,10 @@ class Row:
     library: bool = False
     only: tuple[str, ...] = ()
 
+    def defined_on(self, features: str) -> bool:
+        """Whether the metrics are defined on the features of an extractor."""
+        return not self.only or features in self.only
+
     def load(self) -> Measure:
         """The function."""
         module, _, name = self.function.partition(":")
@@ -107,6 +111,7 @@ METRICS: tuple[Row, ...] = (
         (Metric("density", "density", "higher"), Metric("coverage", "coverage", "higher")),
     ),
     Row(f"{HERE}.mind:measure", "features", (Metric("mind", "MIND", "lower"),)),
+    Row(f"{HERE}.cmmd:measure", "features", (Metric("cmmd", "CMMD", "lower"),), only=("clip",)),
     Row(f"{HERE}.memorisation:measure", "training", (Metric("memorisation", "memorised share", ""),)),
     Row(
         f"{HERE}.saturation:measure",
