@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from gmtool.evaluation.features import Features, FeatureStatistics, feature_statistics
 from gmtool.evaluation.metric import Context, Known, Pair
 from gmtool.evaluation.metrics import Row
-from gmtool.evaluation.report import Figure
+from gmtool.evaluation.report import Figure, Measurement
 from gmtool.progress import Progress
 from gmtool.streams import generator
 
@@ -68,25 +68,38 @@ def figures_of(
     """
     usable = [row for row in rows if getattr(generated, row.needs) is not None and row.defined_on(features)]
     counted = [row for row in usable if row.needs != "paths"]  # which tell their own progress
-    found = {}
+    found: dict[Row, tuple[Figure, ...]] = {}
+
+    def compare(row: Row) -> tuple[Figure, ...]:
+        return compared(measured([row], generated, context), measured([row], real, context), progress, features)
+
     progress.begin("metrics", len(counted), "metrics")
     try:
         for row in counted:
-            found[row] = _figures(row, generated, real, context, features)
+            found[row] = compare(row)
             progress.advance()
     finally:
         progress.end()
-    found |= {row: _figures(row, generated, real, context, features) for row in usable if row not in found}
-    return tuple(each for row in usable for each in found[row] if _finite(each, progress))
+    found |= {row: compare(row) for row in usable if row not in found}
+    return tuple(each for row in usable for each in found[row])
 
 
-def _figures(row: Row, generated: Known, real: Known, context: Context, features: str) -> list[Figure]:
-    measure, floor = row.load(), getattr(real, row.needs)
-    here = measure(getattr(generated, row.needs), context)
-    there = (None,) * len(here) if floor is None else measure(floor, context)
-    return [
-        Figure(metric.name, found, real, features) for metric, found, real in zip(row.metrics, here, there, strict=True)
-    ]
+def measured(rows: Sequence[Row], known: Known, context: Context) -> dict[str, Measurement]:
+    """The metrics of ``rows`` whose inputs are available, by their names, in their order."""
+    return {
+        metric.name: found
+        for row in rows
+        if (inputs := getattr(known, row.needs)) is not None
+        for metric, found in zip(row.metrics, row.load()(inputs, context), strict=True)
+    }
+
+
+def compared(
+    generated: Mapping[str, Measurement], real: Mapping[str, Measurement], progress: Progress, features: str = ""
+) -> tuple[Figure, ...]:
+    """Metrics of generated images beside the same of real ones; those that are not finite are left out, with a note."""
+    figures = (Figure(name, found, real.get(name), features) for name, found in generated.items())
+    return tuple(each for each in figures if _finite(each, progress))
 
 
 def _finite(figure: Figure, progress: Progress) -> bool:

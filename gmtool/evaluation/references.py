@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
-from gmtool.artifacts.manifest import fingerprint
+from gmtool.artifacts.manifest import Manifest, fingerprint
 from gmtool.artifacts.npz import npz_header, read_npz, stored_array
 from gmtool.artifacts.run import CONFIG
 from gmtool.artifacts.samples import IMAGES, MANIFEST, REPAIR, SamplesFolder, open_samples
@@ -202,11 +202,23 @@ def open_reference(path: Path) -> ImagesReference | ArrayReference | LatentsRefe
     return ImagesReference(path, images, np.arange(len(images)))
 
 
-def open_training_latents(samples: SamplesFolder) -> LatentsReference:
-    """The latents that the samples' run was trained on. Raises UserError when they are gone or have changed."""
-    recorded = samples.manifest.input("latents")
+class Made(Protocol):
+    """A run, or samples: its place and its record, which names the latents that the run was trained on."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its record."""
+
+
+def open_training_latents(made: Made) -> LatentsReference:
+    """The latents that a run, or the run of samples, was trained on. Raises UserError if gone or changed."""
+    recorded = made.manifest.input("latents")
     if recorded is None:
-        raise UserError(f"{samples.path} does not say what its run was trained on: give real images with --reference")
+        raise UserError(f"{made.path} does not say what its run was trained on: give real images with --reference")
     path = Path(recorded.path)
     if not path.exists():
         raise UserError(f"the run was trained on {path}, which is gone: give real images with --reference")

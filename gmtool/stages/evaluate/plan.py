@@ -10,45 +10,16 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.samples import IMAGES
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
-from gmtool.evaluation.extractors import AUTO, Described, choose_extractors, extractor_row
-from gmtool.evaluation.features import FeatureStatistics
-from gmtool.evaluation.library import torch_fidelity_fault
+from gmtool.evaluation.extractors import AUTO, Described, extractor_row
+from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePlan, plan_features
 from gmtool.evaluation.metrics import METRICS, Row, label
-from gmtool.evaluation.metrics.frechet_distance import covariance_root
-from gmtool.evaluation.references import (
-    ArrayReference,
-    LatentsReference,
-    Reference,
-    open_reference,
-    open_training_latents,
-)
-from gmtool.forecast import Choice, FileSize, Forecast
+from gmtool.evaluation.references import LatentsReference, Reference, open_reference, open_training_latents
+from gmtool.evaluation.scoring import holds_training_images
+from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.subjects import Subject, check_report, open_subjects
 from gmtool.stages.evaluate.trajectories import run_of
-
-SPATIAL_SIZE = 2023
-"""Numbers of the features of sFID."""
-
-
-@dataclass(frozen=True, eq=False)
-class FeaturePlan:
-    """One extractor: which, and why; D of its vectors, None while its weights are not here; the metrics on it.
-
-    statistics, spatial: those in the reference that are of its features.
-    """
-
-    choice: Choice
-    size: int | None
-    rows: tuple[Row, ...]
-    statistics: FeatureStatistics | None
-    spatial: FeatureStatistics | None
-
-    @property
-    def name(self) -> str:
-        """The extractor's name."""
-        return self.choice.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,27 +93,11 @@ class EvaluatePlan:
             *(
                 label(metric, each.name)
                 for each in self.features
-                for row in self._computed(each)
+                for row in each.computed(len(self.reference) > 0, self.on_training_images)
                 for metric in row.metrics
             ),
             *(metric.label for row in self.rows for metric in row.metrics),
         ]
-
-    def _computed(self, features: FeaturePlan) -> list[Row]:
-        """The metrics on some features that the reference allows."""
-        with_images = len(self.reference) > 0
-        allowed = {
-            "statistics": with_images or features.statistics is not None,
-            "spatial": with_images or features.spatial is not None,
-            "features": with_images,
-            "training": with_images and self.on_training_images,
-            "logits": True,
-        }
-        return [row for row in features.rows if allowed[row.needs]]
-
-
-ON_FEATURES = ("statistics", "spatial", "features", "training", "logits")
-"""Needs of metrics that an extractor's features meet."""
 
 
 def plan_evaluation(samples: Path, config: EvaluateConfig, progress: Progress, fetch: bool = True) -> EvaluatePlan:
@@ -187,26 +142,21 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
     described = _described(subject, reference)
     lacking = {} if described is not None else {"tokenizer": f"{subject.path} comes with no latents of a tokenizer"}
     with world.first_before_others():  # which may fetch weights
-        chosen = choose_extractors(config.extractor, progress, fetch, refused=lacking)
-    fault = torch_fidelity_fault()
-    features = tuple(_features(each, config, described, reference, fault is None) for each in chosen.choices)
-    if not len(reference) and not any(each.statistics or each.spatial for each in features):
-        raise _no_statistics(reference, features)
-    lost = [] if fault is None else [f"{_library_metrics(features)} are left out: {fault}"]
+        chosen = plan_features(config.extractor, described, reference, progress, fetch, lacking)
     return EvaluatePlan(
         config=config,
         subject=subject,
         count=count,
         described=described,
         reference=reference,
-        on_training_images=subject.folder is not None and _holds_training_images(reference, subject),
-        features=features,
+        on_training_images=subject.folder is not None and holds_training_images(reference, subject.folder),
+        features=chosen.features,
         rows=tuple(
             row
             for row in METRICS
             if row.needs not in ON_FEATURES and (config.trajectories or row.needs not in ("paths", "latents"))
         ),
-        left_out=(*(f"left out: {line}" for line in chosen.missing), *lost),
+        left_out=chosen.left_out,
         world=world,
     )
 
@@ -234,72 +184,3 @@ def _described(subject: Subject, reference: Reference) -> Described | None:
         return None
     with open_latents(path) as latents:
         return Described(latents.tokenizer, latents.descriptor_size)
-
-
-def _features(
-    choice: Choice, config: EvaluateConfig, described: Described | None, reference: Reference, library: bool
-) -> FeaturePlan:
-    row = extractor_row(choice.value)
-    size = row.load().feature_size(config.extractor, described)
-    rows = [each for each in METRICS if each.needs in ON_FEATURES and (library or not each.library)]
-    rows = [each for each in rows if row.allows(each) and (each.needs not in ("logits", "spatial") or row.classifies)]
-    statistics = reference.statistics if isinstance(reference, ArrayReference) else None
-    spatial = reference.spatial if isinstance(reference, ArrayReference) and row.classifies else None
-    return FeaturePlan(
-        choice,
-        size,
-        tuple(rows),
-        _fitting(statistics, size, reference, "sigma"),
-        _fitting(spatial, SPATIAL_SIZE, reference, "sigma_s"),
-    )
-
-
-def _holds_training_images(reference: Reference, subject: Subject) -> bool:
-    """Whether the reference is the latents that the samples' run was trained on, or the images that they are of."""
-    assert subject.folder is not None
-    try:
-        training = open_training_latents(subject.folder)
-    except UserError:
-        return False
-    images = training.file.manifest.input("images")
-    return reference.fingerprint in (training.fingerprint, None if images is None else images.fingerprint)
-
-
-def _library_metrics(features: Sequence[FeaturePlan]) -> str:
-    """The metrics on these features that need torch-fidelity."""
-    found = [
-        label(metric, each.name)
-        for each in features
-        for row in METRICS
-        if row.library
-        and extractor_row(each.name).allows(row)
-        and (row.needs != "logits" or extractor_row(each.name).classifies)
-        for metric in row.metrics
-    ]
-    return ", ".join(found)
-
-
-def _fitting(
-    statistics: FeatureStatistics | None, size: int | None, reference: Reference, name: str
-) -> FeatureStatistics | None:
-    """The statistics, where they are of features of ``size`` numbers. Raises UserError where they are no covariance."""
-    if statistics is None or len(statistics.mean) != size:
-        return None
-    try:
-        covariance_root(statistics.covariance)
-    except ValueError as error:
-        raise UserError(f"--reference {reference.path}: {name} is no covariance: {error}") from error
-    return statistics
-
-
-def _no_statistics(reference: Reference, features: Sequence[FeaturePlan]) -> UserError:
-    """The error of a reference that holds nothing to compare these features with."""
-    statistics = reference.statistics if isinstance(reference, ArrayReference) else None
-    found = 0 if statistics is None else len(statistics.mean)
-    names = [each.name for each in features]
-    wanted = " and ".join(f"{each.name} have {each.size}" for each in features)
-    other = "--features inception, or " if found == 2048 and "inception" not in names else ""
-    return UserError(
-        f"{reference.path} holds statistics of {found} numbers, but the features of {wanted}: give {other}another "
-        "--reference"
-    )

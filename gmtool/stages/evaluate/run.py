@@ -13,26 +13,19 @@ import torch
 from gmtool.artifacts.files import resolved, written_aside
 from gmtool.artifacts.outputs import kept_to_this_process
 from gmtool.distributed import World
-from gmtool.errors import UserError
-from gmtool.evaluation.comparison import figures_of, known_from_features, real_pair
+from gmtool.evaluation.comparison import figures_of
 from gmtool.evaluation.extractors import extractor_row
-from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
-from gmtool.evaluation.features import Extractor, Features
-from gmtool.evaluation.metric import Context, Known, Pair
-from gmtool.evaluation.references import (
-    image_features,
-    open_training_latents,
-    reference_features,
-    same_tokenizer,
-    some_images,
-)
+from gmtool.evaluation.feature_plan import FeaturePlan
+from gmtool.evaluation.features import Extractor
+from gmtool.evaluation.metric import Context, Known
+from gmtool.evaluation.references import image_features, reference_features, some_images
 from gmtool.evaluation.report import Figure, Report, parse_report, reports_to_json
+from gmtool.evaluation.scoring import RealFeatures, warn_of_small_sets
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.stages.evaluate.config import EvaluateConfig
-from gmtool.stages.evaluate.plan import EvaluatePlan, FeaturePlan, plan_evaluations
+from gmtool.stages.evaluate.plan import EvaluatePlan, plan_evaluations
 from gmtool.stages.evaluate.trajectories import followed_paths, latents_of_both
-from gmtool.streams import generator
 
 
 def evaluate(samples: Path, config: EvaluateConfig, progress: Progress) -> Report:
@@ -122,18 +115,10 @@ def _figures_on(
     generated = image_features(plan.subject.images, extractor, plan.side, batch, world, progress, "the samples")
     if not world.first:
         return ()
-    _warn_of_small_sets(generated, reference, progress)
-    known = known_from_features(generated, reference, features.statistics, features.spatial)
-    pair = None if reference is None else _real_pair(plan, extractor, reference)
-    real = Known() if pair is None else known_from_features(pair.images, pair.reference)
-    if plan.on_training_images:
-        known, real = replace(known, training=known.features), replace(real, training=real.features)
-    # a file says nothing about parts of the set that its statistics are of
-    if features.statistics is not None:
-        real = replace(real, statistics=None)
-    if features.spatial is not None:
-        real = replace(real, spatial=None)
-    return figures_of(features.rows, known, real, _context(plan), progress, features.name)
+    warn_of_small_sets(generated, reference, progress)
+    real = RealFeatures(features, reference, plan.subject.folder, plan.on_training_images, extractor)
+    known, in_place = real.known(generated), real.in_place(plan.count, plan.config.seed)
+    return figures_of(features.rows, known, in_place, _context(plan), progress, features.name)
 
 
 def _figures_without_features(plan: EvaluatePlan, progress: Progress) -> tuple[Figure, ...]:
@@ -155,35 +140,3 @@ def _figures_without_features(plan: EvaluatePlan, progress: Progress) -> tuple[F
 
 def _context(plan: EvaluatePlan) -> Context:
     return Context(plan.config.metrics, plan.config.seed, plan.world.device)
-
-
-def _real_pair(plan: EvaluatePlan, extractor: Extractor, reference: Features) -> Pair[Features] | None:
-    """Real images in the place of the samples: training images if they are available and not the reference itself."""
-    training = None
-    if isinstance(extractor, TokenizerExtractor):
-        training = _training_descriptors(plan, extractor)
-    return real_pair(reference, training, plan.count, plan.config.seed)
-
-
-def _training_descriptors(plan: EvaluatePlan, extractor: TokenizerExtractor) -> Features | None:
-    """Descriptors of as many random training images as there are samples; None when they are gone or the reference."""
-    if plan.on_training_images or plan.subject.folder is None:
-        return None
-    try:
-        training = open_training_latents(plan.subject.folder)
-    except UserError:
-        return None
-    if not same_tokenizer(training.file.tokenizer, extractor.spec):
-        return None
-    rows = torch.randperm(len(training), generator=generator(plan.config.seed, "real pair"))[: plan.count]
-    return Features(torch.from_numpy(training.file.descriptors(rows.numpy())))
-
-
-def _warn_of_small_sets(generated: Features, reference: Features | None, progress: Progress) -> None:
-    size = generated.vectors.shape[1]
-    for features, whose in ((generated, "samples"), (reference, "reference images")):
-        if features is not None and len(features) <= size:
-            progress.note(
-                f"{len(features)} {whose} do not span the {size} dimensions of the features, which biases the Frechet "
-                "distance upward: compare it with the real-against-real value beside it, or at equal numbers of images"
-            )

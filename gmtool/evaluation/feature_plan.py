@@ -1,0 +1,142 @@
+"""Which features samples are compared by, and which metrics on them the reference allows; nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gmtool.errors import UserError
+from gmtool.evaluation.extractors import Described, ExtractorSettings, choose_extractors, extractor_row
+from gmtool.evaluation.features import FeatureStatistics
+from gmtool.evaluation.library import torch_fidelity_fault
+from gmtool.evaluation.metrics import METRICS, Row, label
+from gmtool.evaluation.metrics.frechet_distance import covariance_root
+from gmtool.evaluation.references import ArrayReference, Reference
+from gmtool.forecast import Choice
+from gmtool.progress import Progress
+
+SPATIAL_SIZE = 2023
+"""Numbers of the features of sFID."""
+
+
+ON_FEATURES = ("statistics", "spatial", "features", "training", "logits")
+"""Needs of metrics that an extractor's features meet."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturePlan:
+    """One extractor: which, and why; D of its vectors, None while its weights are not here; the metrics on it.
+
+    statistics, spatial: those in the reference that are of its features.
+    """
+
+    choice: Choice
+    size: int | None
+    rows: tuple[Row, ...]
+    statistics: FeatureStatistics | None
+    spatial: FeatureStatistics | None
+
+    @property
+    def name(self) -> str:
+        """The extractor's name."""
+        return self.choice.value
+
+    def computed(self, with_images: bool, on_training_images: bool) -> list[Row]:
+        """The metrics that a reference allows, with images or of statistics alone."""
+        allowed = {
+            "statistics": with_images or self.statistics is not None,
+            "spatial": with_images or self.spatial is not None,
+            "features": with_images,
+            "training": with_images and on_training_images,
+            "logits": True,
+        }
+        return [row for row in self.rows if allowed[row.needs]]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedFeatures:
+    """The extractors that are used. left_out: a line on each thing asked for that cannot be had."""
+
+    features: tuple[FeaturePlan, ...]
+    left_out: tuple[str, ...]
+
+
+def plan_features(
+    settings: ExtractorSettings,
+    described: Described | None,
+    reference: Reference,
+    progress: Progress,
+    fetch: bool = True,
+    refused: Mapping[str, str] | None = None,
+) -> PlannedFeatures:
+    """Choose the extractors, and the metrics on each.
+
+    described: the tokenizer of the run's latents. fetch: whether missing weights are downloaded. refused: extractors
+    that the images do not allow, and why. Raises UserError for a reference that holds nothing to compare with,
+    MachineError when no extractor that was asked for can be had.
+    """
+    chosen = choose_extractors(settings, progress, fetch, refused=refused)
+    fault = torch_fidelity_fault()
+    features = tuple(_features(each, settings, described, reference, fault is None) for each in chosen.choices)
+    if not len(reference) and not any(each.statistics or each.spatial for each in features):
+        raise _no_statistics(reference, features)
+    lost = [] if fault is None else [f"{_library_metrics(features)} are left out: {fault}"]
+    return PlannedFeatures(features, (*(f"left out: {line}" for line in chosen.missing), *lost))
+
+
+def _features(
+    choice: Choice, settings: ExtractorSettings, described: Described | None, reference: Reference, library: bool
+) -> FeaturePlan:
+    row = extractor_row(choice.value)
+    size = row.load().feature_size(settings, described)
+    rows = [each for each in METRICS if each.needs in ON_FEATURES and (library or not each.library)]
+    rows = [each for each in rows if row.allows(each) and (each.needs not in ("logits", "spatial") or row.classifies)]
+    statistics = reference.statistics if isinstance(reference, ArrayReference) else None
+    spatial = reference.spatial if isinstance(reference, ArrayReference) and row.classifies else None
+    return FeaturePlan(
+        choice,
+        size,
+        tuple(rows),
+        _fitting(statistics, size, reference, "sigma"),
+        _fitting(spatial, SPATIAL_SIZE, reference, "sigma_s"),
+    )
+
+
+def _library_metrics(features: Sequence[FeaturePlan]) -> str:
+    """The metrics on these features that need torch-fidelity."""
+    found = [
+        label(metric, each.name)
+        for each in features
+        for row in METRICS
+        if row.library
+        and extractor_row(each.name).allows(row)
+        and (row.needs != "logits" or extractor_row(each.name).classifies)
+        for metric in row.metrics
+    ]
+    return ", ".join(found)
+
+
+def _fitting(
+    statistics: FeatureStatistics | None, size: int | None, reference: Reference, name: str
+) -> FeatureStatistics | None:
+    """The statistics, where they are of features of ``size`` numbers. Raises UserError where they are no covariance."""
+    if statistics is None or len(statistics.mean) != size:
+        return None
+    try:
+        covariance_root(statistics.covariance)
+    except ValueError as error:
+        raise UserError(f"--reference {reference.path}: {name} is no covariance: {error}") from error
+    return statistics
+
+
+def _no_statistics(reference: Reference, features: Sequence[FeaturePlan]) -> UserError:
+    """The error of a reference that holds nothing to compare these features with."""
+    statistics = reference.statistics if isinstance(reference, ArrayReference) else None
+    found = 0 if statistics is None else len(statistics.mean)
+    names = [each.name for each in features]
+    wanted = " and ".join(f"{each.name} have {each.size}" for each in features)
+    other = "--features inception, or " if found == 2048 and "inception" not in names else ""
+    return UserError(
+        f"{reference.path} holds statistics of {found} numbers, but the features of {wanted}: give {other}another "
+        "--reference"
+    )

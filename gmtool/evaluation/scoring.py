@@ -1,0 +1,99 @@
+"""The real images that samples are scored against, on the features of one extractor: what metrics are given of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from gmtool.errors import UserError
+from gmtool.evaluation.comparison import known_from_features, real_pair
+from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
+from gmtool.evaluation.feature_plan import FeaturePlan
+from gmtool.evaluation.features import Extractor, Features, FeatureStatistics, feature_statistics
+from gmtool.evaluation.metric import Known
+from gmtool.evaluation.references import Made, Reference, open_training_latents, same_tokenizer
+from gmtool.progress import Progress
+from gmtool.streams import generator
+
+
+@dataclass(frozen=True, eq=False)
+class RealFeatures:
+    """Real images on the features of one extractor.
+
+    plan: the extractor and the metrics on it. reference: their features, None where only statistics are known. made:
+    the run or the samples that are scored, None for those of another tool. on_training_images: whether the reference is
+    what that run was trained on.
+    """
+
+    plan: FeaturePlan
+    reference: Features | None
+    made: Made | None
+    on_training_images: bool
+    extractor: Extractor
+
+    def known(self, generated: Features) -> Known:
+        """What the features of generated images and of the reference tell."""
+        known = known_from_features(generated, self.reference, self._statistics, self._spatial)
+        return replace(known, training=known.features) if self.on_training_images else known
+
+    def in_place(self, count: int, seed: int) -> Known:
+        """The same of real images in the place of ``count`` generated ones; see `real_pair`."""
+        if self.reference is None:
+            return Known()
+        pair = real_pair(self.reference, self._training_descriptors(count, seed), count, seed)
+        real = Known() if pair is None else known_from_features(pair.images, pair.reference)
+        if self.on_training_images:
+            real = replace(real, training=real.features)
+        # a file says nothing about parts of the set that its statistics are of
+        if self.plan.statistics is not None:
+            real = replace(real, statistics=None)
+        return real if self.plan.spatial is None else replace(real, spatial=None)
+
+    @cached_property
+    def _statistics(self) -> FeatureStatistics | None:
+        if self.plan.statistics is not None or self.reference is None:
+            return self.plan.statistics
+        return feature_statistics(self.reference.vectors)
+
+    @cached_property
+    def _spatial(self) -> FeatureStatistics | None:
+        if self.plan.spatial is not None or self.reference is None or self.reference.spatial is None:
+            return self.plan.spatial
+        return feature_statistics(self.reference.spatial)
+
+    def _training_descriptors(self, count: int, seed: int) -> Features | None:
+        """Descriptors of ``count`` random training images; None if gone, the reference, or not comparable."""
+        extractor = self.extractor
+        if not isinstance(extractor, TokenizerExtractor) or self.on_training_images or self.made is None:
+            return None
+        try:
+            training = open_training_latents(self.made)
+        except UserError:
+            return None
+        if not same_tokenizer(training.file.tokenizer, extractor.spec):
+            return None
+        rows = torch.randperm(len(training), generator=generator(seed, "real pair"))[:count]
+        return Features(torch.from_numpy(training.file.descriptors(rows.numpy())))
+
+
+def holds_training_images(reference: Reference, made: Made) -> bool:
+    """Whether the reference is the latents that a run was trained on, or the images that they are of."""
+    try:
+        training = open_training_latents(made)
+    except UserError:
+        return False
+    images = training.file.manifest.input("images")
+    return reference.fingerprint in (training.fingerprint, None if images is None else images.fingerprint)
+
+
+def warn_of_small_sets(generated: Features, reference: Features | None, progress: Progress) -> None:
+    """Note that the Fréchet distance of fewer images than features is biased upward."""
+    size = generated.vectors.shape[1]
+    for features, whose in ((generated, "samples"), (reference, "reference images")):
+        if features is not None and len(features) <= size:
+            progress.note(
+                f"{len(features)} {whose} do not span the {size} dimensions of the features, which biases the Frechet "
+                "distance upward: compare it with the real-against-real value beside it, or at equal numbers of images"
+            )
