@@ -7,6 +7,7 @@
         ema-NAME.safetensors    further averages, such as ema-0.9999 and ema-power-0.1
         optimizer.safetensors   the optimizer's moments;  state.json  the position, and the sizes of the other files
     run/metrics.jsonl           a line a step: loss, gradient norm, learning rate, steps left out so far
+    run/throughput.jsonl        how fast it went, now and then: images/s, share of the time spent waiting for data
     run/previews/               grids of samples with fixed noise
     run/lock                    locked while a process trains the run
 
@@ -36,10 +37,11 @@ from gmtool.errors import UserError
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import architecture_from_json, architecture_to_json
 
-CONFIG, STATISTICS, METRICS, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOARD = (
+CONFIG, STATISTICS, METRICS, THROUGHPUT, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOARD = (
     "config.json",
     "statistics.safetensors",
     "metrics.jsonl",
+    "throughput.jsonl",
     "previews",
     "checkpoints",
     "lock",

@@ -22,6 +22,7 @@ from gmtool.stages.evaluate import command as evaluate
 from gmtool.stages.fit_gmm import command as fit_gmm
 from gmtool.stages.import_run import command as import_run
 from gmtool.stages.inspect import command as inspect
+from gmtool.stages.report import command as report
 from gmtool.stages.sample import command as sample
 from gmtool.stages.train import command as train
 
@@ -48,6 +49,7 @@ for _name, _command in {
     "import": import_run.command,
     "inspect": inspect.command,
     "quickstart": quickstart.command,
+    "report": report.command,
     "bench": bench.command,
 }.items():
     # the first sentence, whole: click would cut it where the line ends

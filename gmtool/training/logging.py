@@ -1,4 +1,4 @@
-"""Where a run's metrics go: ``metrics.jsonl``, TensorBoard's event files, Weights & Biases (the last two are extras).
+"""Where a run's metrics go: files of JSON lines, TensorBoard's event files, Weights & Biases (the last two are extras).
 
 A logger receives the step from which a run starts or resumes, then one record per step.
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.manifest import Manifest
-from gmtool.artifacts.run import METRICS, TENSORBOARD
+from gmtool.artifacts.run import METRICS, TENSORBOARD, THROUGHPUT
 from gmtool.training.settings import LoggingSettings
 
 Record = dict[str, float]
@@ -50,13 +50,14 @@ class Logger(Protocol):
 
 
 class MetricsFile:
-    """``metrics.jsonl``: a line a step, and one for each score of samples.
+    """Figures of some groups as lines of JSON: a line a step, and one for each score of samples.
 
-    How fast it went is left out: a run that was interrupted leaves the same file as one that was not.
+    ``metrics.jsonl`` leaves out how fast it went, which ``throughput.jsonl`` tells: a run that was interrupted leaves
+    the same metrics as one that was not.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, groups: Sequence[Group] = ("train", "samples")) -> None:
+        self._path, self._groups = path, groups
 
     def begin(self, step: int) -> None:
         """See `Logger.begin`."""
@@ -66,7 +67,7 @@ class MetricsFile:
 
     def write(self, records: Sequence[Record], group: Group = "train") -> None:
         """See `Logger.write`."""
-        if group == "machine":
+        if group not in self._groups:
             return
         with self._path.open("a") as file:
             file.writelines(json.dumps(each) + "\n" for each in records)
@@ -157,7 +158,7 @@ class WeightsAndBiases:
 
 def loggers_for(settings: LoggingSettings, run: Run) -> tuple[Logger, ...]:
     """The loggers of a run that the settings ask for."""
-    found: list[Logger] = [MetricsFile(run.path / METRICS)]
+    found: list[Logger] = [MetricsFile(run.path / METRICS), MetricsFile(run.path / THROUGHPUT, ["machine"])]
     if settings.tensorboard or (settings.tensorboard is None and find_spec("tensorboard") is not None):
         found.append(TensorBoard(run))
     if settings.wandb is not None:

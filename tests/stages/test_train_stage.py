@@ -266,7 +266,8 @@ def test_the_run_folder(small: Small, tmp_path: Path) -> None:
     assert found.classes == ("a", "b", "c")
     assert [each.role for each in found.manifest.inputs] == ["latents", "gmm"]
     assert sorted(each.name for each in (tmp_path / "run").rglob("*") if each.is_file()) == sorted(
-        ["config.json", "lock", "statistics.safetensors", "metrics.jsonl", "step-00000003.png", "step-00000005.png"]
+        ["config.json", "lock", "statistics.safetensors", "metrics.jsonl", "throughput.jsonl"]
+        + ["step-00000003.png", "step-00000005.png"]
         + 2 * ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
     )
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:

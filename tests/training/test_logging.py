@@ -74,14 +74,18 @@ def test_weights_and_biases_keeps_an_offline_run(tmp_path: Path, monkeypatch: py
     assert b"train/loss" in held and b"machine/images/s" in held and b"project" in held
 
 
-def test_metrics_leave_out_how_fast_it_went(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.begin(0)
-    metrics.write([{"step": 1, "loss": 2.0}])
-    metrics.write([{"step": 1, "images/s": 64.0}], "machine")
-    metrics.write([{"step": 1, "frechet_distance": 8.0}], "samples")
+def test_how_fast_it_went_stands_in_a_file_of_its_own(tmp_path: Path) -> None:
+    for logger in (
+        MetricsFile(tmp_path / "metrics.jsonl"),
+        MetricsFile(tmp_path / "throughput.jsonl", ["machine"]),
+    ):
+        logger.begin(0)
+        logger.write([{"step": 1, "loss": 2.0}])
+        logger.write([{"step": 1, "images/s": 64.0}], "machine")
+        logger.write([{"step": 1, "frechet_distance": 8.0}], "samples")
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
     assert "images/s" not in (tmp_path / "metrics.jsonl").read_text()
+    assert (tmp_path / "throughput.jsonl").read_text() == '{"step": 1, "images/s": 64.0}\n'
 
 
 def test_what_is_not_installed_is_said_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +98,7 @@ def test_what_is_not_installed_is_said_where_it_was_asked_for(tmp_path: Path, mo
         asked.check_installed()
     with pytest.raises(UserError, match=r"--wandb needs Weights & Biases: run pip install '\.\[wandb\]'"):
         LoggingSettings(wandb="project").check_installed()
-    assert [type(each) for each in loggers_for(LoggingSettings(), run_in(tmp_path))] == [MetricsFile]
+    assert [type(each) for each in loggers_for(LoggingSettings(), run_in(tmp_path))] == [MetricsFile, MetricsFile]
 
 
 @pytest.mark.parametrize(("asked", "found"), [(None, True), (True, True), (False, False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -77,6 +78,11 @@ def verify(path: Path) -> None:
         verify(samples.latents)
 
 
+def open_manifest(path: Path) -> Manifest:
+    """The record of anything that gmtool wrote. Raises UserError for anything else."""
+    return _open(path)[0]
+
+
 def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     if not path.exists():
         raise UserError(f"{path} does not exist")
@@ -120,7 +126,7 @@ def _state(known: Input) -> State:
         return "changed"
 
 
-def _fingerprints(role: str, path: Path) -> set[str]:
+def _fingerprints(role: str, path: Path) -> Iterable[str]:
     """What the thing of this role at ``path`` may be known by; a run is known by any of its checkpoints' weights."""
     if role == "images":
         images = find_images(path)
@@ -133,5 +139,11 @@ def _fingerprints(role: str, path: Path) -> set[str]:
             return {gmm.manifest.fingerprint}
     if path.is_file():  # of another program: weights, statistics, a mixture
         return {file_fingerprint(path)}
-    checkpoints = list_checkpoints(open_run(path).checkpoints)
-    return {file_fingerprint(each.path / name) for each in checkpoints for name in each.weights()}
+    return weight_fingerprints(path)
+
+
+def weight_fingerprints(run: Path) -> Iterator[str]:
+    """Fingerprints of a run's files of weights, one read after another: the last checkpoint's averages come first."""
+    for checkpoint in reversed(list_checkpoints(open_run(run).checkpoints)):
+        for name in reversed(checkpoint.weights()):
+            yield file_fingerprint(checkpoint.path / name)

@@ -1,0 +1,1 @@
+"""``gmtool report``: one page that shows artifacts, and how they hang together."""

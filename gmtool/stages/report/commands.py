@@ -1,0 +1,66 @@
+"""The command that made an artifact, as a user would type it: its record says all of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gmtool.artifacts.manifest import Manifest
+from gmtool.evaluation.report import Report
+from gmtool.settings import Setting, as_text, flag, settings_of
+from gmtool.stages.import_run.config import ImportConfig
+from gmtool.stages.presets import STAGES
+
+CONFIGS: Mapping[str, type] = {**STAGES, "import": ImportConfig}
+"""Settings of the commands, by which defaults are told from what was chosen."""
+
+READS: Mapping[str, str] = {
+    "encode": "images",
+    "fit-gmm": "latents",
+    "train": "latents",
+    "sample": "run",
+    "sweep": "run",
+}
+"""The role of the inputs that a command is told first."""
+
+
+def command_of(manifest: Manifest, path: str, inputs: Mapping[str, Sequence[str]]) -> str:
+    """The command that made an artifact.
+
+    path: where it lies. inputs: role -> paths. Flags that have their default values are left out.
+    """
+    words = ["gmtool", manifest.stage]
+    words += [*inputs.get(READS.get(manifest.stage, ""), ()), path]
+    return " ".join((shlex.join(words), *_flags(manifest.stage, manifest.config, inputs)))
+
+
+def evaluation_of(report: Report, samples: str) -> str:
+    """The command that scored samples, as far as the report tells it."""
+    words = ["gmtool", "eval", samples, "--reference", report.reference, "--features", report.features]
+    return shlex.join([*words, *(["--seed", str(report.seed)] if report.seed else [])])
+
+
+def _flags(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> list[str]:
+    known = settings_of(CONFIGS[stage]) if stage in CONFIGS else {}
+    found = []
+    for name, value in config.items():
+        if name in inputs:  # an artifact that was found by itself
+            value = inputs[name][0]
+        if value is None or value in ((), []) or (name in known and _is_default(known[name], value)):
+            continue
+        if isinstance(value, bool):
+            found += [flag(name)] if value else ["--no-" + flag(name)[2:]] if name in known else []
+        elif isinstance(value, (list, tuple)) and name in known:
+            found += [f"{flag(name)} {shlex.quote(str(each))}" for each in value]
+        else:
+            found.append(f"{flag(name)} {shlex.quote(as_text(value))}")
+    return found
+
+
+def _is_default(setting: Setting, value: Any) -> bool:
+    default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+    if isinstance(value, bool) and not value and default is None:
+        return True  # what was left to the command, and settled as no
+    return value == (str(default) if isinstance(default, Path) else default)

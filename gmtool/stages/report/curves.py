@@ -1,0 +1,117 @@
+"""Training curves: what ``metrics.jsonl`` and ``throughput.jsonl`` of runs tell, thinned for a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gmtool.artifacts.files import reading
+from gmtool.artifacts.run import METRICS, THROUGHPUT
+from gmtool.errors import UserError
+
+POINTS = 800
+"""Points of a curve at most; longer ones are means over equal stretches of steps."""
+
+QUARTERS = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")
+"""Losses in each quarter of the times; the first is that of the data."""
+
+PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "Loss": ("the training loss of each step", ("loss",)),
+    "Loss by time": ("the loss in each quarter of the training times, from the data's end to the noise's", QUARTERS),
+    "Gradient norm": ("the norm of the gradient before it is clipped", ("grad_norm",)),
+    "Learning rate": ("the learning rate of each step", ("lr",)),
+    "Images/s": ("training images a second", ("images/s",)),
+}
+"""The panels of curves: title -> what it shows, and the figures in it."""
+
+OTHERS = "Scores in training"
+"""The panel of figures that no other one shows: those of samples, by ``train --eval-every``."""
+
+NOT_SHOWN = ("step", "skipped", "waiting", "TFLOP/s", "of peak")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure of a run by its step: steps (n,) increasing, values (n,) finite.
+
+    stretch: steps that a point is the mean of; 1 where all points are there.
+    """
+
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+    stretch: int = 1
+
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return self.values[-1]
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """The curves of a run by the figures' names; none for a run without metrics.
+
+    Raises UserError, naming the file, for one that holds no figures at all. Lines that were cut short are passed over.
+    """
+    found: dict[str, Curve] = {}
+    for name in (METRICS, THROUGHPUT):
+        path = run / name
+        if path.is_file():
+            found |= _curves(list(_records(path)))
+    return found
+
+
+def _records(path: Path) -> Iterator[Mapping[str, object]]:
+    """The whole lines of a file of figures. Raises UserError where none of several is one."""
+    with reading(path, "restore a copy, or leave the run out"):
+        lines = path.read_text().splitlines()
+    good = 0
+    for line in lines:
+        try:
+            record = json.loads(line)
+            record["step"] + 0  # TypeError for what is no record of figures
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        good += 1
+        yield record
+    if len(lines) > 1 and not good:
+        raise UserError(f"{path} is damaged (no line holds figures): restore a copy, or leave the run out")
+
+
+def _curves(records: Sequence[Mapping[str, object]]) -> dict[str, Curve]:
+    by_name: dict[str, dict[float, float]] = {}
+    for record in records:
+        step = record["step"]
+        for name, value in record.items():
+            if name not in NOT_SHOWN and _is_number(value) and _is_number(step):
+                by_name.setdefault(name, {})[float(step)] = float(value)  # type: ignore[arg-type]  # numbers
+    return {name: _thinned(points) for name, points in by_name.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _thinned(points: Mapping[float, float]) -> Curve:
+    """A curve of `POINTS` points at most: means over stretches of equally many points, at the mean of their steps."""
+    steps = np.array(sorted(points))
+    values = np.array([points[step] for step in steps])
+    stretch = -(-len(steps) // POINTS)
+    if stretch > 1:
+        edges = np.arange(0, len(steps), stretch)
+        counts = np.diff([*edges, len(steps)])
+        steps, values = np.add.reduceat(steps, edges) / counts, np.add.reduceat(values, edges) / counts
+    return Curve(tuple(steps.tolist()), tuple(values.tolist()), stretch)
+
+
+def panels_of(curves: Sequence[Mapping[str, Curve]]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The panels that some of the runs have figures for, as `PANELS`."""
+    names = {name for each in curves for name in each}
+    found = {title: (what, figures) for title, (what, figures) in PANELS.items() if names & set(figures)}
+    known = {name for _, figures in PANELS.values() for name in figures}
+    others = tuple(sorted(names - known))
+    return {**found, OTHERS: ("scores of samples drawn while training", others)} if others else found

@@ -1,0 +1,92 @@
+"""Where the nodes of a provenance graph stand in its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gmtool.stages.report.provenance import COLUMNS, Graph, Node
+
+WIDTH, HEIGHT = 150, 40
+"""Of a node's box, in pixels."""
+ACROSS, DOWN, TOP, MARGIN = 27, 10, 30, 2
+"""Gaps between boxes, room for the columns' titles, and the margin around all."""
+LETTERS = 22
+"""Of a name that are shown in a box."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node's box: its place, its short texts, and its number on the page."""
+
+    node: Node
+    number: int
+    x: float
+    y: float
+
+    @property
+    def title(self) -> str:
+        """The name, cut to fit; what differs is mostly at its end."""
+        name = self.node.name
+        return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The picture: its size, its titles by their x, boxes, and the edges as SVG paths."""
+
+    width: float
+    height: float
+    titles: Mapping[str, float]
+    boxes: tuple[Box, ...]
+    paths: tuple[str, ...]
+
+
+def lay_out(graph: Graph) -> Drawing:
+    """A column a kind, from left to right; what was made from one thing stands beside it."""
+    used = sorted({node.column for node in graph.nodes.values()})
+    x = {column: MARGIN + place * (WIDTH + ACROSS) for place, column in enumerate(used)}
+    y = _rows(graph)
+    boxes = {
+        key: Box(node, number, x[node.column], TOP + y[key]) for number, (key, node) in enumerate(graph.nodes.items())
+    }
+    return Drawing(
+        width=max(x.values()) + WIDTH + MARGIN,
+        height=max(box.y for box in boxes.values()) + HEIGHT + MARGIN,
+        titles={COLUMNS[column]: x[column] + WIDTH / 2 for column in used},
+        boxes=tuple(boxes.values()),
+        paths=tuple(_path(boxes[one], boxes[other]) for one, other in sorted(graph.edges)),
+    )
+
+
+def _rows(graph: Graph) -> dict[str, float]:
+    """The y of each node: leaves one below the other, the rest in the middle of what was made from it."""
+    found: dict[str, float] = {}
+    pitch, free = HEIGHT + DOWN, 0
+
+    def place(key: str) -> None:
+        nonlocal free
+        below = [each for each in graph.children(key) if each not in found]
+        for each in below:
+            place(each)
+        if below:
+            found[key] = sum(found[each] for each in below) / len(below)
+        else:
+            found[key] = pitch * free
+            free += 1
+
+    for key in graph.nodes:
+        if key not in found and not graph.parents(key):
+            place(key)
+    for column in {node.column for node in graph.nodes.values()}:
+        lowest = float("-inf")
+        for key in sorted((key for key, node in graph.nodes.items() if node.column == column), key=found.__getitem__):
+            found[key] = lowest = max(found[key], lowest + pitch)
+    return found
+
+
+def _path(one: Box, other: Box) -> str:
+    """A curve from one box's right side to another's left side."""
+    x0, y0, x1, y1 = one.x + WIDTH, one.y + HEIGHT / 2, other.x, other.y + HEIGHT / 2
+    bend = (x1 - x0) / 2 if x1 > x0 else ACROSS
+    return f"M{x0:g} {y0:g}C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"

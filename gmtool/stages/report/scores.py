@@ -1,0 +1,284 @@
+"""Scores beside each other: what ``gmtool eval`` found of samples, and the points of sweeps, in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gmtool.evaluation.metrics import Better, label, metrics_by_name
+from gmtool.evaluation.report import Figure, Measurement
+from gmtool.evaluation.sweep_table import Sweep
+from gmtool.stages.report.collection import Artifact
+from gmtool.stages.report.settings_table import compare
+
+RENAMED: Mapping[str, str] = {"scale": "guidance_scale", "interval": "guidance_interval"}
+"""Entries of a plan by the settings that they come from."""
+
+NOT_DRAWN_WITH = ("shift", "device", "batch_size", "workers", "decoder", "compile", "weights", "gmm")
+"""Settings that do not tell sets of samples of a run apart."""
+
+
+SETTLED_BY_STEPS = ("substeps", "order")
+"""Settings that follow from the others where they are not given."""
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """A metric as a table and a plot show it."""
+
+    name: str
+    label: str
+    better: Better
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Samples with scores. settings: how they were drawn, by name. evaluations: of the network for one sample."""
+
+    name: str
+    run: str
+    settings: Mapping[str, Any]
+    evaluations: int
+    figures: Mapping[str, Figure]
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: the settings that differ from others', and the metrics in which it is the best."""
+
+    scored: Scored
+    settings: tuple[str, ...]
+    best: frozenset[str]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Samples that were compared with the same images by the same features.
+
+    settings: the flags that differ. floors: what real images reach, by metric, where that is the same for all rows.
+    """
+
+    title: str
+    columns: tuple[MetricColumn, ...]
+    settings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    floors: Mapping[str, Measurement]
+
+
+def evaluations_of(plan: Mapping[str, Any]) -> int:
+    """Network evaluations for one sample by a plan: with guidance, each of its steps takes two."""
+    return int(plan["steps"]) * (1 if plan["guidance"] == "none" else 2)
+
+
+def drawn_with(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """How samples were drawn, by the names of ``gmtool sample``'s settings; what was settled goes over what was asked.
+
+    What has no effect, or tells sets of samples not apart, is left out.
+    """
+    found = {**config, **{RENAMED.get(name, name): value for name, value in plan.items()}}
+    for name in SETTLED_BY_STEPS:
+        if config.get(name) is None:
+            found.pop(name, None)
+    if found.get("guidance") == "none":
+        found = {name: value for name, value in found.items() if name not in ("guidance_scale", "guidance_interval")}
+    return {name: value for name, value in found.items() if name not in NOT_DRAWN_WITH}
+
+
+def score_tables(samples: Sequence[Artifact], run_of: Mapping[Artifact, str]) -> tuple[ScoreTable, ...]:
+    """The tables of all samples that have scores, one for each reference and features. run_of: the run's name."""
+    groups: dict[tuple[str, str], list[Artifact]] = {}
+    for each in samples:
+        if each.scores is not None:
+            groups.setdefault((each.scores.extractor, each.scores.reference_fingerprint), []).append(each)
+    return tuple(_of_samples(group, run_of) for group in groups.values())
+
+
+def _of_samples(samples: Sequence[Artifact], run_of: Mapping[Artifact, str]) -> ScoreTable:
+    scored = []
+    for each in samples:
+        report, manifest = each.scores, each.manifest
+        assert report is not None  # the group is of those that have one
+        plan = manifest.details["plan"]
+        figures = {figure.metric: figure for figure in report.figures}
+        settings = drawn_with(manifest.config, plan)
+        scored.append(Scored(each.name, run_of[each], settings, evaluations_of(plan), figures))
+    first = samples[0].scores
+    assert first is not None
+    title = f"{first.extractor}, against {first.reference_kind} {first.reference}"
+    return score_table(title, first.features, scored)
+
+
+def sweep_table(sweep: Sweep, run_of: Mapping[str, str]) -> ScoreTable:
+    """The points of a sweep as a table. run_of: the run's name, by what the sweep calls it."""
+    scored = [
+        Scored(
+            f"point {number}",
+            run_of[each.run],
+            {"steps": each.plan["steps"], **each.settings, "seed": each.seed},
+            each.evaluations,
+            {figure.metric: figure for figure in each.figures},
+            each.command,
+        )
+        for number, each in enumerate(sweep.points, 1)
+    ]
+    title = f"{sweep.extractor}, against {sweep.reference_kind} {sweep.reference}"
+    return score_table(title, sweep.features, scored)
+
+
+def score_table(title: str, features: str, scored: Sequence[Scored]) -> ScoreTable:
+    """A table of samples that were scored alike, by run and settings; features: the extractor's name."""
+    known = metrics_by_name()
+    names = [name for name in known if any(name in each.figures for each in scored)]
+    columns = tuple(MetricColumn(name, label(known[name], features), known[name].better) for name in names)
+    best = {column.name: _best(column, scored) for column in columns}
+    differing = compare([each.settings for each in scored]).differing
+    rows = [
+        Row(
+            each,
+            tuple(texts[index] for texts in differing.values()),
+            frozenset(name for name in names if index in best[name]),
+        )
+        for index, each in enumerate(scored)
+    ]
+    rows.sort(key=lambda row: (row.scored.run, [_sortable(text) for text in row.settings]))
+    floors = {name: floor for name in names if (floor := _floor(name, scored)) is not None}
+    return ScoreTable(title, columns, tuple(differing), tuple(rows), floors)
+
+
+def _sortable(text: str) -> tuple[float, str]:
+    """A setting as it is sorted: numbers by size, before words."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return float("inf"), text
+
+
+def _best(column: MetricColumn, scored: Sequence[Scored]) -> set[int]:
+    """Which are the best, where there are several to choose from."""
+    values = {}
+    for index, each in enumerate(scored):
+        badness = _badness(column.better, each.figures.get(column.name))
+        if badness is not None:
+            values[index] = badness
+    return {index for index, value in values.items() if len(values) > 1 and value == min(values.values())}
+
+
+def _badness(better: Better, figure: Figure | None) -> float | None:
+    """A number that is smaller for better images; None where that is not known."""
+    if figure is None or (better == "" and figure.real is None):
+        return None
+    value = figure.generated.value
+    if figure.real is not None and better == "":
+        return abs(value - figure.real.value)
+    return value if better == "lower" else -value
+
+
+def _floor(name: str, scored: Sequence[Scored]) -> Measurement | None:
+    """What real images reach, where all that have the metric say the same."""
+    found = {each.figures[name].real for each in scored if name in each.figures}
+    return found.pop() if len(found) == 1 else None
+
+
+def short(value: float) -> str:
+    """A number for people: four figures, thousands apart where it is a whole one."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}"
+
+
+def headline(table: ScoreTable) -> str:
+    """The best by the first metric in a sentence, beside real images."""
+    best = [row for row in table.rows if table.columns and table.columns[0].name in row.best]
+    if not best:
+        return ""
+    column, row = table.columns[0], best[0]
+    how = ", ".join(
+        f"{name.removeprefix('--').replace('-', ' ')} {text}"
+        for name, text in zip(table.settings, row.settings, strict=True)
+    )
+    floor = table.floors.get(column.name)
+    real = "" if floor is None else f"; real images in their place reach {short(floor.value)}"
+    found = row.scored.figures[column.name].generated.value
+    return f"Best {column.label}: {short(found)}, by {row.scored.run}{' (' + how + ')' if how else ''}{real}."
+
+
+# --- lines of a plot --------------------------------------------------------------------------------------------------
+
+EVALUATIONS = "evaluations"
+"""The axis that every plot of scores has."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a plot: points by x, those that differ in their seed alone as one; values: by metric, means of them.
+
+    low, high: by metric, the least and the largest of them.
+    """
+
+    name: str
+    run: str
+    x: tuple[float, ...]
+    values: Mapping[str, tuple[float | None, ...]]
+    low: Mapping[str, tuple[float | None, ...]]
+    high: Mapping[str, tuple[float | None, ...]]
+
+
+def axes_of(table: ScoreTable) -> dict[str, str]:
+    """What scores can be drawn over: the evaluations, and each setting of several numbers; name -> words."""
+    found = {EVALUATIONS: "network evaluations per sample"}
+    for index, name in enumerate(table.settings):
+        texts = {row.settings[index] for row in table.rows}
+        if name not in ("--steps", "--seed") and sum(_sortable(text)[1] == "" for text in texts) > 1:
+            found[name] = name.removeprefix("--").replace("-", " ")
+    return found
+
+
+def lines_of(table: ScoreTable, axis: str) -> tuple[Line, ...]:
+    """All metrics of a table over an axis: one line for each run and combination of the other settings."""
+    along = {"--seed", "--steps"} if axis == EVALUATIONS else {"--seed", axis}
+    if axis == EVALUATIONS and len({row.scored.evaluations for row in table.rows}) == 1:
+        along.discard("--steps")
+    groups: dict[tuple[str, tuple[str, ...]], dict[float, list[Scored]]] = {}
+    for row in table.rows:
+        settings = dict(zip(table.settings, row.settings, strict=True))
+        x = float(row.scored.evaluations) if axis == EVALUATIONS else _sortable(settings[axis])[0]
+        if x != float("inf"):
+            apart = tuple(_words(name, text) for name, text in settings.items() if name not in along)
+            groups.setdefault((row.scored.run, apart), {}).setdefault(x, []).append(row.scored)
+    several = len({run for run, _ in groups}) > 1
+    shared = _shared([apart for _, apart in groups])
+    return tuple(
+        _line(
+            ", ".join(([run] if several else []) + [each for each in apart if each not in shared]) or run,
+            run,
+            by_x,
+            table,
+        )
+        for (run, apart), by_x in groups.items()
+    )
+
+
+def _words(name: str, text: str) -> str:
+    """A setting in a legend: names speak for themselves, numbers do not."""
+    return text if _sortable(text)[1] else f"{name.removeprefix('--').replace('-', ' ')} {text}"
+
+
+def _shared(groups: Sequence[tuple[str, ...]]) -> set[str]:
+    """Words that stand in every line's name, and so tell nothing."""
+    return set.intersection(*map(set, groups)) if groups else set()
+
+
+def _line(name: str, run: str, by_x: Mapping[float, Sequence[Scored]], table: ScoreTable) -> Line:
+    xs = tuple(sorted(by_x))
+    values: dict[str, tuple[float | None, ...]] = {}
+    low, high = dict(values), dict(values)
+    for column in table.columns:
+        found = [
+            [each.figures[column.name].generated.value for each in by_x[x] if column.name in each.figures] for x in xs
+        ]
+        values[column.name] = tuple(sum(each) / len(each) if each else None for each in found)
+        low[column.name] = tuple(min(each) if each else None for each in found)
+        high[column.name] = tuple(max(each) if each else None for each in found)
+    return Line(name, run, xs, values, low, high)
