@@ -95,6 +95,8 @@ class _Residual(nn.Module):
 
 def _block(width: int, kernel: int) -> nn.Sequential:
     convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
+    if convolution.bias is not None:
+        convolution.bias.requires_grad_(False)  # the norm takes it away again: its gradient would be rounding alone
     # a group a channel: the mean and variance of each over a sample's tokens
     return nn.Sequential(spectral_norm(convolution), nn.GroupNorm(width, width, NORM_EPS), nn.LeakyReLU(SLOPE))
 
@@ -106,7 +108,7 @@ def _head(width: int, kernel: int) -> nn.Sequential:
 class Discriminator(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] -> logits (B, (blocks + 1) x tokens) float32, all heads side by side.
 
-    Only ``heads`` are trained.
+    Only ``heads`` are trained, but for the biases in front of a normalisation, which have no effect.
     """
 
     def __init__(self, features: DinoFeatures, kernel: int = 9, seed: int = 0) -> None:

@@ -151,9 +151,9 @@ def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
     return torch.stack([torch.where(within, losses[:, None], 0).sum(0), within.sum(0)])
 
 
-def too_large(size: int) -> MachineError:
+def too_large(size: int, network: str = "--model") -> MachineError:
     """What to do when ``size`` data at once are too many."""
     if size == 1:
-        return MachineError("out of memory at --micro-batch 1: use a smaller --model")
+        return MachineError(f"out of memory at --micro-batch 1: use a smaller {network}")
     smaller = next(each for each in range(size // 2, 0, -1) if size % each == 0)
     return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {smaller}")

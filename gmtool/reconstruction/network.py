@@ -1,0 +1,174 @@
+"""The decoder as it is trained: that of diffusers' ``AutoencoderRAE``, from latents to images.
+
+An ``AutoencoderRAE`` holds an encoder too; here it has none (no layers), since the latents come from a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.safetensors_io import write_tensors
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+from gmtool.errors import UserError
+from gmtool.foreign.rae_decoder import POSITIONS
+from gmtool.streams import key_seed
+from gmtool.tokenizers.pretrained import model_folder
+from gmtool.tokenizers.rae import load_decoder, record_encoder
+from gmtool.tokenizers.vit import read_facts
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+"""What diffusers reads in a folder."""
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """A ViT: width, blocks, attention heads, width of the MLPs."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+
+
+SIZES: Mapping[str, DecoderSize] = {
+    "tiny": DecoderSize(192, 4, 3, 768),
+    "B": DecoderSize(768, 12, 12, 3072),
+    "L": DecoderSize(1024, 24, 16, 4096),
+    "XL": DecoderSize(1152, 28, 16, 4096),
+}
+
+
+class DecoderNetwork(nn.Module):
+    """Latents (B, C, h, w), not normalised, to images float32 (B, 3, S, S), nominally in [0, 1].
+
+    sizes: what ``AutoencoderRAE`` is built of.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, autoencoder: Any, sizes: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.sizes = dict(sizes)
+        self.decoder = autoencoder.decoder
+        # part of the state: a decoder that is trained further may have come with positions of its own
+        self.decoder.register_buffer(POSITIONS, self.decoder.decoder_pos_embed.clone(), persistent=True)
+        self.register_buffer("mean", autoencoder.encoder_mean.clone(), persistent=False)
+        self.register_buffer("std", autoencoder.encoder_std.clone(), persistent=False)
+        self.checkpoint_activations = False
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The weight of the last layer, at which gradients are compared."""
+        weight: nn.Parameter = self.decoder.decoder_pred.weight
+        return weight
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks."""
+        blocks: nn.ModuleList = self.decoder.decoder_layers
+        return blocks
+
+    def body(self, latents: Tensor) -> Tensor:
+        """Tokens (B, N, D), all but the last layer done."""
+        decoder = self.decoder
+        tokens = decoder.interpolate_latent(decoder.decoder_embed(latents.flatten(2).transpose(1, 2)))
+        tokens = torch.cat([decoder.trainable_cls_token.expand(len(tokens), -1, -1), tokens], 1)
+        tokens = tokens + decoder.decoder_pos_embed
+        for block in decoder.decoder_layers:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return decoder.decoder_norm(tokens)[:, 1:]
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """The images of tokens."""
+        levels = self.decoder.unpatchify(self.decoder.decoder_pred(tokens)).float()
+        return levels * self.std + self.mean
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """See the class."""
+        return self.head(self.body(latents))
+
+
+def new_decoder(
+    size: DecoderSize, encoder: TokenizerSpec, latent_shape: tuple[int, int, int], seed: int
+) -> DecoderNetwork:
+    """A decoder with random weights for latents (C, h, w) of a tokenizer.
+
+    Raises UserError when diffusers is missing, or the images' side is no multiple of the latents'.
+    """
+    channels, grid, _ = latent_shape
+    side = int(encoder.settings["image_size"])
+    if side % grid:
+        raise UserError(f"--image-size {side} is no multiple of the {grid} tokens of a row: use {side // grid * grid}")
+    facts = read_facts(model_folder(encoder.settings["model"], "--tokenizer"), "--tokenizer")
+    mean, std = facts.statistics
+    sizes = {
+        "encoder_hidden_size": channels,
+        "encoder_num_hidden_layers": 0,
+        "encoder_patch_size": facts.patch,
+        "encoder_input_size": facts.patch * grid,
+        "encoder_norm_mean": list(mean),
+        "encoder_norm_std": list(std),
+        "decoder_hidden_size": size.width,
+        "decoder_num_hidden_layers": size.depth,
+        "decoder_num_attention_heads": size.heads,
+        "decoder_intermediate_size": size.mlp,
+        "patch_size": side // grid,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_seed(seed, "decoder"))
+        return DecoderNetwork(_autoencoder()(**sizes), sizes)
+
+
+def decoder_from(source: str, encoder: TokenizerSpec) -> DecoderNetwork:
+    """A decoder to train further: a folder, hub id or file; see `load_decoder`, whose errors it raises."""
+    found = load_decoder(source, torch.device("cpu"), encoder).network
+    names = [name for name in found.config if not name.startswith("_") and name != "encoder_type"]
+    sizes = {name: found.config[name] for name in names} | {"encoder_num_hidden_layers": 0}
+    sizes |= {"latents_mean": None, "latents_std": None}
+    side = found.decoder_image_size
+    if side != encoder.settings["image_size"]:
+        raise UserError(
+            f"--init {source} makes images of {side} px, not of {encoder.settings['image_size']}: use --image-size "
+            f"{side}"
+        )
+    return DecoderNetwork(found.requires_grad_(True), sizes).train()
+
+
+def save_decoder(network: DecoderNetwork, folder: Path, encoder: TokenizerSpec) -> None:
+    """Write what diffusers, and ``--decoder``, read: ``config.json``, the weights, and which encoder they are for.
+
+    diffusers takes the position embedding that it computes; where the decoder has another one, it stands in the file
+    for gmtool.
+    """
+    with torch.device("meta"):
+        autoencoder = _autoencoder()(**network.sizes)
+    # the embeddings of an encoder without layers are of no use, but diffusers expects them in the file
+    weights = {name: torch.zeros(each.shape) for name, each in autoencoder.state_dict().items()}
+    weights |= {f"decoder.{name}": each for name, each in network.decoder.state_dict().items()}
+    weights |= {"encoder_mean": network.mean, "encoder_std": network.std, "_latents_std": torch.ones(1)}
+    write_tensors(folder / WEIGHTS, weights)
+    record_encoder(folder, encoder)
+    with written_aside(folder / CONFIG) as part:
+        part.write_text(autoencoder.to_json_string())
+
+
+def _autoencoder() -> Any:
+    try:
+        from diffusers import AutoencoderRAE
+        from diffusers.utils import logging
+    except ImportError as error:
+        raise UserError("decoders need diffusers: pip install '.[rae]'") from error
+    logging.set_verbosity_error()
+    return AutoencoderRAE

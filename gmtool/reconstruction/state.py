@@ -1,0 +1,69 @@
+"""What the training of a decoder changes, and the files that it is kept in: the decoder's, and the discriminator's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from gmtool.distributed import ALONE, World
+from gmtool.reconstruction.discriminator import Discriminator
+from gmtool.reconstruction.network import DecoderNetwork
+from gmtool.training.checkpoint import load_optimizer, load_weights
+from gmtool.training.optimizer import Optimizer, make_optimizer
+from gmtool.training.settings import OptimizerSettings
+from gmtool.training.state import TrainState
+
+HEADS, HEADS_OPTIMIZER = "discriminator.safetensors", "discriminator-optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class DiscriminatorState:
+    """The discriminator, whose heads are trained, and their optimizer."""
+
+    network: Discriminator
+    optimizer: Optimizer
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is trained; its weights have the names of RAE's public implementation, ``heads.0.0.0.weight_orig``."""
+        return _trained(self.network)
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """The files of a checkpoint."""
+        return {HEADS: self.trained.state_dict(), HEADS_OPTIMIZER: self.optimizer.state()}
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
+        load_weights(self.trained, folder / HEADS)
+        load_optimizer(self.optimizer, folder / HEADS_OPTIMIZER)
+
+
+def _trained(network: Discriminator) -> nn.Module:
+    return nn.ModuleDict({"heads": network.heads})
+
+
+def make_discriminator_state(network: Discriminator, optimizer: OptimizerSettings, rate: float) -> DiscriminatorState:
+    """A discriminator that is to be trained. rate: the learning rate that it begins with."""
+    return DiscriminatorState(network.eval(), make_optimizer(_trained(network), optimizer, rate))
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """Both networks; None for training without a discriminator."""
+
+    decoder: TrainState[DecoderNetwork]
+    discriminator: DiscriminatorState | None = None
+
+    def tensors(self, world: World = ALONE) -> dict[str, Mapping[str, Tensor]]:
+        """The files of a checkpoint. All processes call this, for the first one."""
+        found = self.decoder.tensors(world)
+        return found if self.discriminator is None else {**found, **self.discriminator.tensors()}
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
+        self.decoder.load(folder)
+        if self.discriminator is not None:
+            self.discriminator.load(folder)
