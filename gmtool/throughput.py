@@ -70,12 +70,27 @@ def seconds_of(action: Callable[[], object], device: torch.device, at_least: flo
         calls = max(1, min(2 * calls, round(calls * (at_least - spent) / max(spent, 1e-6))))
 
 
+NARROWEST, WIDEST = 1024, 8192
+"""Widths of the matrices by whose products a device is measured."""
+BUSY = 5e-3
+"""Seconds that a product takes which serves its device well: what surrounds it no longer counts."""
+
+
 def matmul_rate(device: torch.device, precision: torch.dtype, at_least: float = 0.3) -> float:
-    """Operations a second, two a multiply-add, of square matrix products in a precision."""
-    size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device).to(precision) for _ in range(2))
+    """Operations a second, two a multiply-add, of square matrix products in a precision.
+
+    at_least: seconds that are measured. The matrices are as wide as it takes to keep the device busy.
+    """
+    width = NARROWEST
+    while width < WIDEST and _product_seconds(width, device, precision, 0.0) < BUSY:
+        width *= 2
+    return 2 * width**3 / _product_seconds(width, device, precision, at_least)
+
+
+def _product_seconds(width: int, device: torch.device, precision: torch.dtype, at_least: float) -> float:
+    left, right = (torch.randn(width, width, device=device).to(precision) for _ in range(2))
     product = torch.empty_like(left)
-    return 2 * size**3 / seconds_of(lambda: torch.mm(left, right, out=product), device, at_least)
+    return seconds_of(lambda: torch.mm(left, right, out=product), device, at_least)
 
 
 def speeds_file() -> Path:

@@ -2,9 +2,11 @@
 CPU's. See `pretend_cuda`.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,18 @@ from gmtool.errors import is_out_of_memory
 from gmtool.flow.source import ModeMixture, ModeStatistics
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
+from gmtool.progress import Progress
 from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings
+from gmtool.settings import make
+from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.run import train
 from gmtool.streams import generator
 from gmtool.training.batches import BatchBuilder, ModeDraws, StoredAssignments
+from gmtool.training.checkpoint import list_checkpoints
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.step import Stepper
 from gmtool.training.task import Batch, each_tensor
@@ -218,3 +225,21 @@ def test_out_of_memory_makes_the_micro_batch_smaller(error: Exception, monkeypat
 
 def test_another_error_is_not_out_of_memory() -> None:
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, UNION], ids=["fm", "union"])
+def test_a_whole_run_is_trained(small: Small, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """The command's way from the latents to checkpoints, previews, scores and the pace against the device's peak."""
+    quick = {"steps": 2, "batch_size": 8, "save_every": 1, "preview_every": 1, "eval_every": 2, "eval_num": 8}
+    quick |= {"model": "tiny", "precision": "float32", "tensorboard": False, **settings}
+    for name in ("cuda", "cpu"):
+        train(small.latents("classes"), tmp_path / name, make(TrainConfig, {**quick, "device": name}), Progress())
+    found, expected = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("cuda", "cpu")
+    )
+    assert [each.keys() for each in found] == [each.keys() for each in expected]
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-4)
+    assert len(list((tmp_path / "cuda/previews").iterdir())) == 2
+    assert [each.step for each in list_checkpoints(tmp_path / "cuda/checkpoints")] == [1, 2]

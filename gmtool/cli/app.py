@@ -149,9 +149,24 @@ def _explain(error: Exception) -> tuple[int, str]:
     return 1, f"internal error: {type(error).__name__}: {text} (set GMTOOL_TRACEBACK=1 for the traceback)"
 
 
+LONGEST_WORD, LONGEST_LINE = 400, 2000
+"""Of what is said to be wrong, in letters: whatever was typed, or stands in a file, does not flood the terminal."""
+
+
+def _shortened(text: str) -> str:
+    """A text in one line, the middle of long words and of a long line left out."""
+    line = " ".join(_middle_left_out(word, LONGEST_WORD) for word in text.split())
+    return _middle_left_out(line, LONGEST_LINE)
+
+
+def _middle_left_out(text: str, length: int) -> str:
+    kept = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:kept]}...{text[-kept:]}"
+
+
 def _report(code: int, problem: str | None) -> int:
     """Say what went wrong, if anything, on the process's own standard error, and return the exit code."""
     close_bar()
     if problem is not None:
-        print(f"gmtool: error: {' '.join(problem.split())}", file=sys.stderr)
+        print(f"gmtool: error: {_shortened(problem)}", file=sys.stderr)
     return code

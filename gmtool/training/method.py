@@ -14,12 +14,12 @@ from gmtool.training.settings import MethodSettings
 
 
 def resolve_method(
-    settings: MethodSettings, shape: Sequence[int], classes: int, mixture: str | None
+    settings: MethodSettings, shape: Sequence[int], classes: int, mixture: str | None, latents: str = "LATENTS"
 ) -> tuple[MethodRecord, tuple[Choice, ...]]:
     """The method for latents (C, H, W) with so many classes, and what was chosen for ``auto``, with the reason.
 
-    mixture: the available fitted mixture, in words; None for none. Raises UserError for what the data cannot
-    serve.
+    mixture: the available fitted mixture, in words; None for none. latents: what to call their file. Raises UserError
+    for what the data cannot serve.
     """
     published = settings.objective == "mm-fm"
     source, why_source = _source(settings)
@@ -40,7 +40,7 @@ def resolve_method(
         dropout=settings.dropout,
         spectral_weight=1.0 if settings.spectral_weight is None else settings.spectral_weight,
     )
-    _check(settings, record, classes, mixture)
+    _check(settings, record, classes, mixture, latents)
     numbers = " x ".join(map(str, shape))
     settled = (
         (settings.source == "auto", Choice("--source", source, why_source)),
@@ -94,10 +94,10 @@ def _condition(settings: MethodSettings, classes: int, mixture: str | None) -> t
     return "none", "the images have no classes, and no fitted mixture is there"
 
 
-def _check(settings: MethodSettings, record: MethodRecord, classes: int, mixture: str | None) -> None:
+def _check(settings: MethodSettings, record: MethodRecord, classes: int, mixture: str | None, latents: str) -> None:
     """Raise UserError, naming the flag, where the data cannot serve the method."""
     if record.condition == "class" and not classes:
-        raise UserError("--condition class: the images had no class folders; use mode or none")
+        raise UserError(f"--condition class: the images of {latents} had no class folders; use mode or none")
     if settings.focal and not record.uses_modes:
         raise UserError("--focal weighs modes, and this run knows none: use --source gmm or --condition mode")
     if record.mode_mean and not record.sees_modes:

@@ -91,6 +91,27 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"gmtool {__version__}\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--steps", 9000 * "x"],
+        ["train", "--lr-knots", 9000 * "x"],
+        ["train", "--lr-knots", 3000 * "x "],
+        ["sample", "--solver", 9000 * "x"],
+        ["encode", "--tokenizer", 9000 * "x"],
+        ["eval", "--metrics", 9000 * "x"],
+        ["train", "--preset", 9000 * "x"],
+        [9000 * "x"],
+        ["train", "--" + 9000 * "x"],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:20],
+)
+def test_what_is_too_long_is_not_repeated_whole(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert one_line(shown) and len(shown) < 2100, len(shown)
+
+
 def test_every_command_is_told_by_a_whole_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out.split("Commands:")[1]

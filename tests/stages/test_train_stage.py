@@ -727,7 +727,7 @@ def test_only_damaged_checkpoints_are_named(small: Small, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [
-        ("flat", {"condition": "class"}, "--condition class: the images had no class folders; use mode or none"),
+        ("flat", {"condition": "class"}, "latents.h5 had no class folders; use mode or none"),
         ("classes", {"gmm": Path("none.h5")}, "none.h5 does not exist.*fit-gmm"),
         ("alone", {"source": "gmm"}, "gmm.h5 does not exist.*fit-gmm"),
         ("alone", {"condition": "mode"}, "gmm.h5 does not exist.*fit-gmm"),

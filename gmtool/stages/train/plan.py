@@ -29,7 +29,7 @@ class DataFacts:
     """What a plan depends on of the data.
 
     shape (C, H, W) of the latents; samples; classes, their number. modes: of the fitted mixture, 0 for none, and
-    mixture: that mixture in words.
+    mixture: that mixture in words. latents: what to call their file.
     """
 
     shape: tuple[int, int, int]
@@ -37,6 +37,7 @@ class DataFacts:
     classes: int
     modes: int = 0
     mixture: str | None = None
+    latents: str = "LATENTS"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TrainPlan:
 
 def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
     """The plan for given data, on a GPU or a CPU. Raises UserError, naming the flag, where they cannot serve it."""
-    method, choices = resolve_method(config.method, facts.shape, facts.classes, facts.mixture)
+    method, choices = resolve_method(config.method, facts.shape, facts.classes, facts.mixture, facts.latents)
     architecture = architecture_for(
         config.network,
         facts.shape,
@@ -98,7 +99,7 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
 def facts_of(latents: LatentsFile, gmm: GmmFile | None) -> DataFacts:
     """The facts of a latents file, and of the available mixture."""
     modes, mixture = (0, None) if gmm is None else (len(gmm), f"{gmm.path} with {len(gmm):,} modes")
-    return DataFacts(latents.shape, len(latents), len(latents.classes), modes, mixture)
+    return DataFacts(latents.shape, len(latents), len(latents.classes), modes, mixture, str(latents.path))
 
 
 def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
