@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gmtool.errors import UserError
+from gmtool.evaluation.array_reference import ArrayReference
 from gmtool.evaluation.extractors import Described, ExtractorSettings, choose_extractors, extractor_row
 from gmtool.evaluation.features import FeatureStatistics
 from gmtool.evaluation.library import torch_fidelity_fault
 from gmtool.evaluation.metrics import METRICS, Row, label
 from gmtool.evaluation.metrics.frechet_distance import covariance_root
-from gmtool.evaluation.references import ArrayReference, Reference
+from gmtool.evaluation.references import Reference
 from gmtool.forecast import Choice
 from gmtool.progress import Progress
 

@@ -7,6 +7,7 @@ Every form gives its images in batches, in bounded memory; a latents file also h
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,20 +20,19 @@ from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import Manifest, fingerprint
-from gmtool.artifacts.npz import npz_header, read_npz, stored_array
 from gmtool.artifacts.run import CONFIG
-from gmtool.artifacts.samples import IMAGES, MANIFEST, REPAIR, SamplesFolder, open_samples
+from gmtool.artifacts.samples import MANIFEST, open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import image_batches
 from gmtool.distributed import World
 from gmtool.errors import UserError
-from gmtool.evaluation.array_images import ArrayImages, find_array_images
+from gmtool.evaluation.array_reference import ArrayReference, open_npz, samples_images, wrong_size
+from gmtool.evaluation.cache import NO_CACHE, FeatureCache, feature_key
 from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
 from gmtool.evaluation.features import (
     Extractor,
     Features,
-    FeatureStatistics,
     expect_finite,
     extract_features,
     gather_features,
@@ -56,6 +56,10 @@ class Reference(Protocol):
     @property
     def fingerprint(self) -> str:
         """Digest of its content; of an image folder, of the names and sizes of its files."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of exactly the images that it gives."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -82,6 +86,11 @@ class ImagesReference:
         """See `Reference`."""
         return self.images.fingerprint
 
+    @property
+    def digest(self) -> str:
+        """See `Reference`."""
+        return fingerprint(["cropped", self.images.fingerprint, self.rows])
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -101,36 +110,6 @@ class ImagesReference:
 
 
 @dataclass(frozen=True)
-class ArrayReference:
-    """Images of an .npz, and the statistics of the set that they came from, either or both.
-
-    statistics, spatial: ``mu`` and ``sigma``, ``mu_s`` and ``sigma_s``.
-    """
-
-    path: Path
-    images: ArrayImages | None
-    statistics: FeatureStatistics | None
-    spatial: FeatureStatistics | None
-    fingerprint: str
-    kind: str
-
-    def __len__(self) -> int:
-        return 0 if self.images is None else len(self.images)
-
-    def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
-        """See `Reference`."""
-        if self.images is None:
-            return iter(())
-        if self.images.size != (side, side):
-            raise _wrong_size(self.path, self.images.size, side)
-        return self.images.batches(batch_size, rows)
-
-    def thinned(self, step: int) -> ArrayReference:
-        """See `Reference`."""
-        return self if self.images is None else replace(self, images=self.images.thinned(step))
-
-
-@dataclass(frozen=True)
 class LatentsReference:
     """A latents file, every ``step``-th row of it: its descriptors, and the images that it was made from."""
 
@@ -144,6 +123,11 @@ class LatentsReference:
     def fingerprint(self) -> str:
         """See `Reference`."""
         return self.file.manifest.fingerprint
+
+    @property
+    def digest(self) -> str:
+        """See `Reference`."""
+        return fingerprint(["decoded", self.fingerprint, str(self.step)])
 
     def __len__(self) -> int:
         return -(-len(self.file) // self.step)
@@ -160,7 +144,7 @@ class LatentsReference:
         """See `Reference`: the decoded latents."""
         tokenizer = build_tokenizer(self.file.tokenizer, torch.device("cpu"), "float32")
         if tokenizer.image_size != side:
-            raise _wrong_size(self.path, (tokenizer.image_size,) * 2, side)
+            raise wrong_size(self.path, (tokenizer.image_size,) * 2, side)
         parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
         latents = (self.file.patches(slice(part.start * self.step, part.stop * self.step, self.step)) for part in parts)
         return (tokenizer.decode(torch.from_numpy(each).float()).cpu() for each in latents)
@@ -239,7 +223,13 @@ def same_tokenizer(first: TokenizerSpec, second: TokenizerSpec) -> bool:
 
 
 def reference_features(
-    reference: Reference, extractor: Extractor, side: int, batch_size: int, world: World, progress: Progress
+    reference: Reference,
+    extractor: Extractor,
+    side: int,
+    batch_size: int,
+    world: World,
+    progress: Progress,
+    cache: FeatureCache = NO_CACHE,
 ) -> Features:
     """Features of the reference's images at the samples' size ``side``; descriptors in a latents file are not remade.
 
@@ -259,7 +249,7 @@ def reference_features(
             stored = Features(reference.descriptors())
             expect_finite(stored, str(reference.path))
             return stored
-    return image_features(pictures, extractor, side, batch_size, world, progress, "the reference")
+    return image_features(pictures, extractor, side, batch_size, world, progress, "the reference", cache)
 
 
 def image_features(
@@ -270,19 +260,45 @@ def image_features(
     world: World,
     progress: Progress,
     what: str,
+    cache: FeatureCache = NO_CACHE,
 ) -> Features:
-    """Features of all images; ``what`` they are, for the progress bar.
+    """Features of all images; ``what`` they are, for the progress bar. cache: where they are looked for, and kept.
 
     Of several processes each takes its share, and the first has all in the end. Raises UserError, naming their path,
     for colour images where the extractor takes grey ones, and for features that are no numbers.
     """
+    key = feature_key(_identity(extractor), images.digest, side)
+    kept = cache.load(key) if world.first else None
+    if world.any(kept is not None):
+        return Features(torch.empty(0, extractor.size)) if kept is None else kept
     share = world.share(len(images))
     batches = images.batches(side, batch_size, share)
     if isinstance(extractor, TokenizerExtractor) and takes_grey(extractor.spec):
         batches = _grey_batches(batches, images.path)
     found = gather_features(extract_features(extractor, batches, len(share), what, progress), world)
     expect_finite(found, str(images.path))
+    if world.first:
+        cache.save(key, found, progress)
     return found
+
+
+def _identity(extractor: Extractor) -> str:
+    """All that an extractor's features depend on."""
+    if not isinstance(extractor, TokenizerExtractor):
+        return extractor.name
+    spec = extractor.spec
+    arrays = [fingerprint([name, spec.arrays[name]]) for name in sorted(spec.arrays)]
+    return fingerprint([spec.name, json.dumps(dict(spec.settings), sort_keys=True, default=str), *arrays])
+
+
+def pictures_of(reference: Reference) -> Reference | None:
+    """What gives a reference's images; None where it has none: it is statistics, or latents whose images are gone."""
+    if isinstance(reference, LatentsReference):
+        try:
+            return reference.pictures()
+        except UserError:
+            return None
+    return reference if len(reference) else None
 
 
 def some_images(
@@ -290,15 +306,10 @@ def some_images(
 ) -> Callable[[], Iterator[Tensor]] | None:
     """Gives batches of evenly spaced images of the reference, more than half of ``most`` where it has so many.
 
-    None where it has no images: it is nothing but statistics, or latents whose images are gone.
+    None where it has no images.
     """
-    pictures = reference
-    if isinstance(reference, LatentsReference):
-        try:
-            pictures = reference.pictures()
-        except UserError:
-            return None
-    if not len(pictures):
+    pictures = pictures_of(reference)
+    if pictures is None:
         return None
     thinned = pictures.thinned(-(-len(pictures) // most))
     return lambda: thinned.batches(side, batch_size, range(len(thinned)))
@@ -310,56 +321,9 @@ def array_batches(images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
         yield torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
 
 
-def samples_images(folder: SamplesFolder) -> ArrayReference:
-    """The images of a folder of samples. Raises UserError when they were never decoded, or the file is damaged."""
-    count, side = folder.image_shape()
-    array = stored_array(folder.path / IMAGES, "arr_0", REPAIR)
-    assert array is not None and array.shape == (count, side, side, 3)
-    images = ArrayImages(array, "NHWC", 0.0, 255.0, range(count))
-    return ArrayReference(folder.path, images, None, None, array.fingerprint, "samples")
-
-
 def _grey_batches(batches: Iterator[Tensor], path: Path) -> Iterator[Tensor]:
     """The batches as they are. Raises UserError, naming ``path``, at one with a colour image."""
     for images in batches:
         if not is_grey(images).all():
             raise UserError(f"{path} holds colour images, but the run's are grey: give grey ones as --reference")
         yield images
-
-
-def _wrong_size(path: Path, found: tuple[int, ...], side: int) -> UserError:
-    return UserError(
-        f"{path} holds images of {' x '.join(map(str, found))} px, but the samples have {side} x {side}: give the "
-        "folder of images as --reference"
-    )
-
-
-NPZ = "give an .npz of square images, such as uint8 (N, S, S, 3), or of mu and sigma of features"
-"""What mends an .npz."""
-
-
-def open_npz(path: Path, whose: str) -> ArrayReference:
-    """Images, statistics or both of an .npz. Raises UserError, naming ``whose``, where it is damaged or has neither."""
-    images = find_array_images(path, whose, NPZ)
-    statistics, spatial = (_statistics(path, whose, *names) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
-    parts = [] if images is None else [images.array.fingerprint]
-    for each in (statistics, spatial):
-        parts += [] if each is None else [fingerprint([each.mean, each.covariance])]
-    if not parts:
-        raise UserError(f"{whose} holds neither images nor mu and sigma: {NPZ}")
-    known = "" if statistics is None and spatial is None else "mu and sigma"
-    kind = "npz of " + ", ".join([*(["images"] if images is not None else []), *([known] if known else [])])
-    return ArrayReference(path, images, statistics, spatial, fingerprint(parts), kind)
-
-
-def _statistics(path: Path, whose: str, mean_name: str, covariance_name: str) -> FeatureStatistics | None:
-    """Statistics of a file, None where it has none. Raises UserError for other shapes and what is not finite."""
-    if any(npz_header(path, name, NPZ) is None for name in (mean_name, covariance_name)):
-        return None
-    mean, covariance = (read_npz(path, name, NPZ) for name in (mean_name, covariance_name))
-    names = f"{mean_name} and {covariance_name}"
-    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{whose}: {names} {mean.shape}, {covariance.shape} must be (D,) and (D, D)")
-    if not all(each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, covariance)):
-        raise UserError(f"{whose}: {names} must be finite numbers")
-    return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))

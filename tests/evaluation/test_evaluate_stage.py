@@ -16,7 +16,7 @@ from gmtool.settings import changed, make
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.run import evaluate
 
-TOKENIZER = make(EvaluateConfig, {"features": "tokenizer", "device": "cpu"})
+TOKENIZER = make(EvaluateConfig, {"features": "tokenizer", "device": "cpu", "cache_size": 0.0})
 
 
 class Notes(Progress):

@@ -13,6 +13,7 @@ from gmtool.errors import UserError
 from gmtool.evaluation.extractors import AUTO, Described, extractor_row
 from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePlan, plan_features
 from gmtool.evaluation.metrics import METRICS, Row, label
+from gmtool.evaluation.reference_file import check_reference_file
 from gmtool.evaluation.references import LatentsReference, Reference, open_reference, open_training_latents
 from gmtool.evaluation.scoring import holds_training_images
 from gmtool.forecast import FileSize, Forecast
@@ -68,7 +69,7 @@ class EvaluatePlan:
                 FileSize(path, path.stat().st_size if path.is_file() else None)
                 for path in [*reads, self.reference.path]
             ),
-            writes=(FileSize(subject.report, None),),
+            writes=tuple(FileSize(path, None) for path in (subject.report, self.config.write_reference) if path),
             work=(
                 ("features", titles),
                 ("samples", f"{self.count:,} images of {self.side} x {self.side} px"),
@@ -124,6 +125,8 @@ def plan_evaluations(
     subjects = open_subjects(samples)
     for path in [each.report for each in subjects] if output is None else [output]:
         check_report(path)
+    if config.write_reference is not None:
+        check_reference_file(config.write_reference)
     world = join(config.device)
     return tuple(_plan(subject, config, progress, fetch, world) for subject in subjects)
 
@@ -133,6 +136,10 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
     if count < 2:
         raise UserError(f"{subject.path} holds {count} image: a distribution takes 2 at least, see gmtool sample --num")
     reference = _reference(subject, config)
+    if config.write_reference is not None and not len(reference):
+        raise UserError(
+            f"--write-reference: {reference.path} holds no images, of which it would be: leave one of them out"
+        )
     if len(reference) == 1:
         raise UserError(f"{reference.path} holds 1 image: a distribution takes 2 at least")
     if config.trajectories:

@@ -13,12 +13,14 @@ import torch
 from gmtool.artifacts.files import resolved, written_aside
 from gmtool.artifacts.outputs import kept_to_this_process
 from gmtool.distributed import World
+from gmtool.evaluation.cache import feature_cache
 from gmtool.evaluation.comparison import figures_of
 from gmtool.evaluation.extractors import extractor_row
 from gmtool.evaluation.feature_plan import FeaturePlan
 from gmtool.evaluation.features import Extractor
 from gmtool.evaluation.metric import Context, Known
-from gmtool.evaluation.references import image_features, reference_features, some_images
+from gmtool.evaluation.reference_file import write_reference_file
+from gmtool.evaluation.references import image_features, pictures_of, reference_features, some_images
 from gmtool.evaluation.report import Figure, Report, parse_report, reports_to_json
 from gmtool.evaluation.scoring import RealFeatures, warn_of_small_sets
 from gmtool.progress import Progress
@@ -108,13 +110,17 @@ def _figures_on(
     plan: EvaluatePlan, features: FeaturePlan, extractor: Extractor, progress: Progress
 ) -> tuple[Figure, ...]:
     """The figures on one extractor's features; none in other processes than the first."""
-    world, batch = plan.world, plan.config.batch_size
+    world, batch, cache = plan.world, plan.config.batch_size, feature_cache(plan.config.cache_size)
     reference = None
     if len(plan.reference):  # first, because this may find that the reference does not fit
-        reference = reference_features(plan.reference, extractor, plan.side, batch, world, progress)
-    generated = image_features(plan.subject.images, extractor, plan.side, batch, world, progress, "the samples")
+        reference = reference_features(plan.reference, extractor, plan.side, batch, world, progress, cache)
+    subject = plan.subject.images
+    generated = image_features(subject, extractor, plan.side, batch, world, progress, "the samples", cache)
     if not world.first:
         return ()
+    target = plan.config.write_reference
+    if target is not None and reference is not None and features is plan.features[0] and not target.exists():
+        write_reference_file(target, reference, pictures_of(plan.reference), plan.side)
     warn_of_small_sets(generated, reference, progress)
     real = RealFeatures(features, reference, plan.subject.folder, plan.on_training_images, extractor)
     known, in_place = real.known(generated), real.in_place(plan.count, plan.config.seed)

@@ -17,7 +17,8 @@ from gmtool.artifacts.samples import IMAGES, LATENTS, MANIFEST, METRICS, Samples
 from gmtool.data.image_headers import Headers, read_headers
 from gmtool.data.image_sets import find_images
 from gmtool.errors import UserError
-from gmtool.evaluation.references import ArrayReference, ImagesReference, Reference, open_npz, samples_images
+from gmtool.evaluation.array_reference import ArrayReference, open_npz, samples_images
+from gmtool.evaluation.references import ImagesReference, Reference
 
 
 @dataclass(frozen=True, eq=False)

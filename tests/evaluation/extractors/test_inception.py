@@ -8,6 +8,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as upstream
@@ -19,6 +20,7 @@ from gmtool.evaluation.extractors.inception import (
     fetch_weights,
     prepare,
     read_weights,
+    spatial_features,
     weights_cache,
 )
 from gmtool.progress import Progress
@@ -141,3 +143,27 @@ def test_the_digest_is_the_hubs(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(1)}, file)
     assert read_weights(file).digest == hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     assert inception.published_digest() == "6726825d"
+
+
+def test_spatial_features_lie_as_adms_do():
+    """Seven channels at each of 17 x 17 positions, channels fastest, as TensorFlow's NHWC is flattened."""
+    maps = torch.randn(2, 192, 17, 17)
+    found = spatial_features(maps)
+    assert found.shape == (2, 2023)
+    np.testing.assert_array_equal(found.numpy(), maps.numpy().transpose(0, 2, 3, 1)[..., :7].reshape(2, -1))
+
+
+@pytest.mark.slow
+def test_spatial_features_are_of_the_fourth_of_the_blocks_of_17_by_17(inception_weights):
+    """``mixed_6`` of the graph is the third block after ``mixed_3``, which halves the maps; of it the 1 x 1 branch."""
+    settings = ExtractorSettings(inception_weights=inception_weights)
+    extractor = inception.open_extractor(settings, None, torch.device("cpu"), Progress())
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    seen: list[torch.Tensor] = []
+    blocks = [name for name, _ in extractor.network.named_children() if name.startswith("Mixed_6")]
+    handle = extractor.network.get_submodule(blocks[3]).register_forward_hook(lambda *found: seen.append(found[2]))
+    features = extractor(images)
+    handle.remove()
+    assert blocks[0] == "Mixed_6a" and seen[0].shape == (2, 768, 17, 17)
+    torch.testing.assert_close(features.spatial, seen[0][:, :7].permute(0, 2, 3, 1).flatten(1))
+    assert features.vectors.shape == (2, 2048) and features.logits.shape == (2, 1008)
