@@ -323,6 +323,16 @@ Device = Annotated[
 Compile = Annotated[
     bool, Option("Compile the network's blocks (torch.compile): a slower start, then faster; needs a C++ compiler.")
 ]
+Fraction = Annotated[
+    float,
+    Option(
+        "Share of the images to use, also for statistics: a random part, fixed by --seed, with the same share of each "
+        "class. A mixture is fitted to the part that a run trains on.",
+        metavar="SHARE",
+        minimum=0.0,
+        maximum=1.0,
+    ),
+]
 Seed = Annotated[int, Option("Seed of every random number.", metavar="N", minimum=0)]
 Decoder = Annotated[
     str | None,

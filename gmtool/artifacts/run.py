@@ -20,14 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gmtool.artifacts.files import check_writable, is_part, written_aside
-from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.method_record import MethodRecord, read_method
 from gmtool.artifacts.outputs import held
@@ -78,8 +77,20 @@ class LatentStatistics:
         return x * self.std + self.mean
 
 
-def latent_statistics(latents: LatentsFile, mode_weights: Tensor | None = None) -> LatentStatistics:
-    """The statistics of a latents file: std = sqrt(var + 1e-5), an entry each."""
+class Moments(Protocol):
+    """Mean and variance (C, H, W) of latents, float64: those of a file, or of a part of it."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """See the class."""
+
+    @property
+    def var(self) -> np.ndarray:
+        """See the class."""
+
+
+def latent_statistics(latents: Moments, mode_weights: Tensor | None = None) -> LatentStatistics:
+    """The statistics of latents with these moments: std = sqrt(var + 1e-5), per entry."""
     std = np.sqrt(latents.var + VARIANCE_EPS)
     return LatentStatistics(torch.as_tensor(latents.mean).float(), torch.as_tensor(std).float(), mode_weights)
 

@@ -1,12 +1,58 @@
-"""A fixed random part of the data, for studies of data efficiency."""
+"""A fixed random part of the data, for studies of data efficiency: its rows, and its own mean and variance."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 
 from gmtool.artifacts.latents import LatentsFile
+from gmtool.distributed import World
 from gmtool.errors import UserError
+from gmtool.mixture.running_moments import RunningMoments
+from gmtool.progress import Progress
 from gmtool.streams import key_seed
+
+READ_ENTRIES = 1 << 24
+"""Latent entries read at a time for the moments of a part."""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentsPart:
+    """Rows of a latents file, ascending, and the mean and variance (C, H, W) of their latents, float64."""
+
+    latents: LatentsFile
+    rows: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.latents.shape
+
+    def patches(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Latents float16 (n, C, H, W) of rows of the file; see `LatentsFile.patches`."""
+        return self.latents.patches(rows, out)
+
+
+def open_part(latents: LatentsFile, rows: np.ndarray, world: World, progress: Progress) -> LatentsPart:
+    """A part with its moments: the file's own for all rows, else of one pass over the part by the first process."""
+    if len(rows) == len(latents):
+        return LatentsPart(latents, rows, latents.mean, latents.var)
+    own = {}
+    if world.first:
+        moments, step = RunningMoments.empty(latents.shape), max(1, READ_ENTRIES // int(np.prod(latents.shape)))
+        progress.begin("mean and variance of the part", len(rows), "samples")
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            moments = moments.update(latents.patches(block))
+            progress.advance(len(block))
+        progress.end()
+        own = {"mean": torch.from_numpy(moments.mean), "var": torch.from_numpy(moments.variance)}
+    shared = world.broadcast(own)
+    return LatentsPart(latents, rows, shared["mean"].numpy(), shared["var"].numpy())
 
 
 def part_of_data(latents: LatentsFile, fraction: float, seed: int) -> np.ndarray:

@@ -63,6 +63,14 @@ class PatchSettings(Settings):
         Literal["diagonal", "spherical"],
         Option("Patch-space variance of a mode: one per entry, or a scalar times the variance of all data."),
     ] = "diagonal"
+    assignment: Annotated[
+        Literal["soft", "hard"] | None,
+        Option(
+            "Assignment of images for the patch moments alone: soft (each kept mode, by its probability) or hard (the "
+            "best one). MM-FM's released mixtures: hard, with --assignment soft. Default: as --assignment.",
+            name="patch_assignment",
+        ),
+    ] = None
     mirror: Annotated[
         bool, Option("Also include each image's latents mirrored left to right in the modes' patch moments.")
     ] = False

@@ -1,5 +1,6 @@
-"""A part of the data: fixed, balanced, mirrored copies beside their images; and a run that learns from it alone."""
+"""A part of the data: fixed, balanced, mirrored copies beside their images; a mixture and a run that know it alone."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ from small import Small
 
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
-from gmtool.artifacts.run import open_run
+from gmtool.artifacts.run import STATISTICS, latent_statistics, open_run
+from gmtool.artifacts.safetensors_io import write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+from gmtool.cli.app import main
 from gmtool.data.fraction import part_of_data
 from gmtool.data.latent_loader import latent_batches
 from gmtool.errors import UserError
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
+from gmtool.stages.fit_gmm.config import FitGmmConfig
+from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.training.batches import mode_weights
@@ -64,11 +69,124 @@ def test_batches_hold_the_part_alone_and_all_of_it(small: Small, workers: int | 
             np.testing.assert_array_equal(each.patches, latents.patches(each.rows))
 
 
+def part_mixture(fraction: float, seed: int = 0, modes: int = 4) -> FitGmmConfig:
+    return make(
+        FitGmmConfig, {"modes": modes, "em_iterations": 10, "fraction": fraction, "seed": seed, "device": "cpu"}
+    )
+
+
+def test_a_mixture_of_a_part_is_that_of_a_file_with_nothing_else(small: Small, tmp_path: Path) -> None:
+    """Also its held-out images, empty modes and shrinkage, which look at the statistics of all that there is."""
+    with open_latents(small.latents("classes")) as latents:
+        part = part_of_data(latents, 0.5, 3)
+        write_latents(
+            tmp_path / "alone.h5",
+            patches=latents.patches(part),
+            descriptors=latents.descriptors(part),
+            labels=latents.labels[part],
+            names=[latents.names()[row] for row in part],
+            classes=latents.classes,
+            tokenizer=latents.tokenizer,
+            provenance=Provenance("encode", {}),
+        )
+    config = part_mixture(0.5, 3)
+    fit_gmm(small.latents("classes"), tmp_path / "part.h5", config, Progress())
+    fit_gmm(tmp_path / "alone.h5", tmp_path / "alone-gmm.h5", changed(config, {"fraction": 1.0}), Progress())
+    with open_gmm(tmp_path / "part.h5") as found, open_gmm(tmp_path / "alone-gmm.h5") as expected:
+        for name in ("weights", "population", "cls_weights", "cls_mean", "cls_var"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-9)
+        modes = np.arange(4)
+        np.testing.assert_allclose(found.patch_mean(modes), expected.patch_mean(modes), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.patch_std(modes), expected.patch_std(modes), rtol=1e-5)
+        kept, alone = found.kept(slice(None)), expected.kept(slice(None))
+        np.testing.assert_array_equal(kept.modes[part], alone.modes)
+        np.testing.assert_allclose(kept.probabilities[part], alone.probabilities, rtol=1e-5)
+        others = np.setdiff1d(np.arange(60), part)
+        assert len(others) == 30 and not kept.probabilities[others].any()
+        assert found.manifest.details["data"] == 30
+
+
+def test_a_run_on_a_part_has_the_statistics_of_that_part(small: Small, tmp_path: Path) -> None:
+    values = {"fraction": 0.2, "seed": 5, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
+    train(small.latents("classes"), tmp_path / "run", make(TrainConfig, values), Progress())
+    with open_latents(small.latents("classes")) as latents:
+        patches = latents.patches(part_of_data(latents, 0.2, 5)).astype(np.float64)
+    found = open_run(tmp_path / "run").statistics()
+    np.testing.assert_allclose(found.mean, patches.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.std, np.sqrt(patches.var(0) + 1e-5), rtol=1e-5)
+
+
+def test_a_run_that_was_begun_keeps_its_statistics(small: Small, tmp_path: Path) -> None:
+    """As one of an earlier version must, whose statistics are those of all."""
+    values = {"fraction": 0.2, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu", "tensorboard": False}
+    config = make(TrainConfig, values)
+    train(small.latents("classes"), tmp_path / "run", config, Progress())
+    with open_latents(small.latents("classes")) as latents:
+        of_all = latent_statistics(latents)
+    write_tensors(tmp_path / "run" / STATISTICS, {"mean": of_all.mean, "std": of_all.std})
+    before = (tmp_path / "run" / STATISTICS).read_bytes()
+    batches = []
+
+    class Seen(Progress):
+        def note(self, message: str) -> None:
+            batches.append(message)
+
+        def begin(self, task: str, total: int, unit: str, done: int = 0) -> None:
+            batches.append(task)
+
+    train(small.latents("classes"), tmp_path / "run", changed(config, {"steps": 2}), Seen())
+    assert (tmp_path / "run" / STATISTICS).read_bytes() == before
+    assert "train" in batches and "mean and variance of the part" not in batches
+
+
+@pytest.mark.parametrize(
+    ("fitted", "trained", "words"),
+    [
+        (
+            (1.0, 0),
+            (0.5, 0),
+            r"was fitted to all images, and this run trains on --fraction 0\.5 --seed 0: run `gm",
+        ),
+        (
+            (0.5, 0),
+            (0.5, 1),
+            r"fitted to --fraction 0\.5 --seed 0, and this run trains on --fraction 0\.5 --seed 1",
+        ),
+        ((0.5, 0), (0.2, 0), r"gmm\.h5 --fraction 0\.2 --seed 0` with its other settings"),
+        ((0.5, 0), (1.0, 0), r"was fitted to --fraction 0\.5 --seed 0, and this run trains on all images: run"),
+        ((1.0, 0), (1.0, 4), None),
+        ((0.5, 2), (0.5, 2), None),
+    ],
+)
+def test_a_mixture_that_knows_other_images_is_refused(
+    small: Small,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fitted: tuple[float, int],
+    trained: tuple[float, int],
+    words: str | None,
+) -> None:
+    latents, gmm = small.latents("classes"), tmp_path / "gmm.h5"
+    fit_gmm(latents, gmm, part_mixture(*fitted, modes=2), Progress())
+    settings = ["--objective", "mm-fm", "--fraction", str(trained[0]), "--seed", str(trained[1]), "--steps", "1"]
+    arguments = ["train", str(latents), str(tmp_path / "run"), "--gmm", str(gmm), "--device", "cpu", *settings]
+    if words is None:
+        assert main([*arguments, "--preview-every", "0", "--batch-size", "8"]) == 0
+        return
+    for more in ([], ["--dry-run"]):
+        assert main([*arguments, *more]) == 2
+        error = capsys.readouterr().err
+        assert re.search(words, error) and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--objective", "fm", "--preview-every", "0", "--batch-size", "8"]) == 0  # it needs none
+
+
 def test_a_run_on_a_part_draws_the_modes_of_that_part(small: Small, tmp_path: Path) -> None:
     values = {"objective": "mm-fm", "fraction": 0.1, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
-    config = make(TrainConfig, {**values, "seed": 2})
+    fit_gmm(small.latents("classes"), tmp_path / "gmm.h5", part_mixture(0.1, 2), Progress())
+    config = make(TrainConfig, {**values, "seed": 2, "gmm": tmp_path / "gmm.h5"})
     train(small.latents("classes"), tmp_path / "run", config, Progress())
-    with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
+    with open_latents(small.latents("classes")) as latents, open_gmm(tmp_path / "gmm.h5") as gmm:
         part = part_of_data(latents, 0.1, 2)
         expected = mode_weights(latents, gmm, False, part)[0]
         kept = gmm.kept(part)
@@ -83,5 +201,5 @@ def test_a_run_on_a_part_draws_the_modes_of_that_part(small: Small, tmp_path: Pa
 def test_less_than_one_image_is_refused(small: Small, tmp_path: Path) -> None:
     config = make(TrainConfig, {"fraction": 0.01, "steps": 1, "device": "cpu"})
     with pytest.raises(UserError, match=r"--fraction 0.01 of the 60 images of .* is less than one: raise it"):
-        train(small.latents("flat"), tmp_path / "run", config, Progress())
+        train(small.latents("classes"), tmp_path / "run", config, Progress())
     assert not (tmp_path / "run").exists()

@@ -174,6 +174,49 @@ def test_hard_assignment(digits: Path, tmp_path: Path, covariance: str) -> None:
         np.testing.assert_allclose(gmm.patch_std(np.array([mode]))[0], np.sqrt(variance), rtol=1e-4)
 
 
+def test_patches_can_be_assigned_harder_than_images(digits: Path, tmp_path: Path) -> None:
+    """Moments of the images whose most probable mode it is, while images keep several: MM-FM's released mixtures."""
+    config = fit_config(assignment="soft", patch_assignment="hard", shrinkage=0.0)
+    heard = Heard()
+    fit_gmm(digits, tmp_path / "mixed.h5", config, heard)
+    fit_gmm(digits, tmp_path / "soft.h5", changed(config, {"patch_assignment": None}), Progress())
+    with (
+        open_latents(digits) as latents,
+        open_gmm(tmp_path / "mixed.h5") as mixed,
+        open_gmm(tmp_path / "soft.h5") as soft,
+    ):
+        kept, same = mixed.kept(slice(None)), soft.kept(slice(None))
+        np.testing.assert_array_equal(kept.probabilities, same.probabilities)
+        np.testing.assert_array_equal(mixed.weights, soft.weights)
+        assert (kept.probabilities[:, 0] < 1).mean() > 0.2
+        patches, best = latents.patches(slice(None)).astype(np.float64), kept.modes[:, 0]
+        differ = 0.0
+        for mode in range(20):
+            own = patches[best == mode]
+            mean, std = mixed.patch_mean(np.array([mode]))[0], mixed.patch_std(np.array([mode]))[0]
+            np.testing.assert_allclose(mean, own.mean(0), atol=1e-6)
+            np.testing.assert_allclose(std, np.sqrt(own.var(0) + VARIANCE_EPS), atol=1e-6)
+            differ = max(differ, float(np.abs(mean - soft.patch_mean(np.array([mode]))[0]).max()))
+        assert differ > 0.01
+    with pytest.raises(UserError, match="--assignment hard keeps one mode per image: remove --patch-assignment soft"):
+        fit_config(assignment="hard", patch_assignment="soft")
+
+
+def test_modes_that_are_nobody_s_first_choice_are_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = write(tmp_path / "latents.h5", rng.normal(size=(60, 1, 2, 2)), rng.normal(size=(60, 1)))
+    heard = Heard()
+    config = fit_config(modes=4, patch_assignment="hard", em_iterations=20, held_out=0.0, variance_floor=0.5)
+    fit_gmm(path, tmp_path / "gmm.h5", config, heard)
+    with open_latents(path) as latents, open_gmm(tmp_path / "gmm.h5") as gmm:
+        first = np.bincount(gmm.kept(slice(None)).modes[:, 0], minlength=4)
+        empty = np.flatnonzero((first == 0) & (gmm.population > 0))
+        assert len(empty)  # else the data say nothing
+        expected = np.broadcast_to(latents.mean, (len(empty), 1, 2, 2))
+        np.testing.assert_allclose(gmm.patch_mean(empty), expected, atol=1e-6)
+    assert f"{len(empty)} of 4 modes are no image's most probable one" in " ".join(heard.notes)
+
+
 def test_without_em_the_clusters_are_k_means(digits: Path, tmp_path: Path) -> None:
     metrics = fit_gmm(digits, tmp_path / "gmm.h5", fit_config(em_iterations=0, held_out=0.0), Progress()).metrics
     assert (metrics.em_iterations, metrics.held_out, metrics.held_out_log_likelihood) == (0, 0, None)

@@ -12,12 +12,15 @@ from gmtool.cli.app import main
 from gmtool.errors import UserError
 from gmtool.sampling.plan import make_plan
 from gmtool.settings import expect_type, settings_of
+from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.presets import FOLDER, STAGES, load_preset, preset_names, tomllib
 from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.forecast import facts_of_recipe
+from gmtool.stages.train.plan import plan_training
 
 PUBLISHED = (
     *("gmflow-imagenet256", "mm-fm-gaussian-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
-    *("quickstart", "rae-imagenet256", "union-imagenet256"),
+    *("quickstart", "rae-imagenet256", "rae-imagenet512", "union-imagenet256"),
 )
 
 
@@ -53,6 +56,23 @@ def test_the_recipes_are_the_published_ones() -> None:
     assert rae.method.time_distribution == "logit-normal"
 
 
+def test_512_pixels_are_the_same_recipe_on_four_times_the_tokens() -> None:
+    large, small = load_preset("rae-imagenet512"), load_preset("rae-imagenet256")
+    differ = {name for name, value in large.of("train").items() if small.of("train").get(name) != value}
+    assert differ == {"steps", "time_distribution"}
+    facts = facts_of_recipe(large.settings)
+    assert facts.shape == (768, 32, 32)
+    plan = plan_training(large.config("train"), facts, gpu=True)
+    assert plan.method.time_shift == pytest.approx((768 * 32 * 32 / 4096) ** 0.5) == pytest.approx(13.86, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["mm-fm-imagenet256", "mm-fm-mode-imagenet256"])
+def test_mm_fm_couples_softly_with_moments_of_hard_assignment(name: str) -> None:
+    config: FitGmmConfig = load_preset(name).config("fit-gmm")
+    assert (config.assignment, config.patch_assignment, config.patches.mirror) == ("soft", "hard", False)
+    assert load_preset(name).of("encode")["flip"] == "both"  # else nothing would be mirrored
+
+
 def test_mm_fm_s_baseline_differs_in_the_source_alone() -> None:
     ours, baseline = (load_preset(name).of("train") for name in ("mm-fm-imagenet256", "mm-fm-gaussian-imagenet256"))
     assert {name for name, value in ours.items() if baseline.get(name) != value} == {"objective", "focal"}
@@ -75,7 +95,7 @@ def test_mm_fms_average_changes_at_epoch_20(name: str) -> None:
     assert averages.names == ("0.999",) and averages.decay_knots == ((25_000, 0.9995),)
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("imagenet256")])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "imagenet" in name])
 def test_large_networks_are_compiled(name: str) -> None:
     preset = load_preset(name)
     assert preset.config("train").compute.compile and preset.config("sample").compile

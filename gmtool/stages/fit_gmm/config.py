@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from gmtool.errors import UserError
 from gmtool.mixture.settings import EmSettings, KMeansSettings, PatchSettings
-from gmtool.settings import Decoder, Device, Option, Seed, Settings
+from gmtool.settings import Decoder, Device, Fraction, Option, Seed, Settings
 
 UNITS = {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30, "mb": 1e6 / 2**30}
 """What a size may end with, in GiB."""
@@ -34,6 +34,7 @@ class FitGmmConfig(Settings):
         Option("Assignment of images to modes: soft (the --top-k most probable, renormalised) or hard (the best one)."),
     ] = "soft"
     top_k: Annotated[int, Option("Modes kept per image under soft assignment.", metavar="N", minimum=1)] = 8
+    fraction: Fraction = 1.0
     held_out: Annotated[
         float,
         Option(
@@ -61,3 +62,13 @@ class FitGmmConfig(Settings):
     decoder: Decoder = None
     device: Device = "auto"
     seed: Seed = 0
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.assignment == "hard" and self.patches.assignment == "soft":
+            raise UserError("--assignment hard keeps one mode per image: remove --patch-assignment soft")
+
+    @property
+    def patch_assignment(self) -> Literal["soft", "hard"]:
+        """How images count in the patch moments."""
+        return self.patches.assignment or self.assignment

@@ -59,7 +59,7 @@ def fit_descriptors(
     Raises UserError when a descriptor is not finite, or too large for distances in float32.
     """
     order = np.argsort(plan.held, kind="stable")  # the fitted samples first
-    data = _load_descriptors(source, order)
+    data = _load_descriptors(source, plan.part[order])
     centre = data[: plan.fitted].mean(axis=0, dtype=np.float64).astype(np.float32)
     data -= centre
     if not isinstance(state, InEm):
@@ -79,24 +79,24 @@ def fit_descriptors(
     )
 
 
-def _load_descriptors(source: LatentsFile, order: np.ndarray) -> np.ndarray:
-    """All descriptors (N, D) float32, that of sample ``order[i]`` in row i."""
-    data = np.empty((len(source), source.descriptor_size), np.float32)
-    place = np.argsort(order)
+def _load_descriptors(source: LatentsFile, rows: np.ndarray) -> np.ndarray:
+    """Descriptors (N, D) float32, that of sample ``rows[i]`` of the file in row i."""
+    data = np.empty((len(rows), source.descriptor_size), np.float32)
+    places = np.argsort(rows)  # so that the file is read from start to end
     for start in range(0, len(data), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        block = source.descriptors(rows)
+        here = places[start : start + ROWS_AT_ONCE]
+        block = source.descriptors(rows[here])
         broken = np.flatnonzero(~(np.abs(block) < LARGEST).all(axis=1))  # also those that are not finite
         if len(broken):
             first = broken[0]
             finite = np.isfinite(block[first]).all()
             what = f"has an entry of {np.abs(block[first]).max():.3g}" if finite else "is not finite"
             limit = f", beyond the {LARGEST:g} that distances allow" if finite else ""
+            name = source.names()[rows[here[first]]]
             raise UserError(
-                f"{source.path}: the descriptor of {source.names()[start + first]} {what}{limit}; encode again with "
-                "--precision float32"
+                f"{source.path}: the descriptor of {name} {what}{limit}; encode again with --precision float32"
             )
-        data[place[rows]] = block
+        data[here] = block
     return data
 
 

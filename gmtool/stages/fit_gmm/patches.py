@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from gmtool.artifacts.gmm import Assignments, GmmWriter
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import VARIANCE_EPS
+from gmtool.data.fraction import open_part
 from gmtool.distributed import World
 from gmtool.mixture.patch_moments import Distances, FittedMode, ModeBlock, PatchMode, mode_block, patch_moments
 from gmtool.progress import Progress
@@ -52,11 +54,11 @@ def fit_patches(
     """Write the modes that ``state`` does not count to the file ``part``, then its manifest; return the metrics."""
     with ExitStack() as stack:
         writer = stack.enter_context(GmmWriter.reopen(part)) if world.first else None
-        kept = _kept(writer, world)
+        kept = _counted(_kept(writer, world), plan)
         rounds = _rounds(kept, plan, len(state.digests), world)
         progress.begin("patch moments", sum(len(block.rows) for block in rounds), "images")
         modes = patch_moments(
-            source,
+            open_part(source, plan.part, world, progress),
             kept.modes,
             kept.probabilities,
             rounds,
@@ -81,6 +83,11 @@ def fit_patches(
                 f"{plan.modes - metrics.populated} of {plan.modes} modes hold no image: they get weight 0, and the "
                 "mean and variance of all images"
             )
+        if unchosen := metrics.populated - int((kept.population(plan.modes) > 0).sum()):
+            progress.note(
+                f"{unchosen} of {plan.modes} modes are no image's most probable one: they get the mean and variance of "
+                "all images"
+            )
         if writer is not None:
             latents = Input("latents", str(source.path), source.manifest.fingerprint)
             writer.finish(state.digests, "fit-gmm", latents, as_flat(plan.config), asdict(metrics))
@@ -90,6 +97,13 @@ def fit_patches(
 def _kept(writer: GmmWriter | None, world: World) -> Assignments:
     own = {} if writer is None else {name: torch.from_numpy(each) for name, each in vars(writer.kept).items()}
     return Assignments(**{name: each.numpy() for name, each in world.broadcast(own).items()})
+
+
+def _counted(kept: Assignments, plan: FitPlan) -> Assignments:
+    """The modes in whose moments each sample counts: all that it keeps, or its most probable one."""
+    if plan.config.patch_assignment == "soft":
+        return kept
+    return Assignments(kept.modes[:, :1], (kept.probabilities[:, :1] > 0).astype(np.float32))
 
 
 def _rounds(kept: Assignments, plan: FitPlan, done: int, world: World) -> list[ModeBlock]:

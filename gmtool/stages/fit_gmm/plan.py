@@ -13,6 +13,7 @@ from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.gmm import gmm_bytes
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.outputs import Output, output_of
+from gmtool.data.fraction import part_of_data
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
 from gmtool.mixture.em import block_rows
@@ -25,9 +26,10 @@ from gmtool.stages.fit_gmm.plots import check_picture
 class FitPlan:
     """What a fit will do.
 
-    config: the settings. latents, output: the files. shape (C, H, W) and descriptor_size: of a sample. samples: in the
-    file, of which ``mirrored`` are mirrored copies of others. held: which are held out, (N,) bool. top_k: modes kept
-    for a sample, at most all. memory: how patch sums and data share it, in each of ``processes``. bytes: of the output.
+    config: the settings. latents, output: the files. shape (C, H, W) and descriptor_size: of a sample. part: the rows
+    of the file that are used (N,), ascending, of which ``mirrored`` are mirrored copies of others. held: which of them
+    are held out, (N,) bool. top_k: modes kept for a sample, at most all. memory: how patch sums and data share it, in
+    each of ``processes``. bytes: of the output.
     """
 
     config: FitGmmConfig
@@ -35,8 +37,8 @@ class FitPlan:
     output: Output
     shape: tuple[int, int, int]
     descriptor_size: int
-    samples: int
     mirrored: int
+    part: np.ndarray
     held: np.ndarray
     top_k: int
     memory: PatchMemory
@@ -52,6 +54,11 @@ class FitPlan:
     def modes(self) -> int:
         """Components of the mixture."""
         return self.config.modes
+
+    @property
+    def samples(self) -> int:
+        """Samples that are used."""
+        return len(self.part)
 
     @property
     def held_out(self) -> int:
@@ -72,7 +79,7 @@ class FitPlan:
     @property
     def passes(self) -> int:
         """How often a sample's latents are read at most."""
-        return min(self.top_k, self.blocks)
+        return 1 if self.config.patch_assignment == "hard" else min(self.top_k, self.blocks)
 
     @property
     def latent_bytes(self) -> int:
@@ -124,15 +131,16 @@ def plan_fit(source: LatentsFile, output: Path, config: FitGmmConfig, processes:
         raise UserError(f"{source.path} holds latents that are not finite; encode again with --precision float32")
     if not source.descriptor_size:
         raise UserError(f"{source.path} holds descriptors without entries, which cannot be clustered: encode again")
-    mirrored = int(source.flipped.sum())
+    part = part_of_data(source, config.fraction, config.seed)
+    mirrored = int(source.flipped[part].sum())
     if config.patches.mirror and mirrored:
         raise UserError(f"--mirror: {source.path} holds mirrored copies already, which count as they are; remove it")
-    held = _held_out(source, config.held_out, config.seed)
+    held = _held_out(source, part, config.held_out, config.seed)
     fitted = int((~held).sum())
     if config.modes > fitted:
         raise UserError(
             f"--modes {config.modes} is more than the {fitted} images to fit ({source.path} has {len(source)}, "
-            f"{len(source) - fitted} of them held out): lower --modes or --held-out"
+            f"{len(part)} of them used, {len(part) - fitted} held out): lower --modes or --held-out"
         )
     top_k = 1 if config.assignment == "hard" else min(config.top_k, config.modes)
     return FitPlan(
@@ -141,8 +149,8 @@ def plan_fit(source: LatentsFile, output: Path, config: FitGmmConfig, processes:
         output=written,
         shape=source.shape,
         descriptor_size=source.descriptor_size,
-        samples=len(source),
         mirrored=mirrored,
+        part=part,
         held=held,
         top_k=top_k,
         memory=_patch_memory(source, math.ceil(config.modes / processes), config.memory * 2**30),
@@ -167,11 +175,11 @@ def _patch_memory(source: LatentsFile, modes: int, memory: float) -> PatchMemory
     return share_memory(modes, source.shape, memory)
 
 
-def _held_out(source: LatentsFile, share: float, seed: int) -> np.ndarray:
-    """Which samples are held out, (N,) bool: a random share of the images, each with its mirrored copy."""
-    images = np.arange(len(source))
+def _held_out(source: LatentsFile, part: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which samples of a part are held out, (N,) bool: a random share of the images, each with its mirrored copy."""
+    images = np.arange(len(part))
     if source.flipped.any():
-        images = np.unique(np.array(source.names()), return_inverse=True)[1]
+        images = np.unique(np.array(source.names())[part], return_inverse=True)[1]
     count = int(images.max()) + 1
     chosen = np.zeros(count, bool)
     chosen[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True

@@ -19,8 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gmtool.artifacts.files import check_space
-from gmtool.artifacts.gmm import GmmWriter, open_gmm
+from gmtool.artifacts.gmm import Assignments, GmmWriter, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.artifacts.resume import ResumeFile
@@ -80,9 +82,19 @@ def fit_gmm(
     return FitReport(output, plan.picture, metrics, reused, time.monotonic() - started)
 
 
+def _of_file(kept: Assignments, plan: FitPlan, count: int) -> Assignments:
+    """The kept modes of all samples of the file: none of those outside the part that is used."""
+    if len(plan.part) == count:
+        return kept
+    modes, probabilities = np.zeros((count, plan.top_k), np.int32), np.zeros((count, plan.top_k), np.float32)
+    modes[plan.part], probabilities[plan.part] = kept.modes, kept.probabilities
+    return Assignments(modes, probabilities)
+
+
 def _decisive(settings: Any) -> dict[str, Any]:
-    """The settings that the mixture depends on."""
-    return {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
+    """The settings that the mixture depends on; what earlier versions did not know is as it is by default."""
+    known = {**as_flat(FitGmmConfig()), **settings}
+    return {name: value for name, value in known.items() if name not in MACHINE_SETTINGS}
 
 
 def _key(source: LatentsFile, config: FitGmmConfig) -> str:
@@ -118,7 +130,7 @@ def _fit(source: LatentsFile, plan: FitPlan, world: World, progress: Progress, s
         if not isinstance(state, InPatches):
             found = fit_descriptors(source, plan, state, world, progress, checkpoints)
             if world.first:
-                GmmWriter.create(part, found.mixture, found.kept, plan.shape).close()
+                GmmWriter.create(part, found.mixture, _of_file(found.kept, plan, len(source)), plan.shape).close()
             state = InPatches(found.metrics)
             checkpoints.save(state, now=True)
         metrics = fit_patches(source, part, plan, state, world, progress, checkpoints)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from gmtool.errors import UserError
 from gmtool.nn.settings import NetworkSettings
-from gmtool.settings import Option, Seed, Settings
+from gmtool.settings import Fraction, Option, Seed, Settings
 from gmtool.training.settings import (
     AverageSettings,
     ComputeSettings,
@@ -39,16 +39,7 @@ class DataSettings(Settings):
         ),
     ] = None
     flip: Annotated[bool, Option("Random horizontal flips (--images).")] = False
-    fraction: Annotated[
-        float,
-        Option(
-            "Share of the images to train on: a random part, fixed by the seed, the same share of each class. The "
-            "mixture and the normalisation stay those of all.",
-            metavar="SHARE",
-            minimum=0.0,
-            maximum=1.0,
-        ),
-    ] = 1.0
+    fraction: Fraction = 1.0
     workers: Annotated[
         int | None,
         Option("Data-loading workers. Default: 0 if the latents fit in memory, else 4.", metavar="N", minimum=0),

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from gmtool.artifacts.latents import open_latents
-from gmtool.artifacts.run import CHECKPOINTS, METRICS
+from gmtool.artifacts.run import CHECKPOINTS, CONFIG, METRICS
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
 from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.settings import as_text, flag
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.plan import DataFacts, TrainPlan, facts_of, open_mixture, plan_training
+from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
 from gmtool.stages.train.run import checkpoint_bytes
 from gmtool.throughput import device_name, known_speed
 from gmtool.tokenizers.settings import TokenizerSettings
@@ -49,6 +49,8 @@ def forecast(
             latents = stack.enter_context(open_latents(latents_path))
             gmm = open_mixture(latents, config, stack)
             plan = plan_training(config, facts_of(latents, gmm), gpu)
+            if gmm is not None and plan.method.uses_modes and not (run_path / CONFIG).exists():
+                expect_part(gmm, latents, config)
             used = [latents.path, *([gmm.path] if gmm is not None and plan.method.uses_modes else [])]
             reads = tuple(FileSize(path, path.stat().st_size) for path in used)
             assumed: tuple[tuple[str, str], ...] = ()

@@ -10,11 +10,12 @@ import numpy as np
 from gmtool.artifacts.gmm import GmmFile
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.run import LatentStatistics, latent_statistics
-from gmtool.data.fraction import part_of_data
+from gmtool.data.fraction import open_part, part_of_data
 from gmtool.data.image_loader import open_images
 from gmtool.data.latent_loader import LatentBatch, latent_batches
 from gmtool.data.mode_statistics import ModeTable
 from gmtool.distributed import World
+from gmtool.progress import Progress
 from gmtool.stages.train.plan import TrainPlan
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.training.batches import (
@@ -27,6 +28,8 @@ from gmtool.training.batches import (
 )
 from gmtool.training.checkpoint import Position
 from gmtool.training.task import Batch
+
+QUIET = Progress()
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,25 @@ class TrainInputs:
         return part_of_data(self.latents, self.plan.config.data.fraction, self.plan.config.seed)
 
 
-def training_statistics(plan: TrainPlan, latents: LatentsFile, gmm: GmmFile | None) -> LatentStatistics:
-    """The statistics that a run stores: of the latents, and how often modes occur where it knows modes."""
-    weights = None
-    if gmm is not None and plan.method.uses_modes:
-        part = part_of_data(latents, plan.config.data.fraction, plan.config.seed)
-        weights = mode_weights(latents, gmm, plan.method.by_class, part)
-    return latent_statistics(latents, weights)
+def open_inputs(
+    plan: TrainPlan,
+    latents: LatentsFile,
+    gmm: GmmFile | None,
+    world: World,
+    statistics: LatentStatistics | None = None,
+    progress: Progress = QUIET,
+) -> TrainInputs:
+    """The inputs of a planned run.
 
-
-def open_inputs(plan: TrainPlan, latents: LatentsFile, gmm: GmmFile | None, world: World) -> TrainInputs:
-    """The inputs of a planned run."""
-    statistics = training_statistics(plan, latents, gmm)
+    statistics: of a run that was begun before; default: those of the latents that are trained on, and how often modes
+    occur among them where the run knows modes.
+    """
+    if statistics is None:
+        rows = part_of_data(latents, plan.config.data.fraction, plan.config.seed)
+        weights = None
+        if gmm is not None and plan.method.uses_modes:
+            weights = mode_weights(latents, gmm, plan.method.by_class, rows)
+        statistics = latent_statistics(open_part(latents, rows, world, progress), weights)
     modes = None
     if gmm is not None and plan.method.uses_mode_statistics:
         modes = ModeTable(gmm, statistics, world.device, whitened=plan.method.method.coordinates.by_mode)

@@ -117,6 +117,24 @@ def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) ->
     return gmm
 
 
+def expect_part(gmm: GmmFile, latents: LatentsFile, config: TrainConfig) -> None:
+    """Raise UserError, with the repair, unless the mixture was fitted to the part of the data that is trained on.
+
+    One that has seen other images would tell the run of them.
+    """
+    fitted, asked = gmm.manifest.config, (config.data.fraction, config.seed)
+    known = fitted.get("fraction", 1.0), fitted.get("seed", 0)
+    if known != asked and not known[0] == asked[0] == 1:
+        of, trained = (
+            "all images" if share == 1 else f"--fraction {share:g} --seed {seed}" for share, seed in (known, asked)
+        )
+        part = "" if asked[0] == 1 else f" --fraction {asked[0]:g} --seed {asked[1]}"
+        raise UserError(
+            f"{gmm.path} was fitted to {of}, and this run trains on {trained}: run `gmtool fit-gmm {latents.path} "
+            f"{gmm.path}{part}` with its other settings"
+        )
+
+
 OLDER = ("schedule", "fall", "lr_end", "lr_from")
 """Settings of runs of earlier versions that `lr_knots` replaces."""
 

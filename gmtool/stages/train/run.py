@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from gmtool.artifacts.files import check_space
-from gmtool.artifacts.latents import open_latents
+from gmtool.artifacts.gmm import GmmFile
+from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import (
     CONFIG,
@@ -37,7 +38,14 @@ from gmtool.stages.resumed_settings import equal, expect_same_settings
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
 from gmtool.stages.train.monitoring import is_watched, monitoring_of
-from gmtool.stages.train.plan import TrainPlan, facts_of, open_mixture, plan_training, recorded_settings
+from gmtool.stages.train.plan import (
+    TrainPlan,
+    expect_part,
+    facts_of,
+    open_mixture,
+    plan_training,
+    recorded_settings,
+)
 from gmtool.training.checkpoint import Position, remove_old, save_checkpoint
 from gmtool.training.cost import step_cost
 from gmtool.training.focal import ModeLosses
@@ -101,15 +109,19 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
         config.logging.check_installed()
         config.optimizer.check_installed()
         allow_tf32(config.compute.tf32)
-        inputs = open_inputs(plan, latents, gmm, world)
+        used = _used(plan, latents, gmm)
+        begun = _begun(run_path, plan, used)
+        world.barrier()  # all have looked, before the first one makes the run
+        if begun is None and gmm is not None and plan.method.uses_modes:
+            expect_part(gmm, latents, config)
+        inputs = open_inputs(plan, latents, gmm, world, None if begun is None else begun.statistics(), progress)
         state = new_state(inputs)
         parameters = sum(weights.numel() for weights in state.network.parameters())
         report = TrainReport(run_path, 0, config.loop.steps, parameters, plan)
         with world.first_before_others():
             if world.first:
-                check_place(run_path)
                 stack.enter_context(locked(run_path))
-            run = _create_or_open(run_path, inputs, parameters)
+            run = _begun(run_path, plan, used) or _create(run_path, inputs, used, parameters)
         at = resume(run_path, run.checkpoints, state, progress)
         if at.step >= config.loop.steps:
             progress.note(f"{run_path} has all its {at.step} steps; use a larger --steps to continue")
@@ -237,19 +249,30 @@ def _check_processes(plan: TrainPlan, world: World) -> None:
         raise UserError("--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- train, or remove it")
 
 
-def _create_or_open(path: Path, inputs: TrainInputs, parameters: int) -> RunFolder:
-    """The run in ``path``: a new one, or one that the same settings and inputs began."""
-    plan, latents, gmm = inputs.plan, inputs.latents, inputs.gmm
+def _used(plan: TrainPlan, latents: LatentsFile, gmm: GmmFile | None) -> list[Input]:
+    """What a run reads, as its record names it."""
     images = plan.config.data.images
     used = [Input("latents", str(latents.path.absolute()), latents.manifest.fingerprint)]
     if gmm is not None and plan.method.uses_modes:
         used.append(Input("gmm", str(gmm.path.absolute()), gmm.manifest.fingerprint))
     if images is not None:
         used.append(Input("images", str(images.absolute()), find_images(images).fingerprint))
-    if (path / CONFIG).exists():
-        run = open_run(path)
-        _expect_same(run, plan, used)
-        return run
+    return used
+
+
+def _begun(path: Path, plan: TrainPlan, used: list[Input]) -> RunFolder | None:
+    """The run in ``path`` that the same settings and inputs began; None where there is none yet."""
+    check_place(path)
+    if not (path / CONFIG).exists():
+        return None
+    run = open_run(path)
+    _expect_same(run, plan, used)
+    return run
+
+
+def _create(path: Path, inputs: TrainInputs, used: list[Input], parameters: int) -> RunFolder:
+    """A new run in ``path``."""
+    plan, latents = inputs.plan, inputs.latents
     settings = plan.settings
     labels = latents.labels[inputs.part]
     details = run_details(
@@ -260,7 +283,9 @@ def _create_or_open(path: Path, inputs: TrainInputs, parameters: int) -> RunFold
         latents.tokenizer,
         latents.descriptor_size,
         # a class without images would be sampled from an embedding that was never trained
-        None if images is not None else np.bincount(labels[labels >= 0], minlength=len(latents.classes)).tolist(),
+        None
+        if plan.config.data.images is not None
+        else np.bincount(labels[labels >= 0], minlength=len(latents.classes)).tolist(),
     )
     manifest = Manifest(
         kind="run",
