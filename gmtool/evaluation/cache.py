@@ -46,7 +46,7 @@ class FeatureCache:
         return features
 
     def save(self, key: str, features: Features, progress: Progress) -> None:
-        """Keep features, and remove those that were not used for longest; a note where that cannot be done."""
+        """Keep features, and remove the least recently used ones; a note where that cannot be done."""
         tensors = features.tensors()
         if sum(each.nbytes for each in tensors.values()) > self.size:
             return
@@ -62,7 +62,7 @@ class FeatureCache:
         return self.folder / f"{key}.safetensors"
 
     def _trim(self) -> None:
-        """Remove the features that were not used for longest, until the others fit."""
+        """Remove the least recently used features until the others fit."""
         files = [path for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{32}\.safetensors", path.name)]
         known = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in files), reverse=True)
         total = 0

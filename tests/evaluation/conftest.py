@@ -102,8 +102,8 @@ def inception_weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_weights(tmp_path, monkeypatch):
+def no_weights(tmp_path, tmp_path_factory, monkeypatch):
     """Neither a cache of Inception weights nor a server that has them, and no features of other tests."""
-    monkeypatch.setenv("GMTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GMTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(upstream, "URL_INCEPTION_V3", "http://127.0.0.1:9/weights-01234567.pth")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from gmtool.errors import UserError
 from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.evaluation.metrics import MetricSettings
 from gmtool.settings import Device, Option, RealImages, Seed, Settings
@@ -18,6 +19,24 @@ class EvaluateConfig(Settings):
     reference: RealImages = None
     extractor: ExtractorSettings = ExtractorSettings()
     metrics: MetricSettings = MetricSettings()
+    intervals: Annotated[
+        int,
+        Option(
+            "Random halves of the samples, without replacement, from which 95 % intervals are estimated, for other "
+            "samples of the same generator; 20 will do; 0 for none.",
+            metavar="N",
+            minimum=0,
+        ),
+    ] = 0
+    repeats: Annotated[
+        int,
+        Option(
+            "Times that metrics are computed, each with another seed for its random subsets, directions and real "
+            "images; the mean is shown, with the standard deviation.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = 1
     write_reference: Annotated[
         Path | None,
         Option(
@@ -29,8 +48,8 @@ class EvaluateConfig(Settings):
     cache_size: Annotated[
         float,
         Option(
-            "Room for features that are kept between runs, so that the same images are not extracted twice, in "
-            "~/.cache/gmtool (or GMTOOL_CACHE); those not used for longest are removed; 0 for none.",
+            "Size limit of the feature cache in ~/.cache/gmtool (or GMTOOL_CACHE), which spares a second run of "
+            "the same images the extraction; the least recently used are removed; 0 for no cache.",
             metavar="GIB",
             minimum=0,
         ),
@@ -47,3 +66,8 @@ class EvaluateConfig(Settings):
     batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 64
     device: Device = "auto"
     seed: Seed = 0
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.intervals == 1:
+            raise UserError("--intervals 1: a deviation takes 2 halves at least; 20 will do")

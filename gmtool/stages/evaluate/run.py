@@ -14,7 +14,7 @@ from gmtool.artifacts.files import resolved, written_aside
 from gmtool.artifacts.outputs import kept_to_this_process
 from gmtool.distributed import World
 from gmtool.evaluation.cache import feature_cache
-from gmtool.evaluation.comparison import figures_of
+from gmtool.evaluation.comparison import figures_of, measured
 from gmtool.evaluation.extractors import extractor_row
 from gmtool.evaluation.feature_plan import FeaturePlan
 from gmtool.evaluation.features import Extractor
@@ -23,6 +23,7 @@ from gmtool.evaluation.reference_file import write_reference_file
 from gmtool.evaluation.references import image_features, pictures_of, reference_features, some_images
 from gmtool.evaluation.report import Figure, Report, parse_report, reports_to_json
 from gmtool.evaluation.scoring import RealFeatures, warn_of_small_sets
+from gmtool.evaluation.uncertainty import over_seeds, with_intervals
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.stages.evaluate.config import EvaluateConfig
@@ -123,8 +124,25 @@ def _figures_on(
         write_reference_file(target, reference, pictures_of(plan.reference), plan.side)
     warn_of_small_sets(generated, reference, progress)
     real = RealFeatures(features, reference, plan.subject.folder, plan.on_training_images, extractor)
-    known, in_place = real.known(generated), real.in_place(plan.count, plan.config.seed)
-    return figures_of(features.rows, known, in_place, _context(plan), progress, features.name)
+    known, rows = real.known(generated), features.rows
+    figures = over_seeds(
+        [
+            figures_of(rows, known, real.in_place(plan.count, seed), _context(plan, seed), progress, features.name)
+            for seed in range(plan.config.seed, plan.config.seed + plan.config.repeats)
+        ]
+    )
+    if not plan.config.intervals:
+        return figures
+    defined = [row for row in rows if row.defined_on(features.name)]
+    context = _context(plan, plan.config.seed)
+    return with_intervals(
+        figures,
+        lambda chosen: measured(defined, real.known(generated.rows(chosen)), context),
+        plan.count,
+        plan.config.intervals,
+        plan.config.seed,
+        progress,
+    )
 
 
 def _figures_without_features(plan: EvaluatePlan, progress: Progress) -> tuple[Figure, ...]:
@@ -141,8 +159,8 @@ def _figures_without_features(plan: EvaluatePlan, progress: Progress) -> tuple[F
             latents=None if latents is None else latents.images,
         )
         real = replace(real, latents=None if latents is None else latents.reference)
-    return figures_of(plan.rows, known, real, _context(plan), progress)
+    return figures_of(plan.rows, known, real, _context(plan, config.seed), progress)
 
 
-def _context(plan: EvaluatePlan) -> Context:
-    return Context(plan.config.metrics, plan.config.seed, plan.world.device)
+def _context(plan: EvaluatePlan, seed: int) -> Context:
+    return Context(plan.config.metrics, seed, plan.world.device)

@@ -82,8 +82,10 @@ def _label(figure: Figure, report: Report) -> str:
 
 
 def _value(found: Measurement) -> str:
-    """A value, with its spread over parts of the data if it has one: '0.0123 ± 0.0004'."""
-    return f"{found.value:.4g}" + ("" if found.spread is None else f" ± {found.spread:.2g}")
+    """A value, with its spread over parts of the data and interval, if it has them: '0.012 ± 0.001 [0.01, 0.02]'."""
+    spread = "" if found.spread is None else f" ± {found.spread:.2g}"
+    interval = "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
+    return f"{found.value:.4g}{spread}{interval}"
 
 
 def _counts(found: Measurement) -> str:

@@ -1,0 +1,92 @@
+"""Intervals that hold what they promise, and means over seeds."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from points import normal
+
+from gmtool.cli.app import main
+from gmtool.evaluation.features import Features, feature_statistics
+from gmtool.evaluation.metrics.density_coverage import density_coverage
+from gmtool.evaluation.metrics.frechet_distance import frechet_distance
+from gmtool.evaluation.metrics.memorisation import memorised_share
+from gmtool.evaluation.metrics.mind import mind
+from gmtool.evaluation.report import Figure, Measurement
+from gmtool.evaluation.uncertainty import over_seeds, with_intervals
+from gmtool.progress import Progress
+
+CPU = torch.device("cpu")
+REFERENCE = normal(240, 4, 999)
+
+METRICS: dict[str, Callable[[torch.Tensor], float]] = {
+    "mean": lambda x: float(x[:, 0].mean()),
+    "frechet": lambda x: frechet_distance(feature_statistics(x), feature_statistics(REFERENCE)),
+    "density": lambda x: density_coverage(x, REFERENCE, CPU)[0].value,
+    "coverage": lambda x: density_coverage(x, REFERENCE, CPU)[1].value,
+    "mind": lambda x: mind(x, REFERENCE[: len(x)], 0, directions=100),
+    "memorised": lambda x: memorised_share(x, REFERENCE, CPU).value,
+}
+
+
+def interval(metric: Callable[[torch.Tensor], float], x: torch.Tensor, halves: int = 20, seed: int = 0) -> Measurement:
+    value = Measurement(metric(x), None, len(x), len(REFERENCE))
+    (figure,) = with_intervals(
+        [Figure("it", value, None)],
+        lambda rows: {"it": Measurement(metric(x[rows]), None, len(rows), None)},
+        len(x),
+        halves,
+        seed,
+        Progress(),
+    )
+    return figure.generated
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_half_widths_are_the_deviations_over_other_samples(name):
+    """Of metrics that are no means, too: their values over independent sets tell what the interval should be."""
+    metric = METRICS[name]
+    draws = [normal(120, 4, seed, shift=0.3) for seed in range(60)]
+    truth = np.std([metric(x) for x in draws], ddof=1)
+    wide = [(found.high - found.low) / 2 for found in (interval(metric, x) for x in draws[:12])]
+    assert np.mean(wide) / (2.093 * truth) == pytest.approx(1, abs=0.3)
+
+
+def test_the_seed_decides_which_halves_and_too_few_samples_have_none():
+    x = normal(50, 4, 0)
+    first, again, other = (interval(METRICS["mean"], x, seed=seed) for seed in (3, 3, 4))
+    assert first == again != other and first.low < first.value < first.high
+    few = interval(METRICS["mean"], normal(3, 4, 0))
+    assert few.low is None and few.high is None
+
+
+def figure(value: float, real: float | None) -> Figure:
+    floor = None if real is None else Measurement(real, None, 3, 3)
+    return Figure("kid", Measurement(value, 0.5, 3, 3), floor, "inception")
+
+
+def test_means_and_spreads_over_seeds():
+    (found,) = over_seeds([[figure(1.0, 5.0)], [figure(3.0, 5.0)]])
+    assert (found.generated.value, found.generated.spread) == (2.0, pytest.approx(2**0.5))
+    assert found.real == figure(1.0, 5.0).real and found.features == "inception"
+    assert over_seeds([[figure(1.0, None)]]) == (figure(1.0, None),)
+
+
+def test_the_command_shows_both(world, capsys):
+    arguments = ["eval", str(world / "samples"), "--features", "tokenizer"]
+    assert main([*arguments, "--intervals", "3", "--repeats", "2", "--json"]) == 0
+    found = {each["metric"]: each for each in json.loads(capsys.readouterr().out)["figures"]}
+    for metric in ("frechet_distance", "precision", "kernel_distance", "mind", "memorisation"):
+        values = found[metric]["generated"]
+        assert values["low"] <= values["value"] <= values["high"], metric
+    assert found["frechet_distance"]["real"]["spread"] > 0 and found["frechet_distance"]["generated"]["spread"] is None
+    assert main([*arguments, "--intervals", "1"]) == 2
+    assert "--intervals 1" in capsys.readouterr().err
+
+
+def test_features_by_rows_keep_all_that_is_known():
+    features = Features(normal(4, 2, 0), normal(4, 3, 1), normal(4, 5, 2))
+    half = features.rows(torch.tensor([2, 0]))
+    assert torch.equal(half.spatial, features.spatial[[2, 0]]) and torch.equal(half.logits, features.logits[[2, 0]])
