@@ -26,7 +26,7 @@ CHECKSUM = "checksum"
 
 T = TypeVar("T")
 
-Kind = Literal["latents", "gmm", "run", "samples", "sweep"]
+Kind = Literal["latents", "gmm", "run", "samples", "sweep", "decoder"]
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "latents": ("a latents file", "gmtool encode"),
@@ -34,12 +34,21 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "run": ("a training run", "gmtool train"),
     "samples": ("a folder of samples", "gmtool sample"),
     "sweep": ("a sweep", "gmtool sweep"),
+    "decoder": ("a trained decoder", "gmtool train-decoder"),
 }
 """Each kind of artifact in words, and the command that makes it."""
 
 
-RECORDS: Mapping[str, str] = {"run": "config.json", "samples": "sampling.json", "sweep": "sweep.json"}
-"""The file that holds the manifest in those artifacts that are folders; HDF5 files hold it in an attribute."""
+RECORDS: Mapping[str, str] = {
+    "decoder": "training.json",
+    "run": "config.json",
+    "samples": "sampling.json",
+    "sweep": "sweep.json",
+}
+"""The file that holds the manifest in those artifacts that are folders; HDF5 files hold it in an attribute.
+
+A decoder comes first: its folder also holds a ``config.json``, which is diffusers'.
+"""
 
 
 @dataclass(frozen=True)

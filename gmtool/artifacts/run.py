@@ -170,13 +170,16 @@ def is_unfinished(path: Path) -> bool:
     return all(entry in (path / LOCK, path / STATISTICS) or is_part(entry) for entry in path.iterdir())
 
 
-def check_place(path: Path) -> None:
-    """Raise UserError unless a run can be written to ``path``: there is nothing there, or a run, whole or begun."""
-    check_writable(path, "the run")
-    if (path / CONFIG).exists():
+def check_place(path: Path, record: str = CONFIG, what: str = "run") -> None:
+    """Raise UserError unless a run can be written to ``path``: there is nothing there, or a run, whole or begun.
+
+    record: the file that a run has, which is called ``what``.
+    """
+    check_writable(path, f"the {what}")
+    if (path / record).exists():
         return
     if path.exists() and not (path.is_dir() and is_unfinished(path)):
-        raise UserError(f"{path} exists and is not a run: choose another folder")
+        raise UserError(f"{path} exists and is not a {what}: choose another folder")
 
 
 def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tokenizer: TokenizerSpec) -> RunFolder:
@@ -221,17 +224,21 @@ def run_details(
 def update_settings(run: RunFolder, settings: Mapping[str, Any]) -> RunFolder:
     """The run with other settings in its record, such as more steps; the file is left alone where nothing changes."""
     manifest = replace(run.manifest, config=settings)
-    text = manifest.to_json()
-    if text == (run.path / CONFIG).read_text():
-        return run
-    with written_aside(run.path / CONFIG) as part:
-        part.write_text(text)
+    rewrite(run.path / CONFIG, manifest)
     return replace(run, manifest=manifest)
 
 
+def rewrite(record: Path, manifest: Manifest) -> None:
+    """Write a record, unless it is already in the file."""
+    text = manifest.to_json()
+    if not record.exists() or text != record.read_text():
+        with written_aside(record) as part:
+            part.write_text(text)
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep a run, which need not be there yet, to this process.
+def locked(path: Path, record: str = CONFIG) -> Iterator[None]:
+    """Keep a run, which need not be there yet, to this process. record: the file that a run has.
 
     Raises UserError, saying who, when another process trains it.
     """
@@ -239,7 +246,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not (path / CONFIG).exists():  # no run came of it
+            if not (path / record).exists():  # no run came of it
                 (path / LOCK).unlink(missing_ok=True)
                 with suppress(OSError):
                     path.rmdir()

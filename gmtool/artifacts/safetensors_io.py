@@ -28,7 +28,7 @@ CHECKSUMS = "gmtool.checksums"
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors aside, then rename the file to ``path``. Raises OSError when the disk is full."""
     with written_aside(path) as part:
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
         checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
         try:
             save_file(stored, part, {CHECKSUMS: json.dumps(checksums)})

@@ -25,6 +25,7 @@ from gmtool.stages.inspect import command as inspect
 from gmtool.stages.report import command as report
 from gmtool.stages.sample import command as sample
 from gmtool.stages.train import command as train
+from gmtool.stages.train_decoder import command as train_decoder
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """Click's base of all errors in what was typed, whether typer brings its own click or uses the installed one."""
@@ -44,6 +45,7 @@ for _name, _command in {
     "encode": encode.command,
     "fit-gmm": fit_gmm.command,
     "train": train.command,
+    "train-decoder": train_decoder.command,
     "sample": sample.command,
     "eval": evaluate.command,
     "import": import_run.command,

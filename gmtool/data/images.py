@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -30,6 +31,10 @@ LONGEST = 16
 """An image whose long side is more than so many times the short one is cropped before it is resized."""
 SAMPLE_BATCH = 64
 """Images in memory at once, where some are looked at before any is encoded."""
+
+
+Place = int | tuple[Any, ...]
+"""An image of a set: its row, also followed by what tells which part of it is meant."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,23 @@ def decoded_batches(
     begin_worker: called in each process with its number. Raises MachineError when the processes cannot start or are
     killed, or the memory does not suffice.
     """
+    yield from cut_batches(images, partial(_centred, size=image_size), batches, workers, begin_worker)
+
+
+def cut_batches(
+    images: ImageSet,
+    cut: Callable[..., np.ndarray],
+    batches: Iterable[Sequence[Place]],
+    workers: int,
+    begin_worker: Callable[[int], None] | None = None,
+) -> Iterator[ImageBatch]:
+    """`decoded_batches` of other parts of the images than the centre.
+
+    cut: makes uint8 (3, S, S) of a whole image (RGB) and of what follows the row in its place. What it raises makes
+    the image a bad one.
+    """
     loader = DataLoader(
-        _Decoder(images, image_size),
+        _Decoder(images, cut),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
         num_workers=workers,
         collate_fn=_collate,
@@ -286,18 +306,23 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-class _Decoder(Dataset):
-    """Image i of a set as uint8 (3, S, S), or as a `BadImage`."""
+def _centred(image: Image.Image, size: int) -> np.ndarray:
+    return centre_crop(image, size)
 
-    def __init__(self, images: ImageSet, image_size: int) -> None:
-        self._images, self._size, self._reader = images, image_size, FileReader(images.files)
+
+class _Decoder(Dataset):
+    """Image i of a set, cut to uint8 (3, S, S), or as a `BadImage`."""
+
+    def __init__(self, images: ImageSet, cut: Callable[..., np.ndarray]) -> None:
+        self._images, self._cut, self._reader = images, cut, FileReader(images.files)
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray] | BadImage:
+    def __getitem__(self, place: Place) -> tuple[int, np.ndarray] | BadImage:
+        index, *part = place if isinstance(place, tuple) else (place,)
         try:
-            return index, centre_crop(load_image(self._reader, index), self._size)
+            return index, self._cut(load_image(self._reader, index), *part)
         except MemoryError:
             return BadImage(index, self._images.names[index], "out of memory", out_of_memory=True)
         except Exception as error:  # a decoder meets broken data in any way it likes

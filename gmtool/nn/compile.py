@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from typing import Protocol
+
+from torch import nn
 
 from gmtool.errors import MachineError
-from gmtool.nn.network import Network
 
 
-def compile_network(network: Network, backend: str | Callable = "inductor") -> None:
+class InBlocks(Protocol):
+    """A network whose work is in blocks, all alike."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks."""
+
+
+def compile_network(network: InBlocks, backend: str | Callable = "inductor") -> None:
     """Have the blocks compiled in place at the first call; weights keep their names.
 
     Blocks are where the work is, and alike: they share their code, so that a deep network compiles as fast as a shallow

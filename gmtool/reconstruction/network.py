@@ -109,8 +109,7 @@ def new_decoder(
     """
     channels, grid, _ = latent_shape
     side = int(encoder.settings["image_size"])
-    if side % grid:
-        raise UserError(f"--image-size {side} is no multiple of the {grid} tokens of a row: use {side // grid * grid}")
+    check_sides(side, latent_shape)
     facts = read_facts(model_folder(encoder.settings["model"], "--tokenizer"), "--tokenizer")
     mean, std = facts.statistics
     sizes = {
@@ -129,6 +128,13 @@ def new_decoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed(seed, "decoder"))
         return DecoderNetwork(_autoencoder()(**sizes), sizes)
+
+
+def check_sides(side: int, latent_shape: tuple[int, int, int]) -> None:
+    """Raise UserError unless images of a side can be cut into a patch for each token of latents (C, h, w)."""
+    grid = latent_shape[1]
+    if side % grid:
+        raise UserError(f"--image-size {side} is no multiple of the {grid} tokens of a row: use {side // grid * grid}")
 
 
 def decoder_from(source: str, encoder: TokenizerSpec) -> DecoderNetwork:

@@ -29,6 +29,7 @@ from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train_decoder.config import TrainDecoderConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +42,7 @@ STAGES: Mapping[str, type] = {
     "encode": EncodeConfig,
     "fit-gmm": FitGmmConfig,
     "train": TrainConfig,
+    "train-decoder": TrainDecoderConfig,
     "sample": SampleConfig,
     "eval": EvaluateConfig,
 }

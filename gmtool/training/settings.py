@@ -12,6 +12,9 @@ from gmtool.flow.names import Condition, CouplingName, SourceName, TimeDistribut
 from gmtool.settings import Compile, Device, Option, Settings
 from gmtool.training.schedule import Curve, Schedule, parse_knots
 
+GPU_BATCH, CPU_BATCH = 128, 32
+"""Batch sizes by default."""
+
 
 @dataclass(frozen=True)
 class MethodSettings(Settings):

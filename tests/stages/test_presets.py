@@ -10,6 +10,7 @@ from small import Small
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.cli.app import main
 from gmtool.errors import UserError
+from gmtool.reconstruction.settings import phases
 from gmtool.sampling.plan import make_plan
 from gmtool.settings import expect_type, settings_of
 from gmtool.stages.fit_gmm.config import FitGmmConfig
@@ -22,11 +23,12 @@ PUBLISHED = (
     *("gmflow-imagenet256", "mm-fm-gaussian-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
     *("quickstart", "rae-imagenet256", "rae-imagenet512", "union-imagenet256"),
 )
+DECODERS = ("rae-decoder-imagenet256",)
 
 
 def test_the_presets_that_come_with_gmtool() -> None:
-    assert preset_names() == tuple(sorted(PUBLISHED))
-    for name in PUBLISHED:
+    assert preset_names() == tuple(sorted(PUBLISHED + DECODERS))
+    for name in PUBLISHED + DECODERS:
         preset = load_preset(name)
         assert preset.source and preset.expect
         assert set(preset.settings) <= set(STAGES)
@@ -71,6 +73,24 @@ def test_mm_fm_couples_softly_with_moments_of_hard_assignment(name: str) -> None
     config: FitGmmConfig = load_preset(name).config("fit-gmm")
     assert (config.assignment, config.patch_assignment, config.patches.mirror) == ("soft", "hard", False)
     assert load_preset(name).of("encode")["flip"] == "both"  # else nothing would be mirrored
+
+
+def test_the_decoders_recipe_is_the_published_one() -> None:
+    """16 epochs of 2502 steps: the discriminator from epoch 6, its loss from epoch 8."""
+    config = load_preset("rae-decoder-imagenet256").config("train-decoder")
+    found = phases(config.losses, config.adversarial, config.loop.steps)
+    assert config.loop.steps == 16 * (1_281_167 // config.loop.batch_size)
+    assert (found.perceptual, found.discriminator, found.adversarial) == (0, 6 * 2502, 8 * 2502)
+    schedule = config.schedule.resolve(1.0, config.loop.steps)
+    both = (schedule, config.adversarial.schedule(schedule))
+    middle = (2502 + 40_032) // 2
+    for each in both:
+        rates = [each.at(step) for step in (0, 1250, 2502, middle, 40_031)]
+        assert rates == pytest.approx([2e-4 / 2502, 1e-4, 2e-4, 1.1e-4, 2e-5], rel=1e-3)
+    assert (config.crops.resize, config.tokenizer.image_size, config.decoder.noise_tau) == (384, 256, 0.8)
+    assert (config.losses.perceptual_weight, config.adversarial.adversarial_weight) == (1.0, 0.75)
+    assert (config.optimizer.betas, config.optimizer.weight_decay, config.optimizer.clip) == ((0.9, 0.95), 0.0, 0.0)
+    assert config.averages.names == ("0.9978",)
 
 
 def test_mm_fm_s_baseline_differs_in_the_source_alone() -> None:
@@ -164,7 +184,7 @@ def test_types_of_values_in_files(kind: object, good: object, bad: object, words
     [
         ("[train]\nlearning-rate = 1", "[train] has no setting 'learning-rate'"),
         ("[train]\nbatch_size = 8", "[train] has no setting 'batch_size': did you mean batch-size"),
-        ("[trian]\nlr = 1", "'trian' is not known: did you mean train?"),
+        ("[trian]\nlr = 1", "'trian' is not known: did you mean train or train-decoder?"),
         ("lr = 1e-4", "'lr' is not known; there are encode, eval"),
         ("train = 1", "train is the table of a command: write [train]"),
         ("source = 3", "source must be a string, not 3"),

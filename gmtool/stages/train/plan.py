@@ -19,9 +19,7 @@ from gmtool.settings import as_flat
 from gmtool.stages.train.config import TrainConfig
 from gmtool.training.method import resolve_method
 from gmtool.training.schedule import Schedule
-
-GPU_BATCH, CPU_BATCH = 128, 32
-"""Images a step by default."""
+from gmtool.training.settings import CPU_BATCH, GPU_BATCH
 
 
 @dataclass(frozen=True)

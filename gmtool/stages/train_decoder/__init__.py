@@ -1,0 +1,1 @@
+"""``gmtool train-decoder``: a decoder of an encoder's latents, from images."""

@@ -1,0 +1,67 @@
+"""``gmtool train-decoder``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmtool.errors import UserError
+from gmtool.flags import PresetName, with_options
+from gmtool.stages.train_decoder.config import TrainDecoderConfig
+
+
+@with_options(TrainDecoderConfig)
+def command(
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", help="Folder, .zip or .tar of images to train on; classes do not matter."),
+    ],
+    decoder: Annotated[Path, typer.Argument(metavar="DECODER", help="Folder to write, or to resume.")] = Path(
+        "decoder"
+    ),
+    *,
+    preset: PresetName = None,
+    config: TrainDecoderConfig,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved settings and what the run will take; train nothing.")
+    ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-hour",
+            help="Price of an hour of this machine, for --dry-run. Default: none.",
+            metavar="PRICE",
+            min=0.0,
+        ),
+    ] = None,
+) -> None:
+    """Train a decoder that turns an encoder's latents into images. Run the same command again to resume.
+
+    Losses are L1, LPIPS and, later, an adversarial one. The folder is read by --decoder and by diffusers. Without the
+    weights of LPIPS or of the discriminator, --perceptual none and --adversarial none train by L1.
+
+    Example: gmtool train-decoder imagenet/ decoder/ --preset rae-decoder-imagenet256
+    """
+    if price is not None and not dry_run:
+        raise UserError("--price-per-hour belongs to --dry-run, which adds the hours up")
+    if dry_run:
+        from gmtool.console import print_forecast
+        from gmtool.stages.presets import load_preset
+        from gmtool.stages.train_decoder.forecast import forecast
+
+        found = forecast(images, decoder, config, price)
+        if preset is not None:
+            recipe = load_preset(preset)
+            print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
+        print_forecast(found)
+        return
+    from gmtool.console import ConsoleProgress
+    from gmtool.stages.train_decoder.run import train_decoder
+
+    report = train_decoder(images, decoder, config, ConsoleProgress())
+    print(
+        f"{decoder}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool reconstruct {images} "
+        f"--decoder {decoder}"
+    )

@@ -1,0 +1,106 @@
+"""What a decoder's training will take, before it is begun: ``gmtool train-decoder --dry-run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gmtool.artifacts.run import CHECKPOINTS, METRICS
+from gmtool.forecast import FileSize, Forecast
+from gmtool.reconstruction.cost import DINO_S8, decoder_step_cost
+from gmtool.reconstruction.network import SIZES, WEIGHTS, DecoderNetwork, decoder_from, new_decoder
+from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.settings import as_text, flag
+from gmtool.stages.train_decoder.config import TrainDecoderConfig
+from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
+from gmtool.throughput import device_name, known_speed
+from gmtool.tokenizers.build import facts_of_models
+from gmtool.tokenizers.pretrained import model_folder
+from gmtool.tokenizers.vit import read_facts
+from gmtool.training.cost import StepCost
+from gmtool.training.micro_batch import divisors
+
+METRICS_BYTES = 400
+"""About a line of metrics.jsonl."""
+
+
+def forecast(images: Path, folder: Path, config: TrainDecoderConfig, price: float | None = None) -> Forecast:
+    """What ``train-decoder`` with the same arguments would take. Nothing is written, and no network computed.
+
+    price: of an hour of this machine. Raises UserError as ``train-decoder`` does for inputs that do not fit together.
+    """
+    device = resolve_device(config.compute.device)
+    plan = plan_decoder(images, config, gpu=device.type == "cuda")
+    precision = compute_dtype(config.compute.precision, device)
+    cost = _cost(plan, precision)
+    averages, steps = len(config.averages.names), config.loop.steps
+    moments = config.optimizer.moment_bytes
+    micro_batch = _micro_batch(config.loop.micro_batch, plan.batch_size, cost, averages, device)
+    speed = known_speed(device_name(device), str(precision).removeprefix("torch."))
+    seconds = None if speed is None else steps * plan.batch_size * cost.flops / speed.train
+    work = [
+        ("decoder", f"{cost.parameters:,} parameters"),
+        *facts_of_models(plan.tokenizer),
+        (
+            "operations per step",
+            f"{plan.batch_size * cost.flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP an image)",
+        ),
+        ("micro-batch", f"{micro_batch:,}"),
+        ("steps", f"{steps:,}, of {plan.batch_size:,} images"),
+        ("epochs", f"{steps * plan.batch_size / len(plan.crops.rows):,.3g} of {len(plan.crops.rows):,} images"),
+        ("LPIPS from step", f"{plan.phases.perceptual:,}" if config.losses.perceptual != "none" else "never"),
+        ("discriminator from step", f"{plan.phases.discriminator:,}" if plan.adversarial else "never"),
+        ("adversarial loss from step", f"{plan.phases.adversarial:,}" if plan.adversarial else "never"),
+    ]
+    if speed is None:
+        work.append(("time", "unknown: `gmtool bench` measures this machine"))
+    else:
+        work.append(("speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"))
+    if seconds is not None and price is not None:
+        work.append(("cost", f"{seconds / 3600 * price:,.2f}"))
+    work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value not in (None, False, ())]
+    checkpoint = (4 * (1 + averages) + moments) * cost.parameters
+    return Forecast(
+        title=f"{folder} on {device_name(device)}",
+        reads=(FileSize(plan.crops.images.root, plan.crops.images.bytes),),
+        writes=(
+            FileSize(folder / WEIGHTS, 4 * cost.parameters),
+            FileSize(folder / CHECKPOINTS, config.loop.keep * checkpoint),
+            FileSize(folder / METRICS, steps * METRICS_BYTES),
+        ),
+        work=tuple(work),
+        choices=plan.choices,
+        memory=cost.memory(micro_batch, averages, moments=moments),
+        seconds=seconds,
+    )
+
+
+def _cost(plan: TrainDecoderPlan, precision: torch.dtype) -> StepCost:
+    config = plan.config
+
+    def network() -> DecoderNetwork:
+        if config.decoder.init is not None:
+            return decoder_from(config.decoder.init, plan.tokenizer)
+        assert plan.size is not None  # where nothing is trained further
+        return new_decoder(SIZES[plan.size], plan.tokenizer, plan.latent_shape, config.seed)
+
+    return decoder_step_cost(
+        network,
+        plan.latent_shape,
+        read_facts(model_folder(plan.tokenizer.settings["model"], "--tokenizer"), "--tokenizer"),
+        precision,
+        perceptual=config.losses.perceptual != "none",
+        discriminator=DINO_S8 if plan.adversarial else None,
+        checkpoint_activations=config.compute.checkpoint_activations,
+    )
+
+
+def _micro_batch(wanted: str, batch: int, cost: StepCost, averages: int, device: torch.device) -> int:
+    """Images computed at once: those asked for; with auto all, on a GPU the most that fit by the estimate."""
+    if wanted != "auto":
+        return int(wanted)
+    if device.type != "cuda":
+        return batch
+    room = torch.cuda.mem_get_info(device)[1]
+    return next((size for size in divisors(batch) if cost.memory(size, averages) <= room), 1)

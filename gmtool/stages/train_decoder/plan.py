@@ -1,0 +1,148 @@
+"""What a decoder's training will be: the settings with nothing left open, for given images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+from gmtool.data.image_crops import CropSource
+from gmtool.data.image_sets import ImageSet, find_images, spread
+from gmtool.data.images import ImageSample
+from gmtool.errors import UserError
+from gmtool.forecast import Choice
+from gmtool.reconstruction.network import SIZES, check_sides
+from gmtool.reconstruction.settings import Phases, phases
+from gmtool.settings import as_flat, changed
+from gmtool.stages.train_decoder.config import TrainDecoderConfig
+from gmtool.tokenizers.build import image_size_of, latent_sizes
+from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
+from gmtool.tokenizers.table import family_of
+from gmtool.training.schedule import Schedule
+from gmtool.training.settings import CPU_BATCH, GPU_BATCH
+
+RATES: Mapping[str, float] = {"tiny": 1e-3, "B": 2e-4, "L": 2e-4, "XL": 2e-4}
+"""Learning rates by the decoder's size."""
+ENLARGED = 1.5
+"""The short side before a crop, in crops."""
+HELD_OUT = 0.1
+"""Share of the images that is held out by default at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainDecoderPlan:
+    """A training with nothing left open.
+
+    crops: what is trained on. held_out: images for scores, with the rows of theirs that are used. tokenizer: the record
+    of what makes the latents, of shape (C, h, w). size: the decoder's, None for one that is trained further.
+    choices: defaults that were resolved. settings: all flags as they are recorded.
+    """
+
+    config: TrainDecoderConfig
+    crops: CropSource
+    held_out: ImageSet
+    held_out_rows: np.ndarray
+    tokenizer: TokenizerSpec
+    latent_shape: tuple[int, int, int]
+    size: str | None
+    schedule: Schedule
+    phases: Phases
+    batch_size: int
+    choices: tuple[Choice, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return self.crops.size
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.config.adversarial.adversarial != "none"
+
+
+def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDecoderPlan:
+    """The plan for images, on a GPU or a CPU.
+
+    Raises UserError, naming the flag, where they do not go together, MachineError when weights cannot be fetched.
+    """
+    found = find_images(images)
+    settled = choose_tokenizer(config.tokenizer, ImageSample(found, np.arange(len(found)), 0, False))
+    spec = settled.spec
+    if family_of(spec.name).decoder_hint is None:
+        raise UserError(f"--tokenizer {spec.name} decodes its latents by itself: give an encoder, such as dinov2")
+    shape, image_size = latent_sizes(spec, len(found)).shape, image_size_of(spec)
+    check_sides(image_size, shape)
+    enlarged = config.crops.resize or round(ENLARGED * image_size)
+    if enlarged < image_size:
+        raise UserError(f"--resize {enlarged} is smaller than the crop of --image-size {image_size}")
+    held_out, held_out_rows, rows = _held_out(found, config)
+    crops = CropSource(found, rows, image_size, enlarged, config.crops.upscale)
+    crops.check()
+    size = None if config.decoder.init is not None else config.decoder.size or ("XL" if gpu else "tiny")
+    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
+    schedule = config.schedule.resolve(RATES[size or "XL"], config.loop.steps)
+    where = "a GPU" if gpu else "a CPU"
+    settled_here = (
+        Choice("--size", str(size), f"the default on {where}") if size and config.decoder.size is None else None,
+        Choice("--batch-size", str(batch_size), f"the default on {where}") if config.loop.batch_size is None else None,
+        Choice("--lr", f"{schedule.rate:g}", f"that of {size or 'XL'}") if config.schedule.lr is None else None,
+        Choice("--resize", str(enlarged), f"{ENLARGED} times the crop") if config.crops.resize is None else None,
+        Choice("--hold-out", str(len(held_out_rows)), "evenly spread") if config.crops.validation is None else None,
+    )
+    flat = as_flat(
+        changed(
+            config,
+            {
+                **as_flat(settled_settings(config.tokenizer, spec)),
+                "size": size,
+                "resize": enlarged,
+                "hold_out": None if config.crops.validation is not None else len(held_out_rows),
+                "batch_size": batch_size,
+                "lr": schedule.rate,
+            },
+        )
+    )
+    return TrainDecoderPlan(
+        config=config,
+        crops=crops,
+        held_out=held_out,
+        held_out_rows=held_out_rows,
+        tokenizer=spec,
+        latent_shape=shape,
+        size=size,
+        schedule=schedule,
+        phases=phases(config.losses, config.adversarial, config.loop.steps),
+        batch_size=batch_size,
+        choices=(*settled.choices, *(choice for choice in settled_here if choice is not None)),
+        settings=flat,
+    )
+
+
+def _held_out(images: ImageSet, config: TrainDecoderConfig) -> tuple[ImageSet, np.ndarray, np.ndarray]:
+    """The images for scores with their rows, and the rows of ``images`` that are trained on."""
+    every, wanted = np.arange(len(images)), config.logging.eval_num
+    if config.crops.validation is not None:
+        others = find_images(config.crops.validation)
+        return others, spread(len(others), wanted), every
+    count = config.crops.hold_out or min(wanted, int(HELD_OUT * len(images)))
+    if not 0 < count < len(images):
+        raise UserError(
+            f"{images.root} holds {len(images)} images, too few to hold {max(count, 1)} out: give more images, a "
+            "smaller --hold-out, or --validation DIR"
+        )
+    rows = spread(len(images), count)
+    return images, rows, np.setdiff1d(every, rows)
+
+
+def decoder_parameters(size: str, plan: TrainDecoderPlan) -> int:
+    """The number of parameters of a decoder of a size, its position embedding left out."""
+    sizes, (channels, grid, _) = SIZES[size], plan.latent_shape
+    width, patch = sizes.width, plan.image_size // grid
+    block = 4 * width * width + 2 * width * sizes.mlp + 9 * width + sizes.mlp
+    return sizes.depth * block + (channels + 4) * width + (width + 1) * 3 * patch * patch

@@ -1,0 +1,355 @@
+"""Training a decoder: plan, create or resume, and loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmtool.artifacts.decoder_run import (
+    TRAINING,
+    DecoderRun,
+    create_decoder_run,
+    open_decoder_run,
+    update_decoder_settings,
+)
+from gmtool.artifacts.files import check_space
+from gmtool.artifacts.manifest import Input, Manifest, fingerprint
+from gmtool.artifacts.run import check_place, locked
+from gmtool.artifacts.safetensors_io import tensor_checksum
+from gmtool.data.image_sets import find_images
+from gmtool.distributed import World, join
+from gmtool.errors import UserError
+from gmtool.nn.compile import compile_network
+from gmtool.progress import Progress
+from gmtool.reconstruction.augmentation import Augmentation
+from gmtool.reconstruction.discriminator import Discriminator
+from gmtool.reconstruction.discriminator_weights import load_features
+from gmtool.reconstruction.network import SIZES, DecoderNetwork, decoder_from, new_decoder, save_decoder
+from gmtool.reconstruction.perceptual import Lpips, load_lpips, vgg_file
+from gmtool.reconstruction.state import DecoderState, make_discriminator_state
+from gmtool.reconstruction.step import DecoderStepper, DiscriminatorLoss, ImageBatch, Weights
+from gmtool.runtime import allow_tf32, compute_dtype, to_device
+from gmtool.settings import as_flags
+from gmtool.stages.resumed_settings import equal, expect_same_settings
+from gmtool.stages.train_decoder.config import TrainDecoderConfig
+from gmtool.stages.train_decoder.monitoring import HeldOut, events_of
+from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
+from gmtool.tokenizers.base import Tokenizer
+from gmtool.tokenizers.build import build_tokenizer, facts_of_models
+from gmtool.training.batches import ahead
+from gmtool.training.checkpoint import Position, remove_old, save_checkpoint
+from gmtool.training.logging import loggers_for
+from gmtool.training.loop import DivergedError, Loop
+from gmtool.training.micro_batch import choose_micro_batch
+from gmtool.training.recovery import resume, roll_back
+from gmtool.training.schedule import parse_knots
+from gmtool.training.settings import OptimizerSettings
+from gmtool.training.state import make_state
+from gmtool.training.throughput import ThroughputMeter
+
+FREE_TO_CHANGE = frozenset(
+    {
+        *("steps", "save_every", "keep", "keep_every", "preview_every", "eval_every", "eval_num", "tensorboard"),
+        *("wandb", "workers", "micro_batch", "skip_limit", "device", "validation", "hold_out", "init", "tokenizer"),
+        *("lpips_weights", "discriminator_weights", "checkpoint_activations", "compile"),
+    }
+)
+"""Settings that a resumed run may change, since a step does not depend on them but by rounding, or since what they name
+is compared by its content. Phases or a learning rate that follow the number of steps fix ``steps``."""
+
+
+@dataclass(frozen=True)
+class TrainDecoderReport:
+    """The folder, the steps taken before and in all, the decoder's number of parameters."""
+
+    folder: Path
+    resumed_from: int
+    steps: int
+    parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """What a run is made of, in memory."""
+
+    plan: TrainDecoderPlan
+    world: World
+    tokenizer: Tokenizer
+    perceptual: Lpips | None
+    state: DecoderState
+
+    @property
+    def parameters(self) -> int:
+        return sum(each.numel() for each in self.state.decoder.network.parameters())
+
+
+def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progress: Progress) -> TrainDecoderReport:
+    """Train a decoder on images, or resume its training with the same settings.
+
+    Raises UserError for what does not go together, and for another decoder in ``folder``; MachineError when weights
+    cannot be fetched, or checkpoints will not fit on the disk.
+    """
+    with ExitStack() as stack:
+        world = join(config.compute.device)
+        if world.first:
+            check_place(folder, TRAINING, "decoder")
+        with world.first_before_others():
+            plan = plan_decoder(images, config, gpu=world.device.type == "cuda")
+        _check_processes(plan, world)
+        config.logging.check_installed()
+        config.optimizer.check_installed()
+        allow_tf32(config.compute.tf32)
+        with world.first_before_others():  # which may fetch weights
+            parts = _make_parts(plan, world, progress)
+        with world.first_before_others():
+            if world.first:
+                stack.enter_context(locked(folder, TRAINING))
+            run = _create_or_open(folder, parts)
+        at = resume(folder, run.checkpoints, parts.state, progress)
+        report = TrainDecoderReport(folder, at.step, max(config.loop.steps, at.step), parts.parameters)
+        if at.step >= config.loop.steps:
+            progress.note(f"{folder} has all its {at.step} steps; use a larger --steps to continue")
+        else:
+            _tell(parts, folder, progress)
+            check_space(run.checkpoints / "next", (config.loop.keep + 2) * _checkpoint_bytes(parts), "checkpoints in")
+            if world.first:
+                update_decoder_settings(run, plan.settings)
+        _loop(run, parts, at, progress)
+        return report
+
+
+def _make_parts(plan: TrainDecoderPlan, world: World, progress: Progress) -> _Parts:
+    """The networks of a planned run: at its start, those that are trained."""
+    config, device = plan.config, world.device
+    tokenizer = build_tokenizer(plan.tokenizer, device, config.compute.precision)
+    perceptual = None
+    if config.losses.perceptual != "none":
+        perceptual = load_lpips(vgg_file(config.losses.lpips_weights, progress), device)
+    discriminator = None
+    if plan.adversarial:
+        settings = config.adversarial
+        features = load_features(settings.discriminator_weights, settings.discriminator_blocks, device)
+        network = Discriminator(features, settings.discriminator_kernel, config.seed).to(device)
+        optimizer = OptimizerSettings(
+            betas=settings.discriminator_betas, weight_decay=settings.discriminator_weight_decay
+        )
+        discriminator = make_discriminator_state(network, optimizer, settings.schedule(plan.schedule).rate)
+    decoder = make_state(
+        _network(plan).to(device), config.optimizer, config.averages, plan.schedule.rate, plan.batch_size, world=world
+    )
+    decoder.network.checkpoint_activations = config.compute.checkpoint_activations
+    if config.compute.compile:
+        compile_network(decoder.network)
+    return _Parts(plan, world, tokenizer, perceptual, DecoderState(decoder, discriminator))
+
+
+def _network(plan: TrainDecoderPlan) -> DecoderNetwork:
+    if plan.config.decoder.init is not None:
+        return decoder_from(plan.config.decoder.init, plan.tokenizer)
+    assert plan.size is not None  # where nothing is trained further
+    return new_decoder(SIZES[plan.size], plan.tokenizer, plan.latent_shape, plan.config.seed)
+
+
+def _stepper(parts: _Parts) -> DecoderStepper:
+    """What takes steps, the micro-batch settled."""
+    plan, world, config = parts.plan, parts.world, parts.plan.config
+    adversarial = None
+    if plan.adversarial:
+        augmentation, settings = config.augmentation, config.adversarial
+        adversarial = DiscriminatorLoss(
+            Augmentation(
+                augmentation.translation, augmentation.recolour, augmentation.cutout, augmentation.augment_chance
+            ),
+            settings.discriminator_loss,
+            settings.schedule(plan.schedule),
+        )
+    stepper = DecoderStepper(
+        encode=lambda images: parts.tokenizer.encode(images).patches,
+        state=parts.state,
+        schedule=plan.schedule,
+        phases=plan.phases,
+        weights=Weights(
+            config.losses.perceptual_weight, config.adversarial.adversarial_weight, config.adversarial.adaptive_limit
+        ),
+        noise_tau=config.decoder.noise_tau,
+        perceptual=parts.perceptual,
+        adversarial=adversarial,
+        clip=config.optimizer.clip_at,
+        autocast=lambda: _autocast(config, world),
+        world=world,
+    )
+    count = plan.batch_size // world.size
+    return replace(stepper, micro_batch=choose_micro_batch(stepper, config.loop.micro_batch, count, world.device))
+
+
+def _autocast(config: TrainDecoderConfig, world: World) -> AbstractContextManager[Any]:
+    dtype = compute_dtype(config.compute.precision, world.device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(world.device.type, dtype)
+
+
+def _loop(run: DecoderRun, parts: _Parts, at: Position, progress: Progress) -> None:
+    """Take a run's steps from a position on, rolling back where training diverges; leave the decoder in its folder."""
+    plan, world, settings = parts.plan, parts.world, parts.plan.config.loop
+
+    def export() -> None:
+        if world.first:
+            save_decoder(parts.state.decoder.averages[0].network, run.path, plan.tokenizer)
+
+    def save(position: Position) -> None:
+        files = parts.state.tensors(world)
+        if world.first:
+            save_checkpoint(run.checkpoints, position, files)
+            remove_old(run.checkpoints, settings.keep, settings.keep_every)
+        export()
+
+    with ExitStack() as stack:
+        loggers = loggers_for(plan.config.logging, run) if world.first else ()
+        for logger in loggers:
+            stack.callback(logger.close)
+        average = parts.state.decoder.averages[0].network
+        held_out = HeldOut(
+            *(plan, parts.tokenizer, average, parts.perceptual, run.path, loggers, world),
+            lambda: _autocast(plan.config, world),
+        )
+        events = events_of(held_out)
+        if at.step >= settings.steps:  # what it was killed before, after its last checkpoint
+            export()
+            for logger in loggers:
+                logger.begin(at.step)
+            for event in events:
+                event.make_up(at.step, settings.steps, world)
+            return None
+        stepper = _stepper(parts)
+        if stepper.micro_batch != plan.batch_size:
+            processes = f" in each of {world.size} processes" if world.size > 1 else ""
+            progress.note(f"{stepper.micro_batch} images at once{processes}, {plan.batch_size} a step")
+        loop = Loop(settings, stepper, save, loggers, events, ThroughputMeter())
+        while True:
+            try:
+                return loop.run(_batches(parts, at), at, plan.config.seed, progress)
+            except DivergedError as diverged:
+                at = roll_back(run.checkpoints, diverged.position, parts.state, progress, world)
+
+
+def _batches(parts: _Parts, at: Position) -> Iterator[ImageBatch]:
+    """The batches of the steps after a position."""
+    plan, world, config = parts.plan, parts.world, parts.plan.config
+    raw = plan.crops.batches(
+        *(plan.batch_size, at.seed(config.seed), at.step, config.loop.steps, config.crops.workers),
+        world.rows(plan.batch_size),
+    )
+    made = (ImageBatch(to_device(torch.from_numpy(each), world.device)) for each in raw)
+    return ahead(made) if world.device.type == "cuda" else made
+
+
+def _tell(parts: _Parts, folder: Path, progress: Progress) -> None:
+    """Say in notes what is trained, and on what."""
+    plan = parts.plan
+    for choice in plan.choices:
+        progress.note(f"{choice.flag} {choice.value}: {choice.why}")
+    for name, fact in facts_of_models(plan.tokenizer):
+        progress.note(f"{name}: {fact}")
+    if parts.perceptual is None:
+        progress.note("--perceptual none: without LPIPS reconstructions are blurred where L1 alone is undecided")
+    if not plan.adversarial:
+        progress.note("--adversarial none: without a discriminator fine texture is left out")
+    else:
+        progress.note(
+            f"LPIPS from step {plan.phases.perceptual:,}, the discriminator from {plan.phases.discriminator:,}, its "
+            f"loss from {plan.phases.adversarial:,}"
+        )
+    progress.note(f"settings: {as_flags(plan.settings)}")
+    progress.note(f"{folder}: {parts.parameters:,} parameters, {len(plan.crops.rows):,} images")
+
+
+def _checkpoint_bytes(parts: _Parts) -> int:
+    """About the bytes of a checkpoint."""
+    config = parts.plan.config
+    return (4 * (1 + len(config.averages.names)) + config.optimizer.moment_bytes) * parts.parameters
+
+
+def _check_processes(plan: TrainDecoderPlan, world: World) -> None:
+    """Raise UserError where the processes cannot share the work."""
+    if plan.batch_size % world.size:
+        near = max(1, round(plan.batch_size / world.size)) * world.size
+        raise UserError(f"--batch-size {plan.batch_size} is not divisible by {world.size} processes; use {near}")
+
+
+def _create_or_open(folder: Path, parts: _Parts) -> DecoderRun:
+    """The run in ``folder``: a new one, or one that the same settings, images and weights began."""
+    plan = parts.plan
+    used = _inputs(parts)
+    if (folder / TRAINING).exists():
+        run = open_decoder_run(folder)
+        _expect_same(run, plan, used)
+        return run
+    manifest = Manifest(
+        kind="decoder",
+        stage="train-decoder",
+        fingerprint=fingerprint([repr(sorted(plan.settings.items())), *(entry.fingerprint for entry in used)]),
+        config=plan.settings,
+        inputs=tuple(used),
+        details={
+            "tokenizer": {"name": plan.tokenizer.name, "settings": dict(plan.tokenizer.settings)},
+            "parameters": parts.parameters,
+            "averages": list(plan.config.averages.names),
+        },
+    )
+    return create_decoder_run(folder, manifest)
+
+
+def _inputs(parts: _Parts) -> list[Input]:
+    """What a run is made from, by its content."""
+    plan, config = parts.plan, parts.plan.config
+    root = plan.crops.images.root
+    used = [
+        Input("images", str(root.absolute()), plan.crops.images.fingerprint),
+        Input("encoder", str(plan.tokenizer.settings["model"]), str(plan.tokenizer.settings["weights"])),
+    ]
+    if parts.perceptual is not None:
+        place = str(config.losses.lpips_weights or "torchvision's VGG16")
+        used.append(Input("LPIPS weights", place, _digest(parts.perceptual)))
+    if parts.state.discriminator is not None:
+        place = config.adversarial.discriminator_weights or "facebook/dino-vits8"
+        used.append(Input("discriminator weights", place, _digest(parts.state.discriminator.network.features)))
+    if config.decoder.init is not None:
+        used.append(Input("decoder", config.decoder.init, _digest(parts.state.decoder.network)))
+    return used
+
+
+def _digest(network: nn.Module) -> str:
+    """A digest of a network's weights."""
+    weights: Mapping[str, Tensor] = network.state_dict()
+    return fingerprint(f"{name} {tensor_checksum(each.cpu().contiguous())}" for name, each in sorted(weights.items()))
+
+
+def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input]) -> None:
+    """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
+    free = FREE_TO_CHANGE - {"steps"} if plan.config.follows_the_steps else FREE_TO_CHANGE
+    if plan.config.crops.validation is None:
+        free -= {"hold_out"}  # which images are trained on
+
+    def agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        if name == "lr_knots":
+            return parse_knots(before[name], before["steps"]) == parse_knots(now[name], now["steps"])
+        return equal(name, before, now)
+
+    expect_same_settings(run.path, TrainDecoderConfig, run.manifest.config, plan.settings, free, agree)
+    for entry in inputs:
+        known = run.manifest.input(entry.role)
+        if known is None or not _is_known(entry, known.fingerprint):
+            raise UserError(
+                f"{run.path} was trained with another {entry.role} than {entry.path}: choose another folder"
+            )
+
+
+def _is_known(entry: Input, recorded: str) -> bool:
+    if entry.fingerprint == recorded:
+        return True
+    return entry.role == "images" and find_images(Path(entry.path)).is_known_by(recorded)
