@@ -6,12 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
+from gmtool.distributed import World
 from gmtool.errors import UserError
+from gmtool.evaluation.array_reference import open_npz
+from gmtool.evaluation.comparison import known_from_features, measured
+from gmtool.evaluation.compression import compression_note
+from gmtool.evaluation.extractors import Described, ExtractorSettings, extractor_row
+from gmtool.evaluation.metric import Context
+from gmtool.evaluation.metrics import METRICS, MetricSettings
+from gmtool.evaluation.references import image_features, open_reference
+from gmtool.progress import Progress
 from gmtool.stages.evaluate.subjects import open_subject
 from gmtool.stages.evaluate.table import best_of
+
+CPU = torch.device("cpu")
 
 
 def figures(text: str) -> dict[str, float]:
@@ -122,3 +135,65 @@ def test_the_only_array_may_have_any_name_and_several_are_refused(others):
     with pytest.raises(UserError, match="several arrays that could be images"):
         np.savez(others / "two.npz", a=np.zeros((2, 8, 8, 3), np.uint8), b=np.zeros((2, 8, 8, 3), np.uint8))
         open_subject(others / "two.npz")
+
+
+def stored(folder: Path, images: np.ndarray, suffix: str, **options: object) -> Path:
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:04d}.{suffix}", **options)
+    return folder
+
+
+def test_jpegs_against_pngs_of_the_same_pictures_are_told(world, tmp_path, digits, capsys):
+    images = digits[:30].repeat(2, axis=1).repeat(2, axis=2)
+    png, jpeg = stored(tmp_path / "png", images, "png"), stored(tmp_path / "jpeg", images, "jpg", quality=60)
+    big = stored(tmp_path / "big", images.repeat(2, axis=1).repeat(2, axis=2), "jpg", quality=60)
+    for first, second, told in ((png, jpeg, True), (jpeg, png, True), (png, png, False), (jpeg, jpeg, False)):
+        (note,) = [compression_note(open_subject(first).images, open_reference(second), 16)]
+        assert (note is not None) == told
+        if note is not None:
+            assert f"{jpeg} holds JPEGs and {png} does not" in note
+    # twice as large, they are resized, and little is left of the compression
+    assert compression_note(open_subject(png).images, open_reference(big), 16) is None
+    real = stored(tmp_path / "real", digits[:30], "jpg")
+    assert main(["eval", str(world / "samples"), "--reference", str(real), "--features", "tokenizer"]) == 0
+    assert f"{real} holds JPEGs and {world / 'samples'} does not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((1, 8, 8, 3), np.uint8), "holds 1 image"),
+        (np.full((4, 8, 8, 3), np.nan), "not a number"),
+        (np.full((4, 8, 8, 3), -np.inf), "not a number"),
+    ],
+)
+def test_one_image_and_nan_are_one_line(images, words, world, tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", images)
+    assert words in fails(capsys, tmp_path / "x.npz", "--reference", world / "latents.h5", "--features", "tokenizer")
+
+
+def test_constant_and_few_images_have_finite_figures(world, tmp_path, digits, capsys):
+    """Covariances of rank 0 and 1, balls of radius 0, fewer images than features on either side."""
+    np.savez(tmp_path / "constant.npz", np.full((9, 8, 8, 3), 128, np.uint8))
+    np.savez(tmp_path / "two.npz", digits[:2])
+    for first in ("constant.npz", "two.npz"):
+        for second in ("constant.npz", "two.npz"):
+            report = figures_by_world(world, tmp_path / first, tmp_path / second)
+            assert {"frechet_distance", "kernel_distance", "precision", "coverage", "mind"} <= report.keys()
+            assert all(np.isfinite(value) for value in report.values())
+            same = first == second
+            assert (report["frechet_distance"] < 1e-9) == same
+
+
+def figures_by_world(world: Path, path: Path, reference: Path) -> dict[str, float]:
+    """The figures of images against others, by the descriptor of the world's tokenizer."""
+    with open_latents(world / "latents.h5") as latents:
+        described = Described(latents.tokenizer, latents.descriptor_size)
+    extractor = extractor_row("tokenizer").load().open_extractor(ExtractorSettings(), described, CPU, Progress())
+    first, second = (
+        image_features(open_npz(each, str(each)), extractor, 8, 4, World(), Progress(), "x")
+        for each in (path, reference)
+    )
+    found = measured(METRICS, known_from_features(first, second), Context(MetricSettings(), 0, CPU))
+    return {name: each.value for name, each in found.items()}

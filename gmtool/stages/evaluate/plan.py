@@ -10,6 +10,7 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.samples import IMAGES
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
+from gmtool.evaluation.compression import compression_note
 from gmtool.evaluation.extractors import AUTO, Described, extractor_row
 from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePlan, plan_features
 from gmtool.evaluation.metrics import METRICS, Row, label
@@ -29,7 +30,8 @@ class EvaluatePlan:
 
     subject: the images; count: how many. described: the tokenizer whose latents come with them or with the reference.
     reference: what they are compared with; on_training_images: whether that is what the run was trained on. features:
-    the extractors; rows: the metrics that need none. left_out: a line on each thing asked for that cannot be had.
+    the extractors; rows: the metrics that need none. left_out: a line on each thing asked for that is not available.
+    warning: where the two sets were compressed in different ways.
     """
 
     config: EvaluateConfig
@@ -41,6 +43,7 @@ class EvaluatePlan:
     features: tuple[FeaturePlan, ...]
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
+    warning: str | None
     world: World
 
     @property
@@ -55,6 +58,7 @@ class EvaluatePlan:
             *(f"features: {extractor_row(each.name).title}, because {each.choice.why}" for each in chosen),
             *self.left_out,
             *self.subject.notes,
+            *([self.warning] if self.warning else []),
         ]
 
     def forecast(self) -> Forecast:
@@ -164,6 +168,7 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
             if row.needs not in ON_FEATURES and (config.trajectories or row.needs not in ("paths", "latents"))
         ),
         left_out=chosen.left_out,
+        warning=compression_note(subject.images, reference, subject.side),
         world=world,
     )
 
