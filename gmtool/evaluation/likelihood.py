@@ -1,0 +1,121 @@
+"""How probable a flow makes data: the change of variables along its ODE, and the NLL of the velocity.
+
+With dx/dt = u(x, t) from data at t = 0 to the source at t = 1 (the probability-flow ODE; Chen et al. 2018, arXiv
+1806.07366; Song et al. 2021, arXiv 2011.13456, appendix D):
+
+log p_0(x_0) = log p_1(x_1) + int_0^1 div u(x_t, t) dt
+
+div u = tr du/dx is estimated by Hutchinson's E v^T (du/dx) v with v of random signs, one vector a sample for its whole
+path, so that the estimate is unbiased (FFJORD, arXiv 1810.01367). Densities are in nats, of points (B, C, *S).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gmtool.errors import UserError
+from gmtool.flow.model import Predict, VelocityModel
+from gmtool.flow.objective import mixture_nll
+from gmtool.flow.path import interpolate, velocity
+from gmtool.flow.source import ModeStatistics
+from gmtool.mixture.gaussian_mixture import GaussianMixture
+
+LOG_TWO_PI = math.log(2 * math.pi)
+
+SourceDensity = Callable[[Tensor], Tensor]
+"""log p_1 (B,) of points (B, C, *S)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """log p_0, (B,) float64, and how often the velocity was evaluated."""
+
+    log_density: Tensor
+    evaluations: int
+
+
+def require_torchdiffeq() -> None:
+    """Raise UserError, with the repair, where torchdiffeq is not installed."""
+    try:
+        import torchdiffeq  # noqa: F401
+    except ImportError as error:
+        raise UserError("the likelihood needs torchdiffeq: pip install '.[likelihood]'") from error
+
+
+def flow_density(
+    field: VelocityModel, source: SourceDensity, x: Tensor, probes: Iterable[Tensor], tolerance: float = 1e-5
+) -> Density:
+    """log p_0 of data x (B, C, *S), by Dormand and Prince's adaptive method (torchdiffeq's ``dopri5``).
+
+    field: u, differentiable once in x. probes: vectors v of random signs, each like x; the divergence is the mean over
+    them. tolerance: absolute and relative, of a step, for the points and the divergence together.
+    """
+    from torchdiffeq import odeint
+
+    vectors, calls = list(probes), [0]
+
+    def slope(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        calls[0] += 1
+        with torch.enable_grad():
+            point = state[0].detach().requires_grad_()
+            u = field(point, t.to(point).expand(len(point)))
+            divergence = torch.zeros_like(state[1])
+            for index, vector in enumerate(vectors):
+                (pulled,) = torch.autograd.grad(u, point, vector, retain_graph=index + 1 < len(vectors))
+                divergence = divergence + (pulled * vector).flatten(1).sum(1) / len(vectors)
+        return u.detach(), divergence.detach()
+
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        points, gains = odeint(slope, (x, x.new_zeros(len(x))), times, rtol=tolerance, atol=tolerance, method="dopri5")
+    return Density(source(points[-1]).double() + gains[-1].double(), calls[0])
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers of +1 and -1, each with probability 1/2, like a tensor."""
+    drawn = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
+    return (2 * drawn - 1).to(like)
+
+
+def normal_density(x: Tensor, modes: ModeStatistics | None = None) -> Tensor:
+    """log N(x; mu_k, diag s_k^2), (B,) float64; of N(0, I) without modes. Raises no error for s_k of any size."""
+    x = x.double()
+    if modes is None:
+        return -0.5 * (x.square() + LOG_TWO_PI).flatten(1).sum(1)
+    mean, std = modes.mean.double(), modes.std.double()
+    return -0.5 * (((x - mean) / std).square() + 2 * std.log() + LOG_TWO_PI).flatten(1).sum(1)
+
+
+def mixture_density(
+    x: Tensor, weights: Tensor, modes_at: Callable[[Tensor], ModeStatistics], at_once: int = 16
+) -> Tensor:
+    """log sum_k w_k N(x; mu_k, diag s_k^2), (B,) float64, for x (B, C, *S).
+
+    weights (B, K): of each sample's modes. modes_at: the statistics of modes (n,) int64, of which ``at_once`` are in
+    memory.
+    """
+    parts = []
+    for some in torch.arange(weights.shape[1]).split(at_once):
+        table = modes_at(some)
+        for index in range(len(some)):
+            mode = ModeStatistics(table.mean[index : index + 1], table.std[index : index + 1])
+            parts.append(normal_density(x, mode))
+    return torch.logsumexp(torch.stack(parts, 1) + weights.to(x.device, torch.float64).log(), 1)
+
+
+def velocity_nll(predict: Predict, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """-log q(u | x_t) of the velocity u = z - x at x_t = (1 - t) x + t z, in nats per number, (B,).
+
+    Its mean over data, source and t uniform in (0, 1) is GMFlow's time-averaged NLL (arXiv 2504.05304, section 3.1).
+    predict: a network that predicts a mixture over u; raises TypeError for another one.
+    """
+    predicted = predict(interpolate(x, z, t), t)
+    if not isinstance(predicted, GaussianMixture):
+        raise TypeError("the network predicts a velocity, not a mixture")
+    per_position = mixture_nll(predicted, velocity(x, z)).flatten(1).mean(1)
+    return per_position / x.shape[1] + 0.5 * LOG_TWO_PI
