@@ -20,9 +20,8 @@ from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.foreign.rae_decoder import POSITIONS
 from gmtool.streams import key_seed
-from gmtool.tokenizers.pretrained import model_folder
 from gmtool.tokenizers.rae import load_decoder, record_encoder
-from gmtool.tokenizers.vit import read_facts
+from gmtool.tokenizers.vit import facts_of
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 """What diffusers reads in a folder."""
@@ -110,7 +109,7 @@ def new_decoder(
     channels, grid, _ = latent_shape
     side = int(encoder.settings["image_size"])
     check_sides(side, latent_shape)
-    facts = read_facts(model_folder(encoder.settings["model"], "--tokenizer"), "--tokenizer")
+    facts = facts_of(encoder)
     mean, std = facts.statistics
     sizes = {
         "encoder_hidden_size": channels,

@@ -67,7 +67,7 @@ def encoder_spec(encoder: str, image_size: int, role: str) -> TokenizerSpec:
 
 def _family_of_model(model: str, role: str) -> str:
     """The tokenizer whose kind of network a folder or hub id holds. Raises UserError when there is none."""
-    folder = model_folder(model, role)
+    folder = model_folder(model, role, pickled=True)
     config = model_config(folder, role)
     for name, row in TOKENIZERS.items():
         if row.family().recognises(config):

@@ -7,7 +7,8 @@ and shift (`gmtool.tokenizers.vit`), the latent is
 
     z = sum over the last k blocks of LN(h_l)        k = 1: LN(h_L), RAE (Zheng et al., arXiv 2510.11690)
 
-of the patches alone; k > 1 is RAEv2's (Singh et al., arXiv 2605.18324). The descriptor is the last block's [CLS], or
+of the patches alone; k > 1 is RAEv2's (Singh et al., arXiv 2605.18324), as the paper has it: its public code takes the
+mean over every other block, and adds the mean token. The descriptor is the last block's [CLS], or
 what the network pools. Decoding is `gmtool.tokenizers.rae`.
 """
 
@@ -29,7 +30,7 @@ from gmtool.tokenizers.base import Encoded, Fact, ImageSample, LatentSizes, Sett
 from gmtool.tokenizers.pretrained import model_folder, model_record, recorded_folder
 from gmtool.tokenizers.rae import Decoder, load_decoder
 from gmtool.tokenizers.settings import TokenizerSettings
-from gmtool.tokenizers.vit import VitFacts, final_norm, load_vit, read_facts
+from gmtool.tokenizers.vit import VitFacts, facts_of, final_norm, load_vit, read_facts
 
 DEFAULT_IMAGE_SIZE = 256
 TOKEN_PIXELS = 16
@@ -49,7 +50,7 @@ class Encoder:
     ) -> None:
         """Raises UserError when the model of ``spec`` is gone or has other weights, MachineError without network."""
         self._spec = spec
-        folder = recorded_folder(spec.settings, _ROLE)
+        folder = recorded_folder(spec.settings, _ROLE, pickled=True)
         self._facts = read_facts(folder, _ROLE)
         self._network: Any = load_vit(folder, self._facts, _ROLE).to(device)
         self._mean, self._std = (torch.tensor(value, device=device).view(3, 1, 1) for value in self._facts.statistics)
@@ -162,18 +163,18 @@ class EncoderFamily(TokenizerFamily):
         if image_size < TOKEN_PIXELS:
             raise UserError(f"--image-size must be at least {TOKEN_PIXELS} with --tokenizer {self.name}")
         model = model or self.model
-        facts = read_facts(model_folder(model, role), role)
+        facts = read_facts(model_folder(model, role, pickled=True), role)
         if facts.kind not in self.kinds:
             raise UserError(f"{role} {model} is a {facts.kind}, and the record says {self.name}: encode again")
         if layers > max(facts.blocks, 1):
             raise UserError(f"--layers {layers}: {model} has {facts.blocks} blocks; give at most so many")
         # 1 goes without saying, as it did before there was a choice: records of then stay equal to those of now
         chosen = {"layers": layers} if layers > 1 else {}
-        return TokenizerSpec(self.name, {**model_record(model, role), "image_size": image_size, **chosen})
+        return TokenizerSpec(self.name, {**model_record(model, role, pickled=True), "image_size": image_size, **chosen})
 
     def facts(self, spec: TokenizerSpec) -> tuple[Fact, ...]:
         """See `TokenizerFamily.facts`."""
-        facts = _facts_of(spec)
+        facts = facts_of(spec)
         size, layers, (mean, std) = spec.settings["image_size"], spec.layers, facts.statistics
         _, height, width = latent_shape(facts, size)
         registers = facts.dropped - facts.design.class_token
@@ -194,7 +195,7 @@ class EncoderFamily(TokenizerFamily):
 
     def sizes(self, spec: TokenizerSpec, images: int) -> LatentSizes:
         """See `TokenizerFamily.sizes`."""
-        facts = _facts_of(spec)
+        facts = facts_of(spec)
         return LatentSizes(latent_shape(facts, spec.settings["image_size"]), facts.width)
 
     def open(self, spec: TokenizerSpec, device: torch.device, dtype: torch.dtype, decoder: str | None) -> Encoder:
@@ -209,7 +210,7 @@ class EncoderFamily(TokenizerFamily):
 
 
 def _random_dinov2(library: Any) -> Any:
-    return library.Dinov2WithRegistersModel(library.Dinov2WithRegistersConfig(image_size=518))
+    return library.Dinov2WithRegistersModel(library.Dinov2WithRegistersConfig(patch_size=14, image_size=518))
 
 
 def _random_dinov3(library: Any) -> Any:
@@ -247,10 +248,6 @@ def latent_shape(facts: VitFacts, image_size: int) -> tuple[int, int, int]:
 def input_size(facts: VitFacts, image_size: int) -> int:
     """Side, in pixels, of what the network sees of an image."""
     return image_size // TOKEN_PIXELS * facts.patch
-
-
-def _facts_of(spec: TokenizerSpec) -> VitFacts:
-    return read_facts(model_folder(spec.settings["model"], _ROLE), _ROLE)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

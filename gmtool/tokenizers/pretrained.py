@@ -1,7 +1,8 @@
 """Where the weights of a network are: a local folder in Hugging Face form, or a hub id, cached or downloaded.
 
-Only safetensors are read, never pickles. A tokenizer's record names its model with a digest of the weights, so that
-what described or decodes latents is what made them.
+Only safetensors are read, and where a model of long ago has none its ``pytorch_model.bin``, as tensors and never as a
+pickle. A tokenizer's record names its model with a digest of the weights, so that what described or decodes latents is
+what made them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from gmtool.errors import UserError
@@ -18,22 +20,27 @@ from gmtool.huggingface import hub_folder
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 """What is fetched of a model."""
+PICKLED = "pytorch_model.bin"
+"""What is fetched of one without safetensors, such as facebook/vit-mae-base, where the caller can read it."""
 
 
-def model_folder(source: str, what: str) -> Path:
+def model_folder(source: str, what: str, pickled: bool = False) -> Path:
     """The folder of a model's ``config.json`` and weights, fetched from the hub when it is not on this machine.
 
-    source: a folder or a hub id. what: its role, for messages. Raises UserError when it is neither or holds no
-    safetensors, MachineError when it cannot be fetched.
+    source: a folder or a hub id. what: its role, for messages. pickled: whether `PICKLED` will do in place of
+    safetensors. Raises UserError when it is neither or holds no weights, MachineError when it cannot be fetched.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return _checked(folder, what)
+        return _checked(folder, what, pickled)
     if folder.is_file():
         raise UserError(f"{what} {source} is a file: give the folder that holds its config.json and .safetensors")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"{what} {source} is no folder, and no hub id (owner/name) either")
-    return _checked(hub_folder(source, what, MODEL_FILES), what)
+    fetched = hub_folder(source, what, MODEL_FILES)
+    if pickled and not any(fetched.glob("*.safetensors")):
+        fetched = hub_folder(source, what, (*MODEL_FILES, PICKLED))
+    return _checked(fetched, what, pickled)
 
 
 def model_config(folder: Path, what: str) -> dict[str, Any]:
@@ -42,19 +49,19 @@ def model_config(folder: Path, what: str) -> dict[str, Any]:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def model_record(source: str, what: str) -> dict[str, str]:
+def model_record(source: str, what: str, pickled: bool = False) -> dict[str, str]:
     """What a tokenizer's settings keep of its model: the folder or hub id, and a digest of the weights files.
 
     Raises as `model_folder` does.
     """
     place = Path(source).expanduser()
-    digest = _digest(model_folder(source, what))
+    digest = _digest(model_folder(source, what, pickled))
     return {"model": str(place.resolve()) if place.is_dir() else source, "weights": digest}
 
 
-def recorded_folder(settings: Mapping[str, Any], what: str) -> Path:
+def recorded_folder(settings: Mapping[str, Any], what: str, pickled: bool = False) -> Path:
     """The folder of a recorded model. Raises UserError when it is gone or has other weights."""
-    folder = model_folder(settings["model"], what)
+    folder = model_folder(settings["model"], what, pickled)
     if _digest(folder) != settings["weights"]:
         raise UserError(f"{folder} no longer holds the weights that made these latents: encode the images again")
     return folder
@@ -67,6 +74,8 @@ def one_line(folder: Path, what: str) -> Iterator[None]:
 
     try:
         yield
+    except UnpicklingError as error:
+        raise UserError(f"{what} {folder} holds more than tensors in its weights: save them as safetensors") from error
     except (
         OSError,
         ValueError,
@@ -85,17 +94,17 @@ def one_line(folder: Path, what: str) -> Iterator[None]:
 
 def _digest(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")) or [folder / PICKLED]:
         with file.open("rb") as weights:
             while block := weights.read(2**24):
                 digest.update(block)
     return digest.hexdigest()
 
 
-def _checked(folder: Path, what: str) -> Path:
+def _checked(folder: Path, what: str, pickled: bool) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{what} {folder} holds no config.json: give a model folder as transformers saves it")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.glob("*.safetensors")) or [folder / PICKLED] * pickled
     if special := next((file for file in weights if file.exists() and not file.is_file()), None):
         raise UserError(f"{what} {special} is no regular file: give a model folder as transformers saves it")
     if not any(file.is_file() for file in weights):

@@ -23,7 +23,7 @@ from gmtool.foreign.rae_decoder import POSITIONS, read_decoder
 from gmtool.huggingface import local_or_hub_file
 from gmtool.tokenizers.base import to_uint8
 from gmtool.tokenizers.pretrained import model_config, model_folder
-from gmtool.tokenizers.vit import VitFacts, read_facts
+from gmtool.tokenizers.vit import VitFacts, facts_of
 
 ENCODER_RECORD = "encoder.json"
 """In a decoder's folder: the record of the tokenizer whose latents it was trained on."""
@@ -112,8 +112,7 @@ def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> D
     try:
         if file.is_file():
             _expect_layers(1, encoder, source)
-            facts = read_facts(model_folder(encoder.settings["model"], "--tokenizer"), "--tokenizer")
-            network = _from_checkpoint(file, AutoencoderRAE, facts)
+            network = _from_checkpoint(file, AutoencoderRAE, facts_of(encoder))
         else:
             folder = model_folder(source, _ROLE)
             expect_encoder(folder, encoder, source)

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.pretrained import model_config, one_line
+from gmtool.tokenizers.pretrained import model_config, model_folder, one_line
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std of the pixels of each colour, in [0, 1]."""
@@ -143,6 +144,11 @@ def read_facts(folder: Path, role: str) -> VitFacts:
         )
 
 
+def facts_of(spec: TokenizerSpec) -> VitFacts:
+    """The facts of the encoder that a tokenizer's record names; raises as `read_facts` and `model_folder` do."""
+    return read_facts(model_folder(spec.settings["model"], "--tokenizer", pickled=True), "--tokenizer")
+
+
 def a_model(record: Mapping[str, Any]) -> str:
     """What a model's configuration says that it is, with its article."""
     kind = record.get("model_type") or record.get("_class_name") or "model of an unknown kind"
@@ -160,11 +166,12 @@ def load_vit(folder: Path, facts: VitFacts, role: str) -> Any:
     hub_logging.set_verbosity_error()
     hub_logging.disable_progress_bar()
     config, design = facts.config, facts.design
+    safe = any(folder.glob("*.safetensors"))
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0
     with one_line(folder, role):
         network, report = getattr(transformers, design.network).from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True
+            folder, config=config, use_safetensors=safe, weights_only=True, output_loading_info=True
         )
     if report["missing_keys"]:
         raise UserError(f"{role} {folder} lacks weights ({sorted(report['missing_keys'])[0]}, ...): save it again")

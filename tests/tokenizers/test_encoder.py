@@ -1,6 +1,7 @@
 """Each kind of encoder against a direct call of transformers' own class; sums of blocks; what is told and refused."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +24,8 @@ from gmtool.errors import UserError
 from gmtool.tokenizers.build import build_tokenizer, facts_of_models, latent_sizes
 from gmtool.tokenizers.choose import encoder_spec
 from gmtool.tokenizers.rae import expect_encoder, record_encoder
+from gmtool.tokenizers.table import TOKENIZERS
+from gmtool.tokenizers.with_descriptor import described_spec, describer_spec, undescribed
 
 CPU = torch.device("cpu")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -353,6 +357,52 @@ def test_bad_encoders_are_one_line(
     assert not (here / "latents.h5").exists()
 
 
+def test_weights_of_before_safetensors_are_read_as_tensors(here: Path) -> None:
+    """As facebook/vit-mae-base has them; other weights are noticed, and a pickle of anything else is not executed."""
+    folder = shutil.copytree(here / "model", here / "old")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    spec = encoder_spec(str(folder), 32, "--tokenizer")
+    new = build_tokenizer(encoder_spec(str(here / "model"), 32, "--tokenizer"), CPU).encode(images(1, 32))
+    assert torch.equal(build_tokenizer(spec, CPU).encode(images(1, 32)).patches, new.patches)
+    torch.save({name: value + 1 for name, value in weights.items()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no longer holds the weights"):
+        build_tokenizer(spec, CPU)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Executed(here / "executed"), protocol=2))
+    with pytest.raises(UserError, match="holds more than tensors in its weights: save them as safetensors"):
+        build_tokenizer(encoder_spec(str(folder), 32, "--tokenizer"), CPU)
+    assert not (here / "executed").exists()
+
+
+class Executed:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(("name", "patch"), [("dinov2", 14), ("dinov3", 16), ("siglip2", 16), ("mae", 16)])
+def test_the_default_models_are_of_the_sizes_that_presets_count_on(name: str, patch: int) -> None:
+    family: Any = TOKENIZERS[name].family()
+    with torch.device("meta"):
+        config = family.random(transformers).config
+    assert (config.hidden_size, config.patch_size) == (768, patch)
+    assert family.default_shape(512) == (768, 32, 32)
+    assert family.recognises({"model_type": config.model_type})
+
+
+def test_a_describer_without_a_name_is_a_dinov2(tmp_path: Path) -> None:
+    """As versions wrote it that knew no other."""
+    spec = TokenizerSpec("pixels", {"image_size": 32, "descriptor": dict(a_spec().settings)})
+    assert describer_spec(spec) == a_spec()
+    other = described_spec(undescribed(spec), a_spec("mae"))
+    assert describer_spec(other) == a_spec("mae") and undescribed(other) == undescribed(spec)
+
+
 @pytest.mark.parametrize("name", ["dinov3", "siglip2", "mae"])
 def test_no_network_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
@@ -407,6 +457,38 @@ def test_a_decoder_is_for_one_encoder_and_number_of_layers(
     with pytest.raises(UserError, match=words) as caught:
         expect_encoder(tmp_path, asked, "d")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_sample_refuses_the_decoder_of_another_encoder_or_number_of_layers(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    sizes = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    encoder = {"encoder_hidden_size": 16, "encoder_num_hidden_layers": 0, "encoder_input_size": 28}
+    for name in ("two", "siglip"):
+        kind = "siglip2" if name == "siglip" else "dinov2"
+        network = diffusers.AutoencoderRAE(
+            encoder_type="dinov2", decoder_intermediate_size=16, patch_size=16, **sizes, **encoder
+        )
+        network.save_pretrained(here / name)
+        config = json.loads((here / name / "config.json").read_text())
+        (here / name / "config.json").write_text(json.dumps({**config, "encoder_type": kind}))
+    assert main([*ENCODE, "--tokenizer", "model", "--layers", "2"]) == 0
+    train = ["--steps", "1", "--batch-size", "4", "--preview-every", "0", "--device", "cpu", "--no-tensorboard"]
+    assert main(["train", "latents.h5", "run", *train]) == 0
+    sample = ["sample", "run", "samples", "--num", "2", "--steps", "1", "--device", "cpu", "--decoder"]
+    capsys.readouterr()
+    for decoder, words in (
+        ("two", "--decoder two is for latents of --layers 1, and these are of --layers 2"),
+        ("siglip", "--decoder siglip is for latents of siglip2, not of dinov2: give one trained for these"),
+    ):
+        assert main([*sample, decoder]) == 2
+        assert words in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not list(here.glob("samples*"))
+    with open_latents(here / "latents.h5") as latents:
+        record_encoder(here / "two", latents.tokenizer)
+    assert main([*sample, "two"]) == 0
 
 
 def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 from gmtool.errors import UserError
 from gmtool.foreign import rae_decoder
 from gmtool.tokenizers.build import build_tokenizer
-from gmtool.tokenizers.encoder import DINOV2
+from gmtool.tokenizers.encoder import DINOV2, SIGLIP2
 from gmtool.tokenizers.rae import Decoder, load_decoder
 from gmtool.tokenizers.vit import IMAGENET
 
 diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
 
 DATA = Path(__file__).parents[1] / "data"
 CPU = torch.device("cpu")
@@ -121,6 +122,26 @@ def test_a_checkpoint_as_its_authors_store_it(
         with pytest.raises(UserError, match=rf"{name}\.pt") as caught:
             load_decoder(str(tmp_path / f"{name}.pt"), CPU, ENCODER)
         assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_takes_the_colours_of_its_encoder(
+    golden: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAE's decoder for SigLIP 2 gives colours with mean and std 1/2; and it is for the last block alone."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(**sizes, image_size=32, patch_size=8)
+    ).save_pretrained(tmp_path / "siglip")
+    spec = SIGLIP2.spec(str(tmp_path / "siglip"), 64)
+    weights = {key.removeprefix("weight:"): value for key, value in golden.items() if key.startswith("weight:")}
+    torch.save(weights, tmp_path / "model.pt")
+    monkeypatch.setattr(rae_decoder, "HEADS", {48: 4})
+    decoder = load_decoder(str(tmp_path / "model.pt"), CPU, spec)
+    expected = golden["image"] * 0.5 + 0.5
+    torch.testing.assert_close(decoder.decode_float(grid(golden["latents"])), expected, **CLOSE)
+    with pytest.raises(UserError, match="is for latents of --layers 1, and these are of --layers 2"):
+        load_decoder(str(tmp_path / "model.pt"), CPU, SIGLIP2.spec(str(tmp_path / "siglip"), 64, layers=2))
 
 
 def test_another_model_is_no_decoder() -> None:

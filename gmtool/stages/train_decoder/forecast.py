@@ -16,8 +16,7 @@ from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
 from gmtool.throughput import device_name, known_speed
 from gmtool.tokenizers.build import facts_of_models
-from gmtool.tokenizers.pretrained import model_folder
-from gmtool.tokenizers.vit import read_facts
+from gmtool.tokenizers.vit import facts_of
 from gmtool.training.cost import StepCost
 from gmtool.training.micro_batch import divisors
 
@@ -88,7 +87,7 @@ def _cost(plan: TrainDecoderPlan, precision: torch.dtype) -> StepCost:
     return decoder_step_cost(
         network,
         plan.latent_shape,
-        read_facts(model_folder(plan.tokenizer.settings["model"], "--tokenizer"), "--tokenizer"),
+        facts_of(plan.tokenizer),
         precision,
         perceptual=config.losses.perceptual != "none",
         discriminator=DINO_S8 if plan.adversarial else None,
