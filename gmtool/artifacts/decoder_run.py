@@ -20,6 +20,8 @@ from gmtool.artifacts.run import CHECKPOINTS, rewrite
 from gmtool.errors import UserError
 
 TRAINING = RECORDS["decoder"]
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+"""What diffusers reads."""
 
 
 @dataclass(frozen=True)

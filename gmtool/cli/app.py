@@ -22,6 +22,7 @@ from gmtool.stages.evaluate import command as evaluate
 from gmtool.stages.fit_gmm import command as fit_gmm
 from gmtool.stages.import_run import command as import_run
 from gmtool.stages.inspect import command as inspect
+from gmtool.stages.reconstruct import command as reconstruct
 from gmtool.stages.report import command as report
 from gmtool.stages.sample import command as sample
 from gmtool.stages.train import command as train
@@ -46,6 +47,7 @@ for _name, _command in {
     "fit-gmm": fit_gmm.command,
     "train": train.command,
     "train-decoder": train_decoder.command,
+    "reconstruct": reconstruct.command,
     "sample": sample.command,
     "eval": evaluate.command,
     "import": import_run.command,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gmtool.artifacts.decoder_run import CONFIG, WEIGHTS
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.safetensors_io import write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
@@ -22,9 +23,6 @@ from gmtool.foreign.rae_decoder import POSITIONS
 from gmtool.streams import key_seed
 from gmtool.tokenizers.rae import load_decoder, record_encoder
 from gmtool.tokenizers.vit import facts_of
-
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-"""What diffusers reads in a folder."""
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,11 @@ def vgg_cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rpartition("/")[2]
 
 
-def vgg_file(given: Path | None, progress: Progress) -> Path:
+def vgg_file(given: Path | None, progress: Progress, seconds: float | None = None) -> Path:
     """The file of VGG16's weights: the one given, or that of the hub, downloaded if need be.
 
-    Raises UserError when the given one is missing, MachineError when it cannot be fetched.
+    seconds: that a download may take; None for whatever it takes. Raises UserError when the given one is missing,
+    MachineError when it cannot be fetched.
     """
     if given is not None:
         if not given.is_file():
@@ -54,7 +55,7 @@ def vgg_file(given: Path | None, progress: Progress) -> Path:
     if not target.is_file():
         digest = re.search(r"-([0-9a-f]{8})\.pth$", VGG_URL)
         try:
-            download(VGG_URL, target, digest[1] if digest else "", "VGG16 weights of LPIPS", progress)
+            download(VGG_URL, target, digest[1] if digest else "", "VGG16 weights of LPIPS", progress, seconds)
         except OSError as error:
             raise MachineError(
                 f"VGG16's weights, which LPIPS needs, could not be fetched from {VGG_URL} ({error}): give a copy with "

@@ -12,6 +12,10 @@ from gmtool.settings import Option, Settings
 from gmtool.training.schedule import Schedule
 
 SizeName = Literal["tiny", "B", "L", "XL"]
+LpipsWeights = Annotated[
+    Path | None,
+    Option("File of torchvision's VGG16 weights for LPIPS, vgg16-397923af.pth. Default: its download.", metavar="FILE"),
+]
 
 
 def parse_start(text: str, steps: int, flag: str) -> int:
@@ -74,10 +78,7 @@ class LossSettings(Settings):
     perceptual_from: Annotated[
         str, Option("Step from which LPIPS is used: a number, or a percentage of --steps.", metavar="STEP|%")
     ] = "0"
-    lpips_weights: Annotated[
-        Path | None,
-        Option("File of torchvision's VGG16 weights, vgg16-397923af.pth. Default: its download.", metavar="FILE"),
-    ] = None
+    lpips_weights: LpipsWeights = None
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -27,6 +27,7 @@ from gmtool.settings import config_from_json, expect_type, settings_of
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
+from gmtool.stages.reconstruct.config import ReconstructConfig
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
@@ -43,6 +44,7 @@ STAGES: Mapping[str, type] = {
     "fit-gmm": FitGmmConfig,
     "train": TrainConfig,
     "train-decoder": TrainDecoderConfig,
+    "reconstruct": ReconstructConfig,
     "sample": SampleConfig,
     "eval": EvaluateConfig,
 }

@@ -57,6 +57,11 @@ class Encoder:
         self._device, self._dtype, self._decoder = device, dtype, decoder
 
     @property
+    def decoder(self) -> Decoder | None:
+        """What turns its latents into images, if it was given."""
+        return self._decoder
+
+    @property
     def image_size(self) -> int:
         """See `Tokenizer.image_size`."""
         return int(self._spec.settings["image_size"])

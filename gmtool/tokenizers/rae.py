@@ -63,16 +63,30 @@ def record_encoder(folder: Path, spec: TokenizerSpec) -> None:
         part.write_text(json.dumps({"name": spec.name, "settings": dict(spec.settings)}, indent=1) + "\n")
 
 
+def recorded_encoder(source: str) -> TokenizerSpec | None:
+    """The tokenizer that a decoder was trained for, as its folder (or hub id) says; None where it does not.
+
+    Raises UserError when the record is damaged, or the folder is none of a model.
+    """
+    file = local_or_hub_file(source, _ROLE)
+    return None if file.is_file() else _read_record(model_folder(source, _ROLE))
+
+
+def _read_record(folder: Path) -> TokenizerSpec | None:
+    record = folder / ENCODER_RECORD
+    try:
+        found = json.loads(record.read_text()) if record.is_file() else None
+        return None if found is None else TokenizerSpec(str(found["name"]), dict(found["settings"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{_ROLE} {record} is damaged ({error}): restore it") from error
+
+
 def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
     """Raise UserError unless the decoder in a folder was trained on latents of the encoder ``spec``.
 
     source: what the user calls it.
     """
-    record = folder / ENCODER_RECORD
-    try:
-        known = _read_record(record) if record.is_file() else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{_ROLE} {record} is damaged ({error}): restore it") from error
+    known = _read_record(folder)
     family = model_config(folder, _ROLE).get("encoder_type", spec.name) if known is None else known.name
     if family != spec.name:
         raise UserError(f"{_ROLE} {source} is for latents of {family}, not of {spec.name}: give one trained for these")
@@ -82,11 +96,6 @@ def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
             f"{_ROLE} {source} is for latents of another {family} ({known.settings.get('model')}, not "
             f"{spec.settings.get('model')}): give one trained for these"
         )
-
-
-def _read_record(path: Path) -> TokenizerSpec:
-    values = json.loads(path.read_text())
-    return TokenizerSpec(str(values["name"]), dict(values["settings"]))
 
 
 def _expect_layers(layers: int, spec: TokenizerSpec, source: str) -> None:

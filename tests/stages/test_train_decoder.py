@@ -129,6 +129,13 @@ def test_a_decoder_is_trained_further(place: Path, trained: Path, tmp_path: Path
         torch.testing.assert_close(after[name], values, atol=1e-7, rtol=1e-6)
 
 
+def test_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["inspect", str(trained), "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert "is a trained decoder, made by gmtool train-decoder" in shown and "6, 7" in shown
+    assert "matches" in shown and "all checksums match" in shown
+
+
 def test_a_dry_run_writes_nothing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*arguments(place, tmp_path / "none"), "--dry-run", "--price-per-hour", "2"]) == 0
     shown = capsys.readouterr().out
@@ -179,7 +186,7 @@ def test_what_is_there_is_not_replaced(place: Path, trained: Path, tmp_path: Pat
         execute(arguments(place, tmp_path / "other", "--noise-tau", "0.5"))
     (place / "images" / "new.png").write_bytes((place / "images" / "0.png").read_bytes())
     try:
-        with pytest.raises(UserError, match="with another images"):
+        with pytest.raises(UserError, match="with other images than these"):
             execute(arguments(place, tmp_path / "other", "--hold-out", "1"))
     finally:
         (place / "images" / "new.png").unlink()

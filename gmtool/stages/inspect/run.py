@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from gmtool.artifacts.decoder_run import TRAINING, WEIGHTS, open_decoder_run
 from gmtool.artifacts.files import reading
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.hdf5 import open_hdf5, read_manifest
@@ -19,6 +20,7 @@ from gmtool.artifacts.sweep import MANIFEST as SWEEP
 from gmtool.data.image_sets import find_images
 from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.sweep_table import read_sweep
+from gmtool.tokenizers.pretrained import model_record
 from gmtool.training.checkpoint import NOT_WHOLE, cut_short, list_checkpoints
 
 State = Literal["matches", "changed", "missing"]
@@ -43,7 +45,7 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Describe a latents file, a mixture, a run, samples or a sweep. Raises UserError for anything else."""
+    """Describe a latents file, a mixture, a run, a decoder, samples or a sweep. Raises UserError for anything else."""
     manifest, facts = _open(path)
     return Description(path, manifest, tuple(InputState(each, _state(each)) for each in manifest.inputs), facts)
 
@@ -64,13 +66,12 @@ def verify(path: Path) -> None:
     elif manifest.kind == "run":
         run = open_run(path)
         run.statistics()
-        for path in cut_short(run.checkpoints):
-            raise UserError(f"{path} {NOT_WHOLE}: remove it, or train again")
-        for checkpoint in list_checkpoints(run.checkpoints):
-            for file in sorted(checkpoint.path.glob("*.safetensors")):
-                read_tensors(file)
+        _verify_checkpoints(run.checkpoints)
         if (path / MIXTURE).exists():
             verify(path / MIXTURE)
+    elif manifest.kind == "decoder":
+        _verify_checkpoints(open_decoder_run(path).checkpoints)
+        read_tensors(path / WEIGHTS)
     elif manifest.kind == "samples":
         samples = open_samples(path)
         if "arr_0" in manifest.arrays:
@@ -86,11 +87,12 @@ def open_manifest(path: Path) -> Manifest:
 def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     if not path.exists():
         raise UserError(f"{path} does not exist")
+    if (path / TRAINING).is_file():  # beside a config.json, which is diffusers'
+        decoder = open_decoder_run(path)
+        return decoder.manifest, _checkpoint_facts(decoder.checkpoints)
     if (path / CONFIG).is_file():
         run = open_run(path)
-        steps = ", ".join(f"{each.step:,}" for each in list_checkpoints(run.checkpoints))
-        damaged = tuple(("checkpoint", f"{each} {NOT_WHOLE}") for each in cut_short(run.checkpoints))
-        return run.manifest, (("checkpoints", steps or "none yet"), *damaged)
+        return run.manifest, _checkpoint_facts(run.checkpoints)
     if (path / MANIFEST).is_file():
         return open_samples(path).manifest, ()
     if (path / SWEEP).is_file():
@@ -101,6 +103,22 @@ def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     if not path.is_file():
         raise UserError(f"{path} is no regular file: give something that gmtool wrote")
     return _open_file(path)
+
+
+def _checkpoint_facts(folder: Path) -> tuple[tuple[str, str], ...]:
+    """The steps of a run's checkpoints, and those that are not whole."""
+    steps = ", ".join(f"{each.step:,}" for each in list_checkpoints(folder))
+    damaged = tuple(("checkpoint", f"{each} {NOT_WHOLE}") for each in cut_short(folder))
+    return (("checkpoints", steps or "none yet"), *damaged)
+
+
+def _verify_checkpoints(folder: Path) -> None:
+    """Read all checkpoints of a run. Raises UserError, naming the file, unless they are what was written."""
+    for path in cut_short(folder):
+        raise UserError(f"{path} {NOT_WHOLE}: remove it, or train again")
+    for checkpoint in list_checkpoints(folder):
+        for file in sorted(checkpoint.path.glob("*.safetensors")):
+            read_tensors(file)
 
 
 def _open_file(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
@@ -137,6 +155,8 @@ def _fingerprints(role: str, path: Path) -> Iterable[str]:
     if role == "gmm":
         with open_gmm(path) as gmm:
             return {gmm.manifest.fingerprint}
+    if role == "encoder":
+        return {model_record(str(path), "the encoder")["weights"]}
     if path.is_file():  # of another program: weights, statistics, a mixture
         return {file_fingerprint(path)}
     return weight_fingerprints(path)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from gmtool.artifacts.decoder_run import WEIGHTS
 from gmtool.artifacts.run import CHECKPOINTS, METRICS
 from gmtool.forecast import FileSize, Forecast
 from gmtool.reconstruction.cost import DINO_S8, decoder_step_cost
-from gmtool.reconstruction.network import SIZES, WEIGHTS, DecoderNetwork, decoder_from, new_decoder
+from gmtool.reconstruction.network import SIZES, DecoderNetwork, decoder_from, new_decoder
 from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.settings import as_text, flag
 from gmtool.stages.train_decoder.config import TrainDecoderConfig

@@ -284,21 +284,24 @@ def _check_processes(plan: TrainDecoderPlan, world: World) -> None:
 def _create_or_open(folder: Path, parts: _Parts) -> DecoderRun:
     """The run in ``folder``: a new one, or one that the same settings, images and weights began."""
     plan = parts.plan
-    used = _inputs(parts)
+    used, weights = _inputs(parts), _weights(parts)
     if (folder / TRAINING).exists():
         run = open_decoder_run(folder)
-        _expect_same(run, plan, used)
+        _expect_same(run, plan, used, weights)
         return run
     manifest = Manifest(
         kind="decoder",
         stage="train-decoder",
-        fingerprint=fingerprint([repr(sorted(plan.settings.items())), *(entry.fingerprint for entry in used)]),
+        fingerprint=fingerprint(
+            [repr(sorted(plan.settings.items())), *(entry.fingerprint for entry in used), *weights.values()]
+        ),
         config=plan.settings,
         inputs=tuple(used),
         details={
             "tokenizer": {"name": plan.tokenizer.name, "settings": dict(plan.tokenizer.settings)},
             "parameters": parts.parameters,
             "averages": list(plan.config.averages.names),
+            "weights": weights,
         },
     )
     return create_decoder_run(folder, manifest)
@@ -306,21 +309,25 @@ def _create_or_open(folder: Path, parts: _Parts) -> DecoderRun:
 
 def _inputs(parts: _Parts) -> list[Input]:
     """What a run is made from, by its content."""
-    plan, config = parts.plan, parts.plan.config
+    plan = parts.plan
     root = plan.crops.images.root
     used = [
         Input("images", str(root.absolute()), plan.crops.images.fingerprint),
         Input("encoder", str(plan.tokenizer.settings["model"]), str(plan.tokenizer.settings["weights"])),
     ]
-    if parts.perceptual is not None:
-        place = str(config.losses.lpips_weights or "torchvision's VGG16")
-        used.append(Input("LPIPS weights", place, _digest(parts.perceptual)))
-    if parts.state.discriminator is not None:
-        place = config.adversarial.discriminator_weights or "facebook/dino-vits8"
-        used.append(Input("discriminator weights", place, _digest(parts.state.discriminator.network.features)))
-    if config.decoder.init is not None:
-        used.append(Input("decoder", config.decoder.init, _digest(parts.state.decoder.network)))
     return used
+
+
+def _weights(parts: _Parts) -> dict[str, str]:
+    """Digests of the weights that others made, by what they are for."""
+    found = {}
+    if parts.perceptual is not None:
+        found["LPIPS weights"] = _digest(parts.perceptual)
+    if parts.state.discriminator is not None:
+        found["discriminator weights"] = _digest(parts.state.discriminator.network.features)
+    if parts.plan.config.decoder.init is not None:
+        found["decoder"] = _digest(parts.state.decoder.network)
+    return found
 
 
 def _digest(network: nn.Module) -> str:
@@ -329,7 +336,7 @@ def _digest(network: nn.Module) -> str:
     return fingerprint(f"{name} {tensor_checksum(each.cpu().contiguous())}" for name, each in sorted(weights.items()))
 
 
-def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input]) -> None:
+def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input], weights: Mapping[str, str]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     free = FREE_TO_CHANGE - {"steps"} if plan.config.follows_the_steps else FREE_TO_CHANGE
     if plan.config.crops.validation is None:
@@ -341,15 +348,14 @@ def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input]) -
         return equal(name, before, now)
 
     expect_same_settings(run.path, TrainDecoderConfig, run.manifest.config, plan.settings, free, agree)
-    for entry in inputs:
-        known = run.manifest.input(entry.role)
-        if known is None or not _is_known(entry, known.fingerprint):
-            raise UserError(
-                f"{run.path} was trained with another {entry.role} than {entry.path}: choose another folder"
-            )
+    changed = [entry.role for entry in inputs if not _is_known(entry, run.manifest.input(entry.role))]
+    known = run.manifest.details["weights"]
+    changed += [name for name, digest in weights.items() if known.get(name) != digest]
+    if changed:
+        raise UserError(f"{run.path} was trained with other {changed[0]} than these: choose another folder")
 
 
-def _is_known(entry: Input, recorded: str) -> bool:
-    if entry.fingerprint == recorded:
-        return True
-    return entry.role == "images" and find_images(Path(entry.path)).is_known_by(recorded)
+def _is_known(entry: Input, recorded: Input | None) -> bool:
+    if recorded is None or entry.fingerprint == recorded.fingerprint:
+        return recorded is not None
+    return entry.role == "images" and find_images(Path(entry.path)).is_known_by(recorded.fingerprint)

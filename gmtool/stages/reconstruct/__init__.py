@@ -1,0 +1,1 @@
+"""``gmtool reconstruct``: how well a tokenizer and its decoder give images back."""

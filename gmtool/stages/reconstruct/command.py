@@ -1,0 +1,74 @@
+"""``gmtool reconstruct``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gmtool.errors import UserError
+from gmtool.flags import PresetName, with_options
+from gmtool.stages.reconstruct.config import ReconstructConfig
+
+if TYPE_CHECKING:
+    from gmtool.stages.reconstruct.report import ReconstructionReport
+
+LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "l1": "L1 of [0, 1]", "lpips": "LPIPS (VGG16)"}
+BETTER = {"psnr": "higher", "ssim": "higher", "l1": "lower", "lpips": "lower"}
+LISTED = 5
+"""Of the worst images."""
+
+
+@with_options(ReconstructConfig)
+def command(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder, .zip or .tar of images.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write grids and figures to.")] = Path(
+        "reconstruction"
+    ),
+    *,
+    _preset: PresetName = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be reconstructed by what; compute nothing.")
+    ] = False,
+    config: ReconstructConfig,
+) -> None:
+    """Encode and decode images, and tell how near the result is: PSNR, SSIM, LPIPS, reconstruction FID.
+
+    Writes pairs.png, worst.png (image left, reconstruction right), images.csv and reconstruction.json. It also checks
+    that the decoder is one of this encoder, and that statistics belong to its latents.
+
+    Example: gmtool reconstruct validation/ --decoder decoder/
+    """
+    from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.reconstruct.run import plan_reconstruction, reconstruct
+
+    if dry_run and json:
+        raise UserError("--json prints figures, of which --dry-run computes none: leave one of the two out")
+    if dry_run:
+        print_forecast(plan_reconstruction(images, output, config, ConsoleProgress()).forecast())
+        return
+    report = reconstruct(images, output, config, ConsoleProgress())
+    if json:
+        print(report.to_json())
+    else:
+        _print(report, output)
+
+
+def _print(report: ReconstructionReport, output: Path) -> None:
+    from gmtool.console import print_table
+
+    rows = [
+        (LABELS[name], BETTER[name], f"{each.mean:.4g}", f"{each.std:.2g}") for name, each in report.qualities.items()
+    ]
+    rows += [(f"Fréchet distance, {each.extractor}", "lower", f"{each.value:.4g}", "") for each in report.distances]
+    rows += [(f"mean square by {name}", "1", f"{value:.3g}", "") for name, value in report.statistics.items()]
+    by = f"{report.tokenizer}" + ("" if report.decoder is None else f" and {report.decoder}")
+    print_table(f"{report.images}: {report.count:,} images by {by}", ("figure", "better", "mean", "std"), rows)
+    print(f"worst by {LABELS[report.worst_by]}:")
+    for each in report.worst[:LISTED]:
+        print(f"  {each.name}: {each.figures[report.worst_by]:.4g}")
+    print(f"pairs: {output}/pairs.png, {output}/worst.png; every image: {output}/images.csv")

@@ -1,0 +1,57 @@
+"""What ``reconstruct`` finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from gmtool import __version__
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A figure of images: its mean and standard deviation over them."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The Fréchet distance between the features of images and of their reconstructions."""
+
+    extractor: str
+    value: float
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """An image that is reconstructed badly, and its figures."""
+
+    name: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ReconstructionReport:
+    """All figures.
+
+    images: where they are, and how many. tokenizer, decoder: what gives them back. qualities: by name. statistics: the
+    mean square of latents normalised by them, by their source. worst: by ``worst_by``, the worst first.
+    """
+
+    images: str
+    count: int
+    tokenizer: str
+    decoder: str | None
+    qualities: Mapping[str, Quality]
+    distances: tuple[Distance, ...]
+    statistics: Mapping[str, float]
+    worst_by: str
+    worst: tuple[WorstImage, ...]
+    gmtool: str = __version__
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(asdict(self), indent=1)

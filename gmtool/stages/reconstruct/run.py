@@ -1,0 +1,342 @@
+"""Reconstruct images: encode, decode, and compare image by image and set by set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gmtool.artifacts.files import check_writable, written_aside
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+from gmtool.data.image_sets import ImageSet, find_images, spread
+from gmtool.data.images import ImageSample, default_workers, image_batches
+from gmtool.distributed import World, join
+from gmtool.errors import MachineError, UserError
+from gmtool.evaluation.extractors import Described, choose_extractors, extractor_row
+from gmtool.evaluation.features import Extractor, feature_statistics
+from gmtool.evaluation.metrics.frechet_distance import frechet_distance
+from gmtool.evaluation.plots import image_grid
+from gmtool.forecast import FileSize, Forecast
+from gmtool.progress import Progress
+from gmtool.reconstruction.perceptual import Lpips, load_lpips, vgg_file
+from gmtool.reconstruction.quality import psnr, ssim
+from gmtool.runtime import allow_tf32
+from gmtool.stages.reconstruct.config import ReconstructConfig
+from gmtool.stages.reconstruct.report import Distance, Quality, ReconstructionReport, WorstImage
+from gmtool.stages.reconstruct.statistics_check import (
+    NamedStatistics,
+    expect_belonging,
+    statistics_of,
+    statistics_of_decoder,
+)
+from gmtool.tokenizers.base import Tokenizer
+from gmtool.tokenizers.build import build_tokenizer, facts_of_models, latent_sizes, missing_decoder
+from gmtool.tokenizers.choose import choose_tokenizer, fit_tokenizer
+from gmtool.tokenizers.rae import recorded_encoder
+from gmtool.tokenizers.settings import TokenizerSettings
+
+RECORD, PAIRS, WORST, TABLE = "reconstruction.json", "pairs.png", "worst.png", "images.csv"
+"""In the folder that is written."""
+CHECKED = 256
+"""Latents at most that statistics are held against."""
+SECONDS = 15.0
+"""Longest download that nobody asked for."""
+SMALLEST = 11
+"""Side, in pixels, of SSIM's window."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReconstructPlan:
+    """What will be reconstructed by what. rows: of the images."""
+
+    config: ReconstructConfig
+    images: ImageSet
+    rows: np.ndarray
+    tokenizer: TokenizerSpec
+    folder: Path
+    workers: int
+
+    def forecast(self) -> Forecast:
+        """The plan as ``--dry-run`` shows it."""
+        return Forecast(
+            title=f"{self.images.root}: {len(self.rows):,} of {len(self.images):,} images",
+            reads=(FileSize(self.images.root, self.images.bytes),),
+            writes=tuple(FileSize(self.folder / name, None) for name in (PAIRS, WORST, TABLE, RECORD)),
+            work=(
+                ("tokenizer", str(self.tokenizer.settings.get("model", self.tokenizer.name))),
+                *facts_of_models(self.tokenizer),
+                ("decoder", self.config.decoder or "its own"),
+            ),
+        )
+
+    @property
+    def sample(self) -> ImageSample:
+        """The images, as a tokenizer is fitted to them."""
+        return ImageSample(self.images, self.rows, self.workers, self.config.skip_bad)
+
+
+def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, progress: Progress) -> ReconstructPlan:
+    """The plan. Raises UserError for what does not go together, MachineError when weights cannot be fetched."""
+    check_writable(folder, "the reconstructions")
+    if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
+        raise UserError(f"{folder} exists and holds no reconstructions: choose another folder")
+    found = find_images(images)
+    rows = spread(len(found), config.limit)
+    workers = default_workers() if config.workers is None else config.workers
+    sample = ImageSample(found, rows, workers, config.skip_bad)
+    spec = None
+    if config.decoder is not None and config.tokenizer == TokenizerSettings():
+        spec = recorded_encoder(config.decoder)
+        if spec is not None:
+            progress.note(f"--tokenizer {spec.settings.get('model', spec.name)}: that of --decoder {config.decoder}")
+    if spec is None:
+        spec = choose_tokenizer(config.tokenizer, sample).spec
+    if (hint := missing_decoder(spec, config.decoder)) is not None:
+        raise UserError(f"--decoder is missing: {hint}")
+    return ReconstructPlan(config, found, rows, spec, folder, workers)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what an earlier ``reconstruct`` wrote."""
+    names = {each.name for each in folder.iterdir()}
+    return not names or (RECORD in names and names <= {RECORD, PAIRS, WORST, TABLE})
+
+
+@dataclass
+class _Found:
+    """What is found of this process's images: figures (n,) by name, features, and the pairs that are shown.
+
+    shown: uint8 (n, 3, S, 2 S), the first pairs. worst: the same, with the figure by which they are the worst.
+    """
+
+    indices: list[int] = field(default_factory=list)
+    figures: dict[str, list[Tensor]] = field(default_factory=dict)
+    real: dict[str, list[Tensor]] = field(default_factory=dict)
+    made: dict[str, list[Tensor]] = field(default_factory=dict)
+    shown: list[Tensor] = field(default_factory=list)
+    worst: Tensor | None = None
+    worst_values: Tensor | None = None
+
+
+def reconstruct(images: Path, folder: Path, config: ReconstructConfig, progress: Progress) -> ReconstructionReport:
+    """Reconstruct images, and write grids of pairs, a table of all images and the report into a folder.
+
+    Raises what `plan_reconstruction` does, and UserError where the statistics do not belong to the latents.
+    """
+    allow_tf32(False)  # figures are to be those of any other device
+    world = join(config.device)
+    plan = plan_reconstruction(images, folder, config, progress)
+    with world.first_before_others():
+        spec = fit_tokenizer(plan.tokenizer, plan.sample)
+        tokenizer = build_tokenizer(spec, world.device, config.precision, config.decoder)
+        lpips = _lpips(config, world, progress)
+        extractors = _extractors(config, spec, tokenizer, world, progress)
+    if tokenizer.image_size < SMALLEST:
+        raise UserError(
+            f"images of {tokenizer.image_size} px are smaller than SSIM's window: use --image-size {SMALLEST}"
+        )
+    checked = _check_statistics(plan, tokenizer, spec)
+    worst_by = "l1" if lpips is None else "lpips"
+    found = _reconstruct(plan, tokenizer, lpips, extractors, worst_by, world, progress)
+    parts = world.gather(_tensors(found))
+    with world.first_before_others():
+        if world.first:
+            report = _report(plan, parts, list(extractors), checked, worst_by, config)
+            _write(plan, parts, report)
+            return report
+    return _read_report(folder)
+
+
+def _lpips(config: ReconstructConfig, world: World, progress: Progress) -> Lpips | None:
+    if config.perceptual == "none":
+        return None
+    try:
+        file = vgg_file(config.lpips_weights, progress, None if config.wants_lpips else SECONDS)
+        return load_lpips(file, world.device)
+    except (MachineError, UserError) as error:
+        if config.wants_lpips:
+            raise
+        progress.note(f"no LPIPS: {error}")
+        return None
+
+
+def _extractors(
+    config: ReconstructConfig, spec: TokenizerSpec, tokenizer: Tokenizer, world: World, progress: Progress
+) -> Mapping[str, Extractor]:
+    """What features are compared by, by name."""
+    described = Described(spec, tokenizer.descriptor_size)
+    chosen = choose_extractors(config.extractor, progress)
+    for line in chosen.missing:
+        progress.note(line)
+    found = {}
+    for choice in chosen.choices:
+        progress.note(f"{choice.flag} {choice.value}: {choice.why}")
+        family = extractor_row(choice.value).load()
+        found[choice.value] = family.open_extractor(config.extractor, described, world.device, progress)
+    return found
+
+
+def _check_statistics(plan: ReconstructPlan, tokenizer: Tokenizer, spec: TokenizerSpec) -> dict[str, float]:
+    """The mean square of normalised latents, by the source of the statistics."""
+    named: list[NamedStatistics] = []
+    decoder = getattr(tokenizer, "decoder", None)  # of an encoder
+    if decoder is not None and plan.config.decoder is not None:
+        own = statistics_of_decoder(decoder.network, plan.config.decoder)
+        named += [] if own is None else [own]
+    if plan.config.statistics is not None:
+        shape = latent_sizes(spec, len(plan.rows)).shape
+        named.append(statistics_of(plan.config.statistics, spec, shape))
+    if not named:
+        return {}
+    rows = plan.rows[spread(len(plan.rows), CHECKED)]
+    batches = image_batches(
+        *(plan.images, tokenizer.image_size, plan.config.batch_size),
+        workers=plan.workers,
+        skip_bad=plan.config.skip_bad,
+        rows=rows,
+    )
+    latents = torch.cat(
+        [tokenizer.encode(torch.from_numpy(each.images)).patches.cpu() for each in batches if len(each.images)]
+    )
+    return {each.source: expect_belonging(latents.clone(), each) for each in named}
+
+
+def _reconstruct(
+    plan: ReconstructPlan,
+    tokenizer: Tokenizer,
+    lpips: Lpips | None,
+    extractors: Mapping[str, Extractor],
+    worst_by: str,
+    world: World,
+    progress: Progress,
+) -> _Found:
+    """Encode, decode and compare this process's share of the images."""
+    config, found = plan.config, _Found()
+    rows = plan.rows[world.rows(len(plan.rows))]
+    progress.begin("reconstruct", len(rows), "images")
+    for batch in image_batches(
+        *(plan.images, tokenizer.image_size, config.batch_size),
+        workers=plan.workers,
+        skip_bad=config.skip_bad,
+        rows=rows,
+    ):
+        if len(batch.images):
+            images = torch.from_numpy(batch.images).to(world.device)
+            made = tokenizer.decode(tokenizer.encode(images).patches)
+            figures = _figures(images, made, lpips)
+            found.indices += batch.indices.tolist()
+            for name, values in figures.items():
+                found.figures.setdefault(name, []).append(values.cpu())
+            for name, extractor in extractors.items():
+                found.real.setdefault(name, []).append(extractor(images).vectors)
+                found.made.setdefault(name, []).append(extractor(made).vectors)
+            _show(found, torch.cat([images, made], 3).cpu(), figures[worst_by].cpu(), config.pairs)
+            progress.advance(len(images), {name: values.mean().item() for name, values in figures.items()})
+    progress.end()
+    return found
+
+
+def _figures(images: Tensor, made: Tensor, lpips: Lpips | None) -> dict[str, Tensor]:
+    """PSNR, SSIM, L1 and LPIPS of images uint8 (B, 3, S, S), (B,) each."""
+    found = {
+        "psnr": psnr(made, images),
+        "ssim": ssim(made, images),
+        "l1": (made.float() - images.float()).abs().flatten(1).mean(1) / 255,
+    }
+    if lpips is not None:
+        with torch.inference_mode():
+            found["lpips"] = lpips(made.float() / 127.5 - 1, images.float() / 127.5 - 1)
+    return found
+
+
+def _show(found: _Found, pairs: Tensor, values: Tensor, count: int) -> None:
+    """Keep the first pairs, and the worst."""
+    if sum(map(len, found.shown)) < count:
+        found.shown.append(pairs[: count - sum(map(len, found.shown))])
+    worst = pairs if found.worst is None else torch.cat([found.worst, pairs])
+    worst_values = values if found.worst_values is None else torch.cat([found.worst_values, values])
+    order = worst_values.argsort(descending=True, stable=True)[:count]
+    found.worst, found.worst_values = worst[order], worst_values[order]
+
+
+def _tensors(found: _Found) -> dict[str, Tensor]:
+    """What is found, for the journey to the first process."""
+    tensors = {"indices": torch.tensor(found.indices)}
+    for kind, values in (("figure", found.figures), ("real", found.real), ("made", found.made)):
+        tensors |= {f"{kind}.{name}": torch.cat(each) for name, each in values.items()}
+    if found.worst is not None and found.worst_values is not None:
+        tensors |= {"shown": torch.cat(found.shown), "worst": found.worst, "worst_values": found.worst_values}
+    return tensors
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
+    return torch.cat([part[name] for part in parts if name in part])
+
+
+def _report(
+    plan: ReconstructPlan,
+    parts: Sequence[Mapping[str, Tensor]],
+    extractors: Sequence[str],
+    checked: Mapping[str, float],
+    worst_by: str,
+    config: ReconstructConfig,
+) -> ReconstructionReport:
+    """The report of all processes' findings."""
+    joined = partial(_joined, parts)
+    indices = joined("indices").tolist()
+    if not indices:
+        raise UserError(f"{plan.images.root}: none of its images can be read: give others")
+    names = [name.removeprefix("figure.") for name in parts[0] if name.startswith("figure.")]
+    figures = {name: joined(f"figure.{name}").double() for name in names}
+    distances = []
+    for name in extractors if len(indices) > 1 else ():
+        real, made = (feature_statistics(joined(f"{kind}.{name}")) for kind in ("real", "made"))
+        distances.append(Distance(name, frechet_distance(real, made)))
+    worst = figures[worst_by].argsort(descending=True, stable=True)[: config.pairs].tolist()
+    return ReconstructionReport(
+        images=str(plan.images.root),
+        count=len(indices),
+        tokenizer=str(plan.tokenizer.settings.get("model", plan.tokenizer.name)),
+        decoder=config.decoder,
+        qualities={name: Quality(each.mean().item(), each.std(correction=0).item()) for name, each in figures.items()},
+        distances=tuple(distances),
+        statistics=checked,
+        worst_by=worst_by,
+        worst=tuple(
+            WorstImage(plan.images.names[indices[place]], {name: figures[name][place].item() for name in names})
+            for place in worst
+        ),
+    )
+
+
+def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report: ReconstructionReport) -> None:
+    """Write the folder; the report comes last."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    count = plan.config.pairs
+    order = _joined(parts, "worst_values").argsort(descending=True, stable=True)[:count]
+    for name, pairs in ((PAIRS, _joined(parts, "shown")[:count]), (WORST, _joined(parts, "worst")[order])):
+        with written_aside(plan.folder / name) as part:
+            Image.fromarray(image_grid(pairs.permute(0, 2, 3, 1).contiguous().numpy())).save(part, format="PNG")
+    names = [name for name in parts[0] if name.startswith("figure.")]
+    rows = zip(_joined(parts, "indices").tolist(), *(_joined(parts, name).tolist() for name in names), strict=True)
+    lines = [",".join(["image", *(name.removeprefix("figure.") for name in names)])]
+    lines += [",".join([json.dumps(plan.images.names[index]), *map(repr, values)]) for index, *values in rows]
+    for name, text in ((TABLE, "\n".join(lines)), (RECORD, report.to_json())):
+        with written_aside(plan.folder / name) as part:
+            part.write_text(text + "\n")
+
+
+def _read_report(folder: Path) -> ReconstructionReport:
+    """What the first process wrote."""
+    raw = json.loads((folder / RECORD).read_text())
+    raw["qualities"] = {name: Quality(**each) for name, each in raw["qualities"].items()}
+    raw["distances"] = tuple(Distance(**each) for each in raw["distances"])
+    raw["worst"] = tuple(WorstImage(**each) for each in raw["worst"])
+    return ReconstructionReport(**raw)
