@@ -8,8 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from gmtool.errors import UserError
+from gmtool.flow.coordinates import Whitened
+from gmtool.flow.coupling import Independent
+from gmtool.flow.imitation import Imitation, Segments
 from gmtool.flow.method import Method, method_of
-from gmtool.flow.names import Condition, CouplingName, Objective, SourceName, TimeDistribution
+from gmtool.flow.names import Condition, CouplingName, Objective, PolicyName, SourceName, TimeDistribution
 from gmtool.flow.source import GaussianSource
 from gmtool.flow.spectral import Spectrum
 from gmtool.flow.times import TrainingTimes
@@ -18,10 +21,56 @@ from gmtool.nn.conditioning import Conditioning, conditioning_of
 
 
 @dataclass(frozen=True)
+class StudentRecord:
+    """How a student imitates its teacher; see `gmtool.flow.imitation.Imitation`, and Segments there.
+
+    components: K of its mixture, 0 for none. whitened: whether its flow runs in each mode's whitened coordinates.
+    """
+
+    evaluations: int
+    policy: PolicyName
+    last_segment: float
+    components: int
+    whitened: bool
+    states: int
+    component_dropout: float
+    window: int
+    teacher_steps: int
+    data_free: bool
+
+    def segments(self, shift: float) -> Segments:
+        """Its segments of time."""
+        return Segments(self.evaluations, self.last_segment, shift)
+
+    def method(self, teacher: Method, shift: float) -> Method:
+        """Its method, for that of its teacher: another objective, and other coordinates where it is whitened."""
+        objective = Imitation(
+            self.segments(shift),
+            self.policy,
+            self.components,
+            self.states,
+            self.component_dropout,
+            self.window,
+            self.teacher_steps,
+            self.data_free,
+        )
+        moved = self.whitened and not teacher.coordinates.by_mode
+        return Method(
+            GaussianSource() if moved else teacher.source,
+            Independent() if self.data_free and teacher.coupling.whole_batch else teacher.coupling,
+            Whitened() if moved else teacher.coordinates,
+            objective,
+            TrainingTimes("uniform", shift),
+            teacher.coordinates if moved else None,
+        )
+
+
+@dataclass(frozen=True)
 class MethodRecord:
     """See `gmtool.training.settings.MethodSettings` for each of the fields.
 
     transition_ratio: None for fm. spectral_weight: 1 where it has no effect, and in the records of earlier versions.
+    student: None but for a student, whose other fields are those of its teacher.
     """
 
     objective: Objective
@@ -34,6 +83,7 @@ class MethodRecord:
     time_shift: float
     dropout: float
     spectral_weight: float = 1.0
+    student: StudentRecord | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -43,7 +93,8 @@ class MethodRecord:
     def with_spectrum(self, spectrum: Spectrum | None) -> Method:
         """The method, whose objective also trains a spectrum if there is one."""
         times = TrainingTimes(self.time_distribution, self.time_shift)
-        return method_of(self.objective, self.source, self.coupling, self.transition_ratio, spectrum, times)
+        method = method_of(self.objective, self.source, self.coupling, self.transition_ratio, spectrum, times)
+        return method if self.student is None else self.student.method(method, self.time_shift)
 
     def conditioning(self, architecture: Architecture) -> Conditioning:
         """What the network is told, and what of it can be hidden."""
@@ -84,9 +135,14 @@ def read_method(settings: Mapping[str, Any], whose: str) -> MethodRecord:
     """The record in a run's settings. Raises UserError, naming ``whose``, where they are not those of a run."""
     values = {**settings, "objective": "fm" if settings.get("objective") == "mm-fm" else settings.get("objective")}
     try:
-        given = {each.name: values[each.name] for each in fields(MethodRecord) if each.name != "spectral_weight"}
-        weight = values.get("spectral_weight")
-        record = MethodRecord(**given, spectral_weight=1.0 if weight is None else weight)
+        later = ("spectral_weight", "student")
+        given = {each.name: values[each.name] for each in fields(MethodRecord) if each.name not in later}
+        weight, student = (values.get(name) for name in later)
+        record = MethodRecord(
+            **given,
+            spectral_weight=1.0 if weight is None else weight,
+            student=None if student is None else StudentRecord(**student),
+        )
         record.method  # noqa: B018  # that its parts go together
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{whose} does not say how the run was trained ({error}): train again") from error

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +96,18 @@ def latent_statistics(latents: Moments, mode_weights: Tensor | None = None) -> L
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a run's latents come from: the names of their classes, their tokenizer, the size of its descriptors, and
+    the images of each class that were trained on, None where they are not known.
+    """
+
+    classes: tuple[str, ...]
+    tokenizer: TokenizerSpec
+    descriptor_size: int
+    class_counts: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """A run, opened: its place, its record, and what the record says.
 
@@ -113,6 +125,12 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / CHECKPOINTS
+
+    @property
+    def origin(self) -> Origin:
+        """Where its latents come from."""
+        details = self.manifest.details
+        return Origin(self.classes, self.tokenizer(), details["descriptor_size"], details.get("class_counts"))
 
     @property
     def sampled_classes(self) -> tuple[int, ...]:
@@ -148,7 +166,7 @@ def open_run(path: Path) -> RunFolder:
         return RunFolder(
             path,
             manifest,
-            read_method(manifest.config, str(record)),
+            read_method(manifest.details.get("method", manifest.config), str(record)),
             architecture_from_json(manifest.details["architecture"], str(record)),
             tuple(manifest.details["classes"]),
             _averages(manifest),
@@ -199,25 +217,25 @@ def run_details(
     architecture: Architecture,
     averages: Sequence[str],
     parameters: int,
-    classes: tuple[str, ...],
-    tokenizer: TokenizerSpec,
-    descriptor_size: int,
-    class_counts: Sequence[int] | None = None,
+    origin: Origin,
+    method: MethodRecord | None = None,
 ) -> Mapping[str, Any]:
     """The manifest details of a run.
 
-    averages, classes: their names. tokenizer: of its latents. descriptor_size: of theirs. class_counts: images of each
-    class that were trained on; None where they are not known.
+    averages: their names. origin: of its latents. method: where the settings do not say it, as those of a student.
     """
-    counts = {} if class_counts is None else {"class_counts": list(class_counts)}
+    tokenizer = origin.tokenizer
+    counts = {} if origin.class_counts is None else {"class_counts": list(origin.class_counts)}
+    own_method = {} if method is None else {"method": asdict(method)}
     return {
         "architecture": architecture_to_json(architecture),
         "averages": list(averages),
         "parameters": parameters,
-        "classes": list(classes),
-        "descriptor_size": descriptor_size,
+        "classes": list(origin.classes),
+        "descriptor_size": origin.descriptor_size,
         "tokenizer": {"name": tokenizer.name, "settings": dict(tokenizer.settings)},
         **counts,
+        **own_method,
     }
 
 

@@ -17,6 +17,7 @@ from gmtool.console import close_bar
 from gmtool.errors import GmtoolError, is_out_of_memory
 from gmtool.flags import GroupedCommand
 from gmtool.stages.bench import command as bench
+from gmtool.stages.distill import command as distill
 from gmtool.stages.encode import command as encode
 from gmtool.stages.evaluate import command as evaluate
 from gmtool.stages.fit_gmm import command as fit_gmm
@@ -31,7 +32,7 @@ from gmtool.stages.train_decoder import command as train_decoder
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """Click's base of all errors in what was typed, whether typer brings its own click or uses the installed one."""
 
-INTERRUPTED = "interrupted; run the same command again (encode, fit-gmm, train and sample resume)"
+INTERRUPTED = "interrupted; run the same command again (encode, fit-gmm, train, distill and sample resume)"
 
 app = typer.Typer(
     name="gmtool",
@@ -48,6 +49,7 @@ for _name, _command in {
     "train": train.command,
     "train-decoder": train_decoder.command,
     "reconstruct": reconstruct.command,
+    "distill": distill.command,
     "sample": sample.command,
     "eval": evaluate.command,
     "import": import_run.command,

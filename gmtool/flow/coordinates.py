@@ -9,12 +9,15 @@ The combination is this project's own; its parts: GMFlow, arXiv 2504.05304; MM-F
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from gmtool.flow.model import Predict
 from gmtool.flow.source import ModeStatistics
+from gmtool.mixture.gaussian_mixture import COMPONENT, GaussianMixture
 
 
 class Coordinates(Protocol):
@@ -36,6 +39,9 @@ class Coordinates(Protocol):
     def leave_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
         """dx/dt of dy/dt = u."""
 
+    def enter_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """dy/dt of dx/dt = u, the inverse of `leave_velocity`."""
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -53,6 +59,10 @@ class Plain:
 
     def leave_velocity(self, u: Tensor, _modes: ModeStatistics | None) -> Tensor:
         """See `Coordinates.leave_velocity`."""
+        return u
+
+    def enter_velocity(self, u: Tensor, _modes: ModeStatistics | None) -> Tensor:
+        """See `Coordinates.enter_velocity`."""
         return u
 
 
@@ -75,6 +85,32 @@ class Whitened:
     def leave_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
         """s_k u."""
         return _given(modes).std * u
+
+    def enter_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """u / s_k."""
+        return u / _given(modes).std
+
+
+def converted(predict: Predict, spoken: Coordinates, wanted: Coordinates, modes: ModeStatistics | None) -> Predict:
+    """A network that speaks one sort of coordinates, in others.
+
+    Of a mixture the means are converted; its components stay isotropic, of the same deviation, in the new coordinates:
+    so it is another family of mixtures.
+    """
+
+    def vector(u: Tensor) -> Tensor:
+        return wanted.enter_velocity(spoken.leave_velocity(u, modes), modes)
+
+    def vectors(u: Tensor) -> Tensor:
+        return torch.stack([vector(each) for each in u.unbind(COMPONENT)], COMPONENT)
+
+    def model(y_t: Tensor, t: Tensor) -> Tensor | GaussianMixture:
+        predicted = predict(spoken.enter(wanted.leave(y_t, modes), modes), t)
+        if isinstance(predicted, GaussianMixture):
+            return replace(predicted, means=vectors(predicted.means))
+        return vector(predicted) if predicted.dim() == y_t.dim() else vectors(predicted)
+
+    return model
 
 
 def _given(modes: ModeStatistics | None) -> ModeStatistics:

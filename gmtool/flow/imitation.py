@@ -94,6 +94,7 @@ class Imitation:
     substeps: int = SUBSTEPS
     teacher: VelocityModel | None = None
 
+    transitions = False
     transports = False
 
     @property

@@ -18,14 +18,15 @@ A training step, and a sample of B latents (C, H, W):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from gmtool.flow.coordinates import Coordinates, Plain, Whitened
+from gmtool.flow.coordinates import Coordinates, Plain, Whitened, converted
 from gmtool.flow.coupling import BatchOT, Coupling, Independent, ModeCoupling
+from gmtool.flow.imitation import Imitation
 from gmtool.flow.model import MixtureModel, Predict, VelocityModel, mixture_model, velocity_model
 from gmtool.flow.names import Objective as Objectives
 from gmtool.flow.objective import Draws, FlowMatching, Objective, Pairs, TransitionNLL
@@ -38,7 +39,8 @@ from gmtool.flow.times import TrainingTimes
 class Method:
     """The path from data to source, and what a network learns of it.
 
-    source: in the coordinates of the flow. times: the distribution of training times.
+    source: in the coordinates of the flow. times: the distribution of training times. native: the coordinates that the
+    network speaks, where they are not those of the flow; see `in_flow`.
     """
 
     source: Source
@@ -46,12 +48,13 @@ class Method:
     coordinates: Coordinates
     objective: Objective
     times: TrainingTimes = TrainingTimes()
+    native: Coordinates | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for parts that do not go together."""
-        if self.objective.mixture and not isinstance(self.source, GaussianSource):
+        if self.objective.transitions and not isinstance(self.source, GaussianSource):
             raise ValueError("the transition loss needs a Gaussian source: whiten the coordinates of a mixture's modes")
-        if self.objective.mixture and self.coupling.whole_batch:
+        if self.objective.transitions and self.coupling.whole_batch:
             raise ValueError("the transition loss draws x_t from x_s: its noise cannot be permuted within the batch")
         if self.coordinates.by_mode and not self.coupling.own_mode:
             raise ValueError("coordinates that depend on the mode need the data's own mode: use mode coupling")
@@ -61,8 +64,11 @@ class Method:
         """Whether `pair`, `start` and `finish` need the statistics of the samples' modes."""
         return self.coordinates.by_mode or not isinstance(self.source, GaussianSource)
 
-    def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
-        """The random numbers of ``count`` samples of a shape (C, *S), all from ``generator`` and on its device."""
+    def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator, step: int = 0) -> Draws:
+        """The random numbers of ``count`` samples of a shape (C, *S), all from ``generator`` and on its device.
+
+        step: of training, from 0.
+        """
 
         def normal() -> Tensor:
             return torch.randn(count, *shape, generator=generator, device=generator.device)
@@ -70,12 +76,13 @@ class Method:
         return Draws(
             t=self.times.draw(count, generator),
             noise=normal(),
-            onward=normal() if self.objective.mixture else None,
+            onward=normal() if self.objective.transitions else None,
             uniform=(
                 torch.rand(count, 1, *shape[1:], generator=generator, device=generator.device)
                 if self.objective.transports
                 else None
             ),
+            imitation=(self.objective.draw(count, generator, step) if isinstance(self.objective, Imitation) else None),
         )
 
     def pair(self, x: Tensor, noise: Tensor, modes: ModeStatistics | None = None) -> Pairs:
@@ -89,6 +96,19 @@ class Method:
     def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
         """The loss of each sample, (B,) float32. predict: the network with the samples' conditions."""
         return self.objective.loss(predict, pairs, draws)
+
+    def taught(self, teacher: VelocityModel) -> Method:
+        """The method of a student whose teacher has this velocity, in the coordinates of the flow.
+
+        Raises TypeError for a method that has no teacher.
+        """
+        if not isinstance(self.objective, Imitation):
+            raise TypeError("only a student has a teacher")
+        return replace(self, objective=self.objective.taught(teacher))
+
+    def in_flow(self, predict: Predict, modes: ModeStatistics | None = None) -> Predict:
+        """A network in the coordinates of the flow: itself, unless it speaks others (`native`)."""
+        return predict if self.native is None else converted(predict, self.native, self.coordinates, modes)
 
     def model(self, predict: Predict) -> VelocityModel | MixtureModel:
         """What solvers integrate: a model of the velocity, or of the mixture over the data, by objective."""

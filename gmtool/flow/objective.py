@@ -67,12 +67,16 @@ class Draws:
 class Objective(Protocol):
     """A training loss.
 
-    mixture: whether the network predicts a mixture over the velocity, else the velocity. transports: whether the loss
-    takes `Draws.uniform`.
+    mixture: whether the network predicts a mixture over the velocity, else the velocity. transitions: whether the loss
+    draws x_t from x_s, for which the source must be N(0, I). transports: whether it takes `Draws.uniform`.
     """
 
     @property
     def mixture(self) -> bool:
+        """See the class."""
+
+    @property
+    def transitions(self) -> bool:
         """See the class."""
 
     @property
@@ -88,6 +92,7 @@ class FlowMatching:
     """|u_theta(x_t, t) - (z - x)|^2 (``fm``). Source: Lipman et al., arXiv 2210.02747; MM-FM, section 3."""
 
     mixture = False
+    transitions = False
     transports = False
 
     def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
@@ -108,6 +113,7 @@ class TransitionNLL:
     spectrum: Spectrum | None = None
 
     mixture = True
+    transitions = True
 
     @property
     def transports(self) -> bool:

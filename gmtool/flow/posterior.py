@@ -253,11 +253,9 @@ class ReducedPosterior:
             logits = torch.addcmul(self.log_weights, self.squares, precision / growth, value=-0.5)
             weights = torch.softmax(logits + self.vectors.inner(shift), 0)
             return self.vectors.combine(weights) / growth + self.variance * shift
-        inner = self.vectors.inner(shift) - 0.5 * precision * self.squares
-        exponent = (
-            inner + 0.5 * self.variance * self.vectors.square(shift)
-        ) / growth - 0.5 * self.channels * growth.log()
-        weights = torch.softmax(self.log_weights + exponent, 0) / growth
+        exponent = (self.vectors.inner(shift) - 0.5 * precision * self.squares) / growth
+        spread = self.variance * self.vectors.square(shift) / growth - self.channels * growth.log()
+        weights = torch.softmax(self.log_weights + exponent + 0.5 * spread, 0) / growth
         return self.vectors.combine(weights) + (weights * self.variance).sum(0) * shift
 
     def lift(self, r: Time, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

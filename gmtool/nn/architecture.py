@@ -17,6 +17,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class HeadShape:
+    """What a head predicts at a position: ``components`` of a mixture over ``channels`` numbers; where these are 0, so
+    many ``velocities``.
+    """
+
+    channels: int
+    components: int = 0
+    velocities: int = 1
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of ``channels`` numbers: means, or velocities."""
+        return self.components or self.velocities
+
+    @property
+    def numbers(self) -> int:
+        """All numbers of a position: the vectors one after the other, then a logit a component."""
+        return self.vectors * self.channels + self.components
+
+
+@dataclass(frozen=True)
 class Architecture:
     """All that defines a network's weights and what it computes; stored in a run so that its weights load anywhere.
 
@@ -28,6 +49,7 @@ class Architecture:
     classes, modes: number of labels of each sort that it is conditioned on, 0 for none.
     context: channels beside x_t that the network sees at every position, 0 for none; see `Conditions`.
     components: K of the mixture over the velocity, 0 for a velocity alone.
+    velocities: how many of these it predicts then, as a student of policy dx does.
     constant_std: standard deviation of the components, None where it is learned.
     spectral: leading axes that are transported to learn the spectrum of the noise, 0 for none.
     """
@@ -42,12 +64,14 @@ class Architecture:
     components: int = 0
     constant_std: float | None = None
     spectral: int = 0
+    velocities: int = 1
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that make no network."""
         expect(min(self.shape) >= 1, f"latents of shape {self.shape}")
         for name in ("classes", "modes", "context", "components", "spectral"):
             expect(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}")
+        expect(self.velocities >= 1 and not (self.components and self.velocities > 1), f"{self.velocities} velocities")
         expect(self.spectral <= self.channels, f"spectral = {self.spectral} for {self.channels} channels")
         std = self.constant_std
         expect(std is None or (math.isfinite(std) and std > 0), f"constant_std = {std}")
@@ -56,6 +80,11 @@ class Architecture:
     def channels(self) -> int:
         """C of the latents."""
         return self.shape[0]
+
+    @property
+    def head(self) -> HeadShape:
+        """What it predicts at a position."""
+        return HeadShape(self.channels, self.components, self.velocities)
 
     @property
     def inputs(self) -> int:

@@ -69,13 +69,16 @@ class DiT(Network):
         self.norm_out = norm(width, rms_norm)
         self.adaLN_out = modulation(width, 2)
         self.head = make_head(
-            output_layer(width, architecture.channels, architecture.components, architecture.patch),
+            output_layer(
+                width, architecture.channels, architecture.components, architecture.patch, architecture.velocities
+            ),
             architecture.shape,
             architecture.components,
             width,
             patch=architecture.patch,
             constant_std=architecture.constant_std,
             log_std_width=architecture.log_std_width,
+            velocities=architecture.velocities,
         )
         self.spectrum = SpectrumMLP(architecture.shape) if architecture.spectral else None
 

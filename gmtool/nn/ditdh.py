@@ -123,7 +123,7 @@ class DiTDH(Network):
         head = [block(wide, architecture.wide_heads) for _ in range(architecture.wide_depth)]
         self.blocks = nn.ModuleList([*encoder, *head])
         self.s_projector = nn.Linear(width, wide) if width != wide else nn.Identity()
-        last = output_layer(wide, architecture.channels, architecture.components, patch)
+        last = output_layer(wide, architecture.channels, architecture.components, patch, architecture.velocities)
         self.final_layer = FinalLayer(wide, rms_norm, last)
         self.head = make_head(
             nn.Identity(),
@@ -132,6 +132,7 @@ class DiTDH(Network):
             width,
             patch=patch,
             constant_std=architecture.constant_std,
+            velocities=architecture.velocities,
         )
         self.spectrum = SpectrumMLP(architecture.shape) if architecture.spectral else None
 

@@ -18,9 +18,11 @@ Shape = tuple[int, int, int]
 """(C, H, W) of a latent."""
 
 
-def output_layer(width: int, channels: int, components: int, patch: int = 1) -> nn.Linear:
-    """The last linear layer: tokens (..., width) -> the numbers that a head needs, patch^2 K (C + 1) or patch^2 C."""
-    numbers = components * (channels + 1) or channels
+def output_layer(width: int, channels: int, components: int, patch: int = 1, velocities: int = 1) -> nn.Linear:
+    """The last linear layer: tokens (..., width) -> the numbers that a head needs, patch^2 K (C + 1), or patch^2 C for
+    each of the ``velocities``.
+    """
+    numbers = components * (channels + 1) or velocities * channels
     # equal components would stay equal for ever: their weights must differ from the start
     return linear(width, patch**2 * numbers, std=0.02 if components else 0)
 
@@ -34,6 +36,7 @@ def make_head(
     patch: int = 1,
     constant_std: float | None = None,
     log_std_width: int = 0,
+    velocities: int = 1,
 ) -> nn.Module:
     """The head for a mixture of ``components``, or for a velocity where these are 0.
 
@@ -43,21 +46,23 @@ def make_head(
     are these already. constant_std: of the components; None learns it, by a layer of ``log_std_width``, 0 for width.
     """
     if not components:
-        return VelocityHead(linear, shape, patch)
+        return VelocityHead(linear, shape, patch, velocities)
     log_std = LogStd(width, log_std_width or width) if constant_std is None else Constant(math.log(constant_std))
     return MixtureHead(linear, log_std, shape, components, patch)
 
 
 class VelocityHead(nn.Module):
-    """Tokens (B, N, D) -> velocity (B, C, H, W). linear: see `make_head`."""
+    """Tokens (B, N, D) -> velocity (B, C, H, W), or several ``velocities`` (B, n, C, H, W). linear: see `make_head`."""
 
-    def __init__(self, linear: nn.Module, shape: Shape, patch: int = 1) -> None:
+    def __init__(self, linear: nn.Module, shape: Shape, patch: int = 1, velocities: int = 1) -> None:
         super().__init__()
         self.linear, self.shape, self.patch = linear, shape, patch
+        self.several = (velocities,) if velocities > 1 else ()
 
     def forward(self, tokens: Tensor, _embedding: Tensor) -> Tensor:
-        """The velocity (B, C, H, W), float32."""
-        return _by_position(self.linear(tokens), self.shape, self.patch).transpose(1, 2).reshape(-1, *self.shape)
+        """The velocity (B, C, H, W), or the velocities (B, n, C, H, W), float32."""
+        numbers = _by_position(self.linear(tokens), self.shape, self.patch)
+        return numbers.transpose(1, 2).reshape(-1, *self.several, *self.shape)
 
 
 class Constant(nn.Module):

@@ -53,7 +53,9 @@ def open_weaker(run: RunFolder, guide: Path) -> WeakerRun:
 def _expect_comparable(run: RunFolder, weaker: RunFolder) -> None:
     """Raise UserError unless both networks answer the same question: same data, same noise, labels that are known."""
     problem, mine, other = None, run.method, weaker.method
-    if _fingerprint(run, "latents") != _fingerprint(weaker, "latents"):
+    if other.student is not None:
+        problem = "is a student, which knows no velocity between its segments"
+    elif _fingerprint(run, "latents") != _fingerprint(weaker, "latents"):
         problem = "was trained on other latents"
     elif mine.source != other.source or mine.method.coordinates != other.method.coordinates:
         problem = "starts from another source: train it with the same --source, and gm-kl if this run is gm-kl on gmm"

@@ -19,6 +19,8 @@ def labels_of(selection: SelectionSettings, run: RunFolder) -> np.ndarray:
             raise UserError(f"--classes: {run.path} was trained without classes (--condition {run.method.condition})")
         return np.full(selection.num, -1, np.int64)
     chosen = list(run.sampled_classes)
+    if not chosen:
+        raise UserError(f"{run.path} is told classes, and knows none by name: there is nothing to draw")
     if selection.classes is not None:
         chosen = [_class(word.strip(), run) for word in selection.classes.split(",")]
     return np.array(chosen, np.int64)[np.arange(selection.num) % len(chosen)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.gmm import open_gmm
+from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.run import MIXTURE, LatentStatistics, RunFolder
 from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import UserError
@@ -99,6 +99,15 @@ def mode_table(
     run: RunFolder, statistics: LatentStatistics, device: torch.device, path: Path | None, stack: ExitStack
 ) -> ModeTable:
     """The statistics of the modes of a run's mixture. Raises UserError when it is gone, or another one."""
+    gmm = run_mixture(run, path, stack)
+    return ModeTable(gmm, statistics, device, whitened=run.method.method.coordinates.by_mode)
+
+
+def run_mixture(run: RunFolder, path: Path | None, stack: ExitStack) -> GmmFile:
+    """A run's mixture, which ``stack`` closes; path: where it is, None: where it was in training.
+
+    Raises UserError when it is gone, or another one.
+    """
     known = run.manifest.input("gmm")
     if known is None:
         raise UserError(f"{run.path} does not say which mixture it was trained with: train again")
@@ -107,4 +116,4 @@ def mode_table(
     gmm = stack.enter_context(open_gmm(path))
     if known.fingerprint != gmm.manifest.fingerprint:
         raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
-    return ModeTable(gmm, statistics, device, whitened=run.method.method.coordinates.by_mode)
+    return gmm

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gmtool.artifacts.method_record import MethodRecord
-from gmtool.errors import UserError
+from gmtool.artifacts.method_record import MethodRecord, StudentRecord
+from gmtool.errors import NoEffect, UserError
 from gmtool.flow.guidance import GUIDANCES, Form
+from gmtool.flow.imitation import SUBSTEPS
 from gmtool.flow.solvers import SOLVERS, SolverEntry
 from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, check_solver, parse_interval
+from gmtool.settings import flag
 
 SUBSTEPS_IN_ALL = 128
 """Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
@@ -32,6 +34,9 @@ class SamplePlan:
     interval: tuple[float, float]
     shift: float
     seed: int
+    temperature: float = 1.0
+    renewal: float = 0.0
+    student: StudentRecord | None = None
 
     @property
     def entry(self) -> SolverEntry:
@@ -45,11 +50,15 @@ class SamplePlan:
 
     def grid(self, intervals: int) -> Tensor:
         """The times (intervals + 1,) that the solver goes through."""
+        if self.student is not None:
+            return self.student.segments(self.shift).grid()
         return PROTOCOLS[self.protocol].make(intervals, self.shift)
 
     @property
     def words(self) -> str:
         """The plan in a line."""
+        if self.student is not None:
+            return f"the student's policy, {self.steps} evaluation{'s' if self.steps > 1 else ''}"
         substeps = f", {self.substeps} sub-steps" if self.entry.substeps else ""
         guided = "unguided" if self.guidance == "none" else f"{self.guidance} {self.scale:g}"
         return f"{self.solver}, {self.steps} steps, order {self.order}{substeps}, {guided}"
@@ -60,6 +69,11 @@ def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, s
 
     Raises UserError, naming the flag to change, for what the run cannot do.
     """
+    if method.student is not None:
+        return _plan_of_student(settings, method, method.student, seed)
+    for name in ("temperature", "renewal"):
+        if getattr(settings, name) is not None:
+            raise NoEffect(name, f"{flag(name)} is of students, which gmtool distill makes: remove it")
     solver = _solver(settings, method)
     _check_run(settings, solver, method, spectral)
     check_solver(settings, solver)
@@ -68,9 +82,9 @@ def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, s
     return SamplePlan(
         solver=solver,
         protocol=settings.protocol,
-        steps=settings.steps - 1 if protocol.counts_points else settings.steps,
+        steps=settings.evaluations - 1 if protocol.counts_points else settings.evaluations,
         order=entry.order or settings.order or 2,
-        substeps=(settings.substeps or max(1, round(SUBSTEPS_IN_ALL / settings.steps))) if entry.substeps else 1,
+        substeps=(settings.substeps or max(1, round(SUBSTEPS_IN_ALL / settings.evaluations))) if entry.substeps else 1,
         spectral=settings.spectral,
         guidance=settings.guidance,
         scale=_scale(settings, solver, form),
@@ -78,6 +92,49 @@ def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, s
         interval=parse_interval(settings.guidance_interval),
         shift=method.time_shift,
         seed=seed,
+    )
+
+
+def _plan_of_student(settings: SamplingSettings, method: MethodRecord, student: StudentRecord, seed: int) -> SamplePlan:
+    """The plan for a student, which leaves little open. Raises UserError as `make_plan` does."""
+    count = student.evaluations
+    if settings.steps not in (None, count):
+        raise UserError(
+            f"--steps {settings.steps}: this student was made for {count}: use --steps {count}, or gmtool distill "
+            f"--evaluations {settings.steps}"
+        )
+    if settings.solver not in (None, "policy"):
+        raise UserError(f"--solver {settings.solver}: a student follows its policy: remove the flag")
+    if settings.guidance != "none":
+        raise UserError(
+            f"--guidance {settings.guidance}: a student has learned its teacher's guidance: remove the flag"
+        )
+    if settings.protocol != "full":
+        raise UserError(f"--protocol {settings.protocol}: a student has its own times: remove the flag")
+    check_solver(settings, "policy")
+    if settings.temperature is not None and student.policy != "gm":
+        raise UserError(
+            f"--temperature needs a mixture, and this student's policy is {student.policy}: remove it, or use gmtool "
+            "distill --policy gm"
+        )
+    if settings.renewal and not method.starts_gaussian:
+        raise UserError("--renewal renews the noise of a Gaussian source, and this student starts from --source gmm")
+    return SamplePlan(
+        solver="policy",
+        protocol=settings.protocol,
+        steps=count,
+        order=1,
+        substeps=settings.substeps or SUBSTEPS,
+        spectral=False,
+        guidance="none",
+        scale=0.0,
+        orthogonal=1.0,
+        interval=(0.0, 1.0),
+        shift=method.time_shift,
+        seed=seed,
+        temperature=1.0 if settings.temperature is None else settings.temperature,
+        renewal=settings.renewal or 0.0,
+        student=student,
     )
 
 
@@ -94,6 +151,8 @@ def _solver(settings: SamplingSettings, method: MethodRecord) -> str:
 def _check_run(settings: SamplingSettings, solver: str, method: MethodRecord, spectral: int) -> None:
     """Refuse what the run cannot do."""
     entry = SOLVERS[solver]
+    if entry.on == "policy":
+        raise UserError(f"--solver {solver} is that of students, which gmtool distill makes: use another")
     forms = {} if settings.guidance == "none" else GUIDANCES[settings.guidance].forms
     if not method.method.objective.mixture:
         if forms and "velocity" not in forms:

@@ -22,7 +22,11 @@ from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan
 from gmtool.streams import Noise
 
-VIEWS: dict[On, Callable[[Predict], Any]] = {"velocity": velocity_model, "mixture": mixture_model}
+VIEWS: dict[On, Callable[[Predict], Any]] = {
+    "velocity": velocity_model,
+    "mixture": mixture_model,
+    "policy": lambda predict: predict,
+}
 """A network as the model of a solver."""
 
 
@@ -57,7 +61,10 @@ def generate(
     noise = Noise(plan.seed, indices)
     start = draw_start(model, noise, classes, modes)
     draw = model.spectrum.draw if plan.spectral and model.spectrum is not None else None
-    solver = plan.entry.make(SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps, draw))
+    policy = "gm" if plan.student is None else plan.student.policy
+    solver = plan.entry.make(
+        SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps, draw, policy, plan.temperature, plan.renewal)
+    )
     grid = plan.grid(solver.intervals(plan.steps))
     end = integrate(solver, _guided(model, plan, start), start.x, grid, noise, observe)
     return model.statistics.restore(model.method.finish(end, start.source_modes))
@@ -66,8 +73,10 @@ def generate(
 def evaluations_of(plan: SamplePlan) -> int:
     """Evaluations of the network for one sample: what the solver asks for, and once more wherever it is guided.
 
-    Counted while the plan's solver integrates a single number.
+    Counted while the plan's solver integrates a single number; a student's are those that it was made for.
     """
+    if plan.student is not None:
+        return plan.steps
     asked: list[int] = []
     on = plan.entry.on
 
@@ -131,16 +140,26 @@ def _draw_modes(model: TrainedModel, noise: Noise, classes: Tensor) -> Tensor | 
 
 def _guided(model: TrainedModel, plan: SamplePlan, start: SampleStart) -> Any:
     """The model of the plan's solver, guided as the plan says."""
-    on = plan.entry.on
-    plain = VIEWS[on](model.predict(start.conditions))
+    plain = VIEWS[plan.entry.on](model.method.in_flow(model.predict(start.conditions), start.source_modes))
     if plan.guidance == "none":
         return plain
+    weaker = None if model.weaker is None else conditions_of(model.weaker, model, start.classes, start.modes)
+    return within(plan.interval, guidance_of(model, plan, start.conditions, weaker)(plain), plain)
+
+
+def guidance_of(
+    model: TrainedModel, plan: SamplePlan, conditions: Conditions, weaker: Conditions | None
+) -> Callable[[Any], Any]:
+    """What guides the model of the plan's solver, at all times.
+
+    conditions, weaker: what the network is told of the samples, and what the weaker one is.
+    """
     entry = GUIDANCES[plan.guidance]
-    form = entry.forms[on]
-    other = model.predict(model.conditioning.all_hidden(start.conditions))
+    form = entry.forms[plan.entry.on]
+    other = model.predict(model.conditioning.all_hidden(conditions))
     if entry.away_from == "weaker":
-        if model.weaker is None:
+        if model.weaker is None or weaker is None:
             raise ValueError("a plan with autoguidance needs a model with a weaker one")
-        other = model.weaker.predict(conditions_of(model.weaker, model, start.classes, start.modes))
-    scheme = form.make(plan.scale, plan.orthogonal)
-    return within(plan.interval, scheme(plain, VIEWS[form.other](other)), plain)
+        other = model.weaker.predict(weaker)
+    scheme, away_from = form.make(plan.scale, plan.orthogonal), VIEWS[form.other](other)
+    return lambda plain: scheme(plain, away_from)

@@ -63,47 +63,16 @@ def guidance_names() -> tuple[str, ...]:
     return ("none", *GUIDANCES)
 
 
+STEPS = 8
+"""Network evaluations by default."""
+
+
 @dataclass(frozen=True)
-class SamplingSettings(Settings):
-    """Solver, grid and guidance; a default of None depends on the run."""
+class GuidanceSettings(Settings):
+    """How a run is guided; a default of None depends on the run."""
 
-    TITLE = "Solver and guidance"
+    TITLE = "Guidance"
 
-    steps: Annotated[
-        int, Option("Network evaluations per sample; with guidance each is computed twice.", metavar="N", minimum=1)
-    ] = 8
-    solver: Annotated[
-        str | None,
-        Option(
-            f"For a velocity, or the mean of a mixture: {_listed('velocity')}. For a mixture: {_listed('mixture')}. "
-            "Default: gm-ode for gm-kl, else euler.",
-            choices=solver_names,
-        ),
-    ] = None
-    protocol: Annotated[
-        str,
-        Option(
-            "full: from t = 1 to t = 0. rae: as RAE and MM-FM sample, by default with euler: --steps counts the "
-            "points of the grid (50 make 49 evaluations), which ends at t = 0.001 before the shift, and images are "
-            "truncated to 8 bits, not rounded.",
-            choices=protocol_names,
-        ),
-    ] = "full"
-    order: Annotated[
-        int | None,
-        Option("Order of gm-ode and gm-sde. Default: 2.", metavar="1|2", minimum=1, maximum=2),
-    ] = None
-    substeps: Annotated[
-        int | None,
-        Option(
-            "Sub-steps per gm-ode step, which need no network evaluation. Default: about 128 / steps, as published.",
-            metavar="N",
-            minimum=1,
-        ),
-    ] = None
-    spectral: Annotated[
-        bool, Option("Draw noise with the learned spectrum (gm-sde; a run trained with --spectral AXES).")
-    ] = False
     guidance: Annotated[
         str,
         Option(
@@ -148,7 +117,7 @@ class SamplingSettings(Settings):
     ] = None
 
     def check(self) -> None:
-        """See `Settings.check`; what depends on the solver is checked in `gmtool.sampling.plan`."""
+        """See `Settings.check`."""
         if self.guidance == "none":
             for name in ("guidance_scale", "guidance_interval", "orthogonal"):
                 if getattr(self, name) is not None:
@@ -160,8 +129,85 @@ class SamplingSettings(Settings):
             raise UserError(f"--guidance {self.guidance} needs a weaker run: give its folder by --guide")
         if not weaker and self.guide is not None:
             raise NoEffect("guide", "--guide belongs to --guidance auto")
+
+
+@dataclass(frozen=True)
+class SamplingSettings(GuidanceSettings):
+    """Solver, grid and guidance; a default of None depends on the run."""
+
+    TITLE = "Solver and guidance"
+
+    steps: Annotated[
+        int | None,
+        Option(
+            f"Network evaluations per sample; with guidance each is computed twice. Default: {STEPS}; a student's own.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = None
+    solver: Annotated[
+        str | None,
+        Option(
+            f"For a velocity, or the mean of a mixture: {_listed('velocity')}. For a mixture: {_listed('mixture')}. "
+            "Default: gm-ode for gm-kl, policy for a student, else euler.",
+            choices=solver_names,
+        ),
+    ] = None
+    protocol: Annotated[
+        str,
+        Option(
+            "full: from t = 1 to t = 0. rae: as RAE and MM-FM sample, by default with euler: --steps counts the "
+            "points of the grid (50 make 49 evaluations), which ends at t = 0.001 before the shift, and images are "
+            "truncated to 8 bits, not rounded.",
+            choices=protocol_names,
+        ),
+    ] = "full"
+    order: Annotated[
+        int | None,
+        Option("Order of gm-ode and gm-sde. Default: 2.", metavar="1|2", minimum=1, maximum=2),
+    ] = None
+    substeps: Annotated[
+        int | None,
+        Option(
+            "Sub-steps per gm-ode step, which need no network evaluation; of a student, in all. Default: about 128 / "
+            "steps, as published; of a student 128.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        Option(
+            "Of a student's mixtures, except the last one: its weights to the power 1 / T, its variance times T. "
+            "Default: 1.",
+            metavar="T",
+            minimum=0.01,
+            maximum=1.0,
+        ),
+    ] = None
+    renewal: Annotated[
+        float | None,
+        Option(
+            "Noise that a student renews between its evaluations: h of pi-Flow's SDE; 0: none, the ODE; 10: nearly "
+            "all. Default: 0.",
+            metavar="H",
+            minimum=0.0,
+        ),
+    ] = None
+    spectral: Annotated[
+        bool, Option("Draw noise with the learned spectrum (gm-sde; a run trained with --spectral AXES).")
+    ] = False
+
+    @property
+    def evaluations(self) -> int:
+        """--steps, or its default for what is no student."""
+        return self.steps or STEPS
+
+    def check(self) -> None:
+        """See `Settings.check`; what depends on the solver is checked in `gmtool.sampling.plan`."""
+        super().check()
         protocol = PROTOCOLS[self.protocol]
-        if protocol.counts_points and self.steps < 2:
+        if protocol.counts_points and self.evaluations < 2:
             raise UserError(f"--protocol {self.protocol} counts the points of a grid: use at least --steps 2")
         if self.solver is not None:
             check_solver(self, self.solver)
@@ -189,7 +235,8 @@ def check_solver(settings: SamplingSettings, solver: str) -> None:
 
 
 def _with(has: Callable[[SolverEntry], bool]) -> str:
-    return " and ".join(name for name, row in SOLVERS.items() if has(row))
+    """The solvers of runs, not of students, that have something."""
+    return " and ".join(name for name, row in SOLVERS.items() if has(row) and row.on != "policy")
 
 
 def parse_interval(text: str | None) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from gmtool.errors import UserError
 from gmtool.settings import config_from_json, expect_type, settings_of
+from gmtool.stages.distill.config import DistillConfig
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
@@ -45,6 +46,7 @@ STAGES: Mapping[str, type] = {
     "train": TrainConfig,
     "train-decoder": TrainDecoderConfig,
     "reconstruct": ReconstructConfig,
+    "distill": DistillConfig,
     "sample": SampleConfig,
     "eval": EvaluateConfig,
 }

@@ -156,6 +156,51 @@ class BatchBuilder:
         return None if labels is None else to_device(labels, self.device)
 
 
+@dataclass(frozen=True)
+class SourceBatches:
+    """Training batches without data, for what begins at the source: latents of zeros, labels and modes that are drawn.
+
+    size: of a batch of all processes, share: this one's rows of it. classes: those that are drawn from, each as often,
+    None for a task without classes. weights: p(mode | class) or p(mode), see `mode_weights`, None for a task without
+    modes. The others are as in `BatchBuilder`.
+    """
+
+    shape: tuple[int, int, int]
+    size: int
+    share: slice
+    classes: Tensor | None
+    weights: Tensor | None
+    table: ModeTable | None
+    own_mode: bool
+    source_modes: bool
+    mode_mean: bool
+    device: torch.device
+
+    def batches(self, seed: int, start: int, stop: int) -> Iterator[Batch]:
+        """The training batches of the steps ``start`` ... ``stop`` - 1; (seed, step) gives their random numbers."""
+        return (self._batch(generator(seed, "source", step)) for step in range(start, stop))
+
+    def _batch(self, draws: torch.Generator) -> Batch:
+        classes = None
+        if self.classes is not None:
+            classes = self.classes[torch.randint(len(self.classes), (self.size,), generator=draws)]
+        modes = source_modes = mean = None
+        if self.weights is not None:
+            by_class = classes is not None and len(self.weights) > 1
+            rows = self.weights[classes] if by_class else self.weights[:1].expand(self.size, -1)
+            # drawn for the whole batch, so that they do not depend on its division among processes
+            modes, free = (
+                torch.multinomial(rows, 1, replacement=True, generator=draws).squeeze(1)[self.share] for _ in range(2)
+            )
+            if self.table is not None:
+                known = self.table.at(modes if self.own_mode else free) if self.source_modes else None
+                source_modes = known
+                mean = (known if known and self.own_mode else self.table.at(modes)).mean if self.mode_mean else None
+        x = torch.zeros(len(range(*self.share.indices(self.size))), *self.shape, device=self.device)
+        own = None if classes is None else to_device(classes[self.share], self.device)
+        return Batch(x, own, None if modes is None else to_device(modes, self.device), source_modes, mean)
+
+
 def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
     """The items, each made in a thread while the one before is used: a GPU's host is then never behind it."""
     with ThreadPoolExecutor(1) as thread:

@@ -63,10 +63,37 @@ class StepCost:
         )
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """What a student's step asks of its teacher: a network of an architecture, so many evaluations per sample."""
+
+    architecture: Architecture
+    method: MethodRecord
+    evaluations: int
+
+
 def step_cost(
-    architecture: Architecture, method: MethodRecord, precision: torch.dtype, checkpoint_activations: bool = False
+    architecture: Architecture,
+    method: MethodRecord,
+    precision: torch.dtype,
+    checkpoint_activations: bool = False,
+    teaching: Teaching | None = None,
 ) -> StepCost:
-    """The cost of a step of a method, its network computed in ``precision``."""
+    """The cost of a step of a method, its network computed in ``precision``.
+
+    teaching: of a student, whose rolls cost little beside the networks, and are left out.
+    """
+    student = method.student
+    if student is not None:
+        stand_in = replace(method, student=None, objective="gm-kl" if architecture.components else "fm")
+        stand_in = replace(stand_in, source="gaussian", coupling="independent", transition_ratio=0.5)
+        once = step_cost(replace(architecture, velocities=1), stand_in, precision, checkpoint_activations)
+        calls = student.evaluations if student.data_free else 1
+        asked = 0
+        if teaching is not None:
+            taught = step_cost(teaching.architecture, teaching.method, precision)
+            asked = teaching.evaluations * taught.flops // FORWARD_AND_BACKWARD
+        return replace(once, flops=calls * once.flops + asked, sample_bytes=calls * once.sample_bytes)
     with torch.device("meta"):
         network = build_network(architecture, seed=0)
     network.checkpoint_activations = checkpoint_activations

@@ -71,7 +71,7 @@ class Stepper:
     def take(self, batch: Batch, step: int, seed: int) -> StepResult:
         """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
         state, world = self.state, self.world
-        prepared = self._prepared(batch, generator(seed, "train", step, device=batch.x.device))
+        prepared = self._prepared(batch, generator(seed, "train", step, device=batch.x.device), step)
         weights = torch.ones_like(prepared.draws.t)
         if state.focal is not None and batch.modes is not None:
             weights = state.focal.weights(batch.modes)
@@ -112,10 +112,10 @@ class Stepper:
         """Drop the gradients."""
         self.state.optimizer.zero_grad()
 
-    def _prepared(self, batch: Batch, stream: torch.Generator) -> Prepared:
+    def _prepared(self, batch: Batch, stream: torch.Generator, step: int = 0) -> Prepared:
         """This process's samples, paired with noise; a coupling of whole batches looks at those of all processes."""
         mine, whole_batch = self.world.rows(len(batch.x) * self.world.size), self.task.method.coupling.whole_batch
-        draws = self.task.draw(len(batch.x) * self.world.size, stream)
+        draws = self.task.draw(len(batch.x) * self.world.size, stream, step)
         if whole_batch and self.world.size > 1:
             return take_rows(self.task.prepare(each_tensor(batch, self.world.collect), draws), mine)
         return self.task.prepare(batch, take_rows(draws, mine))

@@ -7,7 +7,7 @@ depend neither on the micro-batch nor on the number of processes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.flow.method import Method
+from gmtool.flow.model import VelocityModel
 from gmtool.flow.objective import Draws, Pairs
 from gmtool.flow.source import ModeStatistics
 from gmtool.flow.spectral import Spectrum
@@ -25,6 +26,9 @@ from gmtool.nn.network import Network
 
 Forward = Callable[[Tensor, Tensor, Conditions], Tensor | GaussianMixture]
 """How the network is called in training: x_t (B, C, H, W), t (B,), conditions -> its prediction of the velocity."""
+
+Teach = Callable[[Conditions, ModeStatistics | None], VelocityModel]
+"""A teacher: its velocity, in the coordinates of the student's flow, for samples with these conditions and modes."""
 
 _Rows = TypeVar("_Rows", bound=Any)
 
@@ -73,6 +77,7 @@ class Prepared:
     pairs: Pairs
     conditions: Conditions
     draws: Draws
+    modes: ModeStatistics | None = None
 
     def __len__(self) -> int:
         return len(self.pairs.x)
@@ -82,18 +87,19 @@ class Prepared:
 class Task:
     """A method, the network's conditions, and the share of the samples from which they are hidden in training.
 
-    shape: (C, H, W) of the latents.
+    shape: (C, H, W) of the latents. teach: the velocity of a student's teacher; None for what is no student.
     """
 
     method: Method
     conditioning: Conditioning
     dropout: float
     shape: tuple[int, int, int]
+    teach: Teach | None = field(default=None, kw_only=True)
 
-    def draw(self, count: int, generator: torch.Generator) -> StepDraws:
-        """The random numbers of ``count`` samples, all from ``generator`` and on its device."""
+    def draw(self, count: int, generator: torch.Generator, step: int = 0) -> StepDraws:
+        """The random numbers of ``count`` samples at a step from 0, all from ``generator`` and on its device."""
         hidden = torch.rand(count, generator=generator, device=generator.device) < self.dropout
-        return StepDraws(hidden, self.method.draw(count, self.shape, generator))
+        return StepDraws(hidden, self.method.draw(count, self.shape, generator, step))
 
     def prepare(self, batch: Batch, draws: StepDraws) -> Prepared:
         """Pair data and noise, and hide conditions. With a coupling of whole batches it takes all of the batch."""
@@ -102,6 +108,7 @@ class Task:
             self.method.pair(batch.x, draws.method.noise, batch.source_modes),
             self.conditioning.hidden(given, draws.hidden),
             draws.method,
+            batch.source_modes if self.method.uses_modes else None,
         )
 
     def losses(self, forward: Forward, prepared: Prepared) -> Tensor:
@@ -110,7 +117,10 @@ class Task:
         def predict(x_t: Tensor, t: Tensor) -> Tensor | GaussianMixture:
             return forward(x_t, t, prepared.conditions)
 
-        return self.method.loss(predict, prepared.pairs, prepared.draws)
+        method = self.method
+        if self.teach is not None:
+            method = method.taught(self.teach(prepared.conditions, prepared.modes))
+        return method.loss(method.in_flow(predict, prepared.modes), prepared.pairs, prepared.draws)
 
     def any_batch(self, count: int, device: torch.device) -> Batch:
         """A batch of zeros with all that the task asks of a real one."""
@@ -125,11 +135,11 @@ class Task:
         )
 
 
-def task_of(record: MethodRecord, network: Network) -> Task:
+def task_of(record: MethodRecord, network: Network, teach: Teach | None = None) -> Task:
     """The task of a run for its network, whose spectrum it also trains if it has one."""
     architecture = network.architecture
     spectrum = None
     if network.spectrum is not None:
         spectrum = Spectrum(network.spectrum, architecture.spectral, record.spectral_weight)
     conditioning = record.conditioning(architecture)
-    return Task(record.with_spectrum(spectrum), conditioning, record.dropout, architecture.shape)
+    return Task(record.with_spectrum(spectrum), conditioning, record.dropout, architecture.shape, teach=teach)

@@ -10,7 +10,7 @@ from toys import exact_posterior, solve, solve_by_name
 
 from gmtool.flow.guidance.probabilistic import Probabilistic
 from gmtool.flow.model import unguided
-from gmtool.flow.path import mean_velocity
+from gmtool.flow.path import mean_velocity, per_sample
 from gmtool.flow.posterior import DirectPosterior
 from gmtool.flow.solvers import SOLVERS, SolverEntry, names_on
 from gmtool.flow.solvers.base import Memoryless, SolverOptions, integrate
@@ -262,7 +262,13 @@ def test_whole_runs_depend_neither_on_the_batch_nor_on_the_order_of_components()
     torch.testing.assert_close(together, solve(solver, guided(weights, (2, 0, 1)), start(5), 4, 2.0))
 
 
-MODELS = {"velocity": exact_velocity, "mixture": MODEL}
+def exact_prediction(x, t):
+    """The mixture over the velocity that a perfect network predicts."""
+    found, time = MODEL(x, t).mixture, per_sample(t, x).unsqueeze(1)
+    return GaussianMixture((x.unsqueeze(1) - found.means) / time, found.log_weights, found.variance / time.square())
+
+
+MODELS = {"velocity": exact_velocity, "mixture": MODEL, "policy": exact_prediction}
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -299,7 +305,7 @@ def test_rows_say_which_options_concern_them(name):
 
     usual = run()
     assert torch.equal(run(order=1), usual) is (entry.order is not None)
-    assert torch.equal(run(substeps=3), usual) is not entry.substeps
+    assert torch.equal(run(substeps=30), usual) is not entry.substeps
     assert torch.equal(run(draw=lambda mixture, noise: mixture.mean()), usual) is not entry.spectral
 
 

@@ -1,15 +1,19 @@
 """Which solver goes with which guidance, the ranges of the scales, and flags that would have no effect."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from stepping import method_for
 
+from gmtool.artifacts.method_record import StudentRecord
 from gmtool.errors import UserError
 from gmtool.flow.guidance import GUIDANCES
 from gmtool.flow.solvers import SOLVERS
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.sampling.plan import SamplePlan, make_plan
+from gmtool.sampling.sampler import evaluations_of
 from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, parse_interval
 
 LATENTS = DiTArchitecture((2, 2, 2), 1, 16, 2, classes=3)
@@ -99,7 +103,7 @@ def test_settings_that_do_not_belong_together_are_refused(settings, message):
         *(({"order": 2, "solver": name}, "--order belongs to gm-ode and gm-sde, not") for name in sorted(NAMES - GM)),
         *(
             ({"substeps": 2, "solver": name}, "--substeps belongs to gm-ode, not to")
-            for name in sorted(NAMES - {"gm-ode"})
+            for name in sorted(NAMES - {"gm-ode", "policy"})
         ),
         *(
             ({"spectral": True, "solver": name}, "--spectral is how gm-sde draws")
@@ -142,10 +146,38 @@ def test_orthogonal_where_it_has_an_effect():
     assert plan_of(MIXTURE, {"guidance": "prob"}).orthogonal == 1
 
 
+STUDENT = replace(
+    MIXTURE,
+    student=StudentRecord(
+        evaluations=3,
+        policy="gm",
+        last_segment=0.5,
+        components=4,
+        whitened=False,
+        states=2,
+        component_dropout=0.05,
+        window=0,
+        teacher_steps=0,
+        data_free=False,
+    ),
+)
+
+
+def test_a_student_is_drawn_with_its_own_evaluations_and_times():
+    for steps in (None, 3):
+        plan = plan_of(STUDENT, {"steps": steps})
+        assert (plan.steps, plan.substeps, plan.temperature, plan.renewal) == (3, 128, 1.0, 0.0)
+        torch.testing.assert_close(plan.grid(3), torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64))
+        assert evaluations_of(plan) == 3
+    plan = plan_of(STUDENT, {"substeps": 64, "temperature": 0.5, "renewal": 1.0})
+    assert (plan.substeps, plan.temperature, plan.renewal) == (64, 0.5, 1.0)
+
+
 def test_every_row_has_a_plan():
     """No solver or guidance of the tables is out of reach of the command."""
     for name, entry in SOLVERS.items():
-        assert plan_of(MIXTURE, {"solver": name}).entry is entry
+        method = STUDENT if entry.on == "policy" else MIXTURE
+        assert plan_of(method, {"solver": name}).entry is entry
     for name in GUIDANCES:
         assert plan_of(MIXTURE, {"guidance": name, "guide": "weaker" if name == "auto" else None}).guidance == name
     for name in PROTOCOLS:

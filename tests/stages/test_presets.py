@@ -185,7 +185,7 @@ def test_types_of_values_in_files(kind: object, good: object, bad: object, words
         ("[train]\nlearning-rate = 1", "[train] has no setting 'learning-rate'"),
         ("[train]\nbatch_size = 8", "[train] has no setting 'batch_size': did you mean batch-size"),
         ("[trian]\nlr = 1", "'trian' is not known: did you mean train or train-decoder?"),
-        ("lr = 1e-4", "'lr' is not known; there are encode, eval"),
+        ("lr = 1e-4", "'lr' is not known; there are distill, encode"),
         ("train = 1", "train is the table of a command: write [train]"),
         ("source = 3", "source must be a string, not 3"),
         ('[train]\nsteps = "many"', "steps of [train] must be a whole number, not 'many'"),
@@ -266,7 +266,7 @@ def test_a_preset_is_reckoned_without_any_files(
 @pytest.mark.slow
 def test_flags_go_over_the_preset(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('[train]\nobjective = "gm-kl"\nsteps = 7\nbatch-size = 5\n[sample]\nsteps = 3')
+    file.write_text('[train]\nobjective = "gm-kl"\nsteps = 7\nbatch-size = 5\n[sample]\nsteps = 3\nnum = 3')
     arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--preset", str(file), "--dry-run"]
     assert main([*arguments, "--steps", "9", "--components", "2"]) == 0
     shown = {row[0]: row[-1] for line in capsys.readouterr().out.splitlines() if len(row := line.strip("│ ").split())}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from gmtool.flow.guidance.base import Scheme
 
-On = Literal["velocity", "mixture"]
+On = Literal["velocity", "mixture", "policy"]
 
 
 @dataclass(frozen=True)

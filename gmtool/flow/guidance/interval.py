@@ -15,6 +15,12 @@ ROUNDING = 1e-6
 """How far a grid time may lie outside the interval: 1 - 0.7 is not 0.3 in binary."""
 
 
+def inside(interval: tuple[float, float], t: Tensor) -> Tensor:
+    """Whether times lie in an interval, ends included."""
+    low, high = interval
+    return (low - ROUNDING <= t) & (t <= high + ROUNDING)
+
+
 def within(
     interval: tuple[float, float],
     guided: Callable[[Tensor, Tensor], Predicted],
@@ -25,10 +31,8 @@ def within(
     For velocity and mixture models: x_t (B, C, *S), t (B,). A solver uses one time for the whole batch, so the first
     sample's time decides.
     """
-    low, high = interval
 
     def model(x_t: Tensor, t: Tensor) -> Predicted:
-        inside = low - ROUNDING <= float(t[0]) <= high + ROUNDING
-        return guided(x_t, t) if inside else conditional(x_t, t)
+        return guided(x_t, t) if bool(inside(interval, t[0])) else conditional(x_t, t)
 
     return model

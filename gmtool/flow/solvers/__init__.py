@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from gmtool.flow.solvers.base import Solver, SolverOptions
 
-On = Literal["velocity", "mixture"]
-"""The kind of model that is integrated."""
+On = Literal["velocity", "mixture", "policy"]
+"""The kind of model that is integrated; policy: what a student's network predicts, as it is."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ SOLVERS: dict[str, SolverEntry] = {
     "unipc": SolverEntry(f"{_HERE}.unipc:UniPC", "velocity", False, "UniPC", order=2),
     "gm-ode": SolverEntry(f"{_HERE}.gm_ode:GmOde", "mixture", False, "GMFlow's ODE, sub-steps", substeps=True),
     "gm-sde": SolverEntry(f"{_HERE}.gm_sde:GmSde", "mixture", True, "GMFlow's SDE", spectral=True),
+    "policy": SolverEntry(
+        f"{_HERE}.policy:PolicySolver", "policy", False, "a student's policy, sub-steps", order=1, substeps=True
+    ),
 }
 
 

@@ -29,7 +29,7 @@ class SolverOptions:
     """Options of a command; each solver takes those that concern it.
 
     evaluations: of the network in all. shift: of the grid of times. order, substeps: of GM-ODE and GM-SDE. draw: how
-    GM-SDE draws from a mixture; None for its own.
+    GM-SDE draws from a mixture; None for its own. policy, temperature, renewal: of a student.
     """
 
     evaluations: int
@@ -37,6 +37,9 @@ class SolverOptions:
     order: int = 2
     substeps: int = 1
     draw: Draw | None = None
+    policy: str = "gm"
+    temperature: float = 1.0
+    renewal: float = 0.0
 
 
 class Solver(ABC, Generic[Model, State]):

@@ -44,7 +44,7 @@ from gmtool.stages.train.run import make_stepper, new_state
 from gmtool.throughput import Speed, device_name, keep_speed, matmul_rate, seconds_of
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.training.checkpoint import Position
-from gmtool.training.cost import StepCost, step_cost
+from gmtool.training.cost import StepCost
 
 CPU_BATCH, GPU_BATCH = 8, 256
 """Images of the batches that are measured."""
@@ -184,7 +184,7 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
         if not run.on_gpu:
             plan, cost = affordable(wanted, precision, matmul * run.config.seconds, fits_in_memory)
         batch = GPU_BATCH if run.on_gpu else min(CPU_BATCH, wanted.batch_size)
-        plan = plan_training(changed(plan.config, {"batch_size": batch}), facts, run.on_gpu)
+        plan = plan_training(changed(asked, {"batch_size": batch, "model": plan.model}), facts, run.on_gpu)
         inputs = open_inputs(plan, latents, gmm, World(device=run.device))
         model, stepper = make_stepper(inputs, new_state(inputs))
         images = next(open_data(inputs).batches(Position()))
@@ -198,12 +198,12 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
         settings: SampleConfig = run.preset.config("sample")
         drawn = _sampling_rate(run, model, plan, settings) * cost.flops / whole.flops
         count = settings.selection.num
-        note = f"{count:,} images, {settings.sampling.steps} steps"
+        note = f"{count:,} images, {settings.sampling.evaluations} steps"
         return [training, StageRate("sample", "images", drawn, count / drawn, note)]
 
 
 def _cost(plan: TrainPlan, precision: torch.dtype) -> StepCost:
-    return step_cost(plan.architecture, plan.method, precision, plan.config.compute.checkpoint_activations)
+    return plan.cost(precision)
 
 
 def affordable(
@@ -213,6 +213,7 @@ def affordable(
 
     operations: that an image may cost. fits: whether so many bytes may be used. The smallest one is taken in any case.
     """
+    assert isinstance(plan.config, TrainConfig)
     names = list(NETWORKS[kind_of(plan.model)].sizes)
     names = names[: names.index(plan.model) + 1]
     for name in reversed(names):

@@ -50,6 +50,10 @@ def run_of(folder: SamplesFolder) -> tuple[RunFolder, Checkpoint, Path]:
     if recorded is None:
         raise UserError(f"--trajectories: {folder.path} does not say which run drew it")
     run = open_run(Path(recorded.path))
+    if run.method.student is not None:
+        raise UserError(
+            f"--trajectories: {run.path} is a student, which has no velocity at every time: remove the flag"
+        )
     checkpoint, weights = find_weights(settings, run)
     if file_fingerprint(weights) != recorded.fingerprint:
         passed_over = "".join(f" ({line})" for line in checkpoint.notes)

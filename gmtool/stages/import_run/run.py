@@ -19,7 +19,7 @@ from gmtool.artifacts.gmm import Assignments, DescriptorMixture, write_gmm
 from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, fingerprint
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.outputs import output_of
-from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, create_run, run_details
+from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, Origin, create_run, run_details
 from gmtool.foreign.mixtures import ReleasedMixture, patch_modes
 from gmtool.settings import as_flat
 from gmtool.stages.import_run.config import ImportConfig
@@ -72,9 +72,7 @@ def _write(part: Path, target: Path, plan: ImportPlan) -> None:
             published.architecture,
             AVERAGES,
             published.parameters,
-            published.classes,
-            published.tokenizer,
-            descriptor_size,
+            Origin(published.classes, published.tokenizer, descriptor_size),
         ),
     )
     create_run(part, manifest, statistics, published.tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from gmtool.errors import UserError
 from gmtool.nn.settings import NetworkSettings
@@ -61,6 +61,42 @@ class TrainComputeSettings(ComputeSettings):
         bool,
         Option("Shard weights and optimizer state across processes (FSDP2), for networks that do not fit on one GPU."),
     ] = False
+
+
+class TrainerConfig(Protocol):
+    """What the trainer reads of a configuration, be it of ``train`` or of ``distill``."""
+
+    @property
+    def data(self) -> DataSettings:
+        """What is trained on."""
+
+    @property
+    def loop(self) -> LoopSettings:
+        """Steps and checkpoints."""
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """The optimizer."""
+
+    @property
+    def schedule(self) -> ScheduleSettings:
+        """The learning rate."""
+
+    @property
+    def averages(self) -> AverageSettings:
+        """Averages of the weights."""
+
+    @property
+    def logging(self) -> LoggingSettings:
+        """Logging."""
+
+    @property
+    def compute(self) -> TrainComputeSettings:
+        """Where and how."""
+
+    @property
+    def seed(self) -> int:
+        """Of every random number."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from gmtool.stages.train.run import checkpoint_bytes
 from gmtool.throughput import device_name, known_speed
 from gmtool.tokenizers.settings import TokenizerSettings
 from gmtool.tokenizers.table import TOKENIZERS, family_of
-from gmtool.training.cost import StepCost, step_cost
+from gmtool.training.cost import StepCost
 from gmtool.training.micro_batch import divisors
 
 METRICS_BYTES = 120
@@ -58,7 +58,7 @@ def forecast(
             facts = facts_of_recipe(recipe)
             plan = plan_training(config, facts, gpu)
             reads, assumed = _reads_to_come(latents_path, plan), (_assumption(latents_path, facts),)
-    return _forecast(plan, run_path, device, reads, assumed, price)
+    return forecast_of(plan, run_path, device, reads, assumed, price)
 
 
 def facts_of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> DataFacts:
@@ -88,17 +88,18 @@ def _reads_to_come(latents_path: Path, plan: TrainPlan) -> tuple[FileSize, ...]:
     return (latents, FileSize(latents_path.with_name("gmm.h5"), 8 * size * plan.facts.modes))
 
 
-def _forecast(
+def forecast_of(
     plan: TrainPlan,
     run_path: Path,
     device: torch.device,
     reads: tuple[FileSize, ...],
-    assumed: tuple[tuple[str, str], ...],
-    price: float | None,
+    assumed: tuple[tuple[str, str], ...] = (),
+    price: float | None = None,
 ) -> Forecast:
+    """What a resolved run would take; assumed: facts of what is not there yet, as pairs of a name and words."""
     config, steps = plan.config, plan.config.loop.steps
     precision = compute_dtype(config.compute.precision, device)
-    cost = step_cost(plan.architecture, plan.method, precision, config.compute.checkpoint_activations)
+    cost = plan.cost(precision)
     averages = len(config.averages.names)
     micro_batch = _micro_batch(config.loop.micro_batch, plan.batch_size, cost, averages, device)
     step_flops = plan.batch_size * cost.flops
@@ -110,8 +111,10 @@ def _forecast(
         ("images computed at once", f"{micro_batch:,}"),
         ("steps", f"{steps:,}"),
         ("images a step (effective batch)", f"{plan.batch_size:,}"),
-        ("epochs", f"{steps * plan.batch_size / plan.facts.samples:,.3g} of {plan.facts.samples:,} images"),
     ]
+    if plan.facts.samples:
+        epochs = steps * plan.batch_size / plan.facts.samples
+        work.append(("epochs", f"{epochs:,.3g} of {plan.facts.samples:,} images"))
     if speed is None:
         work.append(("time", "not known: `gmtool bench` measures this machine"))
     else:

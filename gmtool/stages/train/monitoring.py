@@ -21,7 +21,6 @@ from gmtool.stages.train.inputs import TrainInputs
 from gmtool.stages.train.online_eval import DISTANCE, Scorer
 from gmtool.stages.train.preview import Previewer, preview_file
 from gmtool.throughput import matmul_rate
-from gmtool.training.cost import step_cost
 from gmtool.training.logging import Logger, has_record, loggers_for
 from gmtool.training.loop import Event
 from gmtool.training.settings import LoggingSettings
@@ -61,13 +60,13 @@ def monitoring_of(
     def draw(indices: range) -> Tensor:
         return generate(model, plan, indices, classes[torch.tensor(indices) % len(classes)])
 
-    scorer = Scorer(draw, inputs.latents, tokenizer, settings.eval_num, loggers, config.seed)
     previewer = Previewer(model, plan, run, tokenizer, world)
-    events = (
-        Event(settings.preview_every, previewer.draw, previewer.is_drawn),
-        Event(settings.eval_every, scorer.score, partial(has_record, run.path / METRICS, DISTANCE)),
-    )
-    return Monitoring(loggers, events, _meter(inputs, model))
+    events = [Event(settings.preview_every, previewer.draw, previewer.is_drawn)]
+    if inputs.latents is not None:
+        scorer = Scorer(draw, inputs.latents, tokenizer, settings.eval_num, loggers, config.seed)
+        scored = partial(has_record, run.path / METRICS, DISTANCE)
+        events.append(Event(settings.eval_every, scorer.score, scored))
+    return Monitoring(loggers, tuple(events), _meter(inputs, model))
 
 
 def is_watched(run: RunFolder, settings: LoggingSettings, step: int) -> bool:
@@ -80,7 +79,7 @@ def _meter(inputs: TrainInputs, model: TrainedModel) -> ThroughputMeter:
     """A meter that knows, on a GPU, what a step costs and what the device can do; elsewhere finding out costs more."""
     if model.device.type != "cuda":
         return ThroughputMeter()
-    flops = step_cost(inputs.plan.architecture, inputs.plan.method, model.precision).flops
+    flops = inputs.plan.cost(model.precision).flops
     peak = matmul_rate(model.device, model.precision)
     torch.cuda.empty_cache()
     return ThroughputMeter(flops, peak * inputs.world.size)

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gmtool.artifacts.gmm import GmmFile, expect_latents, open_gmm
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.method_record import MethodRecord
@@ -16,7 +18,8 @@ from gmtool.nn import default_lr
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import architecture_for
 from gmtool.settings import as_flat
-from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.config import TrainConfig, TrainerConfig
+from gmtool.training.cost import StepCost, Teaching, step_cost
 from gmtool.training.method import resolve_method
 from gmtool.training.schedule import Schedule
 from gmtool.training.settings import CPU_BATCH, GPU_BATCH
@@ -42,10 +45,11 @@ class DataFacts:
 class TrainPlan:
     """A resolved run; the resolved values of defaults in ``config`` are in the other fields.
 
-    choices: what was settled by what is there. settings: all flags as they are recorded.
+    choices: what was settled by what is there. settings: all flags as they are recorded. focal: the power of the
+    weights of modes, 0 for none. stage: the command. teaching: what a step of a student asks of its teacher.
     """
 
-    config: TrainConfig
+    config: TrainerConfig
     method: MethodRecord
     architecture: Architecture
     schedule: Schedule
@@ -54,6 +58,14 @@ class TrainPlan:
     facts: DataFacts
     choices: tuple[Choice, ...]
     settings: Mapping[str, Any]
+    focal: float = 0.0
+    stage: str = "train"
+    teaching: Teaching | None = None
+
+    def cost(self, precision: torch.dtype) -> StepCost:
+        """What a step costs."""
+        checkpointing = self.config.compute.checkpoint_activations
+        return step_cost(self.architecture, self.method, precision, checkpointing, self.teaching)
 
 
 def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
@@ -91,7 +103,8 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
         "lr": schedule.rate,
     }
     chosen = (*choices, *(choice for choice in settled if choice is not None))
-    return TrainPlan(config, method, architecture, schedule, batch_size, model, facts, chosen, flat)
+    focal = config.method.focal
+    return TrainPlan(config, method, architecture, schedule, batch_size, model, facts, chosen, flat, focal)
 
 
 def facts_of(latents: LatentsFile, gmm: GmmFile | None) -> DataFacts:
@@ -137,9 +150,9 @@ OLDER = ("schedule", "fall", "lr_end", "lr_from")
 """Settings of runs of earlier versions that `lr_knots` replaces."""
 
 
-def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def recorded_settings(settings: Mapping[str, Any], config_class: type = TrainConfig) -> dict[str, Any]:
     """A run's settings as this version names them; what earlier versions did not know is as it is by default."""
-    found = {**as_flat(TrainConfig()), **{name: value for name, value in settings.items() if name not in OLDER}}
+    found = {**as_flat(config_class()), **{name: value for name, value in settings.items() if name not in OLDER}}
     if "schedule" not in settings:
         return found
     curve = "cosine" if settings["schedule"] == "cosine" else "linear"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gmtool.artifacts.files import check_space
-from gmtool.artifacts.gmm import GmmFile
-from gmtool.artifacts.latents import LatentsFile, open_latents
+from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import (
     CONFIG,
@@ -36,7 +33,7 @@ from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.model import TrainedModel
 from gmtool.stages.resumed_settings import equal, expect_same_settings
 from gmtool.stages.train.config import TrainConfig
-from gmtool.stages.train.inputs import TrainInputs, open_data, open_inputs
+from gmtool.stages.train.inputs import TrainInputs, files_of, open_data, open_inputs
 from gmtool.stages.train.monitoring import is_watched, monitoring_of
 from gmtool.stages.train.plan import (
     TrainPlan,
@@ -47,7 +44,6 @@ from gmtool.stages.train.plan import (
     recorded_settings,
 )
 from gmtool.training.checkpoint import Position, remove_old, save_checkpoint
-from gmtool.training.cost import step_cost
 from gmtool.training.focal import ModeLosses
 from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
@@ -74,6 +70,7 @@ FREE_TO_CHANGE = frozenset(
         "device",
         "gmm",
         "images",
+        "latents",
         "checkpoint_activations",
         "compile",
         "shard",
@@ -105,23 +102,38 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
         gmm = open_mixture(latents, config, stack)
         world = join(config.compute.device)
         plan = plan_training(config, facts_of(latents, gmm), gpu=world.device.type == "cuda")
-        _check_processes(plan, world)
-        config.logging.check_installed()
-        config.optimizer.check_installed()
-        allow_tf32(config.compute.tf32)
-        used = _used(plan, latents, gmm)
-        begun = _begun(run_path, plan, used)
+        check_machine(plan, world)
+        used = files_of(plan, latents, gmm)
+        begun = open_begun(run_path, plan, used)
         world.barrier()  # all have looked, before the first one makes the run
         if begun is None and gmm is not None and plan.method.uses_modes:
             expect_part(gmm, latents, config)
         inputs = open_inputs(plan, latents, gmm, world, None if begun is None else begun.statistics(), progress)
-        state = new_state(inputs)
-        parameters = sum(weights.numel() for weights in state.network.parameters())
-        report = TrainReport(run_path, 0, config.loop.steps, parameters, plan)
+        return run_training(inputs, used, run_path, progress)
+
+
+def check_machine(plan: TrainPlan, world: World) -> None:
+    """Raise UserError where processes cannot share the work, or what is asked for is not installed."""
+    _check_processes(plan, world)
+    plan.config.logging.check_installed()
+    plan.config.optimizer.check_installed()
+
+
+def run_training(inputs: TrainInputs, used: Sequence[Input], run_path: Path, progress: Progress) -> TrainReport:
+    """Create the run of the given inputs, or resume it, and take its steps. Raises what `train` does.
+
+    used: see `files_of`.
+    """
+    plan, world, config = inputs.plan, inputs.world, inputs.plan.config
+    allow_tf32(config.compute.tf32)
+    state = new_state(inputs)
+    parameters = sum(weights.numel() for weights in state.network.parameters())
+    report = TrainReport(run_path, 0, config.loop.steps, parameters, plan)
+    with ExitStack() as stack:
         with world.first_before_others():
             if world.first:
                 stack.enter_context(locked(run_path))
-            run = _begun(run_path, plan, used) or _create(run_path, inputs, used, parameters)
+            run = open_begun(run_path, plan, used) or _create(run_path, inputs, used, parameters)
         at = resume(run_path, run.checkpoints, state, progress)
         if at.step >= config.loop.steps:
             progress.note(f"{run_path} has all its {at.step} steps; use a larger --steps to continue")
@@ -164,11 +176,13 @@ def new_state(inputs: TrainInputs) -> TrainState[Network]:
     config = plan.config
     checkpointing = config.compute.checkpoint_activations
     network = build_network(plan.architecture, config.seed, checkpoint_activations=checkpointing)
+    if inputs.teacher is not None:
+        inputs.teacher.begin(network, config.seed)
     if not config.compute.shard:
         network = network.to(world.device)
     focal = None
-    if config.method.focal and gmm is not None:
-        focal = ModeLosses(len(gmm), config.method.focal).to(world.device)
+    if plan.focal and gmm is not None:
+        focal = ModeLosses(len(gmm), plan.focal).to(world.device)
     state = make_state(
         network,
         config.optimizer,
@@ -202,13 +216,12 @@ def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[Train
     """What is drawn from while a run is trained, and what takes its steps, the micro-batch settled."""
     plan, world = inputs.plan, inputs.world
     config, model = plan.config, averaged_model(inputs, state)
-    task = task_of(plan.method, state.network)
+    teach = None if inputs.teacher is None else inputs.teacher.of(model.method)
+    task = task_of(plan.method, state.network, teach)
     stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world)
     count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
     if config.compute.shard:
-        checkpointing, averages = config.compute.checkpoint_activations, len(state.averages)
-        cost = step_cost(plan.architecture, plan.method, model.precision, checkpointing)
-        estimate = partial(cost.memory, averages=averages, shards=world.size)
+        estimate = partial(plan.cost(model.precision).memory, averages=len(state.averages), shards=world.size)
     size = choose_micro_batch(stepper, wanted, count, world.device, estimate)
     return model, replace(stepper, micro_batch=size)
 
@@ -249,64 +262,47 @@ def _check_processes(plan: TrainPlan, world: World) -> None:
         raise UserError("--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- train, or remove it")
 
 
-def _used(plan: TrainPlan, latents: LatentsFile, gmm: GmmFile | None) -> list[Input]:
-    """What a run reads, as its record names it."""
-    images = plan.config.data.images
-    used = [Input("latents", str(latents.path.absolute()), latents.manifest.fingerprint)]
-    if gmm is not None and plan.method.uses_modes:
-        used.append(Input("gmm", str(gmm.path.absolute()), gmm.manifest.fingerprint))
-    if images is not None:
-        used.append(Input("images", str(images.absolute()), find_images(images).fingerprint))
-    return used
+def open_begun(path: Path, plan: TrainPlan, used: Sequence[Input]) -> RunFolder | None:
+    """The run in ``path`` that the same settings and inputs began; None where there is none yet.
 
-
-def _begun(path: Path, plan: TrainPlan, used: list[Input]) -> RunFolder | None:
-    """The run in ``path`` that the same settings and inputs began; None where there is none yet."""
+    Raises UserError for another run, and for a folder that is none.
+    """
     check_place(path)
     if not (path / CONFIG).exists():
         return None
     run = open_run(path)
+    if run.manifest.stage != plan.stage:
+        raise UserError(f"{path} is a run of gmtool {run.manifest.stage}: choose another folder")
     _expect_same(run, plan, used)
     return run
 
 
-def _create(path: Path, inputs: TrainInputs, used: list[Input], parameters: int) -> RunFolder:
+def _create(path: Path, inputs: TrainInputs, used: Sequence[Input], parameters: int) -> RunFolder:
     """A new run in ``path``."""
-    plan, latents = inputs.plan, inputs.latents
-    settings = plan.settings
-    labels = latents.labels[inputs.part]
-    details = run_details(
-        plan.architecture,
-        plan.config.averages.names,
-        parameters,
-        latents.classes,
-        latents.tokenizer,
-        latents.descriptor_size,
-        # a class without images would be sampled from an embedding that was never trained
-        None
-        if plan.config.data.images is not None
-        else np.bincount(labels[labels >= 0], minlength=len(latents.classes)).tolist(),
-    )
+    plan = inputs.plan
+    settings, origin = plan.settings, inputs.origin()
+    method = None if plan.method.student is None else plan.method
     manifest = Manifest(
         kind="run",
-        stage="train",
+        stage=plan.stage,
         fingerprint=fingerprint([repr(sorted(settings.items())), *(entry.fingerprint for entry in used)]),
         config=settings,
         inputs=tuple(used),
-        details=details,
+        details=run_details(plan.architecture, plan.config.averages.names, parameters, origin, method),
     )
-    return create_run(path, manifest, inputs.statistics, latents.tokenizer)
+    return create_run(path, manifest, inputs.statistics, origin.tokenizer)
 
 
-def _expect_same(run: RunFolder, plan: TrainPlan, inputs: list[Input]) -> None:
+def _expect_same(run: RunFolder, plan: TrainPlan, inputs: Sequence[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
-    before, now = recorded_settings(run.manifest.config), plan.settings
+    config_class = type(plan.config)
+    before, now = recorded_settings(run.manifest.config, config_class), plan.settings
 
     def agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         return _agree(name, before, now) or _without_effect(name, plan)
 
-    expect_same_settings(run.path, TrainConfig, before, now, free, agree)
+    expect_same_settings(run.path, config_class, before, now, free, agree)
     if (before["images"] is None) != (now["images"] is None):
         how = "without" if before["images"] is None else "with"
         raise UserError(f"{run.path} was begun {how} --images: repeat its settings to resume, or choose another folder")

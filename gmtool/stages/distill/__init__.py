@@ -1,0 +1,1 @@
+"""``gmtool distill``: a run to a student of few network evaluations."""

@@ -1,0 +1,41 @@
+"""``gmtool distill``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmtool.flags import PresetName, with_options
+from gmtool.stages.distill.config import DistillConfig
+
+
+@with_options(DistillConfig)
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The teacher: a folder that gmtool train wrote.")] = Path(
+        "run"
+    ),
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Folder to write, or to resume.")] = Path(
+        "student"
+    ),
+    *,
+    _preset: PresetName = None,
+    config: DistillConfig,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved settings and what the student will take; train nothing."),
+    ] = False,
+) -> None:
+    """Train a student that draws in one or a few network evaluations what a run draws in many. Resumes like train.
+
+    Example: gmtool distill run student --evaluations 1 --guidance cfg --guidance-scale 2.7 --guidance-interval 0,0.6
+    """
+    from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.distill.run import distill, forecast
+
+    if dry_run:
+        print_forecast(forecast(run, student, config))
+        return
+    report = distill(run, student, config, ConsoleProgress())
+    print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {student}")

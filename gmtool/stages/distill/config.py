@@ -1,0 +1,146 @@
+"""Settings of ``gmtool distill``: those of the student and of its teacher's guidance, and the trainer's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from gmtool.errors import NoEffect, UserError
+from gmtool.flow.names import PolicyName
+from gmtool.sampling.settings import GuidanceSettings
+from gmtool.settings import Option, Seed, Settings, flag
+from gmtool.stages.train.config import DataSettings, TrainComputeSettings
+from gmtool.training.settings import (
+    AverageSettings,
+    LoggingSettings,
+    LoopSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+)
+
+COMPONENTS, POINTS = 32, 10
+"""K of a student's mixture, and predictions of dx, by default; pi-Flow's."""
+
+
+@dataclass(frozen=True)
+class StudentSettings(Settings):
+    """What the student is, and how it is led; see `gmtool.flow.imitation`."""
+
+    TITLE = "Student"
+
+    evaluations: Annotated[int, Option("Network evaluations per sample.", metavar="N", minimum=1, maximum=64)] = 1
+    last_segment: Annotated[
+        float,
+        Option(
+            "Length in raw time of the last evaluation's segment, next to the data, in units of the others'.",
+            metavar="SHARE",
+            minimum=0.01,
+            maximum=1.0,
+        ),
+    ] = 1.0
+    policy: Annotated[
+        PolicyName,
+        Option(
+            "What an evaluation gives: gm, a mixture, whose mean is followed in closed form; dx, predictions of the "
+            "data on a grid of times; dx-poly, a polynomial in time."
+        ),
+    ] = "gm"
+    components: Annotated[
+        int | None,
+        Option(
+            f"Components K of the mixture (gm). Default: {COMPONENTS}, or the teacher's own mixture as it is.",
+            metavar="K",
+            minimum=1,
+        ),
+    ] = None
+    points: Annotated[
+        int | None,
+        Option(f"Predictions of the data, or coefficients (dx, dx-poly). Default: {POINTS}.", metavar="N", minimum=1),
+    ] = None
+    coordinates: Annotated[
+        Literal["auto", "plain", "whitened"],
+        Option(
+            "Coordinates of the policy: plain, those of the teacher's flow; whitened, each mode's. auto: whitened for "
+            "a teacher on --source gmm that is conditioned on the mode."
+        ),
+    ] = "auto"
+    states: Annotated[
+        int, Option("Points of a segment at which the teacher is asked for its velocity.", metavar="N", minimum=1)
+    ] = 2
+    component_dropout: Annotated[
+        float,
+        Option(
+            "Probability with which each component is left out of what leads to these points (gm).",
+            metavar="SHARE",
+            minimum=0.0,
+            below=1.0,
+        ),
+    ] = 0.05
+    window: Annotated[
+        int,
+        Option(
+            "Sub-steps, of 128 in all, over which the policy's mean velocity is compared; 0: that at the point.",
+            metavar="N",
+            minimum=0,
+            maximum=128,
+        ),
+    ] = 0
+    teacher_steps: Annotated[
+        int,
+        Option(
+            "Steps over which the teacher's share of the way between the points falls from 1 to 0; 0: none.",
+            metavar="N",
+            minimum=0,
+        ),
+    ] = 0
+    data_free: Annotated[
+        bool, Option("Use no latents: begin at the source and go through all segments, classes and modes drawn.")
+    ] = False
+    latents: Annotated[
+        Path | None,
+        Option("The latents that the teacher was trained on. Default: where they were then.", metavar="FILE"),
+    ] = None
+    teacher_checkpoint: Annotated[
+        int | None, Option("Step of the teacher's checkpoint. Default: the newest.", metavar="STEP", minimum=0)
+    ] = None
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.policy != "gm" and self.components is not None:
+            raise NoEffect("components", f"--components are of a mixture, not of --policy {self.policy}: use --points")
+        if self.policy == "gm" and self.points is not None:
+            raise NoEffect("points", "--points are those of --policy dx or dx-poly: use --components")
+        if self.data_free and self.latents is not None:
+            raise NoEffect("latents", "--data-free uses no latents: remove --latents, or --data-free")
+        if self.window and self.policy != "gm":
+            raise NoEffect("window", f"--window is of --policy gm, not of {self.policy}: remove it")
+
+
+@dataclass(frozen=True)
+class DistillConfig(Settings):
+    """Which student learns from which velocity, how, and for how long."""
+
+    student: StudentSettings = StudentSettings()
+    guidance: GuidanceSettings = GuidanceSettings()
+    data: DataSettings = DataSettings()
+    loop: LoopSettings = LoopSettings(steps=20_000)
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    averages: AverageSettings = AverageSettings()
+    logging: LoggingSettings = LoggingSettings()
+    compute: TrainComputeSettings = TrainComputeSettings()
+    seed: Seed = 0
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.student.data_free:
+            for name in ("images", "flip"):
+                if getattr(self.data, name):
+                    raise NoEffect(name, f"{flag(name)} has no effect with --data-free: remove one of them")
+            if self.data.fraction < 1:
+                raise NoEffect("fraction", "--fraction has no effect with --data-free: remove one of them")
+            if self.logging.eval_every:
+                raise UserError("--eval-every compares with training images: remove it, or --data-free")
+        if self.compute.shard and self.optimizer.optimizer != "adamw":
+            raise UserError(f"--optimizer {self.optimizer.optimizer} needs whole tensors: use adamw with --shard")

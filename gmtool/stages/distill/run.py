@@ -1,0 +1,61 @@
+"""Distillation: open the teacher and its data, plan the student, and train it as any run."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from gmtool.data.mode_statistics import ModeTable
+from gmtool.distributed import World, join
+from gmtool.forecast import FileSize, Forecast
+from gmtool.progress import Progress
+from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.sampling.drawing import Drawing
+from gmtool.sampling.teacher import load_teacher, teacher_inputs
+from gmtool.stages.distill.config import DistillConfig
+from gmtool.stages.distill.plan import Sources, open_sources, open_teacher, plan_distillation
+from gmtool.stages.train.forecast import forecast_of
+from gmtool.stages.train.inputs import TrainInputs, files_of
+from gmtool.stages.train.plan import TrainPlan
+from gmtool.stages.train.run import TrainReport, check_machine, open_begun, run_training
+
+
+def distill(teacher_path: Path, run_path: Path, config: DistillConfig, progress: Progress) -> TrainReport:
+    """Train a student of a run, or resume one with the same settings.
+
+    Raises UserError, naming the flag, for a teacher that cannot teach it, for other latents, and for another run in
+    ``run_path``; MachineError when the checkpoints will not fit on the disk.
+    """
+    with ExitStack() as stack:
+        teacher = open_teacher(teacher_path, config)
+        sources = open_sources(teacher.run, config, stack)
+        world = join(config.compute.device)
+        plan = plan_distillation(config, teacher, sources, gpu=world.device.type == "cuda")
+        check_machine(plan, world)
+        used = files_of(plan, sources.latents, sources.gmm, teacher_inputs(teacher))
+        open_begun(run_path, plan, used)  # that another run is in the way is said before the teacher is loaded
+        world.barrier()
+        return run_training(_inputs(plan, teacher, sources, world), used, run_path, progress)
+
+
+def forecast(teacher_path: Path, run_path: Path, config: DistillConfig, price: float | None = None) -> Forecast:
+    """What ``distill`` with the same arguments would take; nothing is written. Raises what `distill` does."""
+    device = resolve_device(config.compute.device)
+    with ExitStack() as stack:
+        teacher = open_teacher(teacher_path, config)
+        sources = open_sources(teacher.run, config, stack)
+        plan = plan_distillation(config, teacher, sources, gpu=device.type == "cuda")
+        used = [teacher.weights, *(file.path for file in (sources.latents, sources.gmm) if file is not None)]
+        reads = tuple(FileSize(path, path.stat().st_size) for path in used)
+        return forecast_of(plan, run_path, device, reads, price=price)
+
+
+def _inputs(plan: TrainPlan, teacher: Drawing, sources: Sources, world: World) -> TrainInputs:
+    """The open inputs of a planned student, its teacher loaded."""
+    compute = plan.config.compute
+    precision = compute_dtype(compute.precision, world.device)
+    loaded = load_teacher(teacher, plan.architecture, world.device, precision, compute.compile)
+    statistics, modes = teacher.run.statistics(), None  # in whose coordinates the teacher's network is
+    if sources.gmm is not None and plan.method.uses_mode_statistics:
+        modes = ModeTable(sources.gmm, statistics, world.device, whitened=plan.method.method.coordinates.by_mode)
+    return TrainInputs(plan, sources.latents, sources.gmm, world, statistics, modes, loaded)
