@@ -23,6 +23,7 @@ from gmtool.stages.evaluate import command as evaluate
 from gmtool.stages.fit_gmm import command as fit_gmm
 from gmtool.stages.import_run import command as import_run
 from gmtool.stages.inspect import command as inspect
+from gmtool.stages.likelihood import command as likelihood
 from gmtool.stages.reconstruct import command as reconstruct
 from gmtool.stages.report import command as report
 from gmtool.stages.sample import command as sample
@@ -52,6 +53,7 @@ for _name, _command in {
     "distill": distill.command,
     "sample": sample.command,
     "eval": evaluate.command,
+    "likelihood": likelihood.command,
     "import": import_run.command,
     "inspect": inspect.command,
     "quickstart": quickstart.command,

@@ -146,8 +146,12 @@ class LatentsReference:
         if tokenizer.image_size != side:
             raise wrong_size(self.path, (tokenizer.image_size,) * 2, side)
         parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-        latents = (self.file.patches(slice(part.start * self.step, part.stop * self.step, self.step)) for part in parts)
-        return (tokenizer.decode(torch.from_numpy(each).float()).cpu() for each in latents)
+        return (tokenizer.decode(self.patches(part)).cpu() for part in parts)
+
+    def patches(self, rows: range) -> Tensor:
+        """The latents ``rows``, consecutive ones, (B, C, H, W) float32."""
+        part = slice(rows.start * self.step, rows.stop * self.step, self.step)
+        return torch.from_numpy(self.file.patches(part)).float()
 
     def pictures(self) -> LatentsReference | ImagesReference:
         """What gives the images: latents themselves where they decode exactly (``pixels``), else the encoded images.

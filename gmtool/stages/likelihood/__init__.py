@@ -1,0 +1,1 @@
+"""``gmtool likelihood``: the negative log-likelihood of held-out images or latents."""

@@ -1,0 +1,39 @@
+"""What ``gmtool likelihood`` found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from gmtool import __version__
+
+
+@dataclass(frozen=True)
+class LikelihoodReport:
+    """Negative log-likelihoods of data in nats per dimension, each a mean over images and its standard error.
+
+    run, data: their paths; step: of the weights. count: images; dimensions: numbers of a latent. latents: of the
+    latents as they are; normalised: of the network's coordinates. bound: whether these are upper bounds. velocity: of
+    the network's mixture over the velocity, averaged over time; None where it predicts none. evaluations: of the
+    network, per image.
+    """
+
+    run: str
+    step: int
+    data: str
+    data_fingerprint: str
+    count: int
+    dimensions: int
+    bound: bool
+    latents: tuple[float, float]
+    normalised: tuple[float, float]
+    velocity: tuple[float, float] | None
+    evaluations: float
+    probes: int
+    tolerance: float
+    seed: int
+    gmtool: str = __version__
+
+    def to_json(self) -> str:
+        """The report as indented JSON text."""
+        return json.dumps(asdict(self), indent=1)

@@ -1,0 +1,218 @@
+"""Compute the likelihood of held-out data under a run: its flow's density, and its mixture's NLL of the velocity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.gmm import open_gmm
+from gmtool.artifacts.run import MIXTURE
+from gmtool.errors import UserError
+from gmtool.evaluation.likelihood import (
+    SourceDensity,
+    flow_density,
+    mixture_density,
+    normal_density,
+    velocity_nll,
+)
+from gmtool.evaluation.references import LatentsReference
+from gmtool.flow.source import ModeStatistics
+from gmtool.nn.architecture import Conditions
+from gmtool.progress import Progress
+from gmtool.runtime import allow_tf32
+from gmtool.sampling.model import TrainedModel, load_model, load_network
+from gmtool.sampling.sampler import conditions_of
+from gmtool.stages.likelihood.config import LikelihoodConfig
+from gmtool.stages.likelihood.plan import LikelihoodPlan, plan_likelihood
+from gmtool.stages.likelihood.report import LikelihoodReport
+from gmtool.streams import Noise, key_seed
+from gmtool.tokenizers.base import Encoded, Tokenizer, is_grey
+from gmtool.tokenizers.build import build_tokenizer, takes_grey
+from gmtool.training.batches import FreshAssignments, fresh_assignments
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the data: x normalised (B, C, H, W), descriptors (B, D), labels (B,); indices: their numbers."""
+
+    indices: range
+    x: Tensor
+    descriptors: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a density is conditioned on: the network's conditions, the statistics of the modes that the flow works with,
+    and log p(mode), (B,) or 0.
+    """
+
+    conditions: Conditions
+    modes: ModeStatistics | None
+    log_weight: Tensor
+
+
+def likelihood(
+    data: Path, run: Path, config: LikelihoodConfig, progress: Progress, output: Path | None = None
+) -> LikelihoodReport:
+    """The negative log-likelihood of data under a run. Raises what `plan_likelihood` does.
+
+    Of several processes each takes its share, and all have the result.
+    """
+    allow_tf32(False)
+    plan = plan_likelihood(data, run, config, output)
+    if plan.trained_on:
+        progress.note(f"{data} is what {run} was trained on, not held-out data")
+    share = plan.world.share(len(plan.data))
+    found: list[Tensor] = []
+    calls = 0.0
+    with ExitStack() as stack:
+        network = load_network(plan.run.architecture, plan.weights, plan.world.device).requires_grad_(False)
+        model = load_model(plan.run, network, plan.world.device, torch.float32, config.weight.gmm, stack)
+        assignments = stack.enter_context(_assignments(plan)) if plan.bound else None
+        progress.begin("likelihood", len(share), "images")
+        stack.callback(progress.end)
+        for part in _parts(plan, model, share):
+            given = _given(plan, model, part, assignments)
+            nll, evaluations = _density(plan, model, part, given)
+            found.append(torch.stack([nll, _velocity(plan, model, part, given)], dim=1).cpu())
+            calls += evaluations * len(part.x)
+            progress.advance(len(part.x), {"nats/dim": float(nll.mean())})
+    return _report(plan, model, found, calls)
+
+
+def _report(plan: LikelihoodPlan, model: TrainedModel, found: list[Tensor], calls: float) -> LikelihoodReport:
+    world = plan.world
+    mine = torch.cat(found) if found else torch.empty(0, 2, dtype=torch.float64)
+    gathered = world.gather({"values": mine, "calls": torch.tensor([calls], dtype=torch.float64)})
+    together = {}
+    if gathered:
+        together = {
+            "values": torch.cat([each["values"] for each in gathered]),
+            "calls": torch.stack([each["calls"] for each in gathered]).sum(0),
+        }
+    everywhere = world.broadcast(together)
+    values, count = everywhere["values"], len(everywhere["values"])
+    error = values.std(0) / count**0.5 if count > 1 else torch.full((2,), torch.nan)
+    stretch = float(model.statistics.std.double().log().mean())  # of the normalisation, per dimension
+    nll, velocity = ((float(values[:, index].mean()), float(error[index])) for index in (0, 1))
+    report = LikelihoodReport(
+        run=str(plan.run.path),
+        step=plan.step,
+        data=str(plan.data.path),
+        data_fingerprint=plan.data.fingerprint,
+        count=count,
+        dimensions=model.statistics.std.numel(),
+        bound=plan.bound,
+        latents=(nll[0] + stretch, nll[1]),
+        normalised=nll,
+        velocity=velocity if plan.run.method.method.objective.mixture else None,
+        evaluations=float(everywhere["calls"]) / count,
+        probes=plan.config.probes,
+        tolerance=plan.config.tolerance,
+        seed=plan.config.seed,
+    )
+    if plan.output is not None and world.first:
+        with written_aside(plan.output) as part:
+            part.write_text(report.to_json() + "\n")
+    return report
+
+
+def _parts(plan: LikelihoodPlan, model: TrainedModel, share: range) -> Iterator[Part]:
+    """The data of this process, a batch at a time. Raises UserError for images that the tokenizer does not take."""
+    data, device, batch = plan.data, plan.world.device, plan.config.batch_size
+    batches = [range(start, min(start + batch, share.stop)) for start in range(share.start, share.stop, batch)]
+    if isinstance(data, LatentsReference):
+        descriptors = data.descriptors()
+        encoded = (Encoded(data.patches(rows), descriptors[rows.start : rows.stop]) for rows in batches)
+    else:
+        tokenizer = build_tokenizer(plan.run.tokenizer(), device)
+        grey, images = takes_grey(plan.run.tokenizer()), data.batches(tokenizer.image_size, batch, share)
+        encoded = (_encoded(tokenizer, each.to(device), grey, data.path) for each in images)
+    for indices, each in zip(batches, encoded, strict=True):
+        x = model.statistics.normalise(each.patches.to(device))
+        labels = torch.from_numpy(plan.labels[indices.start : indices.stop])
+        yield Part(indices, x, each.descriptors.to(device).float(), labels)
+
+
+def _encoded(tokenizer: Tokenizer, images: Tensor, grey: bool, path: Path) -> Encoded:
+    if grey and not is_grey(images).all():
+        raise UserError(f"{path} holds colour images, but the run's are grey: give grey ones")
+    with torch.no_grad():
+        return tokenizer.encode(images)
+
+
+def _given(plan: LikelihoodPlan, model: TrainedModel, part: Part, assignments: FreshAssignments | None) -> Given:
+    nothing = torch.zeros(len(part.x), dtype=torch.float64)
+    classes = part.labels.clamp(min=0)
+    if assignments is None:
+        conditions = conditions_of(model, model, classes, None)
+        unknown = part.labels < 0
+        return Given(model.conditioning.hidden(conditions, unknown.to(plan.world.device)), None, nothing)
+    kept = assignments.posterior(part.descriptors - assignments.centre)
+    modes = kept.modes[:, 0].long().cpu()
+    weights = model.statistics.mode_weights
+    log_weight = nothing
+    if weights is not None:
+        rows = weights[classes] if len(weights) > 1 else weights.expand(len(modes), -1)
+        log_weight = rows.gather(1, modes[:, None])[:, 0].double().log()
+    statistics = model.modes.at(modes) if model.modes is not None and model.method.uses_modes else None
+    return Given(conditions_of(model, model, classes, modes), statistics, log_weight)
+
+
+def _density(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Given) -> tuple[Tensor, int]:
+    """-log p of normalised latents, per dimension, (B,) float64; evaluations of the network."""
+    seed, probes = plan.config.seed, []
+    for number in range(plan.config.probes):
+        uniform = Noise(key_seed(seed, "probe", number), part.indices).uniform(part.x.shape[1:])
+        probes.append((uniform < 0.5).to(part.x) * 2 - 1)
+    field = model.method.field(model.predict(given.conditions), given.modes)
+    found = flow_density(field, _source(model, part, given), part.x, probes, plan.config.tolerance)
+    log_density = found.log_density.cpu() + given.log_weight
+    return -log_density / part.x[0].numel(), found.evaluations
+
+
+def _source(model: TrainedModel, part: Part, given: Given) -> SourceDensity:
+    """log p_1: of a mode, of all modes, or of N(0, I), in normalised latents."""
+    weights, modes = model.statistics.mode_weights, model.modes
+    if given.modes is None and model.method.uses_modes and modes is not None and weights is not None:
+        rows = weights[part.labels.clamp(min=0)] if len(weights) > 1 else weights.expand(len(part.x), -1)
+        return partial(mixture_density, weights=rows, modes_at=modes.at)
+    return partial(normal_density, modes=given.modes)
+
+
+def _velocity(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Given) -> Tensor:
+    """The NLL of the velocity of normalised latents, averaged over times, (B,) float64; NaN without a mixture."""
+    if not model.method.objective.mixture:
+        return torch.full((len(part.x),), torch.nan, dtype=torch.float64)
+    y, total = model.method.coordinates.enter(part.x, given.modes), torch.zeros(len(part.x), dtype=torch.float64)
+    predict, times = model.predict(given.conditions), plan.config.times
+    for number in range(times):
+        noise = Noise(key_seed(plan.config.seed, "velocity", number), part.indices)
+        t = (number + noise.uniform(())).to(y) / times
+        with torch.no_grad():
+            total += velocity_nll(predict, y, noise.normal(y.shape[1:]).to(y), t).double().cpu() / times
+    # dx/dt = s_k dy/dt in whitened coordinates
+    stretched = given.modes is not None and model.method.coordinates.by_mode
+    return total + given.modes.std.log().flatten(1).mean(1).double().cpu() if stretched and given.modes else total
+
+
+@contextmanager
+def _assignments(plan: LikelihoodPlan) -> Iterator[FreshAssignments]:
+    """The modes of descriptors by the run's mixture. Raises UserError when it is gone, or another one."""
+    known = plan.run.manifest.input("gmm")
+    beside = plan.run.path / MIXTURE
+    path = plan.config.weight.gmm or (beside if beside.exists() else None if known is None else Path(known.path))
+    if path is None:
+        raise UserError(f"{plan.run.path} does not say which mixture it was trained with: give it by --gmm")
+    with open_gmm(path) as gmm:
+        if known is not None and known.fingerprint != gmm.manifest.fingerprint:
+            raise UserError(f"{plan.run.path} was trained with another mixture than {path}: give its own by --gmm")
+        yield fresh_assignments(gmm, plan.world.device)
