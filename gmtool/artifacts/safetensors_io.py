@@ -31,7 +31,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
         checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
         try:
-            save_file(stored, part, {CHECKSUMS: json.dumps(checksums)})
+            save_file(stored, part, {CHECKSUMS: json.dumps(checksums, sort_keys=True)})
         except SafetensorError as error:
             # the system's error number is in the text alone
             if number := re.search(r"os error (\d+)", str(error)):
