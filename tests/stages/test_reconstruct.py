@@ -66,7 +66,7 @@ def test_figures_are_those_of_encoding_and_decoding(
     assert report["qualities"]["psnr"] == pytest.approx(
         {"mean": psnr.mean().item(), "std": psnr.std(correction=0).item()}, rel=1e-5
     )
-    assert report["qualities"]["l1"]["mean"] == pytest.approx(errors.abs().mean() / 255, rel=1e-5)
+    assert report["qualities"]["l1"]["mean"] == pytest.approx(errors.abs().mean().item() / 255, rel=1e-5)
     assert report["count"] == 6 and report["distances"][0]["extractor"] == "tokenizer"
     with (tmp_path / "out" / "images.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -39,7 +39,7 @@ class ReconstructConfig(Settings):
     ] = "auto"
     lpips_weights: LpipsWeights = None
     pairs: Annotated[int, Option("Pairs in each grid.", metavar="N", minimum=1, maximum=400)] = 16
-    batch_size: Annotated[int, Option("Images a network call.", metavar="N", minimum=1)] = 32
+    batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 32
     workers: Annotated[
         int | None,
         Option("Processes that decode images. Default: the CPU cores, at most 16.", metavar="N", minimum=0),
@@ -58,5 +58,5 @@ class ReconstructConfig(Settings):
 
     @property
     def wants_lpips(self) -> bool:
-        """Whether LPIPS was asked for in so many words."""
+        """Whether LPIPS was asked for explicitly."""
         return self.perceptual == "lpips" or self.lpips_weights is not None

@@ -102,5 +102,5 @@ def _micro_batch(wanted: str, batch: int, cost: StepCost, averages: int, device:
         return int(wanted)
     if device.type != "cuda":
         return batch
-    room = torch.cuda.mem_get_info(device)[1]
-    return next((size for size in divisors(batch) if cost.memory(size, averages) <= room), 1)
+    total = torch.cuda.mem_get_info(device)[1]
+    return next((size for size in divisors(batch) if cost.memory(size, averages) <= total), 1)

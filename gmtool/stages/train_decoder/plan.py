@@ -1,4 +1,4 @@
-"""What a decoder's training will be: the settings with nothing left open, for given images."""
+"""What a decoder's training will be: all settings resolved, for given images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True, eq=False)
 class TrainDecoderPlan:
-    """A training with nothing left open.
+    """A training whose defaults are resolved.
 
     crops: what is trained on. held_out: images for scores, with the rows of theirs that are used. tokenizer: the record
     of what makes the latents, of shape (C, h, w). size: the decoder's, None for one that is trained further.

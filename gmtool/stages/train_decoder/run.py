@@ -311,11 +311,10 @@ def _inputs(parts: _Parts) -> list[Input]:
     """What a run is made from, by its content."""
     plan = parts.plan
     root = plan.crops.images.root
-    used = [
+    return [
         Input("images", str(root.absolute()), plan.crops.images.fingerprint),
         Input("encoder", str(plan.tokenizer.settings["model"]), str(plan.tokenizer.settings["weights"])),
     ]
-    return used
 
 
 def _weights(parts: _Parts) -> dict[str, str]:
