@@ -38,7 +38,7 @@ def command_of(manifest: Manifest, path: str, inputs: Mapping[str, Sequence[str]
 
 def evaluation_of(report: Report, samples: str) -> str:
     """The command that scored samples, as far as the report tells it."""
-    words = ["gmtool", "eval", samples, "--reference", report.reference, "--features", report.features]
+    words = ["gmtool", "eval", samples, "--reference", report.reference, ",".join(report.extractors)]
     return shlex.join([*words, *(["--seed", str(report.seed)] if report.seed else [])])
 
 

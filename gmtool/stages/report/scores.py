@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from gmtool.evaluation.metrics import Better, label, metrics_by_name
 from gmtool.evaluation.report import Figure, Measurement
 from gmtool.evaluation.sweep_table import Sweep
+from gmtool.sampling.plan import SamplePlan
+from gmtool.sampling.sampler import evaluations_of
 from gmtool.stages.report.collection import Artifact
 from gmtool.stages.report.settings_table import compare
 
@@ -67,9 +70,12 @@ class ScoreTable:
     floors: Mapping[str, Measurement]
 
 
-def evaluations_of(plan: Mapping[str, Any]) -> int:
-    """Network evaluations for one sample by a plan: with guidance, each of its steps takes two."""
-    return int(plan["steps"]) * (1 if plan["guidance"] == "none" else 2)
+def _evaluations(plan: Mapping[str, Any]) -> int:
+    """Network evaluations for one sample, by a plan as it is recorded."""
+    try:
+        return evaluations_of(SamplePlan(**{**plan, "interval": tuple(plan["interval"])}))
+    except (KeyError, TypeError):  # of another version
+        return int(plan.get("steps", 0))
 
 
 def drawn_with(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,13 +106,13 @@ def _of_samples(samples: Sequence[Artifact], run_of: Mapping[Artifact, str]) -> 
     for each in samples:
         report, manifest = each.scores, each.manifest
         assert report is not None  # the group is of those that have one
-        plan = manifest.details["plan"]
-        figures = {figure.metric: figure for figure in report.figures}
+        plan = manifest.details.get("plan", {})
         settings = drawn_with(manifest.config, plan)
-        scored.append(Scored(each.name, run_of[each], settings, evaluations_of(plan), figures))
+        figures = _by_name(report.figures, report.features)
+        scored.append(Scored(each.name, run_of[each], settings, _evaluations(plan), figures))
     first = samples[0].scores
     assert first is not None
-    title = f"{first.extractor}, against {first.reference_kind} {first.reference}"
+    title = f"{'; '.join(first.extractors.values())}, against {first.reference_kind} {first.reference}"
     return score_table(title, first.features, scored)
 
 
@@ -118,7 +124,7 @@ def sweep_table(sweep: Sweep, run_of: Mapping[str, str]) -> ScoreTable:
             run_of[each.run],
             {"steps": each.plan["steps"], **each.settings, "seed": each.seed},
             each.evaluations,
-            {figure.metric: figure for figure in each.figures},
+            _by_name(each.figures, sweep.features),
             each.command,
         )
         for number, each in enumerate(sweep.points, 1)
@@ -129,9 +135,9 @@ def sweep_table(sweep: Sweep, run_of: Mapping[str, str]) -> ScoreTable:
 
 def score_table(title: str, features: str, scored: Sequence[Scored]) -> ScoreTable:
     """A table of samples that were scored alike, by run and settings; features: the extractor's name."""
-    known = metrics_by_name()
-    names = [name for name in known if any(name in each.figures for each in scored)]
-    columns = tuple(MetricColumn(name, label(known[name], features), known[name].better) for name in names)
+    figures = {name: figure for each in scored for name, figure in each.figures.items()}
+    columns = tuple(_column(name, figure, features) for name, figure in figures.items())
+    names = list(figures)
     best = {column.name: _best(column, scored) for column in columns}
     differing = compare([each.settings for each in scored]).differing
     rows = [
@@ -145,6 +151,23 @@ def score_table(title: str, features: str, scored: Sequence[Scored]) -> ScoreTab
     rows.sort(key=lambda row: (row.scored.run, [_sortable(text) for text in row.settings]))
     floors = {name: floor for name in names if (floor := _floor(name, scored)) is not None}
     return ScoreTable(title, columns, tuple(differing), tuple(rows), floors)
+
+
+def _by_name(figures: Iterable[Figure], features: str) -> dict[str, Figure]:
+    """Figures by what their column is called: the metric, and its features where they are not the first ones."""
+    known = metrics_by_name()
+    return {
+        each.metric if each.features in ("", features) else f"{each.metric} {each.features}": each
+        for each in figures
+        if each.metric in known
+    }
+
+
+def _column(name: str, figure: Figure, features: str) -> MetricColumn:
+    metric = metrics_by_name()[figure.metric]
+    words = label(metric, figure.features or features)
+    told = figure.features in ("", features) or words != metric.label
+    return MetricColumn(name, words if told else f"{words} ({figure.features})", metric.better)
 
 
 def _sortable(text: str) -> tuple[float, str]:
@@ -214,7 +237,7 @@ EVALUATIONS = "evaluations"
 class Line:
     """A line of a plot: points by x, those that differ in their seed alone as one; values: by metric, means of them.
 
-    low, high: by metric, the least and the largest of them.
+    low, high: by metric, the least and the largest of them, or the ends of their intervals where these are known.
     """
 
     name: str
@@ -275,10 +298,16 @@ def _line(name: str, run: str, by_x: Mapping[float, Sequence[Scored]], table: Sc
     values: dict[str, tuple[float | None, ...]] = {}
     low, high = dict(values), dict(values)
     for column in table.columns:
-        found = [
-            [each.figures[column.name].generated.value for each in by_x[x] if column.name in each.figures] for x in xs
-        ]
-        values[column.name] = tuple(sum(each) / len(each) if each else None for each in found)
-        low[column.name] = tuple(min(each) if each else None for each in found)
-        high[column.name] = tuple(max(each) if each else None for each in found)
+        found = [[each.figures[column.name].generated for each in by_x[x] if column.name in each.figures] for x in xs]
+        values[column.name] = tuple(fmean(one.value for one in each) if each else None for each in found)
+        low[column.name] = tuple(min(map(_low, each), default=None) for each in found)
+        high[column.name] = tuple(max(map(_high, each), default=None) for each in found)
     return Line(name, run, xs, values, low, high)
+
+
+def _low(found: Measurement) -> float:
+    return found.value if found.low is None else found.low
+
+
+def _high(found: Measurement) -> float:
+    return found.value if found.high is None else found.high
