@@ -1,8 +1,9 @@
-"""``gmtool quickstart``: the five stages on real handwritten digits, through the commands that a user types."""
+"""``gmtool quickstart``: both methods on real handwritten digits, through the commands that a user types."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +13,23 @@ import typer
 from gmtool.flags import with_options
 from gmtool.settings import Device, Option, Seed, check_ranges
 
+SOURCES = {"gmflow": "gaussian", "union": "gmm"}
+"""The two runs, by the source of their noise: GMFlow, and its union with MM-FM."""
+
+STEPS = (1, 2, 4, 6)
+"""Numbers of network evaluations that samples are drawn with."""
+
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """Length of the training and number of samples."""
+    """How long the demonstration trains and how much it draws."""
 
     steps: Annotated[
-        int | None, Option("Training steps. Default: that of the preset quickstart.", metavar="N", minimum=1)
+        int | None,
+        Option("Training steps of each run. Default: those of the preset quickstart.", metavar="N", minimum=1),
     ] = None
     num: Annotated[
-        int | None,
-        Option("Number of images to sample. Default: that of the preset quickstart.", metavar="N", minimum=2),
+        int | None, Option("Images to draw each time. Default: those of the preset quickstart.", metavar="N", minimum=2)
     ] = None
     device: Device = "auto"
     seed: Seed = 0
@@ -38,41 +45,48 @@ def command(
     *,
     config: QuickstartConfig,
 ) -> None:
-    """Run all five stages on 1797 real handwritten digits, in a few minutes and with no download.
+    """Train GMFlow and the union on 1797 real handwritten digits and compare them, in minutes and with no download.
 
-    Each command is printed before it runs. Run the same command again to resume.
+    Each command is printed before it runs; the last one writes a page with all results. The same command again goes on
+    where it stopped.
 
     Example: gmtool quickstart --steps 2000
     """
     from gmtool.artifacts.files import check_writable
     from gmtool.data.digits import write_digits
+    from gmtool.stages.report.plan import check_page
 
     check_writable(folder, "the folder")
+    page = folder / "report.html"
+    if page.exists():
+        check_page(page)
     training, held_out = write_digits(folder / "digits")
     print(f"wrote {training} and {held_out}: handwritten digits", flush=True)
-    for arguments in _commands(folder, training, held_out, config):
+    for arguments in _commands(folder, training, held_out, page, config):
         _run(context, arguments)
-    print(f"\nlook at {folder / 'samples' / 'grid.png'}, and at the previews in {folder / 'run' / 'previews'}")
-    print("the score: the Fréchet distance of the samples, beside that of as many real digits (1x is perfect)")
-    print(
-        f"next, the union of both papers: gmtool train {folder / 'latents.h5'} {folder / 'union'} --preset quickstart "
-        "--source gmm"
-    )
+    print("\nthe score: the Fréchet distance of the samples, beside that of as many real digits in their place")
+    print(f"open {page} in a browser: both runs at {', '.join(map(str, STEPS))} network evaluations beside real digits")
 
 
-def _commands(folder: Path, training: Path, held_out: Path, config: QuickstartConfig) -> list[list[str]]:
-    """The five commands, as a user would type them."""
-    latents, gmm, run, samples = (str(folder / name) for name in ("latents.h5", "gmm.h5", "run", "samples"))
+def _commands(
+    folder: Path, training: Path, held_out: Path, page: Path, config: QuickstartConfig
+) -> Iterator[list[str]]:
+    """The commands, as a user would type them."""
+    latents, gmm = str(folder / "latents.h5"), str(folder / "gmm.h5")
     common = ["--preset", "quickstart", "--device", config.device, "--seed", str(config.seed)]
     steps = [] if config.steps is None else ["--steps", str(config.steps)]
     num = [] if config.num is None else ["--num", str(config.num)]
-    return [
-        ["encode", str(training), latents, *common],
-        ["fit-gmm", latents, gmm, *common],
-        ["train", latents, run, *steps, *common],
-        ["sample", run, samples, *num, *common],
-        ["eval", samples, "--reference", str(held_out), *common],
-    ]
+    yield ["encode", str(training), latents, *common]
+    yield ["fit-gmm", latents, gmm, *common]
+    for run, source in SOURCES.items():
+        yield ["train", latents, str(folder / run), "--source", source, *steps, *common]
+    samples = []
+    for run in SOURCES:
+        for evaluations in STEPS:
+            samples.append(str(folder / f"{run}-{evaluations}"))
+            yield ["sample", str(folder / run), samples[-1], "--steps", str(evaluations), *num, *common]
+    yield ["eval", *samples, "--reference", str(held_out), *common]
+    yield ["report", str(folder), str(page), "--title", "GMFlow and the union on handwritten digits"]
 
 
 def _run(context: typer.Context, arguments: list[str]) -> None:

@@ -109,25 +109,29 @@ def test_the_chain_with_a_dinov2_from_a_folder(
 
 @pytest.mark.slow
 def test_the_quickstart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    types("quickstart --steps 20 --num 40 --device cpu")
+    types("quickstart --steps 12 --num 40 --device cpu")
     shown = capsys.readouterr().out
-    for stage in ("encode", "fit-gmm", "train", "sample", "eval"):
-        assert f"\n$ gmtool {stage} " in shown
+    for stage, count in {"encode": 1, "fit-gmm": 1, "train": 2, "sample": 8, "eval": 1, "report": 1}.items():
+        assert shown.count(f"\n$ gmtool {stage} ") == count
     assert [each.name for each in folder.iterdir()] == ["quickstart"]
+    samples = [f"{run}-{steps}" for run in ("gmflow", "union") for steps in (1, 2, 4, 6)]
     assert {each.name for each in (folder / "quickstart").iterdir()} == {
-        *("digits", "latents.h5", "gmm.h5", "gmm.png", "run", "samples")
+        *("digits", "latents.h5", "gmm.h5", "gmm.png", "gmflow", "union", "report.html", *samples)
     }
-    assert "look at quickstart/samples/grid.png" in shown
-    assert Image.open("quickstart/samples/grid.png").size > (100, 100)
+    assert "open quickstart/report.html in a browser" in shown
     assert len(list(Path("quickstart/digits/train").rglob("*.png"))) == 1400
     assert len(list(Path("quickstart/digits/held-out").rglob("*.png"))) == 397
-    metrics = json.loads(Path("quickstart/samples/metrics.json").read_text())
-    assert metrics["reference"].endswith("held-out")
-    # the command that it names next is one that works
-    following = shown.split("gmtool train ")[-1].split("\n")[0]
-    types(f"train {following} --dry-run")
+    runs = [open_run(Path("quickstart") / run).manifest for run in ("gmflow", "union")]
+    assert [each.config["source"] for each in runs] == ["gaussian", "gmm"]
+    page = Path("quickstart/report.html").read_text("utf-8")
+    for name in samples:
+        assert Image.open(Path("quickstart") / name / "grid.png").size > (100, 100)
+        metrics = json.loads((Path("quickstart") / name / "metrics.json").read_text())
+        assert metrics["reference"].endswith("held-out")
+        assert repr(metrics["figures"][0]["generated"]["value"]) in page
+    assert page.count("real images</figcaption>") == 2  # beside each run
     # again, it goes on: what is there is not made a second time
-    types("quickstart --steps 20 --num 40 --device cpu")
+    types("quickstart --steps 12 --num 40 --device cpu")
     again = capsys.readouterr()
     assert again.err.count("nothing to do") == 1  # encode
-    assert "has all its 20 steps" in again.err
+    assert again.err.count("has all its 12 steps") == 2

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +30,9 @@ PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 OTHERS = "Scores in training"
 """The panel of figures that no other one shows: those of samples, by ``train --eval-every``."""
+
+NUMBERS = frozenset({int, float})
+"""Types of what is a figure; truth values are none."""
 
 NOT_SHOWN = ("step", "skipped", "waiting", "TFLOP/s", "of peak")
 
@@ -61,7 +63,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     for name in (METRICS, THROUGHPUT):
         path = run / name
         if path.is_file():
-            found |= _curves(list(_records(path)))
+            found |= _curves(_records(path))
     return found
 
 
@@ -82,24 +84,25 @@ def _records(path: Path) -> Iterator[Mapping[str, object]]:
         raise UserError(f"{path} is damaged (no line holds figures): restore a copy, or leave the run out")
 
 
-def _curves(records: Sequence[Mapping[str, object]]) -> dict[str, Curve]:
-    by_name: dict[str, dict[float, float]] = {}
+def _curves(records: Iterable[Mapping[str, object]]) -> dict[str, Curve]:
+    """The curves of the numbers in some records; of two records of a step the later one holds."""
+    columns: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
         step = record["step"]
         for name, value in record.items():
-            if name not in NOT_SHOWN and _is_number(value) and _is_number(step):
-                by_name.setdefault(name, {})[float(step)] = float(value)  # type: ignore[arg-type]  # numbers
-    return {name: _thinned(points) for name, points in by_name.items()}
+            if name not in NOT_SHOWN and type(value) in NUMBERS and type(step) in NUMBERS:
+                steps, values = columns.setdefault(name, ([], []))
+                steps.append(step)  # type: ignore[arg-type]  # a number
+                values.append(value)  # type: ignore[arg-type]
+    found = {name: _curve(np.array(steps, float), np.array(values, float)) for name, (steps, values) in columns.items()}
+    return {name: curve for name, curve in found.items() if curve.steps}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _thinned(points: Mapping[float, float]) -> Curve:
+def _curve(steps: np.ndarray, values: np.ndarray) -> Curve:
     """A curve of `POINTS` points at most: means over stretches of equally many points, at the mean of their steps."""
-    steps = np.array(sorted(points))
-    values = np.array([points[step] for step in steps])
+    finite = np.isfinite(steps) & np.isfinite(values)
+    steps, last = np.unique(steps[finite][::-1], return_index=True)
+    values = values[finite][::-1][last]
     stretch = -(-len(steps) // POINTS)
     if stretch > 1:
         edges = np.arange(0, len(steps), stretch)

@@ -19,6 +19,9 @@ LARGEST = 64_000_000
 SMALLEST = 96
 """Pixels of the longer side below which a picture is not made smaller."""
 
+LEAST = 0.05
+"""Bytes that a pixel takes at least, in a picture that is not all of one colour."""
+
 QUALITY = 80
 """Of pictures that are stored with loss, of 100."""
 
@@ -82,14 +85,22 @@ def _fitted(file: bytes, size: int) -> tuple[bytes, str, tuple[int, int, tuple[i
         if len(file) <= size:
             return file, "png", (*original, original)
         pixels = image.convert("RGB")
+    # more pixels than could fit need not be stored to find that out
+    pixels = _scaled(pixels, (size / LEAST / (pixels.width * pixels.height)) ** 0.5)
     content = _webp(pixels)
     while len(content) > size and max(pixels.size) > SMALLEST:
         # bytes go about as the pixels do; a little less, so that one step is mostly enough
-        scale = min(0.9, max(0.1, 0.95 * (size / len(content)) ** 0.5))
-        width, height = (max(1, round(side * scale)) for side in pixels.size)
-        pixels = pixels.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = _scaled(pixels, min(0.9, max(0.1, 0.95 * (size / len(content)) ** 0.5)))
         content = _webp(pixels)
     return content, "webp", (*pixels.size, original)
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    """A smaller image; the same where the scale is not below 1."""
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
 def _webp(image: Image.Image) -> bytes:
