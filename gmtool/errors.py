@@ -21,6 +21,10 @@ class NoEffect(UserError):
         self.setting = setting
 
 
+class NotFinite(UserError):
+    """Samples that came out infinite or as no number."""
+
+
 class MachineError(GmtoolError):
     """What was asked is sound, but this machine cannot do it now: disk full, no network, a broken installation."""
 

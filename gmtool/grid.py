@@ -19,6 +19,9 @@ from gmtool.settings import Setting, Settings, flag, settings_of
 DIGITS = 6
 """Significant digits of the numbers of a range, so that they can be read and typed."""
 
+SHORT = 32
+"""Letters of the choices that a placeholder may list."""
+
 TRUTHS = {"yes": True, "no": False, "true": True, "false": False}
 
 
@@ -44,9 +47,19 @@ def _default(setting: Setting) -> tuple[Any, ...]:
 def _kind(setting: Setting) -> Any:
     """The type of several values, with the option that reads them."""
     inner = _inner(setting)
-    shown = "yes,no" if inner is bool else f"{setting.option.metavar or '|'.join(map(str, setting.choices)) or 'VALUE'}"
-    option = replace(setting.option, reader=partial(read_values, setting), metavar=f"{shown},...")
+    option = setting.option
+    choices = "|".join(map(str, setting.choices))
+    one = option.metavar or ("yes|no" if inner is bool else choices if len(choices) < SHORT else "NAME")
+    metavar, text = f"{one},...", option.help
+    if _is_whole(setting):
+        metavar, text = one, f"{text} Repeat it for several."
+    option = replace(option, help=text, metavar=metavar, reader=partial(read_values, setting))
     return Annotated[tuple[inner, ...], option]  # type: ignore[valid-type]  # known when it is run
+
+
+def _is_whole(setting: Setting) -> bool:
+    """Whether commas belong to a value."""
+    return setting.option.holds_commas or _inner(setting) is Path
 
 
 def _inner(setting: Setting) -> Any:
@@ -63,8 +76,7 @@ def read_values(setting: Setting, text: Any) -> tuple[Any, ...]:
     """The values in what was typed for a setting; what is no text is one value. Raises UserError, naming the flag."""
     if not isinstance(text, str):
         return (text,)
-    whole = setting.option.holds_commas or _inner(setting) is Path
-    parts = [text] if whole else [part.strip() for part in text.split(",")]
+    parts = [text] if _is_whole(setting) else [part.strip() for part in text.split(",")]
     if not all(parts):
         raise UserError(f"{flag(setting.name)} {text!r} has an empty value: separate values by single commas")
     return tuple(dict.fromkeys(value for part in parts for value in _values(setting, part)))

@@ -27,6 +27,7 @@ from gmtool.stages.likelihood import command as likelihood
 from gmtool.stages.reconstruct import command as reconstruct
 from gmtool.stages.report import command as report
 from gmtool.stages.sample import command as sample
+from gmtool.stages.sweep import command as sweep
 from gmtool.stages.train import command as train
 from gmtool.stages.train_decoder import command as train_decoder
 
@@ -54,6 +55,7 @@ for _name, _command in {
     "sample": sample.command,
     "eval": evaluate.command,
     "likelihood": likelihood.command,
+    "sweep": sweep.command,
     "import": import_run.command,
     "inspect": inspect.command,
     "quickstart": quickstart.command,

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from gmtool.evaluation.metrics import metrics_by_name
-from gmtool.evaluation.sweep_table import RUN, Sweep, SweepPoint, setting_of
+from gmtool.evaluation.sweep_table import RUN, Sweep, SweepPoint, setting_of, split_name
 
 MANY = 8
 """Lines beyond which a plot keeps one a run and solver, at the best of the other settings."""
@@ -67,7 +67,7 @@ def best_of(groups: Sequence[Group], metric: str) -> Group | None:
 def _loss(group: Group, metric: str) -> float:
     found, real = value_of(group, metric), value_of(group, metric, real=True)
     assert found is not None
-    better = metrics_by_name()[metric].better
+    better = metrics_by_name()[split_name(metric)[1]].better
     if better:
         return found.mean if better == "lower" else -found.mean
     return math.inf if real is None else abs(found.mean - real.mean)

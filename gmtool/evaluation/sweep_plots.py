@@ -18,7 +18,7 @@ from gmtool.evaluation.sweep_lines import (
     position_of,
     value_of,
 )
-from gmtool.evaluation.sweep_table import Sweep
+from gmtool.evaluation.sweep_table import Sweep, split_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,10 +45,11 @@ def draw_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
     return tuple(drawn)
 
 
-def score_metric(sweep: Sweep) -> str | None:
-    """The metric by which a sweep is judged first: the first of its table that is lower for better images."""
+def score_metrics(sweep: Sweep) -> tuple[str, ...]:
+    """What a sweep is judged by first: the first of its metrics that is lower for better images, on all features."""
     known = metrics_by_name()
-    return next((each for each in sweep.metrics if known[each].better == "lower"), None)
+    found = [name for name in sweep.metrics if known[split_name(name)[1]].better == "lower"]
+    return tuple(name for name in found if split_name(name)[1] == split_name(found[0])[1])
 
 
 def along_of(sweep: Sweep) -> str:
@@ -57,18 +58,20 @@ def along_of(sweep: Sweep) -> str:
 
 
 def _draw_score(sweep: Sweep) -> Figure | None:
-    metric = score_metric(sweep)
-    if metric is None:
+    metrics = score_metrics(sweep)
+    if not metrics:
         return None
-    every, shown = lines(sweep, EVALUATIONS), lines(sweep, EVALUATIONS, metric)
-    figure, (axes,) = _figure(1)
-    _draw_lines(axes, shown, EVALUATIONS, metric)
-    _draw_floor(axes, sweep, metric)
-    _scale_evaluations(axes, shown)
-    _scale_score(axes, shown, metric)
-    chosen = "" if len(every) == len(shown) else ", at the best of the other settings"
-    axes.set(ylabel=_name(sweep, metric) + chosen)
-    _legend(axes)
+    every = lines(sweep, EVALUATIONS)
+    figure, panels = _figure(len(metrics))
+    for axes, metric in zip(panels, metrics, strict=True):
+        shown = lines(sweep, EVALUATIONS, metric)
+        _draw_lines(axes, shown, EVALUATIONS, metric)
+        _draw_floor(axes, sweep, metric)
+        _scale_evaluations(axes, shown)
+        _scale_score(axes, shown, metric)
+        chosen = "" if len(every) == len(shown) else ", at the best of the other settings"
+        axes.set(ylabel=_name(sweep, metric) + chosen)
+    _legend(panels[-1])
     return figure
 
 
@@ -194,7 +197,8 @@ def _legend(axes: Axes) -> None:
 
 
 def _name(sweep: Sweep, metric: str) -> str:
-    return label(metrics_by_name()[metric], sweep.features)
+    features, own = split_name(metric)
+    return label(metrics_by_name()[own], features or sweep.features)
 
 
 def _words(along: str) -> str:

@@ -40,7 +40,8 @@ class SweepPoint:
     key: a digest of everything that the figures depend on. run: its folder as the user named it. settings: this point's
     values of the axes, by name, without those that have no effect here. plan: how the samples were drawn, the fields of
     `gmtool.sampling.plan.SamplePlan` by name. checkpoint: the step of the weights. evaluations: of the network for
-    one sample, all that guidance takes included. images: number of samples. command: what draws and scores the same.
+    one sample, all that guidance takes included. images: number of samples. figures: none where the samples were not
+    finite. command: what draws and scores the same.
     """
 
     key: str
@@ -54,9 +55,10 @@ class SweepPoint:
     figures: tuple[Figure, ...]
     command: str
 
-    def figure(self, metric: str) -> Figure | None:
-        """The figure of one metric, or None where it was not computed."""
-        return next((each for each in self.figures if each.metric == metric), None)
+    def figure(self, name: str) -> Figure | None:
+        """The figure of a metric, by its name in `Sweep.metrics`; None where it was not computed."""
+        features, metric = split_name(name)
+        return next((each for each in self.figures if each.metric == metric and features in ("", each.features)), None)
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -96,8 +98,13 @@ class Sweep:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The names of the metrics that some point has, in their order."""
-        return tuple(dict.fromkeys(each.metric for point in self.points for each in point.figures))
+        """The names of the metrics that some point has, in their order.
+
+        Those on another extractor's features than the first are ``EXTRACTOR.METRIC``.
+        """
+        found = ((each.features, each.metric) for point in self.points for each in point.figures)
+        own = ("", self.features)
+        return tuple(dict.fromkeys(metric if features in own else f"{features}.{metric}" for features, metric in found))
 
     @property
     def groups(self) -> tuple[tuple[SweepPoint, ...], ...]:
@@ -129,6 +136,12 @@ class Sweep:
             counts = [point.seed, point.evaluations, point.images]
             table.writerow([point.run, point.checkpoint, *settings, *counts, *generated, *floors, point.command])
         return text.getvalue()
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The extractor, "" for the first, and the metric of a name in `Sweep.metrics`."""
+    features, _, metric = name.rpartition(".")
+    return features, metric
 
 
 IN_PLAN = {"guidance_scale": "scale"}

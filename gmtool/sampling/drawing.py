@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import RunFolder
-from gmtool.errors import UserError
+from gmtool.errors import NotFinite
 from gmtool.sampling.guide import WeakerRun, open_weaker
 from gmtool.sampling.labels import labels_of, modes_of
 from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
@@ -67,13 +67,13 @@ class Drawing:
         return model if self.guide is None else replace(model, weaker=self.guide.load(device, precision, compiled))
 
     def draw(self, model: TrainedModel, batch: range) -> Tensor:
-        """Latents (B, C, H, W) float32, not normalised, of the samples ``batch``. Raises UserError if not finite."""
+        """Latents (B, C, H, W) float32, not normalised, of the samples ``batch``. Raises NotFinite."""
         rows = slice(batch.start, batch.stop)
         classes = torch.from_numpy(self.labels[rows]).clamp(min=0)
         modes = None if self.modes is None else torch.from_numpy(self.modes[rows])
         latents = generate(model, self.plan, batch, classes, modes)
         if not torch.isfinite(latents).all():
-            raise UserError("the samples are not finite: try --precision float32, or an earlier --checkpoint")
+            raise NotFinite("the samples are not finite: try --precision float32, or an earlier --checkpoint")
         return latents
 
 

@@ -8,6 +8,7 @@
     batch-size = 1024
     [sample]
     [eval]
+    [sweep]
 
 Those of gmtool lie in ``gmtool/presets/``, and are known by name. Flags on the command line override the preset.
 """
@@ -30,6 +31,7 @@ from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.reconstruct.config import ReconstructConfig
 from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sweep.config import SweepConfig
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 
@@ -49,6 +51,7 @@ STAGES: Mapping[str, type] = {
     "distill": DistillConfig,
     "sample": SampleConfig,
     "eval": EvaluateConfig,
+    "sweep": SweepConfig,
 }
 """The commands that read a preset, each its own table, and their settings."""
 

@@ -23,12 +23,13 @@ PUBLISHED = (
     *("gmflow-imagenet256", "mm-fm-gaussian-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
     *("quickstart", "rae-imagenet256", "rae-imagenet512", "union-imagenet256"),
 )
+SWEEPS = ("sweep-guidance-gmflow", "sweep-steps-mm-fm")
 DECODERS = ("rae-decoder-imagenet256",)
 
 
 def test_the_presets_that_come_with_gmtool() -> None:
-    assert preset_names() == tuple(sorted(PUBLISHED + DECODERS))
-    for name in PUBLISHED + DECODERS:
+    assert preset_names() == tuple(sorted(PUBLISHED + DECODERS + SWEEPS))
+    for name in PUBLISHED + DECODERS + SWEEPS:
         preset = load_preset(name)
         assert preset.source and preset.expect
         assert set(preset.settings) <= set(STAGES)
@@ -226,7 +227,7 @@ def test_a_preset_that_is_wrong(tmp_path: Path, text: str, words: str, capsys: p
     ("name", "words"),
     [
         ("quickstrat", "--preset quickstrat is neither a preset nor a .toml file: did you mean quickstart?"),
-        ("mm-fm", "did you mean mm-fm-imagenet256"),
+        ("mm-fm", "or mm-fm-imagenet256?"),
         ("xyz", "; there are gmflow-imagenet256, mm-fm-gaussian-imagenet256"),
         ("mine.toml", "--preset mine.toml is neither"),
         ("../presets/quickstart", "--preset ../presets/quickstart is neither"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import RunFolder
 from gmtool.errors import NoEffect, UserError
 from gmtool.evaluation.sweep_table import RUN, Axis, Skipped
@@ -29,13 +30,14 @@ class PlannedPoint:
     """A point that will be drawn from one seed.
 
     settings: its values of the axes, by name, without those that have no effect here. config: what ``gmtool sample``
-    would be given. evaluations: of the network for one sample.
+    would be given. inputs: what the samples are made from. evaluations: of the network for one sample.
     """
 
     run: RunFolder
     settings: Mapping[str, Any]
     config: SampleConfig
     drawing: Drawing
+    inputs: tuple[Input, ...]
     evaluations: int
 
     @property
@@ -71,6 +73,8 @@ def plan_grid(config: SweepConfig, runs: Sequence[RunFolder]) -> Grid:
     names = [name for name in given if len(given[name]) > 1]
     settle = _Settler(config, names)
     points = [point for run in runs for combination in _product(values) for point in settle(run, combination)]
+    if not points:
+        raise UserError(settle.refused.most_common(1)[0][0])
     settle.expect_all_used(given)
     axes = tuple(Axis(name, tuple(map(_json, given[name]))) for name in names)
     skipped = tuple(Skipped(count, reason) for reason, count in settle.refused.items())
@@ -97,9 +101,6 @@ def _product(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(values, combination, strict=True))
 
 
-_evaluations = functools.cache(evaluations_of)
-
-
 def _json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
@@ -113,7 +114,9 @@ class _Settler:
         self._shared = {name: own[name] for name in others}
         self._seeds = range(config.seed, config.seed + config.seeds)
         self._axes = axes
-        self._weaker: Callable[[RunFolder, Path], WeakerRun] = functools.cache(open_weaker)
+        self._evaluations = functools.cache(evaluations_of)
+        self._fingerprint = functools.cache(file_fingerprint)
+        self._guides: dict[tuple[Path, Path], WeakerRun] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self._used: set[tuple[str, Any]] = set()
         self._reasons: dict[tuple[str, Any], str] = {}
@@ -147,7 +150,14 @@ class _Settler:
         config = make(SampleConfig, {**self._shared, **chosen, "seed": seed})
         drawing = plan_drawing(run, config.sampling, config.selection, config.weights, self._weaker)
         settings = {name: _json(chosen[name]) for name in self._axes if name in chosen}
-        return PlannedPoint(run, settings, config, drawing, _evaluations(replace(drawing.plan, seed=0)))
+        evaluations = self._evaluations(replace(drawing.plan, seed=0, scale=0.0))  # which change none
+        return PlannedPoint(run, settings, config, drawing, drawing.inputs(self._fingerprint), evaluations)
+
+    def _weaker(self, run: RunFolder, guide: Path) -> WeakerRun:
+        """The run that guides another, opened once."""
+        if (run.path, guide) not in self._guides:
+            self._guides[run.path, guide] = open_weaker(run, guide)
+        return self._guides[run.path, guide]
 
     def expect_all_used(self, given: Mapping[str, Sequence[Any]]) -> None:
         """Raise UserError for a value that no point has, with the reason."""

@@ -1,0 +1,51 @@
+"""About how long a sweep takes, by one batch of one of its points."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from gmtool.evaluation.extractors import extractor_row
+from gmtool.progress import Progress
+from gmtool.runtime import compute_dtype
+from gmtool.stages.sweep.plan import SweepPlan
+from gmtool.stages.sweep.run import open_tokenizers
+from gmtool.throughput import seconds_of
+
+CPU_BATCH = 8
+"""Images of the batch at most on a CPU, where more take as much longer."""
+
+AT_LEAST = 0.2
+"""Seconds that a measurement takes."""
+
+
+def seconds_of_sweep(plan: SweepPlan) -> float:
+    """About the seconds of drawing all samples and their features; metrics come on top.
+
+    A batch of the point with the fewest evaluations is drawn, decoded, and shown to the extractors.
+    """
+    device, points = plan.world.device, plan.grid.points
+    point = min(points, key=lambda each: each.evaluations)
+    drawing, config = point.drawing, point.config
+    size = min(len(drawing), plan.config.batch_size, CPU_BATCH if device.type == "cpu" else len(drawing))
+    with ExitStack() as stack:
+        model = drawing.load(device, compute_dtype(config.precision, device), config.compile, stack)
+        tokenizer = open_tokenizers(plan)[drawing.run.path]
+        extractors = [
+            extractor_row(each.name).load().open_extractor(plan.config.extractor, plan.described, device, Progress())
+            for each in plan.features.features
+        ]
+        latents: Tensor = drawing.draw(model, range(size))
+
+        def look() -> None:
+            images = tokenizer.decode(latents, truncate=drawing.plan.truncates)
+            for extractor in extractors:
+                extractor(images)
+
+        drawn = seconds_of(lambda: drawing.draw(model, range(size)), device, AT_LEAST) / (size * point.evaluations)
+        with torch.inference_mode():
+            seen = seconds_of(look, device, AT_LEAST) / size
+    work, images = sum(each.work for each in points), sum(len(each.drawing) for each in points)
+    return (work * drawn + images * seen) / plan.world.size
