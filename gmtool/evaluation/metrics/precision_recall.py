@@ -17,6 +17,9 @@ from torch import Tensor
 from gmtool.evaluation.metric import IMAGES, REFERENCES, Context, Pair, bounded
 from gmtool.evaluation.report import Measurement
 
+ENTRIES = 2**23
+"""Of a distance matrix that is in memory."""
+
 
 def measure(
     known: Pair[Tensor], context: Context, images: int = IMAGES, references: int = REFERENCES
@@ -32,7 +35,7 @@ def precision_recall(
     """Precision and recall of features (N, D) and (M, D), N and M >= 2.
 
     neighbours: k; in a set of k images or fewer the farthest neighbour stands in. rows_at_once: rows of the distance
-    matrices, which bounds the memory.
+    matrices at most; there are fewer where they are long, which bounds the memory.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
@@ -41,7 +44,7 @@ def precision_recall(
         generated.to(device, torch.float64),
         reference.to(device, torch.float64),
         prc_neighborhood=min(neighbours, len(generated) - 1, len(reference) - 1),
-        prc_batch_size=rows_at_once,
+        prc_batch_size=min(rows_at_once, 1 + ENTRIES // max(len(generated), len(reference))),
         save_cpu_ram=True,
         verbose=False,
     )

@@ -37,6 +37,14 @@ class EvaluateConfig(Settings):
             minimum=1,
         ),
     ] = 1
+    nearest: Annotated[
+        Path | None,
+        Option(
+            "Picture of the 24 generated images that are most like copies of real ones by the first extractor, each "
+            "left of the nearest real image. Default: none.",
+            metavar="FILE",
+        ),
+    ] = None
     write_reference: Annotated[
         Path | None,
         Option(

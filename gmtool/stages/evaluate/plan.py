@@ -14,6 +14,7 @@ from gmtool.evaluation.compression import compression_note
 from gmtool.evaluation.extractors import AUTO, Described, extractor_row
 from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePlan, plan_features
 from gmtool.evaluation.metrics import METRICS, Row, label
+from gmtool.evaluation.nearest import check_picture
 from gmtool.evaluation.reference_file import check_reference_file
 from gmtool.evaluation.references import LatentsReference, Reference, open_reference, open_training_latents
 from gmtool.evaluation.scoring import holds_training_images
@@ -73,7 +74,11 @@ class EvaluatePlan:
                 FileSize(path, path.stat().st_size if path.is_file() else None)
                 for path in [*reads, self.reference.path]
             ),
-            writes=tuple(FileSize(path, None) for path in (subject.report, self.config.write_reference) if path),
+            writes=tuple(
+                FileSize(path, None)
+                for path in (subject.report, self.config.write_reference, self.config.nearest)
+                if path
+            ),
             work=(
                 ("features", titles),
                 ("samples", f"{self.count:,} images of {self.side} x {self.side} px"),
@@ -131,6 +136,10 @@ def plan_evaluations(
         check_report(path)
     if config.write_reference is not None:
         check_reference_file(config.write_reference)
+    if config.nearest is not None:
+        check_picture(config.nearest)
+        if len(subjects) > 1:
+            raise UserError("--nearest: a picture is of one set of samples: give one alone")
     world = join(config.device)
     return tuple(_plan(subject, config, progress, fetch, world) for subject in subjects)
 
@@ -140,10 +149,9 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
     if count < 2:
         raise UserError(f"{subject.path} holds {count} image: a distribution takes 2 at least, see gmtool sample --num")
     reference = _reference(subject, config)
-    if config.write_reference is not None and not len(reference):
-        raise UserError(
-            f"--write-reference: {reference.path} holds no images, of which it would be: leave one of them out"
-        )
+    for name, path in (("--write-reference", config.write_reference), ("--nearest", config.nearest)):
+        if path is not None and not len(reference):
+            raise UserError(f"{name}: {reference.path} holds no images, of which it would be: leave one of the two out")
     if len(reference) == 1:
         raise UserError(f"{reference.path} holds 1 image: a distribution takes 2 at least")
     if config.trajectories:

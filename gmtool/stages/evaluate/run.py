@@ -16,9 +16,11 @@ from gmtool.distributed import World
 from gmtool.evaluation.cache import feature_cache
 from gmtool.evaluation.comparison import figures_of, measured
 from gmtool.evaluation.extractors import extractor_row
+from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
 from gmtool.evaluation.feature_plan import FeaturePlan
 from gmtool.evaluation.features import Extractor
 from gmtool.evaluation.metric import Context, Known
+from gmtool.evaluation.nearest import nearest_pairs, write_pairs
 from gmtool.evaluation.reference_file import write_reference_file
 from gmtool.evaluation.references import image_features, pictures_of, reference_features, some_images
 from gmtool.evaluation.report import Figure, Report, parse_report, reports_to_json
@@ -122,6 +124,13 @@ def _figures_on(
     target = plan.config.write_reference
     if target is not None and reference is not None and features is plan.features[0] and not target.exists():
         write_reference_file(target, reference, pictures_of(plan.reference), plan.side)
+    nearest = plan.config.nearest
+    if nearest is not None and reference is not None and features is plan.features[0]:
+        described = isinstance(extractor, TokenizerExtractor)  # whose features of latents are theirs, not the pictures'
+        real_images = plan.reference if described else pictures_of(plan.reference)
+        pairs = nearest_pairs(generated.vectors, reference.vectors, world.device)
+        if real_images is not None:
+            write_pairs(nearest, pairs, subject, real_images, plan.side)
     warn_of_small_sets(generated, reference, progress)
     real = RealFeatures(features, reference, plan.subject.folder, plan.on_training_images, extractor)
     known, rows = real.known(generated), features.rows
