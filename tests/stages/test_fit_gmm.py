@@ -174,6 +174,15 @@ def test_hard_assignment(digits: Path, tmp_path: Path, covariance: str) -> None:
         np.testing.assert_allclose(gmm.patch_std(np.array([mode]))[0], np.sqrt(variance), rtol=1e-4)
 
 
+def test_each_half_of_a_fit_to_a_part_is_followed_to_its_end(digits: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    fit_gmm(digits, tmp_path / "gmm.h5", fit_config(fraction=0.25, modes=4, assignment="hard", em_iterations=0), heard)
+    count = heard.tasks["mean and variance of the part"][0]
+    assert 440 < count < 460
+    for task in ("mean and variance of the part", "patch moments"):
+        assert heard.tasks[task] == (count, count)
+
+
 def test_patches_can_be_assigned_harder_than_images(digits: Path, tmp_path: Path) -> None:
     """Moments of the images whose most probable mode it is, while images keep several: MM-FM's released mixtures."""
     config = fit_config(assignment="soft", patch_assignment="hard", shrinkage=0.0)

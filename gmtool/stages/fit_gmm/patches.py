@@ -55,10 +55,11 @@ def fit_patches(
     with ExitStack() as stack:
         writer = stack.enter_context(GmmWriter.reopen(part)) if world.first else None
         kept = _counted(_kept(writer, world), plan)
+        data = open_part(source, plan.part, world, progress)
         rounds = _rounds(kept, plan, len(state.digests), world)
         progress.begin("patch moments", sum(len(block.rows) for block in rounds), "images")
         modes = patch_moments(
-            open_part(source, plan.part, world, progress),
+            data,
             kept.modes,
             kept.probabilities,
             rounds,
