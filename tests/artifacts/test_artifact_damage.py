@@ -251,6 +251,14 @@ def test_changed_content_is_found_without_checksums(tmp_path: Path) -> None:
         file.verify_content()
 
 
+def test_the_bytes_of_a_file_do_not_depend_on_the_order_of_its_tensors(tmp_path: Path) -> None:
+    """That of an optimiser's state is another one in a run that was resumed."""
+    values = {"b": torch.ones(3), "a": torch.zeros(2, 2), "c": torch.tensor(1, dtype=torch.uint8)}
+    write_tensors(tmp_path / "one", values)
+    write_tensors(tmp_path / "two", {name: values[name] for name in "cab"})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 def test_tensors_without_checksums_are_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -187,8 +187,11 @@ def test_an_interrupted_sampling_goes_on(make_run: MakeRun, tmp_path: Path, stop
     with pytest.raises(KeyboardInterrupt):
         sample(make_run(), tmp_path / "cut", config, Stop(stopped))
     assert not (tmp_path / "cut").exists()
+    half = tmp_path / ".cut.gmtool/part/.latents.h5.0123456789abcdef.gmtool-part"
+    half.write_bytes(b"of a latents file, which a kill cut short")
     shown = Shown()
     sample(make_run(), tmp_path / "cut", config, shown)
+    assert not list((tmp_path / "cut").glob(".*"))
     assert shown.began == [(12, -(-stopped // 4) * 4)]
     for name in ("samples.npz", "grid.png", "images/000007.png"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
