@@ -28,7 +28,7 @@ from gmtool.errors import UserError
 from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.reconstruction.augmentation import Augmentation
-from gmtool.reconstruction.discriminator import Discriminator
+from gmtool.reconstruction.discriminator import DinoFeatures, Discriminator
 from gmtool.reconstruction.discriminator_weights import load_features
 from gmtool.reconstruction.network import SIZES, DecoderNetwork, decoder_from, new_decoder, save_decoder
 from gmtool.reconstruction.perceptual import Lpips, load_lpips, vgg_file
@@ -106,7 +106,8 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
         config.optimizer.check_installed()
         allow_tf32(config.compute.tf32)
         with world.first_before_others():  # which may fetch weights
-            parts = _make_parts(plan, world, progress)
+            networks = _load(plan, world.device, progress)
+        parts = _make_parts(plan, networks, world)
         with world.first_before_others():
             if world.first:
                 stack.enter_context(locked(folder, TRAINING))
@@ -124,29 +125,46 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
         return report
 
 
-def _make_parts(plan: TrainDecoderPlan, world: World, progress: Progress) -> _Parts:
-    """The networks of a planned run: at its start, those that are trained."""
-    config, device = plan.config, world.device
+@dataclass(frozen=True, eq=False)
+class _Networks:
+    """Networks in memory: those that others made, and the decoder at its start."""
+
+    tokenizer: Tokenizer
+    perceptual: Lpips | None
+    features: DinoFeatures | None
+    decoder: DecoderNetwork
+
+
+def _load(plan: TrainDecoderPlan, device: torch.device, progress: Progress) -> _Networks:
+    """The networks of a planned run; their weights are fetched if need be."""
+    config, perceptual, features = plan.config, None, None
     tokenizer = build_tokenizer(plan.tokenizer, device, config.compute.precision)
-    perceptual = None
     if config.losses.perceptual != "none":
         perceptual = load_lpips(vgg_file(config.losses.lpips_weights, progress), device)
-    discriminator = None
     if plan.adversarial:
         settings = config.adversarial
         features = load_features(settings.discriminator_weights, settings.discriminator_blocks, device)
-        network = Discriminator(features, settings.discriminator_kernel, config.seed).to(device)
+    return _Networks(tokenizer, perceptual, features, _network(plan).to(device))
+
+
+def _make_parts(plan: TrainDecoderPlan, networks: _Networks, world: World) -> _Parts:
+    """What is trained, at its start. All processes call this together."""
+    config, discriminator = plan.config, None
+    if networks.features is not None:
+        settings = config.adversarial
+        network = Discriminator(networks.features, settings.discriminator_kernel, config.seed).to(world.device)
         optimizer = OptimizerSettings(
             betas=settings.discriminator_betas, weight_decay=settings.discriminator_weight_decay
         )
         discriminator = make_discriminator_state(network, optimizer, settings.schedule(plan.schedule).rate)
     decoder = make_state(
-        _network(plan).to(device), config.optimizer, config.averages, plan.schedule.rate, plan.batch_size, world=world
+        networks.decoder, config.optimizer, config.averages, plan.schedule.rate, plan.batch_size, world=world
     )
     decoder.network.checkpoint_activations = config.compute.checkpoint_activations
     if config.compute.compile:
         compile_network(decoder.network)
-    return _Parts(plan, world, tokenizer, perceptual, DecoderState(decoder, discriminator))
+    state = DecoderState(decoder, discriminator)
+    return _Parts(plan, world, networks.tokenizer, networks.perceptual, state)
 
 
 def _network(plan: TrainDecoderPlan) -> DecoderNetwork:
