@@ -317,6 +317,15 @@ RealImages = Annotated[
         metavar="PATH",
     ),
 ]
+CacheSize = Annotated[
+    float,
+    Option(
+        "Size limit of the feature cache in ~/.cache/gmtool (or GMTOOL_CACHE), which spares a second run of "
+        "the same images the extraction; the least recently used are removed; 0 for no cache.",
+        metavar="GIB",
+        minimum=0,
+    ),
+]
 Device = Annotated[
     str, Option("Where to compute: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.", metavar="DEVICE")
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 from gmtool.errors import UserError
 from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.evaluation.metrics import MetricSettings
-from gmtool.settings import Device, Option, RealImages, Seed, Settings
+from gmtool.settings import CacheSize, Device, Option, RealImages, Seed, Settings
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,7 @@ class EvaluateConfig(Settings):
             metavar="FILE",
         ),
     ] = None
-    cache_size: Annotated[
-        float,
-        Option(
-            "Size limit of the feature cache in ~/.cache/gmtool (or GMTOOL_CACHE), which spares a second run of "
-            "the same images the extraction; the least recently used are removed; 0 for no cache.",
-            metavar="GIB",
-            minimum=0,
-        ),
-    ] = 20.0
+    cache_size: CacheSize = 20.0
     trajectories: Annotated[
         int,
         Option(

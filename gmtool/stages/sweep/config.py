@@ -9,7 +9,18 @@ from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.evaluation.metrics import MetricSettings
 from gmtool.grid import several
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings, WeightSettings
-from gmtool.settings import Compile, Decoder, Device, NetworkPrecision, Option, RealImages, SampleBatch, Seed, Settings
+from gmtool.settings import (
+    CacheSize,
+    Compile,
+    Decoder,
+    Device,
+    NetworkPrecision,
+    Option,
+    RealImages,
+    SampleBatch,
+    Seed,
+    Settings,
+)
 
 
 class SamplingGrid(several(SamplingSettings)):  # type: ignore[misc]  # made when it is imported, as those below
@@ -39,6 +50,7 @@ class SweepConfig(Settings):
     reference: RealImages = None
     extractor: ExtractorSettings = ExtractorSettings()
     metrics: MetricSettings = MetricSettings()
+    cache_size: CacheSize = 20.0
     decoder: Decoder = None
     batch_size: SampleBatch = 64
     precision: NetworkPrecision = "auto"

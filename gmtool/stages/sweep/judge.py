@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gmtool.artifacts.run import RunFolder
+from gmtool.evaluation.cache import feature_cache
 from gmtool.evaluation.comparison import compared, measured
 from gmtool.evaluation.extractors import extractor_row
 from gmtool.evaluation.feature_plan import FeaturePlan
@@ -100,7 +101,8 @@ def open_judge(plan: SweepPlan, side: int, progress: Progress) -> Judge:
             )
         reference = None
         if len(plan.reference):
-            found = reference_features(plan.reference, extractor, side, config.batch_size, world, progress)
+            cache = feature_cache(config.cache_size)
+            found = reference_features(plan.reference, extractor, side, config.batch_size, world, progress, cache)
             reference = features_of(world.broadcast(found.tensors()))
         criteria.append(Criterion(each, extractor, reference))
         least = min(len(point.drawing) for point in plan.grid.points)

@@ -60,7 +60,7 @@ class SweepPlan:
 
     def forecast(self, seconds: float | None) -> Forecast:
         """What is drawn and scored; seconds: about the time that it takes."""
-        grid, features = self.grid, self.features.features
+        grid, features, seeds = self.grid, self.features.features, self.config.seeds
         weights = dict.fromkeys(point.drawing.weights for point in grid.points)
         metrics = [
             metric.name
@@ -75,9 +75,8 @@ class SweepPlan:
             work=(
                 (
                     "points",
-                    f"{len(grid.points):,}, {self.config.seeds:,} of them a seed each for the same settings"
-                    if self.config.seeds > 1
-                    else f"{len(grid.points):,}",
+                    f"{len(grid.points):,}"
+                    + (f" ({len(grid.points) // seeds:,} settings, {seeds:,} seeds)" if seeds > 1 else ""),
                 ),
                 *((each.setting.replace("_", " "), _values(each)) for each in grid.axes),
                 ("network evaluations of a sample", _extent([point.evaluations for point in grid.points])),

@@ -41,7 +41,7 @@ def print_sweep(report: SweepReport) -> None:
     for group, best in _best(sweep):
         point = group[0]
         words = [names[point.run]] if len(names) > 1 else []
-        words += [point.plan["solver"], f"{point.evaluations} evaluations"]
+        words += [point.plan["solver"], f"{point.evaluations:,} evaluation{'s' * (point.evaluations > 1)}"]
         words += [setting_words(point, axis) for axis in axes if axis not in (RUN, "solver", "steps")]
         scores = ", ".join(f"{_label(sweep, metric)} {value_of(group, metric)}" for metric in best)
         print(f"\nbest {scores}: {', '.join(word for word in words if word)}\n  {point.command}")
