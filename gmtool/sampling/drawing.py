@@ -14,10 +14,11 @@ from torch import Tensor
 from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import RunFolder
 from gmtool.errors import NotFinite
+from gmtool.forecast import Choice
 from gmtool.sampling.guide import WeakerRun, open_weaker
 from gmtool.sampling.labels import labels_of, modes_of
 from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
-from gmtool.sampling.plan import SamplePlan, make_plan
+from gmtool.sampling.plan import SamplePlan, default_solver, make_plan
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings, WeightSettings
 from gmtool.training.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ class Drawing:
 
     plan: how. labels, modes (num,): of the samples, -1 for no class, None for modes that are drawn. weights: the file
     that holds them. guide: the weaker run, None for none. gmm: the file of the run's mixture; None: where it was.
+    choices: defaults that depend on the run.
     """
 
     run: RunFolder
@@ -39,6 +41,7 @@ class Drawing:
     weights: Path
     guide: WeakerRun | None
     gmm: Path | None
+    choices: tuple[Choice, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,4 +95,6 @@ def plan_drawing(
     labels, modes = labels_of(selection, run), modes_of(selection, run)
     checkpoint, file = find_weights(weights, run)
     guide = None if sampling.guide is None else weaker(run, sampling.guide)
-    return Drawing(run, plan, labels, modes, checkpoint, file, guide, weights.gmm)
+    open_solver = sampling.solver is None and run.method.student is None
+    choices = (default_solver(sampling, run.method),) if open_solver else ()
+    return Drawing(run, plan, labels, modes, checkpoint, file, guide, weights.gmm, choices)

@@ -11,9 +11,15 @@ from gmtool.errors import NoEffect, UserError
 from gmtool.flow.guidance import GUIDANCES, Form
 from gmtool.flow.imitation import SUBSTEPS
 from gmtool.flow.solvers import SOLVERS, SolverEntry
+from gmtool.forecast import Choice
 from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, check_solver, parse_interval
 from gmtool.settings import flag
 
+FEW = 2
+"""Network evaluations up to which a mixture is drawn by gm-sde. The positions of an image choose their components apart
+from each other, which later evaluations have to mend; in so few gm-sde is as near to the data in Fréchet distance and
+twice as precise (examples/pictures_study.py).
+"""
 SUBSTEPS_IN_ALL = 128
 """Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
 
@@ -74,7 +80,7 @@ def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, s
     for name in ("temperature", "renewal"):
         if getattr(settings, name) is not None:
             raise NoEffect(name, f"{flag(name)} is of students, which gmtool distill makes: remove it")
-    solver = _solver(settings, method)
+    solver = settings.solver or default_solver(settings, method).value
     _check_run(settings, solver, method, spectral)
     check_solver(settings, solver)
     entry, protocol = SOLVERS[solver], PROTOCOLS[settings.protocol]
@@ -138,14 +144,20 @@ def _plan_of_student(settings: SamplingSettings, method: MethodRecord, student: 
     )
 
 
-def _solver(settings: SamplingSettings, method: MethodRecord) -> str:
-    if settings.solver is not None:
-        return settings.solver
-    published = PROTOCOLS[settings.protocol].solver
+def default_solver(settings: SamplingSettings, method: MethodRecord) -> Choice:
+    """The solver of a run that is no student, where --solver leaves it open, and why."""
+    published, guidance = PROTOCOLS[settings.protocol].solver, settings.guidance
     if published is not None:
-        return published
-    on_velocity = settings.guidance != "none" and "mixture" not in GUIDANCES[settings.guidance].forms
-    return "gm-ode" if method.method.objective.mixture and not on_velocity else "euler"
+        return Choice("--solver", published, f"that of --protocol {settings.protocol}")
+    if not method.method.objective.mixture:
+        return Choice("--solver", "euler", f"{method.objective} learns a velocity")
+    if guidance != "none" and "mixture" not in GUIDANCES[guidance].forms:
+        return Choice("--solver", "euler", f"--guidance {guidance} acts on a velocity")
+    if settings.spectral:
+        return Choice("--solver", "gm-sde", "the one that draws with --spectral")
+    if settings.substeps is None and settings.evaluations <= FEW:
+        return Choice("--solver", "gm-sde", f"at most {FEW} evaluations, in which gm-ode makes confetti of images")
+    return Choice("--solver", "gm-ode", "the run learned a mixture")
 
 
 def _check_run(settings: SamplingSettings, solver: str, method: MethodRecord, spectral: int) -> None:

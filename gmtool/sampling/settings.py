@@ -149,7 +149,7 @@ class SamplingSettings(GuidanceSettings):
         str | None,
         Option(
             f"For a velocity, or the mean of a mixture: {_listed('velocity')}. For a mixture: {_listed('mixture')}. "
-            "Default: gm-ode for gm-kl, policy for a student, else euler.",
+            "Default: for gm-kl gm-ode, or gm-sde where --steps is 1 or 2; policy for a student; else euler.",
             choices=solver_names,
         ),
     ] = None

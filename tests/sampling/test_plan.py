@@ -12,7 +12,7 @@ from gmtool.errors import UserError
 from gmtool.flow.guidance import GUIDANCES
 from gmtool.flow.solvers import SOLVERS
 from gmtool.nn.dit import DiTArchitecture
-from gmtool.sampling.plan import SamplePlan, make_plan
+from gmtool.sampling.plan import SamplePlan, default_solver, make_plan
 from gmtool.sampling.sampler import evaluations_of
 from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, parse_interval
 
@@ -48,6 +48,29 @@ def plan_of(method: Any, settings: dict[str, Any], spectral: int = 0) -> SampleP
 def test_what_is_left_open_is_filled_in(method, settings, expected):
     plan = plan_of(method, settings)
     assert (plan.solver, plan.order, plan.scale) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "solver", "why"),
+    [
+        (MIXTURE, {}, "gm-ode", "mixture"),
+        (UNION, {"steps": 3}, "gm-ode", "mixture"),
+        (UNION, {"steps": 2}, "gm-sde", "confetti"),
+        (MIXTURE, {"steps": 1, "guidance": "prob"}, "gm-sde", "at most 2 evaluations"),
+        (MIXTURE, {"steps": 1, "substeps": 8}, "gm-ode", "mixture"),
+        (MIXTURE, {"steps": 6, "guidance": "cfg"}, "euler", "--guidance cfg acts on a velocity"),
+        (MIXTURE, {"protocol": "rae", "steps": 2}, "euler", "--protocol rae"),
+        (VELOCITY, {"steps": 1}, "euler", "fm learns a velocity"),
+    ],
+)
+def test_the_default_solver_follows_the_run_and_the_evaluations(method, settings, solver, why):
+    choice = default_solver(SamplingSettings(**settings), method)
+    assert (choice.flag, choice.value) == ("--solver", solver) and why in choice.why
+    assert plan_of(method, settings).solver == solver
+
+
+def test_a_spectrum_is_drawn_by_gm_sde():
+    assert plan_of(MIXTURE, {"steps": 8, "spectral": True}, spectral=1).solver == "gm-sde"
 
 
 @pytest.mark.parametrize(

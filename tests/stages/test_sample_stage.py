@@ -87,9 +87,19 @@ def test_a_newer_checkpoint_that_is_not_whole_is_told(make_run: MakeRun, tmp_pat
     (folder / "checkpoints/step-00000003/model.safetensors").write_bytes(b"")
     notes = Notes()
     sample(folder, tmp_path / "samples", QUICK, notes)
-    assert len(notes.lines) == 1 and "step-00000003 was cut short" in notes.lines[0]
+    assert len(notes.lines) == 2 and "step-00000003 was cut short" in notes.lines[0]
     guided = changed(QUICK, {"guidance": "auto", "guidance_scale": 1.5, "guide": folder})
     assert len(plan_samples(make_run(), tmp_path / "guided", guided).drawing.notes) == 1
+
+
+def test_the_default_solver_is_told_with_its_reason(make_run: MakeRun, tmp_path: Path) -> None:
+    notes, folder = Notes(), make_run(objective="gm-kl")
+    sample(folder, tmp_path / "samples", changed(QUICK, {"steps": 1}), notes)
+    assert notes.lines == ["--solver gm-sde: at most 2 evaluations, in which gm-ode makes confetti of images"]
+    (choice,) = plan_samples(folder, tmp_path / "more", changed(QUICK, {"steps": 3})).forecast().choices
+    assert (choice.flag, choice.value) == ("--solver", "gm-ode")
+    chosen = plan_samples(folder, tmp_path / "chosen", changed(QUICK, {"steps": 1, "solver": "heun"}))
+    assert not chosen.forecast().choices and chosen.plan.solver == "heun"
 
 
 # --- sample i depends on the seed and i alone -------------------------------------------------------------------------

@@ -113,6 +113,7 @@ class SampleJob:
                 ("network calls", f"{len(self.batches):,} batches of {evaluations}"),
                 *(("note", line) for line in drawing.notes),
             ),
+            choices=drawing.choices,
         )
 
 
@@ -124,6 +125,8 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     job = plan_samples(run_path, folder, config)
     for line in job.drawing.notes:
         progress.note(line)
+    for choice in job.drawing.choices:
+        progress.note(f"{choice.flag} {choice.value}: {choice.why}")
     allow_tf32(False)
     world = join(config.device)
     with ExitStack() as stack:
