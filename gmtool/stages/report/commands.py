@@ -21,6 +21,8 @@ READS: Mapping[str, str] = {
     "fit-gmm": "latents",
     "train": "latents",
     "sample": "run",
+    "distill": "teacher",
+    "train-decoder": "images",
     "sweep": "run",
 }
 """The role of the inputs that a command is told first."""

@@ -23,6 +23,9 @@ from gmtool.stages.report.scores import ScoreTable, drawn_with, score_tables, sw
 from gmtool.stages.report.settings_table import SettingsTable, compare
 from gmtool.training.checkpoint import list_checkpoints
 
+TRAINED = ("run", "decoder")
+"""Kinds of artifacts that have training curves and previews."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -44,13 +47,21 @@ class Strip:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run in a line. steps: taken, of those it was to take. curves: by figure."""
+    """A run, or the training of a decoder, in a line. steps: taken, of those it was to take. curves: by figure."""
 
     artifact: Artifact
     steps: int
     parameters: int
     curves: Mapping[str, Curve]
     previews: tuple[tuple[int, Shown], ...]
+
+
+@dataclass(frozen=True)
+class SettingsOfKind:
+    """Runs of one kind, and their settings beside each other."""
+
+    runs: tuple[RunFacts, ...]
+    table: SettingsTable
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Contents:
     strips: tuple[Strip, ...]
     runs: tuple[RunFacts, ...]
     panels: Mapping[str, tuple[str, tuple[str, ...]]]
-    run_settings: SettingsTable
+    settings: tuple[SettingsOfKind, ...]
     mixtures: tuple[Mixture, ...]
     graph: Graph
     drawing: Drawing
@@ -111,13 +122,13 @@ class _Gallery:
 
 def contents_of(collection: Collection, config: ReportConfig, progress: Progress) -> Contents:
     """Read all that the page shows. What is damaged is left out, with a line that names it."""
-    shown = [each for kind in ("run", "samples", "gmm") for each in collection.of(kind)]
+    shown = [each for kind in (*TRAINED, "samples", "gmm") for each in collection.of(kind)]
     progress.begin("report", len(shown), "artifacts")
     graph, gallery = trace(collection), _Gallery()
     run_of = _runs_of_samples(collection, graph)
     samples = collection.of("samples")
     strips = _strips(samples, run_of, config, gallery, progress)
-    runs = tuple(_run(each, config, gallery, progress) for each in collection.of("run"))
+    runs = tuple(_run(each, config, gallery, progress) for kind in TRAINED for each in collection.of(kind))
     mixtures = tuple(_mixture(each, gallery, progress) for each in collection.of("gmm"))
     progress.end()
     sweeps = tuple(
@@ -125,7 +136,7 @@ def contents_of(collection: Collection, config: ReportConfig, progress: Progress
         for each in collection.of("sweep")
         if each.sweep
     )
-    names = [each.name for each in collection.of("run")]
+    names = [run.artifact.name for run in runs]
     names += [run_of[each] for each in samples]
     names += [row.scored.run for _, table in sweeps for row in table.rows]
     return Contents(
@@ -137,7 +148,11 @@ def contents_of(collection: Collection, config: ReportConfig, progress: Progress
         strips=strips,
         runs=runs,
         panels=panels_of([run.curves for run in runs]),
-        run_settings=compare([each.manifest.config for each in collection.of("run")]),
+        settings=tuple(
+            SettingsOfKind(alike, compare([run.artifact.manifest.config for run in alike]))
+            for kind in TRAINED
+            if (alike := tuple(run for run in runs if run.artifact.kind == kind))
+        ),
         mixtures=mixtures,
         graph=graph,
         drawing=lay_out(graph),

@@ -28,8 +28,8 @@ PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """The panels of curves: title -> what it shows, and the figures in it."""
 
-OTHERS = "Scores in training"
-"""The panel of figures that no other one shows: those of samples, by ``train --eval-every``."""
+OTHERS = "Other figures"
+"""The panel of figures that no other one shows, such as scores of samples by ``train --eval-every``."""
 
 NUMBERS = frozenset({int, float})
 """Types of what is a figure; truth values are none."""
@@ -41,17 +41,13 @@ NOT_SHOWN = ("step", "skipped", "waiting", "TFLOP/s", "of peak")
 class Curve:
     """A figure of a run by its step: steps (n,) increasing, values (n,) finite.
 
-    stretch: steps that a point is the mean of; 1 where all points are there.
+    stretch: steps that a point is the mean of; 1 where all points are there. last: the value of the last step.
     """
 
     steps: tuple[float, ...]
     values: tuple[float, ...]
-    stretch: int = 1
-
-    @property
-    def last(self) -> float:
-        """The last value."""
-        return self.values[-1]
+    stretch: int
+    last: float
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
@@ -103,12 +99,13 @@ def _curve(steps: np.ndarray, values: np.ndarray) -> Curve:
     finite = np.isfinite(steps) & np.isfinite(values)
     steps, last = np.unique(steps[finite][::-1], return_index=True)
     values = values[finite][::-1][last]
+    last_value = float(values[-1]) if len(values) else float("nan")
     stretch = -(-len(steps) // POINTS)
     if stretch > 1:
         edges = np.arange(0, len(steps), stretch)
         counts = np.diff([*edges, len(steps)])
         steps, values = np.add.reduceat(steps, edges) / counts, np.add.reduceat(values, edges) / counts
-    return Curve(tuple(steps.tolist()), tuple(values.tolist()), stretch)
+    return Curve(tuple(steps.tolist()), tuple(values.tolist()), stretch, last_value)
 
 
 def panels_of(curves: Sequence[Mapping[str, Curve]]) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -117,4 +114,8 @@ def panels_of(curves: Sequence[Mapping[str, Curve]]) -> dict[str, tuple[str, tup
     found = {title: (what, figures) for title, (what, figures) in PANELS.items() if names & set(figures)}
     known = {name for _, figures in PANELS.values() for name in figures}
     others = tuple(sorted(names - known))
-    return {**found, OTHERS: ("scores of samples drawn while training", others)} if others else found
+    return (
+        {**found, OTHERS: ("further figures of training, and scores of samples drawn meanwhile", others)}
+        if others
+        else found
+    )

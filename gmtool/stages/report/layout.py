@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gmtool.stages.report.provenance import COLUMNS, Graph, Node
+from gmtool.stages.report.provenance import Graph, Node, kind_words
 
 WIDTH, HEIGHT = 150, 40
 """Of a node's box, in pixels."""
@@ -53,7 +53,7 @@ def lay_out(graph: Graph) -> Drawing:
     return Drawing(
         width=max(x.values()) + WIDTH + MARGIN,
         height=max(box.y for box in boxes.values()) + HEIGHT + MARGIN,
-        titles={COLUMNS[column]: x[column] + WIDTH / 2 for column in used},
+        titles={_title(graph, column): x[column] + WIDTH / 2 for column in used},
         boxes=tuple(boxes.values()),
         paths=tuple(_path(boxes[one], boxes[other]) for one, other in sorted(graph.edges)),
     )
@@ -85,8 +85,15 @@ def _rows(graph: Graph) -> dict[str, float]:
     return found
 
 
+def _title(graph: Graph, column: int) -> str:
+    """What stands in a column: "samples, sweep"."""
+    return ", ".join(dict.fromkeys(kind_words(node.kind) for node in graph.nodes.values() if node.column == column))
+
+
 def _path(one: Box, other: Box) -> str:
-    """A curve from one box's right side to another's left side."""
+    """A curve from one box's right side to another's left side; in one column, to its right side."""
     x0, y0, x1, y1 = one.x + WIDTH, one.y + HEIGHT / 2, other.x, other.y + HEIGHT / 2
-    bend = (x1 - x0) / 2 if x1 > x0 else ACROSS
+    if x1 < x0:
+        return f"M{x0:g} {y0:g}C{x0 + ACROSS:g} {y0:g} {x0 + ACROSS:g} {y1:g} {x1 + WIDTH:g} {y1:g}"
+    bend = (x1 - x0) / 2
     return f"M{x0:g} {y0:g}C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"

@@ -16,13 +16,19 @@ from gmtool.stages.inspect.run import open_manifest, weight_fingerprints
 from gmtool.stages.report.collection import Artifact, Collection
 from gmtool.stages.report.commands import command_of, evaluation_of
 
-COLUMNS = ("images", "latents", "mixture", "run", "samples", "scores")
-"""The titles of the graph's columns."""
-
-PLACES: Mapping[str, int] = {"images": 0, "latents": 1, "gmm": 2, "run": 3, "samples": 4, "sweep": 4, "scores": 5}
+PLACES: Mapping[str, int] = {
+    "images": 0,
+    "latents": 1,
+    "decoder": 1,
+    "gmm": 2,
+    "run": 3,
+    "samples": 4,
+    "sweep": 4,
+    "scores": 5,
+}
 """The columns of kinds of nodes; what is of another kind, such as imported weights, stands where images do."""
 
-SAME_AS: Mapping[str, str] = {"guide": "run"}
+SAME_AS: Mapping[str, str] = {"guide": "run", "teacher": "run"}
 """Roles that are artifacts of a kind by another name."""
 
 

@@ -115,6 +115,7 @@ def _summary(contents: Contents) -> str:
         "sweep": ("a sweep", "sweeps"),
         "gmm": ("a mixture", "mixtures"),
         "latents": ("a latents file", "latents files"),
+        "decoder": ("a decoder", "decoders"),
     }
     counts = Counter(each.kind for each in contents.collection.artifacts)
     parts = [
