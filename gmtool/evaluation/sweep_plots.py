@@ -107,7 +107,8 @@ def _draw_pairs(axes: Axes, line: Line, along: str, colour: str) -> None:
     )
     if len(pairs) > 1:
         for group, recall, precision in pairs[:: -(-len(pairs) // MARKED)]:
-            place = f"{position_of(group, along):g}"
+            position = position_of(group, along)
+            place = "none" if position is None else f"{position:g}"
             where = (recall.mean, precision.mean)
             axes.annotate(place, where, (3, 3), textcoords="offset points", fontsize="x-small", color=colour)
 

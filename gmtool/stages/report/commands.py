@@ -9,7 +9,7 @@ from typing import Any
 
 from gmtool.artifacts.manifest import Manifest
 from gmtool.evaluation.report import Report
-from gmtool.settings import Setting, as_text, flag, settings_of
+from gmtool.settings import Setting, as_text, flag, is_repeated, settings_of
 from gmtool.stages.import_run.config import ImportConfig
 from gmtool.stages.presets import STAGES
 
@@ -55,7 +55,9 @@ def _flags(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[
         if isinstance(value, bool):
             found += [flag(name)] if value else ["--no-" + flag(name)[2:]] if name in known else []
         elif isinstance(value, (list, tuple)) and name in known:
-            found += [f"{flag(name)} {shlex.quote(str(each))}" for each in value]
+            words = [shlex.quote(str(each)) for each in value]
+            several = is_repeated(known[name].kind)
+            found += [f"{flag(name)} {each}" for each in words] if several else [f"{flag(name)} {' '.join(words)}"]
         else:
             found.append(f"{flag(name)} {shlex.quote(as_text(value))}")
     return found

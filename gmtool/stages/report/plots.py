@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gmtool.stages.report.contents import Contents, RunFacts
+from gmtool.stages.report.curves import QUARTERS
 from gmtool.stages.report.scores import ScoreTable, axes_of, lines_of, short
 
 FIGURE_WORDS: Mapping[str, str] = {
@@ -27,8 +28,7 @@ def plots_of(contents: Contents, colours: Mapping[str, int]) -> dict[str, dict[s
     found |= {f"sweep-{index}": _score_chart(table, colours) for index, (_, table) in enumerate(contents.sweeps)}
     for outer, (_, figures) in enumerate(contents.panels.values()):
         for index, figure in enumerate(figures):
-            chart = _curve_chart(contents.runs, figure, colours)
-            found[f"training-{outer}-{index}"] = {**chart, "title": chart["yLabel"] if len(figures) > 1 else ""}
+            found[f"training-{outer}-{index}"] = _curve_chart(contents.runs, figure, colours)
     return found
 
 
@@ -87,10 +87,11 @@ def _curve_chart(runs: Sequence[RunFacts], figure: str, colours: Mapping[str, in
     label = FIGURE_WORDS.get(figure, figure.replace("_", " "))
     ends = ", ".join(f"{run.artifact.name} {short(run.curves[figure].last)}" for run in shown)
     return {
+        "title": label if figure in QUARTERS else "",
         "marks": False,
         "series": series,
         "floors": [],
         "xLabel": "training step",
-        "yLabel": label,
+        "yLabel": "loss" if figure in QUARTERS else label,
         "alternative": f"{label} over training steps; at the end: {ends}",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,7 +14,7 @@ from gmtool.evaluation.sweep_table import Sweep
 from gmtool.sampling.plan import SamplePlan
 from gmtool.sampling.sampler import evaluations_of
 from gmtool.stages.report.collection import Artifact
-from gmtool.stages.report.settings_table import compare
+from gmtool.stages.report.settings_table import ABSENT, compare
 
 RENAMED: Mapping[str, str] = {"scale": "guidance_scale", "interval": "guidance_interval"}
 """Entries of a plan by the settings that they come from."""
@@ -220,6 +221,7 @@ def headline(table: ScoreTable) -> str:
     how = ", ".join(
         f"{name.removeprefix('--').replace('-', ' ')} {text}"
         for name, text in zip(table.settings, row.settings, strict=True)
+        if text != ABSENT
     )
     floor = table.floors.get(column.name)
     real = "" if floor is None else f"; real images in their place reach {short(floor.value)}"
@@ -267,14 +269,14 @@ def lines_of(table: ScoreTable, axis: str) -> tuple[Line, ...]:
     for row in table.rows:
         settings = dict(zip(table.settings, row.settings, strict=True))
         x = float(row.scored.evaluations) if axis == EVALUATIONS else _sortable(settings[axis])[0]
-        if x != float("inf"):
+        if math.isfinite(x):
             apart = tuple(_words(name, text) for name, text in settings.items() if name not in along)
             groups.setdefault((row.scored.run, apart), {}).setdefault(x, []).append(row.scored)
     several = len({run for run, _ in groups}) > 1
     shared = _shared([apart for _, apart in groups])
     return tuple(
         _line(
-            ", ".join(([run] if several else []) + [each for each in apart if each not in shared]) or run,
+            ", ".join(filter(None, [run if several else "", *(each for each in apart if each not in shared)])) or run,
             run,
             by_x,
             table,
@@ -284,7 +286,11 @@ def lines_of(table: ScoreTable, axis: str) -> tuple[Line, ...]:
 
 
 def _words(name: str, text: str) -> str:
-    """A setting in a legend: names speak for themselves, numbers do not."""
+    """A setting in a legend: names speak for themselves, numbers do not; "" for what has no effect."""
+    if text == ABSENT:
+        return ""
+    if name == "--guidance" and text == "none":
+        return "unguided"
     return text if _sortable(text)[1] else f"{name.removeprefix('--').replace('-', ' ')} {text}"
 
 

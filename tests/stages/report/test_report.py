@@ -196,7 +196,7 @@ def test_plotted_scores_are_those_of_the_files(experiments: Path, page: str) -> 
 
 def test_curves_are_those_of_the_files(experiments: Path, page: str) -> None:
     charts = [each for key, each in data_of(page)["charts"].items() if key.startswith("training")]
-    shown = {each["yLabel"]: each for each in charts}
+    shown = {each["title"] or each["yLabel"]: each for each in charts}
     assert {"loss", "gradient norm", "learning rate", "images/s", "second quarter"} <= set(shown)
     for run in ("gmflow", "union"):
         records = [json.loads(line) for line in (experiments / run / "metrics.jsonl").read_text().splitlines()]
