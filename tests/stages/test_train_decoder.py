@@ -197,10 +197,13 @@ def test_two_processes_equal_one(place: Path, trained: Path, tmp_path: Path) -> 
     done = torchrun(["-m", "gmtool", "--", *arguments(place, tmp_path / "two")], tmp_path)
     assert done.returncode == 0, done.stderr
     for here, there in zip(lines(trained), lines(tmp_path / "two"), strict=True):
+        # fake images are rounded to 8 bits: a level that lies between two may come out as either
+        norms = [each.pop("grad_norm_d", 0.0) for each in (here, there)]
         assert there == pytest.approx(here, rel=1e-5, abs=1e-5)
+        assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     for name in ("model", "ema", "discriminator"):
         one, two = (
             load_file(each / f"checkpoints/step-00000007/{name}.safetensors") for each in (trained, tmp_path / "two")
         )
         for key, values in one.items():
-            torch.testing.assert_close(two[key], values, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: key + text)
+            torch.testing.assert_close(two[key], values, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: key + text)
