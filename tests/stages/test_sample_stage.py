@@ -601,7 +601,7 @@ def test_the_mixture_is_found_from_elsewhere(small: Small, tmp_path: Path, monke
 
 
 def test_a_decoder_for_pixels_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--decoder is for latents of a DINOv2"):
+    with pytest.raises(UserError, match="--decoder is for latents of an encoder"):
         sample(make_run(), tmp_path / "samples", changed(QUICK, {"decoder": "some/decoder"}), Progress())
 
 
