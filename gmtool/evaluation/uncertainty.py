@@ -6,7 +6,8 @@ twice the variance, and halves of the same N share half of it (the delete-d jack
 holds for all metrics here. The bootstrap does not: it draws with replacement, and copies shrink the balls around k-th
 nearest neighbours, and bias Fréchet and kernel distances.
 
-The interval is theta +- t_{R-1} sd: for other samples of the same generator against the same reference.
+The interval is theta +- t_{R-1} sd, cut to the metric's range: for other samples of the same generator against the same
+reference.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gmtool.evaluation.metrics import metrics_by_name
 from gmtool.evaluation.report import Figure, Measurement
 from gmtool.progress import Progress
 from gmtool.streams import generator
@@ -61,8 +63,11 @@ def _with_interval(figure: Figure, values: np.ndarray) -> Figure:
     if len(values) < 2:
         return figure
     wide = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1))
-    value = figure.generated.value
-    return replace(figure, generated=replace(figure.generated, low=value - wide, high=value + wide))
+    value, metric = figure.generated.value, metrics_by_name().get(figure.metric)
+    low, high = value - wide, value + wide
+    if metric is not None:
+        low, high = max(low, min(metric.least, value)), min(high, max(metric.most, value))
+    return replace(figure, generated=replace(figure.generated, low=low, high=high))
 
 
 def over_seeds(repeats: Sequence[Sequence[Figure]]) -> tuple[Figure, ...]:

@@ -90,3 +90,19 @@ def test_features_by_rows_keep_all_that_is_known():
     features = Features(normal(4, 2, 0), normal(4, 3, 1), normal(4, 5, 2))
     half = features.rows(torch.tensor([2, 0]))
     assert torch.equal(half.spatial, features.spatial[[2, 0]]) and torch.equal(half.logits, features.logits[[2, 0]])
+
+
+def test_an_interval_stays_within_the_range_of_the_metric():
+    values = iter([0.5, 1.0, 0.7, 0.2])
+    shares = Figure("recall", Measurement(0.95, None, 8, 8), None)
+    distances = Figure("kernel_distance", Measurement(-0.01, None, 8, 8), None)
+    found = with_intervals(
+        [shares, distances],
+        lambda _: {name: Measurement(next(values), None, 4, 8) for name in ("recall", "kernel_distance")},
+        8,
+        2,
+        0,
+        Progress(),
+    )
+    assert found[0].generated.high == 1 and found[0].generated.low < 0.95
+    assert found[1].generated.low < -0.01  # unbiased, it may be below 0

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from gmtool.evaluation.extractors import Described, ExtractorSettings, extractor_row
-from gmtool.evaluation.extractors.vision import VisionExtractor, load_network, weights_digest, weights_folder
+from gmtool.evaluation.extractors.vision import VisionExtractor, load_network
 from gmtool.progress import Progress
-from gmtool.tokenizers.pretrained import model_config
+from gmtool.tokenizers.pretrained import model_config, model_folder, model_record
 from gmtool.tokenizers.vit import Statistics
 
 WHAT = "--clip-weights"
@@ -43,7 +43,7 @@ def open_extractor(
     settings: ExtractorSettings, _: Described | None, device: torch.device, _progress: Progress
 ) -> VisionExtractor:
     """See `gmtool.evaluation.extractors.Family`. Raises UserError for the weights of another network."""
-    folder = _folder(settings)
+    folder, digest = _folder(settings), model_record(_source(settings), WHAT, pickled=True)["weights"]
     network = load_network("CLIPVisionModelWithProjection", folder, ("clip", "clip_vision_model"), WHAT, device)
 
     def read(images: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def open_extractor(
         return vectors / vectors.norm(dim=1, keepdim=True)
 
     size, side = int(network.config.projection_dim), int(network.config.image_size)
-    name = f"CLIP ({size} numbers, weights {weights_digest(folder)}, {side} px, bicubic)"
+    name = f"CLIP ({size} numbers, weights {digest[:8]}, {side} px, bicubic)"
     return VisionExtractor(read, size, side, COLOURS, device, name)
 
 
@@ -60,4 +60,4 @@ def _source(settings: ExtractorSettings) -> str:
 
 
 def _folder(settings: ExtractorSettings) -> Path:
-    return weights_folder(_source(settings), WHAT, extractor_row("clip").weights)
+    return model_folder(_source(settings), WHAT, pickled=True)

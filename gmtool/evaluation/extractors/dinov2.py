@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from gmtool.evaluation.extractors import Described, ExtractorSettings, extractor_row
-from gmtool.evaluation.extractors.vision import VisionExtractor, load_network, weights_digest, weights_folder
+from gmtool.evaluation.extractors.vision import VisionExtractor, load_network
 from gmtool.progress import Progress
-from gmtool.tokenizers.pretrained import model_config
+from gmtool.tokenizers.pretrained import model_config, model_folder, model_record
 from gmtool.tokenizers.vit import IMAGENET
 
 WHAT = "--dinov2-weights"
@@ -45,7 +45,7 @@ def open_extractor(
     settings: ExtractorSettings, _: Described | None, device: torch.device, _progress: Progress
 ) -> VisionExtractor:
     """See `gmtool.evaluation.extractors.Family`. Raises UserError for the weights of another network."""
-    folder = _folder(settings)
+    folder, digest = _folder(settings), model_record(_source(settings), WHAT, pickled=True)["weights"]
     network = load_network("Dinov2Model", folder, ("dinov2",), WHAT, device)
     patch = int(network.config.patch_size)
     side = SIDE - SIDE % patch
@@ -56,7 +56,7 @@ def open_extractor(
         return vectors
 
     size = int(network.config.hidden_size)
-    name = f"DINOv2 ({size} numbers, weights {weights_digest(folder)}, {side} px, bicubic)"
+    name = f"DINOv2 ({size} numbers, weights {digest[:8]}, {side} px, bicubic)"
     return VisionExtractor(read, size, side, IMAGENET, device, name)
 
 
@@ -78,4 +78,4 @@ def _source(settings: ExtractorSettings) -> str:
 
 
 def _folder(settings: ExtractorSettings) -> Path:
-    return weights_folder(_source(settings), WHAT, "")
+    return model_folder(_source(settings), WHAT, pickled=True)

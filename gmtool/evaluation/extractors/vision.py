@@ -5,7 +5,6 @@ Only tensors are read: safetensors, or where a repository has none a ``pytorch_m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,8 @@ from torch.nn.functional import interpolate
 
 from gmtool.errors import UserError
 from gmtool.evaluation.features import Features
-from gmtool.huggingface import hub_folder
-from gmtool.tokenizers.pretrained import model_config, model_folder, one_line
+from gmtool.tokenizers.pretrained import model_config, one_line
 from gmtool.tokenizers.vit import Statistics
-
-PICKLED = "pytorch_model.bin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,24 +46,12 @@ class VisionExtractor:
         return (resized - mean) / deviation
 
 
-def weights_folder(source: str, what: str, hub_id: str) -> Path:
-    """The folder of ``config.json`` and weights; of a hub id the cache's, fetched if need be.
-
-    source: a folder or hub id. hub_id: that of the published weights, whose repository may hold no safetensors. Raises
-    UserError when it is neither or holds no weights, MachineError when it cannot be fetched.
-    """
-    folder = Path(source).expanduser()
-    if source == hub_id and not folder.is_dir():
-        folder = hub_folder(source, what, ("config.json", "*.safetensors", PICKLED))
-    if (folder / "config.json").is_file() and (folder / PICKLED).is_file() and not any(folder.glob("*.safetensors")):
-        return folder
-    return model_folder(source, what)
-
-
 def load_network(kind: str, folder: Path, model_types: tuple[str, ...], what: str, device: torch.device) -> Any:
     """transformers' class ``kind`` with the weights of a folder. Raises UserError for those of another network."""
     import transformers
 
+    hub_logging: Any = transformers.utils.logging
+    hub_logging.disable_progress_bar()
     found = model_config(folder, what).get("model_type")
     if found not in model_types:
         raise UserError(f"{what} {folder} holds a network of type {found!r}: give one of {' or '.join(model_types)}")
@@ -80,13 +64,3 @@ def load_network(kind: str, folder: Path, model_types: tuple[str, ...], what: st
             raise ValueError(f"it lacks {missing[0]}")
     frozen: nn.Module = network.requires_grad_(False).eval()
     return frozen.to(device)
-
-
-def weights_digest(folder: Path) -> str:
-    """The first 8 digits of the SHA-256 of the weights' files."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) or [folder / PICKLED]:
-        with file.open("rb") as weights:
-            while block := weights.read(2**24):
-                digest.update(block)
-    return digest.hexdigest()[:8]

@@ -5,6 +5,7 @@ To add one, write a file with a function `gmtool.evaluation.metric.Measure`, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -43,13 +44,15 @@ class Metric:
 
     name: in metrics.json. label: human-readable; names: its names on the features of some extractors, as pairs of
     extractor and label. better: the direction of better images; "" where neither is, but nearness to the value of real
-    images.
+    images. least, most: the ends of its range.
     """
 
     name: str
     label: str
     better: Better
     names: tuple[tuple[str, str], ...] = ()
+    least: float = 0.0
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -96,23 +99,23 @@ METRICS: tuple[Row, ...] = (
     Row(
         f"{HERE}.kernel_distance:measure",
         "features",
-        (Metric("kernel_distance", "kernel distance", "lower", (("inception", "KID"),)),),
+        (Metric("kernel_distance", "kernel distance", "lower", (("inception", "KID"),), least=-math.inf),),
         library=True,
     ),
     Row(
         f"{HERE}.precision_recall:measure",
         "features",
-        (Metric("precision", "precision", "higher"), Metric("recall", "recall", "higher")),
+        (Metric("precision", "precision", "higher", most=1), Metric("recall", "recall", "higher", most=1)),
         library=True,
     ),
     Row(
         f"{HERE}.density_coverage:measure",
         "features",
-        (Metric("density", "density", "higher"), Metric("coverage", "coverage", "higher")),
+        (Metric("density", "density", "higher"), Metric("coverage", "coverage", "higher", most=1)),
     ),
     Row(f"{HERE}.mind:measure", "features", (Metric("mind", "MIND", "lower"),)),
     Row(f"{HERE}.cmmd:measure", "features", (Metric("cmmd", "CMMD", "lower"),), only=("clip",)),
-    Row(f"{HERE}.memorisation:measure", "training", (Metric("memorisation", "memorised share", ""),)),
+    Row(f"{HERE}.memorisation:measure", "training", (Metric("memorisation", "memorised share", "", most=1),)),
     Row(
         f"{HERE}.saturation:measure",
         "images",
