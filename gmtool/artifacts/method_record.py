@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from gmtool.errors import UserError
-from gmtool.flow.coordinates import Whitened
 from gmtool.flow.coupling import Independent
 from gmtool.flow.imitation import Imitation, Segments
-from gmtool.flow.method import Method, method_of
+from gmtool.flow.method import Method, method_of, student
 from gmtool.flow.names import Condition, CouplingName, Objective, PolicyName, SourceName, TimeDistribution
 from gmtool.flow.source import GaussianSource
 from gmtool.flow.spectral import Spectrum
@@ -54,15 +53,9 @@ class StudentRecord:
             self.teacher_steps,
             self.data_free,
         )
-        moved = self.whitened and not teacher.coordinates.by_mode
-        return Method(
-            GaussianSource() if moved else teacher.source,
-            Independent() if self.data_free and teacher.coupling.whole_batch else teacher.coupling,
-            Whitened() if moved else teacher.coordinates,
-            objective,
-            TrainingTimes("uniform", shift),
-            teacher.coordinates if moved else None,
-        )
+        if self.data_free and teacher.coupling.whole_batch:  # there is nothing to assign
+            teacher = replace(teacher, coupling=Independent())
+        return student(teacher, objective, self.whitened)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ fm         N(0, I)    independent   x             least squares      flow matchi
 gmflow     N(0, I)    independent   x             transition NLL     GMFlow (ICML 2025)
 mm_fm      mixture    mode          x             least squares      MM-FM (CVPR 2026)
 union      N(0, I)    mode          whitened      transition NLL     both: GMFlow in each mode's whitened coordinates
+student    those of its teacher                   imitation          pi-Flow (ICLR 2026)
 
 A training step, and a sample of B latents (C, H, W):
 
@@ -151,6 +152,18 @@ def mm_fm(times: TrainingTimes = TrainingTimes(), coupling: Coupling = ModeCoupl
 def union(ratio: float = 0.5, spectrum: Spectrum | None = None, times: TrainingTimes = TrainingTimes()) -> Method:
     """GMFlow from a mixture source: in the coordinates that each mode whitens, its source is N(0, I)."""
     return Method(GaussianSource(), ModeCoupling(), Whitened(), TransitionNLL(ratio, spectrum), times)
+
+
+def student(teacher: Method, objective: Imitation, whitened: bool = False) -> Method:
+    """The method of a student of few evaluations: its teacher's, with another objective (pi-Flow, ICLR 2026).
+
+    whitened: let the flow of a teacher that starts from a mixture run in each mode's whitened coordinates, while the
+    network, which begins as the teacher's, still speaks the teacher's.
+    """
+    times = TrainingTimes("uniform", objective.segments.shift)
+    if not whitened or teacher.coordinates.by_mode:
+        return replace(teacher, objective=objective, times=times)
+    return Method(GaussianSource(), teacher.coupling, Whitened(), objective, times, native=teacher.coordinates)
 
 
 SOURCES: Mapping[str, Source] = {"gaussian": GaussianSource(), "gmm": MixtureSource()}

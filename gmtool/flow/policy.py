@@ -14,7 +14,6 @@ Source: pi-Flow (ICLR 2026), arXiv 2510.14974, sections 3.1 and 3.2.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
@@ -143,9 +142,9 @@ class MixturePolicy:
             self.mixture, self.x_t, self.t.repeat_interleave(positions), mean=center, further=further
         )
         point = posterior.vectors.given(1) if further else posterior.start
-        seen = grid.clamp(min=EARLIEST)
-        for r, keep in zip(seen, kept(grid), strict=False):
-            point = torch.lerp(posterior.mean_at(point, r), point, keep)
+        views = posterior.view(grid[:-1].clamp(min=EARLIEST))
+        for index, keep in enumerate(kept(grid)):
+            point = torch.lerp(posterior.mean_of(point, views[index]), point, keep)
         return posterior.lift(grid[-1], point)[0]
 
 
@@ -236,4 +235,5 @@ def moving(times: Tensor) -> Tensor:
 
 def kept(times: Tensor) -> Tensor:
     """r' / r of consecutive times (n + 1, B): the share of a point in the end of an Euler step; 1 where r = 0."""
-    return torch.stack([torch.where(r > 0, after / r, 1.0) for r, after in itertools.pairwise(times)])
+    before, after = times[:-1], times[1:]
+    return torch.where(before > 0, after / before, 1.0)

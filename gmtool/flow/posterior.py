@@ -23,10 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gmtool.flow.path import bridge_factor
 from gmtool.flow.times import expand
@@ -42,6 +44,10 @@ from gmtool.mixture.gaussian_mixture import (
 
 Time = float | Tensor
 """A time of all samples, or one per position, (N,): those of all samples in a row."""
+
+
+CACHED_POSITIONS = 64
+"""Positions of a block."""
 
 
 class Posterior(Protocol):
@@ -168,7 +174,16 @@ class Span:
 
     def inner(self, vector: Tensor) -> Tensor:
         """See `Vectors`."""
-        return (self.products[: self.components] * vector).sum(1)
+        parts = zip(self._blocks, vector.split(self._blocks[0].shape[-1], 1), strict=True)
+        found = [(products * part).sum(1) for products, part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    @cached_property
+    def _blocks(self) -> tuple[Tensor, ...]:
+        """The products with the m'_k, (K, n, N), on a CPU in blocks of positions that stay in the cache."""
+        products = self.products[: self.components]
+        size = CACHED_POSITIONS if products.device.type == "cpu" else products.shape[-1]
+        return tuple(block.contiguous() for block in products.split(size, -1))
 
     def square(self, vector: Tensor) -> Tensor:
         """See `Vectors`."""
@@ -176,7 +191,7 @@ class Span:
 
     def combine(self, weights: Tensor) -> Tensor:
         """See `Vectors`."""
-        return torch.cat([weights, weights.new_zeros(len(self.vectors), weights.shape[1])])
+        return pad(weights, (0, 0, 0, len(self.vectors)))
 
     def restore(self, vectors: list[Tensor]) -> list[Tensor]:
         """See `Vectors`: one pass over the m'_k for all vectors."""
@@ -223,6 +238,23 @@ class Tilt:
 
 
 @dataclass(frozen=True)
+class View:
+    """What a time r makes of a posterior: gained e_r, precision p, (N,) or numbers; shrink 1 / g_k (1 or K, N).
+
+    Of many times at once they have a first dimension more, (n, ...).
+    """
+
+    gained: Time
+    precision: Time
+    shrink: Tensor
+
+    def __getitem__(self, index: int) -> View:
+        """That of one of many times."""
+        assert isinstance(self.gained, Tensor) and isinstance(self.precision, Tensor)
+        return View(self.gained[index], self.precision[index], self.shrink[index])
+
+
+@dataclass(frozen=True)
 class ReducedPosterior:
     """q(x | x_t) times a factor; see the module. Points are rho_r and means E[x | x_r] - c, both (n, N).
 
@@ -242,21 +274,35 @@ class ReducedPosterior:
 
     def mean_at(self, point: Tensor, r: Time) -> Tensor:
         """See `Posterior.mean_at`."""
+        return self.mean_of(point, self.view(r))
+
+    def view(self, r: Time) -> View:
+        """What the posterior needs of a time, or of many at once, (n, N)."""
         gained, evidence = (1 - r) / r**2, (1 - self.t) / self.t**2
-        shift = gained * point - evidence * self.start
         precision: Time = (1 - r) * gained - (1 - self.t) * evidence
         if self.tilt is not None:
-            shift, precision = shift + self.tilt.shift, precision + self.tilt.precision
-        growth = 1 + self.variance * precision
+            precision = precision + self.tilt.precision
+        growth = 1 + self.variance * (precision if isinstance(precision, float) else precision.unsqueeze(-2))
+        return View(gained, precision, 1 / growth)
+
+    def mean_of(self, point: Tensor, seen: View) -> Tensor:
+        """`mean_at` the time of a view."""
+        shift, shrink = torch.sub(seen.gained * point, self._pull), seen.shrink
         if len(self.variance) == 1:  # which leaves all passes but three to the numbers of a vector
-            shift = shift / growth
-            logits = torch.addcmul(self.log_weights, self.squares, precision / growth, value=-0.5)
-            weights = torch.softmax(logits + self.vectors.inner(shift), 0)
-            return self.vectors.combine(weights) / growth + self.variance * shift
-        exponent = (self.vectors.inner(shift) - 0.5 * precision * self.squares) / growth
-        spread = self.variance * self.vectors.square(shift) / growth - self.channels * growth.log()
-        weights = torch.softmax(self.log_weights + exponent + 0.5 * spread, 0) / growth
+            shift = shift * shrink
+            logits = torch.addcmul(self.log_weights, self.squares, seen.precision * shrink, value=-0.5)
+            weights = torch.softmax(logits.add_(self.vectors.inner(shift)), 0)
+            return torch.addcmul(self.vectors.combine(weights) * shrink, self.variance, shift)
+        exponent = (self.vectors.inner(shift) - 0.5 * seen.precision * self.squares) * shrink
+        spread = self.variance * self.vectors.square(shift) * shrink + self.channels * shrink.log()
+        weights = torch.softmax(self.log_weights + exponent + 0.5 * spread, 0) * shrink
         return self.vectors.combine(weights) + (weights * self.variance).sum(0) * shift
+
+    @cached_property
+    def _pull(self) -> Tensor:
+        """e_t rho_t, less the factor's shift."""
+        pull = (1 - self.t) / self.t**2 * self.start
+        return pull if self.tilt is None else pull - self.tilt.shift
 
     def lift(self, r: Time, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """See `Posterior.lift`: one pass over the means for both."""

@@ -1,0 +1,318 @@
+"""Students of one, two and four evaluations beside their teachers at 1 ... 50: ten dimensions, and real digits.
+
+Teachers are flow matching, MM-FM and the union; students imitate them (`gmtool.flow.imitation`), those of a mixture in
+each mode's whitened coordinates. In ten dimensions (`mixture_source`) MM-FM is conditioned on the mode; the score is
+squared sliced W2 to held-out points, beside that of as many other points of the data. On the digits (`digits`) all are
+conditioned on the class, and MM-FM is not conditioned on the mode; the score is the Fréchet distance to digits that
+took no part in training. Tables of mean and standard deviation over the seeds, and a picture.
+
+    python examples/students.py points            # about 90 minutes on one idle core; may be stopped, and resumes
+    python examples/students.py digits            # about five hours
+    python examples/students.py points --quick    # the same in miniature, for a look at the output
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+import digits_study
+import mixture_source
+import torch
+from digits import SAMPLES, Digits, mixture, prepare, score, trained
+from mixture_source import BATCH, COMPONENTS, DEPTH, DISTANCES, FLOWS, WIDTH
+from point_flows import DIMENSIONS, MODES, curved_modes, optimise
+from torch import Tensor
+
+from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
+from gmtool.console import ConsoleProgress, print_table
+from gmtool.evaluation.trajectory import sliced_distance
+from gmtool.flow.coupling import draw_modes
+from gmtool.flow.imitation import Imitation, Segments
+from gmtool.flow.method import Method, student
+from gmtool.flow.model import Predict, velocity_model
+from gmtool.flow.solvers.base import integrate
+from gmtool.flow.solvers.policy import PolicySolver
+from gmtool.flow.source import ModeMixture, ModeStatistics
+from gmtool.nn.architecture import HeadShape
+from gmtool.nn.mlp import PointNetwork
+from gmtool.nn.widen import begin_as
+from gmtool.settings import make
+from gmtool.stages.distill.config import DistillConfig
+from gmtool.stages.distill.run import distill
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.streams import generator
+
+TEACHERS = {
+    "flow matching": "Gaussian, independent (fm)",
+    "MM-FM, on the mode": "mixture, mode, conditioned",
+    "union": "mixture, mode, gm-kl (union)",
+}
+EVALUATIONS, STUDENTS = (1, 2, 4, 8, 50), (1, 2, 4)
+RATE, SUBSTEPS = 3e-3, 32  # of a student's training; it is drawn from in 128 sub-steps
+
+
+# --- ten dimensions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """Points (N, 10, 1, 1) of a data set: to train on, to compare with, and others; the mixture fitted to the first."""
+
+    name: str
+    x: Tensor
+    held_out: Tensor
+    other: Tensor
+    mixture: ModeMixture
+    shares: Tensor
+    seed: int
+
+    def distance(self, points: Tensor) -> float:
+        """Squared sliced W2 to the held-out points."""
+        return sliced_distance(points, self.held_out, generator("directions"))
+
+    def modes_of(self, rows: Tensor, stream: torch.Generator) -> Tensor:
+        """The modes of points, drawn from what the mixture says of them."""
+        return draw_modes(
+            torch.arange(MODES).expand(len(rows), -1), self.shares[rows], torch.rand(len(rows), generator=stream)
+        )
+
+
+def world(name: str, count: int, seed: int) -> World:
+    x, held_out, other = (
+        curved_modes(DISTANCES[name], count, generator(part)) for part in ("training", "held out", "other")
+    )
+    return World(name, x, held_out, other, *mixture_source.fit(x, seed), seed)
+
+
+def point_network(components: int, conditioned: bool) -> PointNetwork:
+    return PointNetwork(DIMENSIONS, WIDTH, DEPTH, components, frequencies=0, modes=MODES if conditioned else 0)
+
+
+def teacher_of(data: World, flow: str, steps: int, folder: Path) -> PointNetwork:
+    """A teacher, trained now unless it has been."""
+    method, conditioned = FLOWS[flow]
+    file = folder / f"{data.name}-{flow}-{steps}-{data.seed}.safetensors".replace(" ", "-")
+    if not file.exists():
+        write_tensors(
+            file, mixture_source.train(flow, data.x, data.shares, data.mixture, steps, data.seed).state_dict()
+        )
+    network = point_network(COMPONENTS if method.objective.mixture else 0, conditioned)
+    network.load_state_dict(read_tensors(file))
+    return network.eval().requires_grad_(False)
+
+
+def student_method(teacher: Method, conditioned: bool, evaluations: int) -> Method:
+    """Its components are those of a mixture teacher, or as many; its segments are even before the teacher's shift."""
+    segments = Segments(evaluations, shift=teacher.times.shift)
+    objective = Imitation(segments, components=COMPONENTS, substeps=SUBSTEPS)
+    return student(teacher, objective, whitened=conditioned)
+
+
+def train_student(data: World, flow: str, teacher: PointNetwork, evaluations: int, steps: int) -> PointNetwork:
+    """A student that begins as its teacher, and sees points of the data."""
+    taught, conditioned = FLOWS[flow]
+    method = student_method(taught, conditioned, evaluations)
+    torch.manual_seed(data.seed)
+    network, stream = point_network(COMPONENTS, conditioned), generator(data.seed, "student")
+    before = HeadShape(DIMENSIONS, COMPONENTS if taught.objective.mixture else 0)
+    begin_as(network, teacher.state_dict(), before, HeadShape(DIMENSIONS, COMPONENTS), stream)
+
+    def losses() -> Tensor:
+        rows = torch.randint(len(data.x), (BATCH,), generator=stream)
+        modes = data.modes_of(rows, stream)
+        own, shape = data.mixture.at(modes), (DIMENSIONS, 1, 1)
+        draws = method.draw(BATCH, shape, stream)
+        velocity = velocity_model(method.in_flow(partial(teacher, modes=modes), own))
+        pairs = method.pair(data.x[rows], draws.noise, own)
+        return method.taught(velocity).loss(method.in_flow(partial(network, modes=modes), own), pairs, draws)
+
+    return optimise(network, losses, RATE, steps)
+
+
+@torch.inference_mode()
+def draw_student(method: Method, predict: Predict, own: ModeStatistics, noise: Tensor) -> Tensor:
+    """Points of a student from given modes and noise, by the evaluations that it was made for."""
+    assert isinstance(method.objective, Imitation)
+    segments = method.objective.segments
+    solver = PolicySolver(shift=segments.shift, substeps=128)
+    end = integrate(solver, method.in_flow(predict, own), method.start(noise, own), segments.grid())
+    return method.finish(end, own)
+
+
+def point_scores(name: str, seed: int, setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
+    """The distances of each teacher and its students by evaluations, and that of other data: what is there is read."""
+    file = folder / f"{name}-{seed}-{setting.teacher}-{setting.student}.json"
+    found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    data = world(name, setting.count, seed)
+    stream = generator(seed, "draw")
+    modes, noise = data.mixture.draw(setting.count, stream), torch.randn(data.x.shape, generator=stream)
+    own = data.mixture.at(modes)
+
+    def keep(row: str, column: int, value: Callable[[], float]) -> None:
+        if str(column) not in found.setdefault(row, {}):
+            found[row][str(column)] = value()
+            with written_aside(file) as part:
+                part.write_text(json.dumps(found))
+
+    keep("data", 0, lambda: data.distance(data.other))
+    for label in setting.teachers:
+        flow = TEACHERS[label]
+        method, conditioned = FLOWS[flow]
+        teacher = teacher_of(data, flow, setting.teacher, folder)
+        for count in EVALUATIONS:
+            draw = partial(mixture_source.draw, method, partial(teacher, modes=modes), own, noise, count)
+            keep(label, count, lambda draw=draw: data.distance(draw()))
+        for count in setting.students:
+            taught = student_method(method, conditioned, count)
+            train = partial(train_student, data, flow, teacher, count, setting.student)
+            keep(
+                f"student of {label}",
+                count,
+                lambda taught=taught, train=train: data.distance(
+                    draw_student(taught, partial(train(), modes=modes), own, noise)
+                ),
+            )
+    return found
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+MODES_OF_DIGITS = 128
+DIGITS = {
+    "flow matching": digits_study.Method("flow matching", "fm", 0),
+    "MM-FM": digits_study.Method("MM-FM", "fm", MODES_OF_DIGITS),
+    "union": digits_study.Method("union", "gm-kl", MODES_OF_DIGITS),
+}
+
+
+def digit_scores(digits: Digits, seed: int, setting: Setting) -> dict[str, dict[str, float]]:
+    """The Fréchet distances of each teacher and its students by evaluations, and that of real digits."""
+    budget = digits_study.Setting(setting.teacher, BATCH // 4, 1, setting.count, (MODES_OF_DIGITS,), (), ())
+    found: dict[str, dict[str, float]] = {}
+    for label, method in DIGITS.items():
+        run = trained(digits, digits_study.training(digits, method, budget, seed))
+        solver = "gm-ode" if method.objective == "gm-kl" else "euler"
+        sampling = {"num": setting.count, "seed": seed, "device": "cpu"}
+        found[label] = {}
+        for count in EVALUATIONS:
+            one = score(digits, run, make(SampleConfig, {**sampling, "solver": solver, "steps": count}))
+            found[label][str(count)] = one.distance
+            found["data"] = {"0": one.floor}
+        for count in setting.students:
+            config = make(
+                DistillConfig,
+                {
+                    "evaluations": count,
+                    "components": None if method.objective == "gm-kl" else COMPONENTS,
+                    "steps": setting.student,
+                    "batch_size": BATCH // 4,
+                    "lr_knots": "100%:0",
+                    "lr_curve": "cosine",
+                    "save_every": 500,
+                    "keep": 1,
+                    "preview_every": 0,
+                    "gmm": mixture(digits, MODES_OF_DIGITS, seed) if method.modes else None,
+                    "device": "cpu",
+                    "seed": seed,
+                },
+            )
+            folder = digits.root / "students" / f"{run.name}-{count}-{setting.student}"
+            distill(run, folder, config, ConsoleProgress())
+            one = score(digits, folder, make(SampleConfig, sampling))
+            found.setdefault(f"student of {label}", {})[str(count)] = one.distance
+    return found
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Steps of a teacher's and of a student's training, points or digits of a score, evaluations of the students."""
+
+    teacher: int
+    student: int
+    count: int
+    teachers: tuple[str, ...] = tuple(TEACHERS)
+    students: tuple[int, ...] = STUDENTS
+
+
+POINTS, POINTS_QUICK = Setting(10_000, 3000, 20_000), Setting(3, 3, 100, students=(1, 2))
+OF_DIGITS, OF_DIGITS_QUICK = Setting(1500, 1500, SAMPLES), Setting(3, 3, 50, students=(1,))
+
+
+def report(title: str, seeds: Sequence[dict[str, dict[str, float]]], path: Path, digits: int) -> None:
+    """Print mean and deviation over the seeds, and draw them into ``path``. digits: after the point."""
+    floor = mean(each["data"]["0"] for each in seeds)
+    rows = {
+        row: {int(n): [each[row][n] for each in seeds if n in each.get(row, {})] for n in seeds[0][row]}
+        for row in seeds[0]
+        if row != "data"
+    }
+    columns = sorted({n for each in rows.values() for n in each})
+
+    def cell(values: list[float]) -> str:
+        spread = f" ±{stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{mean(values):.{digits}f}{spread}" if values else ""
+
+    print_table(
+        f"{title}, by network evaluations (data in its place: {floor:.{digits}f})",
+        ("", *map(str, columns)),
+        [(row, *(cell(each.get(n, [])) for n in columns)) for row, each in rows.items()],
+    )
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="network evaluations", ylabel=title)
+    for row, each in rows.items():
+        style = "dashed" if row.startswith("student") else "solid"
+        means = [mean(values) for values in each.values()]
+        spreads = [stdev(values) if len(values) > 1 else 0.0 for values in each.values()]
+        axes.errorbar(list(each), means, spreads, label=row, linestyle=style, marker=".", capsize=2)
+    axes.axhline(floor, color="grey", linestyle="dotted", label="data")
+    axes.set_xticks(columns, [str(n) for n in columns], minor=False)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("points", "digits"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("students"), help="runs, scores and pictures")
+    parser.add_argument("--quick", action="store_true", help="a miniature, whose figures mean nothing")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", choices=DISTANCES, help="one data set of points instead of both")
+    parser.add_argument("--teacher-steps", type=int, help="of a teacher's training")
+    parser.add_argument("--student-steps", type=int, help="of a student's training")
+    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=tuple(TEACHERS), help="of points")
+    parser.add_argument("--students", nargs="+", type=int, help="evaluations of the students")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    points = options.what == "points"
+    usual = (POINTS_QUICK if options.quick else POINTS) if points else OF_DIGITS_QUICK if options.quick else OF_DIGITS
+    setting = Setting(
+        options.teacher_steps or usual.teacher,
+        options.student_steps or usual.student,
+        usual.count,
+        tuple(options.teachers),
+        tuple(options.students or usual.students),
+    )
+    if points:
+        for name in [options.data] if options.data else DISTANCES:
+            found = [point_scores(name, seed, setting, options.folder) for seed in range(options.seeds)]
+            report(f"{name}: squared sliced W2", found, options.folder / f"{name.lower()}.png", 5)
+    else:
+        data = prepare(options.folder, "test")
+        found = [digit_scores(data, seed, setting) for seed in range(options.seeds)]
+        report("Fréchet distance to held-out digits", found, options.folder / "digits.png", 2)
+
+
+if __name__ == "__main__":
+    main()
