@@ -33,7 +33,7 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig, price: floa
     device = resolve_device(config.compute.device)
     plan = plan_decoder(images, config, gpu=device.type == "cuda")
     precision = compute_dtype(config.compute.precision, device)
-    cost = _cost(plan, precision)
+    cost = cost_of(plan, precision)
     averages, steps = len(config.averages.names), config.loop.steps
     moments = config.optimizer.moment_bytes
     micro_batch = _micro_batch(config.loop.micro_batch, plan.batch_size, cost, averages, device)
@@ -76,7 +76,8 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig, price: floa
     )
 
 
-def _cost(plan: TrainDecoderPlan, precision: torch.dtype) -> StepCost:
+def cost_of(plan: TrainDecoderPlan, precision: torch.dtype) -> StepCost:
+    """What a step of a planned training costs."""
     config = plan.config
 
     def network() -> DecoderNetwork:

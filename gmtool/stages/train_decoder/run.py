@@ -38,8 +38,10 @@ from gmtool.runtime import allow_tf32, compute_dtype, to_device
 from gmtool.settings import as_flags
 from gmtool.stages.resumed_settings import equal, expect_same_settings
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
+from gmtool.stages.train_decoder.forecast import cost_of
 from gmtool.stages.train_decoder.monitoring import HeldOut, events_of
 from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
+from gmtool.throughput import matmul_rate
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer, facts_of_models
 from gmtool.training.batches import ahead
@@ -247,12 +249,23 @@ def _loop(run: DecoderRun, parts: _Parts, at: Position, progress: Progress) -> N
         if stepper.micro_batch != plan.batch_size:
             processes = f" in each of {world.size} processes" if world.size > 1 else ""
             progress.note(f"{stepper.micro_batch} images at once{processes}, {plan.batch_size} a step")
-        loop = Loop(settings, stepper, save, loggers, events, ThroughputMeter())
+        loop = Loop(settings, stepper, save, loggers, events, _meter(parts))
         while True:
             try:
                 return loop.run(_batches(parts, at), at, plan.config.seed, progress)
             except DivergedError as diverged:
                 at = roll_back(run.checkpoints, diverged.position, parts.state, progress, world)
+
+
+def _meter(parts: _Parts) -> ThroughputMeter:
+    """A meter that knows, on a GPU, what a step costs and what the device can do; elsewhere finding out costs more."""
+    device = parts.world.device
+    if device.type != "cuda":
+        return ThroughputMeter()
+    precision = compute_dtype(parts.plan.config.compute.precision, device)
+    peak = matmul_rate(device, precision) * parts.world.size
+    torch.cuda.empty_cache()
+    return ThroughputMeter(cost_of(parts.plan, precision).flops, peak)
 
 
 def _batches(parts: _Parts, at: Position) -> Iterator[ImageBatch]:
