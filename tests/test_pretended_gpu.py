@@ -23,6 +23,7 @@ from gmtool.data.latent_loader import LatentBatch
 from gmtool.data.mode_statistics import ModeTable
 from gmtool.errors import is_out_of_memory
 from gmtool.flow.source import ModeMixture, ModeStatistics
+from gmtool.mixture.diagonal import DiagonalMixture, ModePosterior
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiTArchitecture
 from gmtool.progress import Progress
@@ -35,7 +36,7 @@ from gmtool.settings import make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.streams import generator
-from gmtool.training.batches import BatchBuilder, ModeDraws, StoredAssignments
+from gmtool.training.batches import BatchBuilder, FreshAssignments, ModeDraws, StoredAssignments
 from gmtool.training.checkpoint import list_checkpoints
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.step import Stepper
@@ -155,6 +156,22 @@ def test_batches_are_made_without_waiting(waits: Counter[str]) -> None:
         back = each_tensor(two, lambda each: each.cpu())
         for name in ("x", "classes", "modes", "mode_mean"):
             torch.testing.assert_close(getattr(back, name), getattr(one, name))
+
+
+def test_modes_of_fresh_images_are_drawn_without_waiting(waits: Counter[str]) -> None:
+    """Where their descriptors are, by the same numbers."""
+    draw, drawn = torch.Generator().manual_seed(0), {}
+    means, descriptors = torch.randn(MODES, 5, generator=draw).double(), torch.randn(12, 5, generator=draw)
+    for device in (CPU, CUDA):
+        mixture = DiagonalMixture(*(part.to(device) for part in (torch.full((MODES,), 1 / MODES), means, means**0)))
+        posterior = ModePosterior(mixture, 2)
+        fresh = ModeDraws(FreshAssignments(posterior, torch.zeros(5, device=device)), torch.full((MODES,), 1 / MODES))
+        batch = LatentBatch(np.arange(12), slice(3, 9), torch.zeros(6), descriptors[3:9].to(device))
+        waits.clear()
+        drawn[device.type], _ = fresh.draw(batch, torch.Generator().manual_seed(1))
+        assert not waits
+    assert drawn["cuda"].is_cuda
+    assert torch.equal(drawn["cuda"].cpu(), drawn["cpu"])
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])

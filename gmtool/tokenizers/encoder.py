@@ -8,7 +8,7 @@ and shift (`gmtool.tokenizers.vit`), the latent is
     z = sum over the last k blocks of LN(h_l)        k = 1: LN(h_L), RAE (Zheng et al., arXiv 2510.11690)
 
 of the patches alone; k > 1 is RAEv2's (Singh et al., arXiv 2605.18324), as the paper has it: its public code takes the
-mean over every other block, and adds the mean token. The descriptor is the last block's [CLS], or
+mean, for k = 7 over every other block, and adds the mean token. The descriptor is the last block's [CLS], or
 what the network pools. Decoding is `gmtool.tokenizers.rae`.
 """
 
