@@ -18,7 +18,7 @@ from gmtool.evaluation.comparison import figures_of, measured
 from gmtool.evaluation.extractors import extractor_row
 from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
 from gmtool.evaluation.feature_plan import FeaturePlan
-from gmtool.evaluation.features import Extractor
+from gmtool.evaluation.features import Extractor, Features
 from gmtool.evaluation.metric import Context, Known
 from gmtool.evaluation.nearest import nearest_pairs, write_pairs
 from gmtool.evaluation.reference_file import write_reference_file
@@ -121,16 +121,8 @@ def _figures_on(
     generated = image_features(subject, extractor, plan.side, batch, world, progress, "the samples", cache)
     if not world.first:
         return ()
-    target = plan.config.write_reference
-    if target is not None and reference is not None and features is plan.features[0] and not target.exists():
-        write_reference_file(target, reference, pictures_of(plan.reference), plan.side)
-    nearest = plan.config.nearest
-    if nearest is not None and reference is not None and features is plan.features[0]:
-        described = isinstance(extractor, TokenizerExtractor)  # whose features of latents are theirs, not the pictures'
-        real_images = plan.reference if described else pictures_of(plan.reference)
-        pairs = nearest_pairs(generated.vectors, reference.vectors, world.device)
-        if real_images is not None:
-            write_pairs(nearest, pairs, subject, real_images, plan.side)
+    if reference is not None and features is plan.features[0]:
+        _write_extras(plan, extractor, generated, reference)
     warn_of_small_sets(generated, reference, progress)
     real = RealFeatures(features, reference, plan.subject.folder, plan.on_training_images, extractor)
     known, rows = real.known(generated), features.rows
@@ -152,6 +144,19 @@ def _figures_on(
         plan.config.seed,
         progress,
     )
+
+
+def _write_extras(plan: EvaluatePlan, extractor: Extractor, generated: Features, reference: Features) -> None:
+    """What was asked for besides the figures: a reference file, once for all samples, and a picture of pairs."""
+    target, picture, pictures = plan.config.write_reference, plan.config.nearest, pictures_of(plan.reference)
+    if target is not None and not target.exists():
+        write_reference_file(target, reference, pictures, plan.side)
+    if picture is not None:
+        # the tokenizer's features of latents are theirs, row by row, others' are the pictures'
+        real = plan.reference if isinstance(extractor, TokenizerExtractor) else pictures
+        if real is not None:
+            pairs = nearest_pairs(generated.vectors, reference.vectors, plan.world.device)
+            write_pairs(picture, pairs, plan.subject.images, real, plan.side)
 
 
 def _figures_without_features(plan: EvaluatePlan, progress: Progress) -> tuple[Figure, ...]:
