@@ -87,9 +87,13 @@ def train(flow: str, x: Tensor, shares: Tensor, mixture: ModeMixture, steps: int
 
 
 @torch.inference_mode()
-def draw(method: Method, predict: Predict, own: ModeStatistics, noise: Tensor, count: int) -> Tensor:
-    """Points (B, 10, 1, 1) from the given modes and noise by so many evaluations; by 0, where they start."""
-    solver = GmOde(2, SUBSTEPS_IN_ALL // max(count, 1)) if method.objective.mixture else Euler()
+def draw(method: Method, predict: Predict, own: ModeStatistics, noise: Tensor, count: int, order: int = 1) -> Tensor:
+    """Points (B, 10, 1, 1) from the given modes and noise by so many evaluations; by 0, where they start.
+
+    order: of GM-ODE. It extrapolates how the network's mean differs from what its previous mixture foretold. Of points,
+    whose mixture is a joint one, that difference is the network's error; of images it is what other positions tell.
+    """
+    solver = GmOde(order, SUBSTEPS_IN_ALL // max(count, 1)) if method.objective.mixture else Euler()
     return method.finish(integrate(solver, method.model(predict), method.start(noise, own), full_grid(count)), own)
 
 
@@ -104,9 +108,11 @@ def study(name: str, steps: int, count: int, seed: int, folder: Path) -> None:
     paths, drawn, figures = {}, {}, []
     for flow, (method, _) in FLOWS.items():
         network = train(flow, x, shares, mixture, steps, seed)
-        drawn[flow] = [draw(method, partial(network, modes=modes), own, noise, n) for n in (0, *EVALUATIONS)]
+        for order in (1, 2) if method.objective.mixture else (1,):
+            row = f"{flow}, order {order}" if method.objective.mixture else flow
+            drawn[row] = [draw(method, partial(network, modes=modes), own, noise, n, order) for n in (0, *EVALUATIONS)]
         field = method.field(partial(network, modes=few), mixture.at(few))
-        paths[flow] = path = trace(field, drawn[flow][0][:PATHS], full_grid(PATH_STEPS))
+        paths[flow] = path = trace(field, drawn[row][0][:PATHS], full_grid(PATH_STEPS))
         measured = path.length(), path.straightness(), mean_lipschitz(field, path, generator("lipschitz"))
         figures.append((flow, *(f"{float(each.mean()):.3f}" for each in measured)))
     print_table(f"{name}: paths", (columns[0], "length", "straightness", "Lipschitz"), figures)

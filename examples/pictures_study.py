@@ -37,10 +37,10 @@ from gmtool.stages.train.run import train
 
 METHODS = {"flow matching": ("fm", 0), "GMFlow": ("gm-kl", 0), "MM-FM": ("fm", 128), "union": ("gm-kl", 128)}
 """The objective of each method, and the modes of its source, 0 for a Gaussian one."""
-FEW, ALL = (1, 2, 4, 6), (1, 2, 4, 6, 50)
+FEW, ALL = (1, 2, 4, 6), (1, 2, 4, 6, 10, 50)
 SOLVERS = {
-    "fm": {"euler": ALL, "heun": (4, 6)},
-    "gm-kl": {"gm-ode 1": FEW, "gm-ode 2": ALL, "gm-sde 1": FEW, "gm-sde 2": ALL, "euler": FEW, "heun": (4, 6)},
+    "fm": {"euler": ALL, "heun": (4, 6, 10)},
+    "gm-kl": {"gm-ode 1": FEW, "gm-ode 2": ALL, "gm-sde 1": FEW, "gm-sde 2": ALL, "euler": FEW, "heun": (4, 6, 10)},
 }
 """The network evaluations of each solver and order; those on a velocity follow a mixture's mean."""
 STYLES = {

@@ -61,5 +61,5 @@ def test_the_study_in_miniature(study, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     for title in ("Spread: paths", "Spread: W2^2", "Spread: squared sliced W2"):
         assert title in said
-    assert said.count("mixture, mode, gm-kl (union)") == 3
+    assert said.count("mixture, mode, gm-kl (union)") == 5  # its paths; each distance by both orders
     assert (tmp_path / "spread.png").stat().st_size > 10_000
