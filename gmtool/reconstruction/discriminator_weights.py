@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gmtool.errors import UserError
+from gmtool.errors import MachineError, UserError
 from gmtool.foreign.dino import DinoWeights, dino_weights
 from gmtool.foreign.reading import reading
 from gmtool.foreign.torch_files import read_checkpoint
@@ -48,10 +48,8 @@ def _folder(source: str, place: Path) -> Path:
         raise UserError(f"{_FLAG} {source} is no file or folder, and no hub id (owner/name) either")
     try:
         return hub_folder(source, _FLAG, FILES)
-    except UserError:
-        raise
-    except Exception as error:
-        raise type(error)(f"{error}; or train without it: --adversarial none") from error
+    except MachineError as error:
+        raise MachineError(f"{error}; or train without it: --adversarial none") from error
 
 
 def _from_folder(folder: Path) -> Any:

@@ -8,7 +8,7 @@ from golden import DATA
 from safetensors.torch import load_file
 from torch import nn
 
-from gmtool.errors import UserError
+from gmtool.errors import MachineError, UserError
 from gmtool.reconstruction.discriminator import Discriminator
 from gmtool.reconstruction.discriminator_weights import load_features
 
@@ -79,3 +79,14 @@ def test_what_is_no_vit(folder: Path, tmp_path: Path) -> None:
             load_features(source, (), CPU)
     with pytest.raises(UserError, match=r"--discriminator-blocks 2: .* has 2 blocks"):
         load_features(str(folder), (0, 2), CPU)
+
+
+def test_no_network_tells_how_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fetch(*_: object, **__: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(MachineError, match=r"facebook/dino-vits8 .*cannot be fetched.*--adversarial none"):
+        load_features(None, (), CPU)
