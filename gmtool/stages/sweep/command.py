@@ -35,7 +35,7 @@ def command(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the points, and the time estimated from one batch; write and download nothing.",
+            help="Print the points, and the time estimated from one batch; write nothing.",
         ),
     ] = False,
     config: SweepConfig,

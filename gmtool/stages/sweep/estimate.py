@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
 
 from gmtool.evaluation.extractors import extractor_row
 from gmtool.progress import Progress
@@ -14,8 +13,11 @@ from gmtool.stages.sweep.plan import SweepPlan
 from gmtool.stages.sweep.run import open_tokenizers
 from gmtool.throughput import seconds_of
 
-CPU_BATCH = 8
-"""Images of the batch at most on a CPU, where more take as much longer."""
+FEW = 8
+"""Images that are drawn first, to see whether a whole batch would take too long."""
+
+LONGEST = 5.0
+"""Seconds of a whole batch beyond which those few must do."""
 
 AT_LEAST = 0.2
 """Seconds that a measurement takes."""
@@ -29,7 +31,6 @@ def seconds_of_sweep(plan: SweepPlan) -> float:
     device, points = plan.world.device, plan.grid.points
     point = min(points, key=lambda each: each.evaluations)
     drawing, config = point.drawing, point.config
-    size = min(len(drawing), plan.config.batch_size, CPU_BATCH if device.type == "cpu" else len(drawing))
     with ExitStack() as stack:
         model = drawing.load(device, compute_dtype(config.precision, device), config.compile, stack)
         tokenizer = open_tokenizers(plan)[drawing.run.path]
@@ -37,15 +38,21 @@ def seconds_of_sweep(plan: SweepPlan) -> float:
             extractor_row(each.name).load().open_extractor(plan.config.extractor, plan.described, device, Progress())
             for each in plan.features.features
         ]
-        latents: Tensor = drawing.draw(model, range(size))
+
+        def draw(size: int) -> float:
+            return seconds_of(lambda: drawing.draw(model, range(size)), device, AT_LEAST) / size
 
         def look() -> None:
             images = tokenizer.decode(latents, truncate=drawing.plan.truncates)
             for extractor in extractors:
                 extractor(images)
 
-        drawn = seconds_of(lambda: drawing.draw(model, range(size)), device, AT_LEAST) / (size * point.evaluations)
+        few, whole = min(FEW, len(drawing)), min(plan.config.batch_size, len(drawing))
+        size, drawn = few, draw(few)
+        if drawn * whole <= LONGEST:
+            size, drawn = whole, draw(whole)
+        latents = drawing.draw(model, range(size))
         with torch.inference_mode():
             seen = seconds_of(look, device, AT_LEAST) / size
     work, images = sum(each.work for each in points), sum(len(each.drawing) for each in points)
-    return (work * drawn + images * seen) / plan.world.size
+    return (work * drawn / point.evaluations + images * seen) / plan.world.size
