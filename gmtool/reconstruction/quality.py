@@ -9,12 +9,17 @@ from torch.nn import functional
 WINDOW, SIGMA = 11, 1.5
 """Side and deviation, in pixels, of SSIM's Gaussian window."""
 K1, K2 = 0.01, 0.03
+MOST = 100.0
+"""Of PSNR, in dB."""
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """10 log10(255^2 / mean squared error) in dB, (B,), of images uint8 (B, C, H, W); infinite for equal ones."""
+    """10 log10(255^2 / mean squared error) in dB, (B,), of images uint8 (B, C, H, W); 100 for equal ones.
+
+    The bound keeps the mean of many finite: among them may be an image of one colour.
+    """
     error = (images.float() - targets.float()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255**2 / error)
+    return 10 * torch.log10(255**2 / error.clamp(min=255**2 * 10 ** (-MOST / 10)))
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
