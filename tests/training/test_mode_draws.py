@@ -1,9 +1,9 @@
 """Modes of images that are encoded on the fly: drawn from the posterior of each one's descriptor, mirrored or not."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from small import Small
 from gmtool.artifacts.gmm import Assignments, DescriptorMixture, GmmFile, open_gmm, write_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import Input
-from gmtool.data.image_loader import open_images
+from gmtool.data.image_loader import ImageSource, open_images
 from gmtool.data.latent_loader import LatentBatch
 from gmtool.distributed import ALONE
 from gmtool.errors import UserError
@@ -119,22 +119,28 @@ def test_stored_and_fresh_assignments_are_one(small: Small, latents: LatentsFile
     ],
     ids=["mm-fm", "union", "mode condition"],
 )
-def test_a_step_on_images_is_one_on_their_latents(small: Small, latents: LatentsFile, settings: dict) -> None:
+def test_a_step_on_images_is_one_on_their_latents(
+    small: Small, latents: LatentsFile, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Given the same numbers, that is the latents as the file rounds them; the modes come from the descriptors."""
+    encoded = ImageSource.batches
+
+    def rounded(self: ImageSource, *arguments: Any) -> Iterator[LatentBatch]:
+        for batch in encoded(self, *arguments):
+            assert batch.descriptors is not None
+            yield replace(batch, patches=torch.from_numpy(latents.patches(batch.rows)))
+
+    monkeypatch.setattr(ImageSource, "batches", rounded)
     base = {**settings, "batch_size": 12, "steps": 2, "device": "cpu", "workers": 0, "model": "tiny"}
     losses = {}
     for name, images in (("stored", None), ("fresh", small.classes / "images")):
         config = make(TrainConfig, {**base, "images": images})
-        with ExitStack() as stack:
-            gmm = stack.enter_context(open_gmm(small.gmm("classes")))
+        with open_gmm(small.gmm("classes")) as gmm:
             inputs = open_inputs(plan_training(config, facts_of(latents, gmm), gpu=False), latents, gmm, ALONE)
-            data = open_data(inputs)
-            raw = [replace(each, patches=torch.from_numpy(latents.patches(each.rows))) for each in data.raw(0, 0)]
-            assert (raw[0].descriptors is None) == (images is None)
-            data = replace(data, raw=lambda seed, start, raw=raw: iter(raw))
             _, stepper = make_stepper(inputs, new_state(inputs))
-            batches = list(data.batches(Position()))
+            batches = open_data(inputs).batches(Position())
             losses[name] = [float(stepper.take(batch, step, 0).loss) for step, batch in enumerate(batches)]
+    assert len(losses["fresh"]) == 2
     assert losses["fresh"] == pytest.approx(losses["stored"], rel=1e-6)
 
 
