@@ -34,7 +34,9 @@ from gmtool.stages.train_decoder import command as train_decoder
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """Click's base of all errors in what was typed, whether typer brings its own click or uses the installed one."""
 
-INTERRUPTED = "interrupted; run the same command again (encode, fit-gmm, train, distill, sample and sweep resume)"
+INTERRUPTED = (
+    "interrupted; run the same command again (encode, fit-gmm, train, train-decoder, distill, sample and sweep resume)"
+)
 
 app = typer.Typer(
     name="gmtool",
