@@ -144,8 +144,9 @@ def test_settings_in_words() -> None:
         grid(steps=(4,), seeds=1),
         grid(scales=(None, 0.1, 0.3)),
         grid(runs=("a", "b"), solvers=("gm-ode", "gm-sde"), scales=(0.1, 0.2, 0.3)),
+        grid(runs=("a", "b"), scales=(None, 0.1, 0.2)),
     ],
-    ids=["steps", "one point", "scales", "many lines"],
+    ids=["steps", "one point", "scales", "many lines", "many lines, some points unguided"],
 )
 def test_the_plots(sweep: Sweep, tmp_path: Path) -> None:
     drawn = draw_sweep(sweep, tmp_path)
