@@ -37,22 +37,15 @@ from gmtool.stages.train.run import train
 
 METHODS = {"flow matching": ("fm", 0), "GMFlow": ("gm-kl", 0), "MM-FM": ("fm", 128), "union": ("gm-kl", 128)}
 """The objective of each method, and the modes of its source, 0 for a Gaussian one."""
-FEW, ALL = (1, 2, 4, 6), (1, 2, 4, 6, 10, 50)
+ALL, SOME, PAIRS = (1, 2, 4, 6, 10, 50), (2, 4, 6), (4, 6, 10)
 SOLVERS = {
-    "fm": {"euler": ALL, "heun": (4, 6, 10)},
-    "gm-kl": {"gm-ode 1": FEW, "gm-ode 2": ALL, "gm-sde 1": FEW, "gm-sde 2": ALL, "euler": FEW, "heun": (4, 6, 10)},
+    "fm": {"euler": ALL, "heun": PAIRS},
+    "gm-kl": {"gm-ode 1": SOME, "gm-ode 2": ALL, "gm-sde 1": SOME, "gm-sde 2": ALL, "euler": (1, *SOME), "heun": PAIRS},
 }
 """The network evaluations of each solver and order; those on a velocity follow a mixture's mean."""
-STYLES = {
-    "euler": ":",
-    "gm-ode 1": "--",
-    "gm-ode 2": "-",
-    "gm-sde 1": (0, (1, 4)),
-    "gm-sde 2": "-.",
-    "heun": (0, (6, 4)),
-}
+DASH = {"euler": ":", "heun": (0, (6, 4)), "gm-ode 1": "--", "gm-ode 2": "-", "gm-sde 1": (0, (1, 4)), "gm-sde 2": "-."}
 """How the plot draws the line of a solver."""
-SHOWN = (1, 4, 50)
+SHOWN = (1, 4, 10)
 """The evaluations whose samples a grid shows."""
 
 
@@ -155,13 +148,13 @@ def plot(by_steps: dict[int, Rows], floor: float, path: Path) -> None:
     for panel, (steps, rows) in zip(panels, by_steps.items(), strict=True):
         for (method, solver), row in rows.items():
             means = [mean(each.distance for each in row[count]) for count in row]
-            look = {"marker": "o", "linestyle": STYLES[solver], "color": f"C{list(METHODS).index(method)}"}
+            look = {"marker": "o", "linestyle": DASH[solver], "color": f"C{list(METHODS).index(method)}"}
             panel.plot(list(row), means, label=f"{method}, {solver}", **look)
         panel.axhline(floor, color="grey", linewidth=1)
         panel.set(xscale="log", yscale="log", title=f"{steps} steps", xlabel="network evaluations")
         panel.set_xticks(ALL, [str(each) for each in ALL], minor=False)
     panels[0].set_ylabel("Fréchet distance")
-    panels[-1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    panels[-1].legend(fontsize="x-small", handlelength=4, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
 
 
@@ -183,15 +176,11 @@ def report(data: Digits, scores: list[Score]) -> None:
     plot(by_steps, floor, data.root / "results.png")
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(","))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("pictures-study"), help="runs, scores, pictures")
-    parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), help="of networks, mixtures and samples")
-    parser.add_argument("--budgets", type=numbers, default=(500, 1500, 4000), help="training steps at which to draw")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of networks, mixtures and samples")
+    parser.add_argument("--budgets", type=int, nargs="+", default=(500, 1500, 4000), help="training steps, to draw at")
     parser.add_argument("--batch", type=int, default=32, help="images of a training step")
     parser.add_argument("--samples", type=int, default=660, help="of a score")
     parser.add_argument("--most", type=int, default=50, help="network evaluations of a sample, at most")
