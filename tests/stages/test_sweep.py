@@ -119,6 +119,21 @@ def test_what_sample_would_refuse_is_skipped_and_counted(runs: Path) -> None:
     ]
 
 
+def test_what_is_refused_without_a_setting_counts_once(runs: Path) -> None:
+    """Of the run of velocities: gm-ode unguided, whatever the scale, and both solvers with two scales of prob."""
+    found = grid(
+        runs,
+        "mixture",
+        "velocity",
+        steps=(2,),
+        solver=("gm-ode", "euler"),
+        guidance=("none", "prob"),
+        guidance_scale=(0.1, 0.2),
+    )
+    assert sum(each.count for each in found.skipped) == 2 + 1 + 2 + 2
+    assert len(found.points) == 4 + 1 and found.repeated == 3
+
+
 @pytest.mark.parametrize(
     ("names", "values", "words"),
     [

@@ -134,17 +134,23 @@ class _Settler:
                 if isinstance(error, NoEffect) and error.setting in chosen:
                     self._reasons.setdefault((error.setting, chosen.pop(error.setting)), str(error))
                     continue
-                self.refused[str(error)] += len(self._seeds)
+                if self._is_new(run, chosen):
+                    self.refused[str(error)] += len(self._seeds)
                 for pair in [(RUN, str(run.path)), *chosen.items()]:
                     self._reasons.setdefault(pair, str(error))
                 return []
         self._used |= {(RUN, str(run.path)), *chosen.items()}
+        if self._is_new(run, chosen):
+            return points
+        self.repeated += len(self._seeds)
+        return []
+
+    def _is_new(self, run: RunFolder, chosen: Mapping[str, Any]) -> bool:
+        """Whether these settings come up for the first time."""
         same = (run.path, *sorted((name, str(value)) for name, value in chosen.items()))
-        if same in self._seen:
-            self.repeated += len(self._seeds)
-            return []
+        new = same not in self._seen
         self._seen.add(same)
-        return points
+        return new
 
     def _point(self, run: RunFolder, chosen: Mapping[str, Any], seed: int) -> PlannedPoint:
         config = make(SampleConfig, {**self._shared, **chosen, "seed": seed})
