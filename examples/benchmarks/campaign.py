@@ -77,11 +77,12 @@ class Tally:
     began: tuple[float, float] = field(default_factory=clocks)
 
     def add(self, case: str, fault: str | None, refused: bool = False) -> None:
-        """Count a case."""
+        """Count a case; a fault is printed at once."""
         self.done += fault is None and not refused
         self.refused += fault is None and refused
         if fault is not None:
             self.faults.append(f"{self.name}: {case[:300]}: {fault[:500]}")
+            print(self.faults[-1], file=sys.stderr, flush=True)
 
     def row(self) -> tuple[str, ...]:
         """A row of the table."""
@@ -332,6 +333,9 @@ PARTS: Mapping[str, tuple[Callable[[Path, int, int], Tally], int, int]] = {
 """The parts, and how many cases each has, in full and in miniature: in all, a file, in all, a stage, a stage."""
 
 
+COLUMNS = ("part", "cases", "succeeded", "refused", "faults", "seconds", "CPU seconds")
+
+
 def run_all() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
@@ -349,12 +353,9 @@ def run_all() -> None:
         for part in options.parts or PARTS:
             campaign, cases, few = PARTS[part]
             tally = campaign(world, options.cases or (few if options.small else cases), options.seed)
-            for line in tally.faults:
-                print(line, file=sys.stderr)
             rows.append(tally.row())
             faults += len(tally.faults)
-    columns = ("part", "cases", "succeeded", "refused", "faults", "seconds", "CPU seconds")
-    print_table(f"Fault injection, seed {options.seed}", columns, rows)
+    print_table(f"Fault injection, seed {options.seed}", COLUMNS, rows)
     sys.exit(bool(faults))
 
 

@@ -28,8 +28,8 @@ from gmtool.data.digits import write_digits
 from gmtool.errors import UserError
 from gmtool.training.checkpoint import find_checkpoint
 
-IMAGES, SECONDS, MEMORY = 40, 60.0, 4 << 30
-"""Digits of the world; time and memory, beyond what the parent takes, that a case may take."""
+IMAGES, SECONDS, MEMORY = 40, 60, 4 << 30
+"""Digits of the world; processor time, and memory beyond what the parent takes, that a command may take."""
 THESIS = "thesis.txt"
 """A file of the user's beside everything."""
 
@@ -46,7 +46,7 @@ class Ending:
         """What is wrong with it, None for nothing. allowed: exit codes."""
         lines = self.said.strip().splitlines() or [""]
         if self.late:
-            return f"not done after {SECONDS:.0f} s"
+            return "not done in time"
         if self.code < 0:
             return f"ended by {signal.Signals(-self.code).name}"
         if "Traceback" in self.said or "internal error" in self.said or "Error ignored" in self.said:
@@ -77,9 +77,10 @@ class Child:
             os.dup2(os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND), stream)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         return main(self.arguments)
 
-    def wait(self, seconds: float = SECONDS) -> Ending:
+    def wait(self, seconds: float = 20.0 * SECONDS) -> Ending:
         """Its end; it is killed, and late, after so many seconds."""
         ends, late = time.monotonic() + seconds, False
         while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:

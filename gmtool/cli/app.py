@@ -143,6 +143,10 @@ def _help_hint(error: Exception) -> str:
     return f" (see {context.command_path} --help)" if context is not None else ""
 
 
+_UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+"""What the system says of a path that nothing can be at, or something else is."""
+
+
 def _explain(error: Exception) -> tuple[int, str]:
     """An exit code and one line for an error that no stage foresaw."""
     text = " ".join(str(error).split())
@@ -154,6 +158,8 @@ def _explain(error: Exception) -> tuple[int, str]:
             return 2, f"{error.filename or text}: no permission to read or write it"
         if isinstance(error, FileNotFoundError) and error.filename:
             return 2, f"{error.filename} does not exist"
+        if error.errno in _UNUSABLE and error.filename:
+            return 2, f"{error.filename} cannot be used ({str(error.strerror).lower()}): choose another path"
     if is_out_of_memory(error):
         return 1, "out of memory: use a smaller --batch-size, or fewer --workers"
     if any(words in text for words in ("closed by peer", "reset by peer", "ncclRemoteError")):

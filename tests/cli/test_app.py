@@ -103,6 +103,8 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "--preset", 9000 * "x"],
         [9000 * "x"],
         ["train", "--" + 9000 * "x"],
+        ["import", "missing.h5", "run", "--cls-gmm", 9000 * "x"],
+        ["inspect", 9000 * "x"],
     ],
     ids=lambda arguments: " ".join(arguments)[:20],
 )
