@@ -154,6 +154,7 @@ def _outcomes(path: Path, read: Callable[[Path], str], content: bytes, queue: "m
     queue.put(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARTIFACTS)
 def test_damage_is_refused_or_changes_nothing(tmp_path: Path, name: str) -> None:
     write, member, read = ARTIFACTS[name]

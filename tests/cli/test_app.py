@@ -504,6 +504,7 @@ def test_a_disk_that_is_full_during_sampling(
     assert json.loads((disk / "samples/sampling.json").read_text())["details"]["count"] == 300
 
 
+@pytest.mark.slow
 def test_flags_of_several_values(capsys: pytest.CaptureFixture[str], small: Small, tmp_path: Path) -> None:
     """A tuple takes its values at once, a list one at a time; what is given replaces the default."""
     arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--dry-run", "--device", "cpu"]

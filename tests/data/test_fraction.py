@@ -75,6 +75,7 @@ def part_mixture(fraction: float, seed: int = 0, modes: int = 4) -> FitGmmConfig
     )
 
 
+@pytest.mark.slow
 def test_a_mixture_of_a_part_is_that_of_a_file_with_nothing_else(small: Small, tmp_path: Path) -> None:
     """Also its held-out images, empty modes and shrinkage, which look at the statistics of all that there is."""
     with open_latents(small.latents("classes")) as latents:
@@ -139,6 +140,7 @@ def test_a_run_that_was_begun_keeps_its_statistics(small: Small, tmp_path: Path)
     assert "train" in batches and "mean and variance of the part" not in batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fitted", "trained", "words"),
     [
@@ -181,6 +183,7 @@ def test_a_mixture_that_knows_other_images_is_refused(
     assert main([*arguments, "--objective", "fm", "--preview-every", "0", "--batch-size", "8"]) == 0  # it needs none
 
 
+@pytest.mark.slow
 def test_a_run_on_a_part_draws_the_modes_of_that_part(small: Small, tmp_path: Path) -> None:
     values = {"objective": "mm-fm", "fraction": 0.1, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
     fit_gmm(small.latents("classes"), tmp_path / "gmm.h5", part_mixture(0.1, 2), Progress())

@@ -187,6 +187,7 @@ def test_want_of_memory_is_the_machine_s_fault(folder: Path, monkeypatch: pytest
         list(image_batches(find_images(folder), 12, 4, workers=0, skip_bad=True))
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_are_one_line(folder: Path) -> None:
     code = (
         "import resource, sys, torch, torch.utils.data\n"

@@ -89,6 +89,7 @@ def evaluated(arguments: list[str], capsys) -> tuple[dict, bool]:
     return json.loads(captured.out), "features of" in captured.err
 
 
+@pytest.mark.slow
 def test_a_second_run_extracts_nothing_and_says_the_same(arguments, tmp_path, capsys):
     first, extracted = evaluated(arguments, capsys)
     again, extracted_again = evaluated(arguments, capsys)

@@ -39,6 +39,7 @@ def samples(world, tmp_path) -> Path:
     return shutil.copytree(world / "samples", tmp_path / "samples", ignore=shutil.ignore_patterns("metrics.json"))
 
 
+@pytest.mark.slow
 def test_the_table_and_the_json_show_the_same_figures(samples, capsys):
     assert main(["eval", str(samples), "--features", "tokenizer"]) == 0
     table = capsys.readouterr().out
@@ -52,6 +53,7 @@ def test_the_table_and_the_json_show_the_same_figures(samples, capsys):
         assert text in table
 
 
+@pytest.mark.slow
 def test_samples_that_are_in_use_are_one_line(samples, capsys):
     with held_by_another(samples) as other:
         assert f"samples is in use by process {other}" in fails(capsys, [samples, "--features", "tokenizer"])

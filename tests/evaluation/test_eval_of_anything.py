@@ -53,6 +53,7 @@ def others(world, tmp_path, digits) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_same_images_from_any_tool_have_the_same_figures(world, others, capsys):
     names = ("samples", "folder", "zipped.zip", "nchw.npz")
     before = sorted(path.name for path in others.iterdir())
@@ -67,6 +68,7 @@ def test_the_same_images_from_any_tool_have_the_same_figures(world, others, caps
     assert sorted(path.name for path in others.iterdir()) == sorted([*before, *(path.name for path in reports[1:])])
 
 
+@pytest.mark.slow
 def test_one_file_for_all_reports(world, others, capsys):
     arguments = [others / "folder", others / "nchw.npz", "--reference", world / "latents.h5"]
     run(*arguments, "--output", others / "all.json", "--json")

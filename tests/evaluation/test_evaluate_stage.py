@@ -84,6 +84,7 @@ def test_training_images_stand_in_when_the_reference_is_other(world):
         assert (each.real.images, each.real.reference_images) == (200, 300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["latents.h5", "train", None])
 def test_the_training_images_as_reference_are_split(world, reference):
     report = run(world / "samples", None if reference is None else world / reference)
@@ -129,6 +130,7 @@ def test_the_seed_decides_and_nothing_else_does(world):
     assert other.figure("frechet_distance").real != first.figure("frechet_distance").real
 
 
+@pytest.mark.slow
 def test_the_report_is_written_whole(world):
     report = run(world / "samples", world / "held_out")
     written = json.loads((world / "samples" / "metrics.json").read_text())

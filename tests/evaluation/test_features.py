@@ -33,6 +33,7 @@ def chosen(settings: ExtractorSettings, fetch: bool = True) -> Choice:
     return choice
 
 
+@pytest.mark.slow
 def test_auto_takes_cached_inception_weights(described, inception_weights, monkeypatch):
     digest = hashlib.sha256(inception_weights.read_bytes()).hexdigest()[:8]
     monkeypatch.setattr(upstream, "URL_INCEPTION_V3", f"http://127.0.0.1:9/weights-{digest}.pth")

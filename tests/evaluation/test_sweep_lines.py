@@ -137,6 +137,7 @@ def test_settings_in_words() -> None:
     assert setting_words(point("run", "gm-ode", 2, None, 0), "guidance_scale") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sweep",
     [

@@ -31,6 +31,7 @@ def names(folder):
     return {each.name for each in folder.glob("*/*.png")}
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_digits_that_no_figure_is_quoted_on(digits, root):
     """The validation part lies within the training digits: its reference shares nothing with the test's."""
     found = digits.prepare(root, "validation")

@@ -91,6 +91,7 @@ def test_samples_become_standard_normal(leading, varied):
     assert_standard_normal(to_gaussian(mixture, x, principal_axes(mixture), leading, uniform))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leading", [None, 1, 2])
 @pytest.mark.parametrize("varied", [False, True])
 def test_noise_becomes_samples(leading, varied):

@@ -36,6 +36,7 @@ def fit(network: PointNetwork, loss_of, steps: int) -> None:
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_a_velocity_of_point_and_time_is_learned():
     """From zero, u = (t x_2, x_1 - t) to a twentieth of its standard deviation."""
 

@@ -70,6 +70,7 @@ def lpips(vgg: Path) -> Lpips:
     return load_lpips(vgg, CPU)
 
 
+@pytest.mark.slow
 def test_lpips_is_that_of_its_definition(lpips: Lpips, vgg: Path) -> None:
     from torchvision.models import vgg16
 
@@ -100,6 +101,7 @@ def test_gradients_reach_the_image_alone(lpips: Lpips) -> None:
     assert not any(each.requires_grad for each in lpips.parameters())
 
 
+@pytest.mark.slow
 def test_weights_of_another_network(tmp_path: Path) -> None:
     from torchvision.models import alexnet
 

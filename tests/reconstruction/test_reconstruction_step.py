@@ -16,6 +16,7 @@ from gmtool.streams import generator
 pytest.importorskip("diffusers")
 
 
+@pytest.mark.slow
 def test_a_step_is_the_losses_written_out() -> None:
     taken = stepper()
     result = taken.take(ImageBatch(images()), 3, seed=5)

@@ -64,6 +64,7 @@ def drawn(run: Path, target: Path, **changes: object) -> np.ndarray:
         return found.patches(slice(None)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weaker", ["velocity", "mixture", "plain"])
 @pytest.mark.parametrize(
     ("strong", "solver", "scale"),

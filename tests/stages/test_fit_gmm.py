@@ -86,6 +86,7 @@ def plan_of(latents: Path, output: Path, config: FitGmmConfig) -> FitPlan:
         return plan_fit(source, output, config, 1)
 
 
+@pytest.mark.slow
 def test_digits_end_to_end(digits: Path, tmp_path: Path) -> None:
     heard = Heard()
     report = fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, heard)
@@ -110,6 +111,7 @@ def test_digits_end_to_end(digits: Path, tmp_path: Path) -> None:
         assert gmm.patch_std(np.arange(20)).min() >= np.sqrt(VARIANCE_EPS) * 0.999
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_stored_mixture(digits: Path, tmp_path: Path) -> None:
     from scipy.special import logsumexp
     from scipy.stats import norm
@@ -125,6 +127,7 @@ def test_likelihoods_are_those_of_the_stored_mixture(digits: Path, tmp_path: Pat
         np.testing.assert_array_equal(gmm.kept(slice(None)).modes[:, 0], (parts + np.log(gmm.cls_weights)).argmax(1))
 
 
+@pytest.mark.slow
 def test_seed_decides_and_machine_settings_do_not(digits: Path, tmp_path: Path) -> None:
     def fingerprint(name: str, **settings: object) -> str:
         fit_gmm(digits, tmp_path / name, fit_config(**settings), Progress())
@@ -139,6 +142,7 @@ def test_seed_decides_and_machine_settings_do_not(digits: Path, tmp_path: Path) 
         np.testing.assert_allclose(blocked.patch_std(np.arange(20)), whole.patch_std(np.arange(20)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_again_is_not_done_again(digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "gmm.h5"
     first = fit_gmm(digits, output, CONFIG, Progress())
@@ -183,6 +187,7 @@ def test_each_half_of_a_fit_to_a_part_is_followed_to_its_end(digits: Path, tmp_p
         assert heard.tasks[task] == (count, count)
 
 
+@pytest.mark.slow
 def test_patches_can_be_assigned_harder_than_images(digits: Path, tmp_path: Path) -> None:
     """Moments of the images whose most probable mode it is, while images keep several: MM-FM's released mixtures."""
     config = fit_config(assignment="soft", patch_assignment="hard", shrinkage=0.0)
@@ -211,6 +216,7 @@ def test_patches_can_be_assigned_harder_than_images(digits: Path, tmp_path: Path
         fit_config(assignment="hard", patch_assignment="soft")
 
 
+@pytest.mark.slow
 def test_modes_that_are_nobody_s_first_choice_are_told(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = write(tmp_path / "latents.h5", rng.normal(size=(60, 1, 2, 2)), rng.normal(size=(60, 1)))
@@ -226,6 +232,7 @@ def test_modes_that_are_nobody_s_first_choice_are_told(tmp_path: Path) -> None:
     assert f"{len(empty)} of 4 modes are no image's most probable one" in " ".join(heard.notes)
 
 
+@pytest.mark.slow
 def test_without_em_the_clusters_are_k_means(digits: Path, tmp_path: Path) -> None:
     metrics = fit_gmm(digits, tmp_path / "gmm.h5", fit_config(em_iterations=0, held_out=0.0), Progress()).metrics
     assert (metrics.em_iterations, metrics.held_out, metrics.held_out_log_likelihood) == (0, 0, None)
@@ -233,6 +240,7 @@ def test_without_em_the_clusters_are_k_means(digits: Path, tmp_path: Path) -> No
     assert better.log_likelihood > metrics.log_likelihood
 
 
+@pytest.mark.slow
 def test_held_out_data_do_not_touch_the_descriptor_mixture(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     patches, descriptors = rng.normal(size=(200, 1, 2, 2)), rng.normal(size=(200, 3))
@@ -417,6 +425,7 @@ def test_a_picture_of_the_user_s_is_not_replaced(digits: Path, tmp_path: Path, n
     assert [each.name for each in tmp_path.iterdir()] == ["mixture.png"]
 
 
+@pytest.mark.slow
 def test_without_faiss(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_faiss = fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Progress()).metrics
     monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
@@ -465,6 +474,7 @@ def test_killed_it_resumes(digits: Path, tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
 
 
+@pytest.mark.slow
 def test_the_picture_comes_back(digits: Path, tmp_path: Path) -> None:
     fit_gmm(digits, tmp_path / "gmm.h5", CONFIG, Progress())
     picture = tmp_path / "gmm.png"

@@ -69,6 +69,7 @@ def test_the_fitted_mixture_is_read_where_it_is_used(small: Small, tmp_path: Pat
         forecast(small.latents("classes"), tmp_path / "run", changed(config, {"gmm": tmp_path / "none.h5"}))
 
 
+@pytest.mark.slow
 def test_time_follows_from_the_measured_speed(small: Small, tmp_path: Path) -> None:
     keep_speed(Speed(device_name(torch.device("cpu")), "float32", matmul=1e11, train=5e10, network="B"))
     found = forecast(small.latents("classes"), tmp_path / "run", QUICK)

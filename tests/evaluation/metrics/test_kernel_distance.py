@@ -22,6 +22,7 @@ def test_kernel_distance_is_the_unbiased_mmd():
     assert found.spread == 0
 
 
+@pytest.mark.slow
 def test_kernel_distance_is_near_zero_between_equal_distributions_and_grows_with_a_shift():
     first = normal(1500, 8, 13)
     values = [

@@ -20,6 +20,7 @@ def test_it_is_a_mean_of_squared_distances_of_order_statistics():
     assert mind(first, second, 3, directions=50) == pytest.approx(3 * 6 * total / 50, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_a_shift_adds_three_times_its_squared_length():
     points, shift = normal(500, 8, 4), torch.linspace(-1, 1, 8)
     expected = 3 * float(shift.square().sum())

@@ -149,6 +149,7 @@ def test_moved_artifacts_know_each_other_by_their_content(experiments: Path, tmp
     assert ("run union", "samples union-1") in edges(tmp_path / "moved", tmp_path / "moved")
 
 
+@pytest.mark.slow
 def test_commands_can_be_typed(experiments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And make of the same inputs what is recorded: the settings that they plan are those of the record."""
     import shlex
@@ -278,6 +279,7 @@ def test_hostile_names(experiments: Path, tmp_path: Path) -> None:
     assert {each["name"] for each in data_of(page)["charts"]["training-0-0"]["series"]} == set(names)
 
 
+@pytest.mark.slow
 def test_large_pictures_are_made_smaller(experiments: Path, tmp_path: Path) -> None:
     import numpy as np
 
@@ -296,6 +298,7 @@ def test_large_pictures_are_made_smaller(experiments: Path, tmp_path: Path) -> N
 # --- what is wrong is said in one line --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
