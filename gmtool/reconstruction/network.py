@@ -24,6 +24,9 @@ from gmtool.streams import key_seed
 from gmtool.tokenizers.rae import load_decoder, record_encoder
 from gmtool.tokenizers.vit import facts_of
 
+CLASS_TOKEN_STD = 0.02
+"""Of the class token at the start, as in ViT-MAE."""
+
 
 @dataclass(frozen=True)
 class DecoderSize:
@@ -124,7 +127,10 @@ def new_decoder(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed(seed, "decoder"))
-        return DecoderNetwork(_autoencoder()(**sizes), sizes)
+        network = DecoderNetwork(_autoencoder()(**sizes), sizes)
+        # diffusers leaves the class token at 0, where the first LayerNorm, of eps 1e-12, has a slope of 1e6
+        nn.init.normal_(network.decoder.trainable_cls_token, std=CLASS_TOKEN_STD)
+        return network
 
 
 def check_sides(side: int, latent_shape: tuple[int, int, int]) -> None:

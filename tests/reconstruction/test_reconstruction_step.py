@@ -70,7 +70,9 @@ def test_micro_batches_do_not_change_a_step(size: int) -> None:
         one, other = (each.take(ImageBatch(images()), step, 0) for each in (whole, parts))
         assert other.record() == pytest.approx(one.record(), rel=1e-4, abs=1e-6)
     same(whole.state.decoder.network, parts.state.decoder.network)
-    same(whole.state.discriminator.network.heads, parts.state.discriminator.network.heads)
+    # a level of a fake image between two may come out as either, and AdamW moves by the rate in any case
+    heads = [each.state.discriminator.network.heads for each in (whole, parts)]
+    same(*heads, atol=0.3 * RATE)
 
 
 def test_phases() -> None:
