@@ -217,9 +217,9 @@ POLICIES: Mapping[str, PolicyMaker] = {
 
 
 def roll_grid(start: Tensor, end: Tensor, shift: float, substeps: int) -> Tensor:
-    """Times (n + 1, B) of a roll between raw times start >= end (B,): ``substeps`` a unit of raw time, at least one.
+    """Times (n + 1, B) of a roll between raw times start >= end (B,): ``substeps`` per unit of raw time, at least one.
 
-    Samples of fewer sub-steps than n repeat their last time.
+    Samples of fewer sub-steps than n repeat their last time. Waits for the device, which says how large n is.
     """
     parts = ((start - end) * substeps).round().clamp(min=1)
     share = torch.arange(int(parts.max()) + 1, device=start.device).unsqueeze(1) / parts
