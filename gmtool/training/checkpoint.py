@@ -162,13 +162,16 @@ def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mappin
 def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
     """Remove all but the newest ``keep`` checkpoints, and those at multiples of ``keep_every`` steps (0: none).
 
-    What was left of one whose writing was killed goes too.
+    What was left of one whose writing or removal was killed goes too.
     """
     for part in folder.glob(part_of(Path("step-*")).name):
         shutil.rmtree(part, ignore_errors=True)
     for old in list_checkpoints(folder)[:-keep]:
         if not keep_every or old.step % keep_every:
-            shutil.rmtree(old.path, ignore_errors=True)
+            # under another name first: what a kill leaves of it is then no checkpoint that is not whole
+            part = part_of(old.path)
+            old.path.rename(part)
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def load_weights(network: nn.Module, file: Path) -> None:

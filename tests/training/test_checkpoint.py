@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,19 @@ def test_decay_is_on_matrices_alone() -> None:
     assert {each.dim() for each in others["params"]} == {1}
     assert len(decayed["params"]) + len(others["params"]) == len(list(network.parameters()))
     assert decayed["betas"] == (0.9, 0.95)
+
+
+def test_a_kill_during_a_removal_leaves_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, Position(step), {"model.safetensors": {"a": torch.zeros(2)}})
+
+    def killed(folder: Path, ignore_errors: bool = False) -> None:
+        (folder / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        remove_old(tmp_path, keep=2)
+    assert cut_short(tmp_path) == ()
+    remove_old(tmp_path, keep=2)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
