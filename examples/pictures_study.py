@@ -154,7 +154,10 @@ def plot(by_steps: dict[int, Rows], floor: float, path: Path) -> None:
         panel.set(xscale="log", yscale="log", title=f"{steps} steps", xlabel="network evaluations")
         panel.set_xticks(ALL, [str(each) for each in ALL], minor=False)
     panels[0].set_ylabel("Fréchet distance")
-    panels[-1].legend(fontsize="x-small", handlelength=4, loc="upper left", bbox_to_anchor=(1, 1))
+    named = {line.get_label(): line for panel in panels for line in panel.lines if line.get_marker() == "o"}
+    panels[-1].legend(
+        named.values(), named.keys(), fontsize="x-small", handlelength=4, loc="upper left", bbox_to_anchor=(1, 1)
+    )
     figure.savefig(path, dpi=110)
 
 
