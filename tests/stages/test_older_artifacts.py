@@ -73,7 +73,7 @@ def test_its_run_is_complete(chain: Path, capsys: pytest.CaptureFixture[str]) ->
     before = contents(chain)
     types(f"{UNION} --steps 4")
     assert "has all its 4 steps" in capsys.readouterr().err
-    assert contents(chain) == before
+    assert before.items() <= contents(chain).items()  # the last preview, which the data do not hold, is drawn again
 
 
 def test_its_run_whose_rate_follows_the_steps_has_no_more_of_them(
@@ -100,7 +100,7 @@ def test_its_run_goes_on_as_it_did_then(chain: Path) -> None:
 
 
 def test_its_samples_are_drawn_again(chain: Path) -> None:
-    types("sample run again --gmm gmm.h5 --num 8 --steps 2 --device cpu")
+    types("sample run again --gmm gmm.h5 --num 8 --steps 2 --solver gm-ode --device cpu")
     with open_latents(chain / "samples/latents.h5") as then, open_latents(chain / "again/latents.h5") as now:
         one, other = (each.patches(slice(None)).astype(np.float32) for each in (then, now))
         np.testing.assert_allclose(other, one, atol=2e-3, rtol=2e-3)

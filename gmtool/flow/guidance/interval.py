@@ -16,7 +16,7 @@ ROUNDING = 1e-6
 
 
 def inside(interval: tuple[float, float], t: Tensor) -> Tensor:
-    """Whether times lie in an interval, ends included."""
+    """Whether times t (B,) lie in an interval, ends included: (B,) bool."""
     low, high = interval
     return (low - ROUNDING <= t) & (t <= high + ROUNDING)
 

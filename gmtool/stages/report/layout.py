@@ -10,7 +10,7 @@ from gmtool.stages.report.provenance import Graph, Node, kind_words
 WIDTH, HEIGHT = 150, 40
 """Of a node's box, in pixels."""
 ACROSS, DOWN, TOP, MARGIN = 27, 10, 30, 2
-"""Gaps between boxes, room for the columns' titles, and the margin around all."""
+"""Gaps between boxes, space for the columns' titles, and the margin around all."""
 LETTERS = 22
 """Of a name that are shown in a box."""
 

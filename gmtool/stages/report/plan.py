@@ -21,7 +21,7 @@ PAGES = (".html", ".htm")
 
 @dataclass(frozen=True)
 class ReportPlan:
-    """A report with nothing left open."""
+    """A resolved report."""
 
     config: ReportConfig
     collection: Collection

@@ -150,7 +150,7 @@ class _Tracer:
         return self.graph.nodes[key]
 
     def _known(self, used: Input) -> Artifact | None:
-        """The artifact that an input is, among those at hand: the one in its place before others."""
+        """The artifact that an input is, among those that are shown: the one in its place before others."""
         kind = SAME_AS.get(used.role, used.role)
         same = [each for each in self._artifacts if each.kind == kind]
         same.sort(key=lambda each: each.path != Path(used.path).resolve())

@@ -206,7 +206,7 @@ def _floor(name: str, scored: Sequence[Scored]) -> Measurement | None:
 
 
 def short(value: float) -> str:
-    """A number for people: four figures, thousands apart where it is a whole one."""
+    """A human-readable number: four significant figures, an integer with thousands separators."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}"

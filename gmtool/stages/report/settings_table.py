@@ -12,7 +12,7 @@ ABSENT = "–"
 """What stands for a setting that an artifact does not have, or that is open."""
 
 OF_THE_MACHINE = ("device", "workers", "tensorboard", "wandb")
-"""Settings that change nothing in what is learnt or drawn."""
+"""Settings that change nothing in what is learned or drawn."""
 
 
 @dataclass(frozen=True)

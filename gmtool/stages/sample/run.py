@@ -125,8 +125,6 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
     job = plan_samples(run_path, folder, config)
     for line in job.drawing.notes:
         progress.note(line)
-    for choice in job.drawing.choices:
-        progress.note(f"{choice.flag} {choice.value}: {choice.why}")
     allow_tf32(False)
     world = join(config.device)
     with ExitStack() as stack:
@@ -137,6 +135,8 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
         side = None if tokenizer is None else tokenizer.image_size
         check_space(job.output.target, job.bytes_needed(side), "the folder")
         stack.enter_context(job.output.locked(world.first))
+        for choice in job.drawing.choices:
+            progress.note(f"{choice.flag} {choice.value}: {choice.why}")
         if world.first:
             _prepare(job)
         world.barrier()
