@@ -136,7 +136,7 @@ def main() -> None:
         rows = [(solver, *map(figures, row)) for solver, row in shares.items()]
         columns = ("solver, order", *(f"{steps} eval." for steps in EVALUATIONS))
         print_table(f"{name}: % on white squares, total variation", columns, rows)
-        board = np.block([[np.pad(np.rot90(each), 1) for each in row] for row in shares.values()])
+        board = np.block([[np.pad(np.rot90(share), 1) for share in row] for row in shares.values()])
         imsave(options.folder / f"{name}.png", board, cmap="gray", vmin=0, vmax=2 * TRUTH.max())
     rows = [("a true sample", figures(histogram(draw_data(setting.final, generator("truth", device=device)))))]
     for name, solver, steps in (("flow matching", "heun", 64), ("K = 64", "gm-sde", 8)):

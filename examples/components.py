@@ -38,13 +38,13 @@ class Spent:
 
 def scores(digits: Digits, components: int, solver: str, spent: Spent) -> list[Score]:
     """The scores of K = ``components`` under a solver of order 2, one per seed."""
-    found = []
+    scored = []
     for seed in range(spent.seeds):
         training = {"objective": "gm-kl", "source": "gaussian", "components": components, "batch_size": spent.batch}
         sampling = {"solver": solver, "steps": spent.evaluations, "num": spent.samples, "seed": seed, "device": "cpu"}
         run = trained(digits, changed(budget(spent.steps, seed), training))
-        found.append(score(digits, run, make(SampleConfig, sampling)))
-    return found
+        scored.append(score(digits, run, make(SampleConfig, sampling)))
+    return scored
 
 
 def spread(values: list[float]) -> float:
@@ -52,25 +52,25 @@ def spread(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def report(found: dict[str, dict[int, list[float]]], floor: float, evaluations: int, path: Path) -> None:
-    """Print the table, and draw it into ``path``. found: the distances of each solver and K, one per seed."""
+def report(distances: dict[str, dict[int, list[float]]], floor: float, evaluations: int, path: Path) -> None:
+    """Print the table, and draw it into ``path``. distances: by solver and K, one per seed."""
     print_table(
         f"Fréchet distance to held-out digits at {evaluations} evaluations (real digits: {floor:.2f})",
         ("solver", *(f"K = {components}" for components in COMPONENTS)),
         [
-            (solver, *(f"{mean(values):.2f} ±{spread(values):.2f}" for values in each.values()))
-            for solver, each in found.items()
+            (solver, *(f"{mean(values):.2f} ±{spread(values):.2f}" for values in by_components.values()))
+            for solver, by_components in distances.items()
         ],
     )
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="components K", ylabel="Fréchet distance to held-out digits")
-    for solver, each in found.items():
-        means, spreads = zip(*((mean(values), spread(values)) for values in each.values()), strict=True)
+    for solver, by_components in distances.items():
+        means, spreads = zip(*((mean(values), spread(values)) for values in by_components.values()), strict=True)
         axes.errorbar(COMPONENTS, means, spreads, label=f"{solver} 2", capsize=2)
     axes.axhline(floor, color="grey", linestyle="dashed", label="real digits")
-    axes.set_xticks(COMPONENTS, [str(each) for each in COMPONENTS])
+    axes.set_xticks(COMPONENTS, [str(components) for components in COMPONENTS])
     axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=150)
@@ -91,14 +91,14 @@ def main() -> None:
     options = parse()
     spent = Spent(options.steps, options.batch, options.evaluations, options.samples, options.seeds)
     digits = prepare(options.folder, "test")
-    found = {
+    scored = {
         solver: {components: scores(digits, components, solver, spent) for components in COMPONENTS}
         for solver in SOLVERS
     }
-    floor = mean(one.floor for each in found.values() for group in each.values() for one in group)
+    floor = mean(one.floor for by_components in scored.values() for group in by_components.values() for one in group)
     distances = {
-        solver: {components: [one.distance for one in group] for components, group in each.items()}
-        for solver, each in found.items()
+        solver: {components: [one.distance for one in group] for components, group in by_components.items()}
+        for solver, by_components in scored.items()
     }
     report(distances, floor, options.evaluations, options.folder / "components.png")
 

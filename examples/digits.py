@@ -77,16 +77,16 @@ def prepare(root: Path, part: Part) -> Digits:
     training, held_out = write_digits(root / "images")
     if part == "validation":
         training, held_out = _cut(training, folder / "images")
-    found = Digits(folder, folder / "latents.h5", held_out)
-    if not found.latents.exists():
+    digits = Digits(folder, folder / "latents.h5", held_out)
+    if not digits.latents.exists():
         settings = EncodeConfig(TokenizerSettings("pixels", patch_size=2), workers=0, device="cpu")
-        encode_images(training, found.latents, settings, ConsoleProgress())
-    return found
+        encode_images(training, digits.latents, settings, ConsoleProgress())
+    return digits
 
 
 def _cut(training: Path, folder: Path) -> tuple[Path, Path]:
     """Copies of the training digits in two parts, the second of `HELD_OUT`, always the same ones."""
-    images = sorted(training.glob("*/*.png"), key=lambda each: each.name)
+    images = sorted(training.glob("*/*.png"), key=lambda path: path.name)
     order = np.random.default_rng(1).permutation(len(images))
     for place, index in enumerate(order):
         image = images[index]
@@ -136,11 +136,11 @@ def score(digits: Digits, run: Path, config: SampleConfig) -> Score:
     if not kept.exists():
         folder = digits.root / "samples" / run.name
         sample(run, folder, config, ConsoleProgress())
-        found = _score(digits, open_samples(folder).images())
+        result = _score(digits, open_samples(folder).images())
         shutil.rmtree(folder)
         kept.parent.mkdir(exist_ok=True)
         with written_aside(kept) as part:
-            part.write_text(json.dumps(asdict(found)))
+            part.write_text(json.dumps(asdict(result)))
     return Score(**json.loads(kept.read_text()))
 
 
@@ -150,14 +150,14 @@ def _score(digits: Digits, images: np.ndarray) -> Score:
         tokenizer = build_tokenizer(latents.tokenizer, torch.device("cpu"))
         training = torch.from_numpy(latents.descriptors(slice(None)))
     paths = sorted(digits.reference.glob("*/*.png"))
-    real = np.stack([np.asarray(Image.open(each).convert("RGB")) for each in paths])
+    real = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
     drawn, held_out = (
-        tokenizer.describe(torch.from_numpy(each).permute(0, 3, 1, 2)).float() for each in (images, real)
+        tokenizer.describe(torch.from_numpy(pixels).permute(0, 3, 1, 2)).float() for pixels in (images, real)
     )
     few = training[np.random.default_rng(0).permutation(len(training))[: len(images)]]
     reference = feature_statistics(held_out)
-    distance, floor = (frechet_distance(feature_statistics(each), reference) for each in (drawn, few))
-    nearest, usual = (float(torch.cdist(each, training).amin(1).mean()) for each in (drawn, held_out))
+    distance, floor = (frechet_distance(feature_statistics(features), reference) for features in (drawn, few))
+    nearest, usual = (float(torch.cdist(features, training).amin(1).mean()) for features in (drawn, held_out))
     return Score(distance, floor, nearest / usual)
 
 

@@ -84,7 +84,7 @@ def methods(modes: int) -> tuple[Method, ...]:
 def every_method(setting: Setting) -> tuple[Method, ...]:
     """All methods, the four of the main number of modes first."""
     first = (Method("flow matching", "fm", 0), Method("GMFlow", "gm-kl", 0))
-    return first + tuple(each for modes in setting.modes for each in methods(modes))
+    return first + tuple(method for modes in setting.modes for method in methods(modes))
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ def training(digits: Digits, method: Method, setting: Setting, seed: int) -> Tra
 def curves(digits: Digits, method: Method, setting: Setting, seed: int) -> list[Curve]:
     """Train one method from one seed and score it under every solver; what has been done is read."""
     run = trained(digits, training(digits, method, setting, seed))
-    found = []
+    by_solver = []
     for solver, evaluations in setting.mixture if method.objective == "gm-kl" else setting.velocity:
         sampling = make(SampleConfig, {"solver": solver, "num": setting.samples, "seed": seed, "device": "cpu"})
         scores = {count: score(digits, run, changed(sampling, {"steps": count})) for count in evaluations}
-        found.append(Curve(method, solver, seed, scores))
-    return found
+        by_solver.append(Curve(method, solver, seed, scores))
+    return by_solver
 
 
 @dataclass(frozen=True)
@@ -126,39 +126,41 @@ class Line:
     spreads: dict[int, float]
 
 
-def lines(found: list[Curve], value: Callable[[Score], float]) -> list[Line]:
+def lines(all_curves: list[Curve], value: Callable[[Score], float]) -> list[Line]:
     """A value of the scores, the curves of the same method and solver put together."""
     groups: dict[tuple[Method, str], list[Curve]] = {}
-    for each in found:
-        groups.setdefault((each.method, each.solver), []).append(each)
+    for curve in all_curves:
+        groups.setdefault((curve.method, curve.solver), []).append(curve)
     result = []
     for (method, solver), group in groups.items():
-        values = {count: [value(each.scores[count]) for each in group] for count in group[0].scores}
-        spreads = {count: stdev(each) if len(each) > 1 else 0.0 for count, each in values.items()}
-        result.append(Line(f"{method.label}, {solver}", {count: mean(each) for count, each in values.items()}, spreads))
+        values = {count: [value(curve.scores[count]) for curve in group] for count in group[0].scores}
+        spreads = {count: stdev(repeats) if len(repeats) > 1 else 0.0 for count, repeats in values.items()}
+        result.append(
+            Line(f"{method.label}, {solver}", {count: mean(repeats) for count, repeats in values.items()}, spreads)
+        )
     return result
 
 
-def floor(found: list[Curve]) -> float:
+def floor(all_curves: list[Curve]) -> float:
     """The score of real training digits, the mean over seeds."""
-    return mean(score.floor for each in found for score in each.scores.values())
+    return mean(score.floor for curve in all_curves for score in curve.scores.values())
 
 
-def report(found: list[Curve], path: Path) -> None:
+def report(all_curves: list[Curve], path: Path) -> None:
     """Print both tables, and draw the first into ``path``."""
-    distances, least = lines(found, lambda score: score.distance), floor(found)
+    distances, least = lines(all_curves, lambda score: score.distance), floor(all_curves)
     _print(f"Fréchet distance to held-out digits, by network evaluations (real digits: {least:.2f})", distances)
-    newness = lines(found, lambda score: score.newness)
+    newness = lines(all_curves, lambda score: score.newness)
     _print("distance to the nearest training digit (held-out digits: 1, copies: 0)", newness)
     _draw(distances, least, path)
 
 
 def _print(title: str, rows: list[Line]) -> None:
-    evaluations = sorted({count for each in rows for count in each.means})
+    evaluations = sorted({count for line in rows for count in line.means})
     print_table(
         title,
         ("method, solver", *map(str, evaluations)),
-        [(each.label, *(_cell(each, count) for count in evaluations)) for each in rows],
+        [(line.label, *(_cell(line, count) for count in evaluations)) for line in rows],
     )
 
 
@@ -173,11 +175,11 @@ def _draw(rows: list[Line], least: float, path: Path) -> None:
     axes = figure.add_subplot(
         xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance to held-out digits"
     )
-    for each in rows:
-        axes.errorbar(*zip(*each.means.items(), strict=True), each.spreads.values(), label=each.label, capsize=2)
+    for line in rows:
+        axes.errorbar(*zip(*line.means.items(), strict=True), line.spreads.values(), label=line.label, capsize=2)
     axes.axhline(least, color="grey", linestyle="dashed", label="real digits")
-    ticks = sorted({count for each in rows for count in each.means})
-    axes.set_xticks(ticks, [str(each) for each in ticks], minor=False)
+    ticks = sorted({count for line in rows for count in line.means})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
 
@@ -198,10 +200,13 @@ def main() -> None:
     digits = prepare(options.folder, options.part)
     four, others = every_method(setting)[:4], every_method(setting)[4:]
     for name, chosen in (("methods", four), ("modes", (*four, *others))):
-        found = [
-            each for seed in range(setting.seeds) for method in chosen for each in curves(digits, method, setting, seed)
+        all_curves = [
+            curve
+            for seed in range(setting.seeds)
+            for method in chosen
+            for curve in curves(digits, method, setting, seed)
         ]
-        report(sorted(found, key=lambda each: chosen.index(each.method)), options.folder / f"{name}.png")
+        report(sorted(all_curves, key=lambda curve: chosen.index(curve.method)), options.folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ def measure(run: Path, folder: Path, sampling: SampleConfig, scoring: EvaluateCo
     report = evaluate(folder, scoring, ConsoleProgress())
 
     def value(metric: str) -> float:
-        found = report.figure(metric)
-        assert found is not None  # a reference of real images gives every figure
-        return found.generated.value
+        figure = report.figure(metric)
+        assert figure is not None  # a reference of real images gives every figure
+        return figure.generated.value
 
     return Point(value("precision"), value("recall"), value("magnitude"), value("saturated_share"))
 
@@ -93,7 +93,7 @@ def common_levels(curves: list[Curve]) -> list[float]:
     """Precisions that every curve reaches from no guidance on, evenly spaced; none when there are none."""
     low = max(next(iter(curve.values())).precision for curve in curves)
     high = min(max(point.precision for point in curve.values()) for curve in curves)
-    return [] if low > high else [float(each) for each in np.linspace(low, high, LEVELS)]
+    return [] if low > high else [float(level) for level in np.linspace(low, high, LEVELS)]
 
 
 def summary(values: list[float]) -> str:
@@ -121,7 +121,7 @@ def report(curves: dict[Scheme, list[Curve]], path: Path) -> None:
     rows = []
     for level in common_levels([curve for group in curves.values() for curve in group]):
         for scheme, group in curves.items():
-            points = [found for curve in group if (found := at_precision(curve, level)) is not None]
+            points = [point for curve in group if (point := at_precision(curve, level)) is not None]
             rows.append((f"{level:.3f}", scheme.guidance, *cells(points)[1:]))
     if rows:
         print_table("at equal precision", ("precision", "guidance", *columns[1:]), rows)
@@ -150,7 +150,7 @@ def _draw(curves: dict[Scheme, list[Curve]], path: Path) -> None:
 
 
 def scales(text: str) -> tuple[float, ...]:
-    return tuple(sorted(float(each) for each in text.split(",")))
+    return tuple(sorted(float(scale) for scale in text.split(",")))
 
 
 def parse() -> argparse.Namespace:

@@ -34,7 +34,7 @@ def load_network(run: Path, weights: str = "ema.safetensors") -> Network:
     """The network of a run's newest checkpoint; weights: ema.safetensors, or model.safetensors of the last step."""
     settings = load_record(run)["details"]["architecture"]
     network = build_network(architecture_from_json(settings), seed=0)
-    newest = max(each for each in (run / "checkpoints").glob("step-*") if not each.suffix)
+    newest = max(folder for folder in (run / "checkpoints").glob("step-*") if not folder.suffix)
     network.load_state_dict(load_file(newest / weights))
     return network.eval()
 
@@ -76,7 +76,7 @@ def main() -> None:
     classes = torch.full((arguments.count,), arguments.label) if architecture.classes else None
     x = euler(network, noise, Conditions(classes), arguments.steps, config["time_shift"])
     save_file({"latents": restore(arguments.run, x)}, arguments.out)
-    parameters = sum(each.numel() for each in network.parameters())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"{arguments.out}: {arguments.count} latents of {tuple(x.shape[1:])}, from {parameters:,} parameters")
 
 

@@ -42,10 +42,10 @@ class Source:
 
 def sources(modes: list[int], at: int) -> list[Source]:
     """Every number of modes with diagonal covariance and soft assignment; and at one number the alternatives."""
-    found = [Source(f"modes-{count}" if count else "gaussian", count) for count in modes]
-    found.append(Source(f"spherical-{at}", at, ("--covariance", "spherical")))
-    found.append(Source(f"hard-{at}", at, ("--assignment", "hard")))
-    return found
+    compared = [Source(f"modes-{count}" if count else "gaussian", count) for count in modes]
+    compared.append(Source(f"spherical-{at}", at, ("--covariance", "spherical")))
+    compared.append(Source(f"hard-{at}", at, ("--assignment", "hard")))
+    return compared
 
 
 def commands(folder: Path, latents: Path, options: argparse.Namespace) -> Iterator[list[str]]:
@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    return [int(each) for each in text.split(",")]
+    return [int(number) for number in text.split(",")]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -100,11 +100,11 @@ def main(arguments: list[str] | None = None) -> None:
         options.reference = options.reference or options.folder / HELD_OUT
         if not options.print:
             write_digits(options.folder / "digits")
-    for each in commands(options.folder, latents, options):
+    for command in commands(options.folder, latents, options):
         if options.print:
-            print(f"gmtool {shlex.join(each)}")
+            print(f"gmtool {shlex.join(command)}")
         else:
-            run(each)
+            run(command)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def fit(x: Tensor, seed: int) -> tuple[ModeMixture, Tensor]:
     """A diagonal mixture of eight modes, by EM from k-means, and p(k | x) of the data, (N, 8)."""
     data = x.flatten(1).double().numpy()
     em = EM(MODES, covariance_type="diag", random_state=seed).fit(data)
-    found = (em.weights_, em.means_, em.covariances_, em.predict_proba(data))
-    weights, means, variances, shares = (torch.from_numpy(each).float() for each in found)
+    arrays = (em.weights_, em.means_, em.covariances_, em.predict_proba(data))
+    weights, means, variances, shares = (torch.from_numpy(array).float() for array in arrays)
     return ModeMixture(weights, means[..., None, None], variances[..., None, None].sqrt()), shares
 
 
@@ -114,13 +114,13 @@ def study(name: str, steps: int, count: int, seed: int, folder: Path) -> None:
         field = method.field(partial(network, modes=few), mixture.at(few))
         paths[flow] = path = trace(field, drawn[row][0][:PATHS], full_grid(PATH_STEPS))
         measured = path.length(), path.straightness(), mean_lipschitz(field, path, generator("lipschitz"))
-        figures.append((flow, *(f"{float(each.mean()):.3f}" for each in measured)))
+        figures.append((flow, *(f"{float(values.mean()):.3f}" for values in measured)))
     print_table(f"{name}: paths", (columns[0], "length", "straightness", "Lipschitz"), figures)
     for title, distance in (
-        ("W2^2", lambda each: transport_distance(each[:EXACT], held_out[:EXACT])),
-        ("squared sliced W2", lambda each: sliced_distance(each, held_out, generator("directions"))),
+        ("W2^2", lambda samples: transport_distance(samples[:EXACT], held_out[:EXACT])),
+        ("squared sliced W2", lambda samples: sliced_distance(samples, held_out, generator("directions"))),
     ):
-        rows = [(flow, *(f"{distance(each):.4f}" for each in row)) for flow, row in drawn.items()]
+        rows = [(flow, *(f"{distance(samples):.4f}" for samples in row)) for flow, row in drawn.items()]
         print_table(f"{name}: {title}, by evaluations (two samples of the data: {distance(other):.4f})", columns, rows)
     picture(paths, x.flatten(1), folder / f"{name.lower()}.png")
 
@@ -129,8 +129,10 @@ def picture(paths: dict[str, Trajectory], x: Tensor, path: Path) -> None:
     """Paths on the two first principal axes of the data x (N, 10), a panel a method."""
     plane = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:2].T
     figure = Figure(figsize=(16, 8), layout="constrained")
-    for panel, (name, each) in zip(figure.subplots(2, 4, sharex=True, sharey=True).flat, paths.items(), strict=False):
-        flat = each.points.flatten(2)[:, :100] @ plane
+    for panel, (name, trajectory) in zip(
+        figure.subplots(2, 4, sharex=True, sharey=True).flat, paths.items(), strict=False
+    ):
+        flat = trajectory.points.flatten(2)[:, :100] @ plane
         panel.scatter(*(x[:2000] @ plane).T, s=1, color="lightgrey")
         panel.plot(*flat.movedim(2, 0), color="steelblue", linewidth=0.5)
         panel.scatter(*flat[0].T, s=5, color="black")  # where they start

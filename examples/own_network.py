@@ -34,7 +34,7 @@ def main(steps: int = 400) -> list[float]:
     stream, method, network = torch.manual_seed(0), union(ratio=0.9), Network()
     train, test = (torch.tensor(make_moons(4000, noise=0.05, random_state=i)[0]).float() for i in (0, 1))
     em = EM(MODES, covariance_type="diag", random_state=0).fit(train)
-    mixture = ModeMixture(*(torch.tensor(each).float() for each in (em.weights_, em.means_, em.covariances_**0.5)))
+    mixture = ModeMixture(*(torch.tensor(array).float() for array in (em.weights_, em.means_, em.covariances_**0.5)))
     shares = torch.tensor(em.predict_proba(train))  # p(k | x)
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     for _ in range(steps):  # in the coordinates that each point's own mode whitens, where noise is N(0, I)
@@ -50,9 +50,11 @@ def main(steps: int = 400) -> list[float]:
     start = method.start(torch.randn(test.shape), own)
     with torch.inference_mode():
         end = integrate(GmOde(order=2, substeps=32), model, start, full_grid(2))
-    found = [sliced_distance(method.finish(each, own), test, stream) for each in (start, end)]
-    print("squared sliced W2 to held-out points: {:.5f} of the fitted mixture, {:.5f} of the samples".format(*found))
-    return found
+    distances = [sliced_distance(method.finish(points, own), test, stream) for points in (start, end)]
+    print(
+        "squared sliced W2 to held-out points: {:.5f} of the fitted mixture, {:.5f} of the samples".format(*distances)
+    )
+    return distances
 
 
 if __name__ == "__main__":

@@ -56,15 +56,15 @@ def photographs() -> dict[str, Image.Image]:
 
     china, flower = load_sample_images().images
     with get_sample_data("grace_hopper.jpg") as file:
-        found = {"china": china, "flower": flower, "portrait": np.asarray(Image.open(file).convert("RGB"))}
+        photographs = {"china": china, "flower": flower, "portrait": np.asarray(Image.open(file).convert("RGB"))}
     if find_spec("skimage") is None:
         print("scikit-image is not installed, so there are 3 photographs instead of 11: pip install scikit-image")
     else:
         from skimage import data
 
-        found |= {name: getattr(data, function)() for name, function in SHIPPED.items()}
-        found["motorcycle"] = data.stereo_motorcycle()[0]
-    return {name: Image.fromarray(found[name]) for name in sorted(found)}
+        photographs |= {name: getattr(data, function)() for name, function in SHIPPED.items()}
+        photographs["motorcycle"] = data.stereo_motorcycle()[0]
+    return {name: Image.fromarray(photographs[name]) for name in sorted(photographs)}
 
 
 def write_photographs(folder: Path) -> tuple[Path, Path]:
@@ -85,7 +85,7 @@ def write_photographs(folder: Path) -> tuple[Path, Path]:
 
 def _scaled(photograph: Image.Image) -> Image.Image:
     scale = SHORT / min(photograph.size)
-    width, height = (round(scale * each) for each in photograph.size)
+    width, height = (round(scale * length) for length in photograph.size)
     return photograph.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -103,7 +103,7 @@ def label_strips(strips: dict[str, Path], path: Path) -> None:
     """Draw strips of pictures under each other, twice as large, with their names to the left."""
     images = {label: Image.open(strip) for label, strip in strips.items()}
     left, height = 230, 2 * SIDE
-    page = Image.new("RGB", (left + 2 * max(each.width for each in images.values()), height * len(images)), "white")
+    page = Image.new("RGB", (left + 2 * max(image.width for image in images.values()), height * len(images)), "white")
     for row, (label, strip) in enumerate(images.items()):
         page.paste(strip.resize((2 * strip.width, height), Image.Resampling.NEAREST), (left, row * height))
         ImageDraw.Draw(page).text((8, (row + 0.5) * height), label, "black", anchor="lm", font_size=14)

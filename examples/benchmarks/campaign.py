@@ -138,18 +138,18 @@ def values_of(option: object, declared: object, rng: random.Random) -> list[str]
 def flag_case(rng: random.Random) -> list[str]:
     """A command with up to three of its options."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    name = rng.choice([each for each in sorted(commands) if each not in ("quickstart", "bench")])
-    options = [each for each in commands[name].params if each.param_type_name == "option"]
+    name = rng.choice([command for command in sorted(commands) if command not in ("quickstart", "bench")])
+    options = [option for option in commands[name].params if option.param_type_name == "option"]
     declared = settings_of(STAGES[name]) if name in STAGES else {}
     chosen = rng.sample(options, min(len(options), rng.randint(1, 3)))
     words: list[str] = []
-    for each in chosen:
-        words.append(rng.choice([*each.opts, *each.secondary_opts]))
-        if not each.is_flag:
-            setting = declared.get(each.name)
-            words += values_of(each, None if setting is None else setting.option, rng)
-    has_dry_run = any(each.name == "dry_run" for each in options)
-    dry = ["--dry-run"] if has_dry_run and (rng.random() < 0.5 or {each.name for each in chosen} & HEAVY) else []
+    for option in chosen:
+        words.append(rng.choice([*option.opts, *option.secondary_opts]))
+        if not option.is_flag:
+            setting = declared.get(option.name)
+            words += values_of(option, None if setting is None else setting.option, rng)
+    has_dry_run = any(option.name == "dry_run" for option in options)
+    dry = ["--dry-run"] if has_dry_run and (rng.random() < 0.5 or {option.name for option in chosen} & HEAVY) else []
     return [name, *BASES.get(name, ("samples",)), *dry, *words]
 
 
@@ -178,7 +178,7 @@ def targets(world: Path) -> Iterator[tuple[str, Path]]:
     """The files of artifacts: the artifact's name, the file; of a run's checkpoints the newest."""
     for name in READERS:
         inside = [world / name] if (world / name).is_file() else sorted((world / name).rglob("*"))
-        newest = max((each.name for each in (world / "run/checkpoints").iterdir()), default="")
+        newest = max((folder.name for folder in (world / "run/checkpoints").iterdir()), default="")
         for path in inside:
             if (
                 path.is_file()
@@ -227,11 +227,11 @@ def flip_each(
 
 def read_all(pipe: int, seconds: float = 5 * SECONDS) -> str:
     """What comes out of a pipe until it is closed."""
-    found, ends = b"", time.monotonic() + seconds
+    received, ends = b"", time.monotonic() + seconds
     while select.select([pipe], [], [], max(0.0, ends - time.monotonic()))[0] and (part := os.read(pipe, 65536)):
-        found += part
+        received += part
     os.close(pipe)
-    return found.decode(errors="replace")
+    return received.decode(errors="replace")
 
 
 # --- hostile files ----------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def hostile(world: Path, cases: int, seed: int) -> Tally:
             arguments = ["import", name, "new", "--dry-run"]
         (folder / name).write_bytes(content)
         ending = Child(arguments, folder).wait()
-        left = {each.name for each in folder.parent.rglob("*")} - {"inside", name, "new.h5"}
+        left = {file.name for file in folder.parent.rglob("*")} - {"inside", name, "new.h5"}
         fault = ending.fault() or (f"made {sorted(left)}" if left else None)
         if index % 2 == 0:
             fault = fault or as_mixture(folder / name)
@@ -273,7 +273,7 @@ def as_mixture(path: Path) -> str | None:
 
     pid = forked(act)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    left = {each.name for each in path.parent.iterdir()} - {path.name}
+    left = {file.name for file in path.parent.iterdir()} - {path.name}
     return f"as a mixture: {code}, made {left}" if code or left else None
 
 
@@ -297,7 +297,7 @@ def kills(world: Path, cases: int, seed: int) -> Tally:
             if fault is None and content_of(copy / output) != alone.content:
                 fault = "other content"
             tally.add(
-                f"{stage} killed after {', '.join(f'{each:.2f}' for each in moments)} s", fault or leftovers(copy)
+                f"{stage} killed after {', '.join(f'{moment:.2f}' for moment in moments)} s", fault or leftovers(copy)
             )
     return tally
 
@@ -311,15 +311,15 @@ def pairs(world: Path, cases: int, _seed: int) -> Tally:
         for _ in range(cases):
             copy = copy_before(world, stage)
             both = [Child(arguments, copy) for _ in range(2)]
-            endings = [each.wait() for each in both]
-            fault = next((found for each in endings if (found := each.fault(0, 2))), None)
-            if not fault and any(each.code and " by process " not in each.said for each in endings):
+            endings = [child.wait() for child in both]
+            fault = next((wrong for ending in endings if (wrong := ending.fault(0, 2))), None)
+            if not fault and any(ending.code and " by process " not in ending.said for ending in endings):
                 fault = "the second does not say who is at it"
-            if not fault and all(each.code for each in endings):
+            if not fault and all(ending.code for ending in endings):
                 fault = "neither finished"
             if not fault and content_of(copy / output) != alone.content:
                 fault = "other content"
-            tally.add(f"two {stage}", fault or leftovers(copy), refused=any(each.code for each in endings))
+            tally.add(f"two {stage}", fault or leftovers(copy), refused=any(ending.code for ending in endings))
     return tally
 
 

@@ -83,14 +83,14 @@ class Child:
     def wait(self, seconds: float = 20.0 * SECONDS) -> Ending:
         """Its end; it is killed, and late, after so many seconds."""
         ends, late = time.monotonic() + seconds, False
-        while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+        while not (waited := os.waitpid(self.pid, os.WNOHANG))[0]:
             if time.monotonic() > ends and not late:
                 os.kill(self.pid, signal.SIGKILL)
                 late = True
             time.sleep(0.002)
         said = self.log.read_text(errors="replace") if self.log.exists() else ""
         self.log.unlink(missing_ok=True)
-        return Ending(os.waitstatus_to_exitcode(found[1]), said, late)
+        return Ending(os.waitstatus_to_exitcode(waited[1]), said, late)
 
 
 def forked(act: Callable[[], int]) -> int:
@@ -153,7 +153,7 @@ def copy_of(world: Path, *without: str) -> Path:
     """A copy of the world, without some of its parts, where the last copy was: records hold absolute paths."""
     copy = world.parent / "copy" / "world"
     shutil.rmtree(copy.parent, ignore_errors=True)
-    shutil.copytree(world, copy, ignore=lambda _, names: [each for each in names if each in without])
+    shutil.copytree(world, copy, ignore=lambda _, names: [name for name in names if name in without])
     return copy
 
 
@@ -166,10 +166,10 @@ def missing_thesis(world: Path) -> str | None:
 
 def digest(*parts: object) -> str:
     """One text for arrays and other values."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in parts:
-        found.update(part.tobytes() + str(part.dtype).encode() if isinstance(part, np.ndarray) else repr(part).encode())
-    return found.hexdigest()
+        sha.update(part.tobytes() + str(part.dtype).encode() if isinstance(part, np.ndarray) else repr(part).encode())
+    return sha.hexdigest()
 
 
 def of_latents(path: Path) -> str:
@@ -187,8 +187,8 @@ def of_mixture(path: Path) -> str:
 
 
 def of_tensors(path: Path) -> str:
-    found = read_tensors(path)
-    return digest(*(part for name in sorted(found) for part in (name, found[name].numpy())))
+    tensors = read_tensors(path)
+    return digest(*(part for name in sorted(tensors) for part in (name, tensors[name].numpy())))
 
 
 def of_run(path: Path) -> str:
@@ -201,8 +201,8 @@ def of_run(path: Path) -> str:
 
 
 def of_samples(path: Path) -> str:
-    found = open_samples(path)
-    return digest(found.manifest, found.images(), of_latents(found.latents))
+    samples = open_samples(path)
+    return digest(samples.manifest, samples.images(), of_latents(samples.latents))
 
 
 READERS: Mapping[str, Callable[[Path], str]] = {
@@ -222,20 +222,20 @@ def content_of(path: Path) -> str:
         return READERS["gmm.h5" if path.name == "gmm.h5" else "latents.h5"](path)
     if path.name == "samples":
         return of_samples(path)
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    return digest(*(part for each in files if each.name not in OF_THE_CLOCK for part in (each.name, each.read_bytes())))
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return digest(*(part for file in files if file.name not in OF_THE_CLOCK for part in (file.name, file.read_bytes())))
 
 
 def leftovers(world: Path) -> str | None:
     """Hidden work that nobody resumes any more."""
-    found = [str(each.relative_to(world)) for each in world.rglob(".*")]
-    return f"left {found}" if found else missing_thesis(world)
+    hidden = [str(path.relative_to(world)) for path in world.rglob(".*")]
+    return f"left {hidden}" if hidden else missing_thesis(world)
 
 
 def copy_before(world: Path, stage: str) -> Path:
     """A copy of the world before a stage."""
     order, names = list(CHAIN), [output for _, output in CHAIN.values()]
-    return copy_of(world, *(Path(each).name for each in names[order.index(stage) :]))
+    return copy_of(world, *(Path(name).name for name in names[order.index(stage) :]))
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,10 @@ def measure(method: str, file: Path, options: argparse.Namespace, seed: int) -> 
     fitted, held_out = data[: options.data], data[options.data :]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, began = time.perf_counter(), time.process_time()
-    found = METHODS[method](fitted, held_out, options, seed)
+    result = METHODS[method](fitted, held_out, options, seed)
     seconds, processor = time.perf_counter() - started, time.process_time() - began
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return Outcome(found.fitted, found.held_out, seconds, processor, memory, found.rate / matrix_rate())
+    return Outcome(result.fitted, result.held_out, seconds, processor, memory, result.rate / matrix_rate())
 
 
 def main() -> None:
@@ -155,7 +155,7 @@ def main() -> None:
         for method in METHODS:
             with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 runs = [pool.apply(measure, (method, file, options, seed)) for seed in range(options.repeats)]
-            values = np.array([astuple(each) for each in runs])
+            values = np.array([astuple(run) for run in runs])
             outcomes[method], spreads[method] = Outcome(*values.mean(axis=0)), Outcome(*values.std(axis=0))
     slowest = outcomes["scikit-learn"]
     print_table(
@@ -175,16 +175,16 @@ def main() -> None:
         [
             (
                 method,
-                f"{each.fitted:.3f} ± {spreads[method].fitted:.3f}",
-                f"{each.held_out:.3f} ± {spreads[method].held_out:.3f}",
-                f"{each.seconds:.1f}",
-                f"{slowest.seconds / each.seconds:.1f}x",
-                f"{each.processor:.1f}",
-                f"{slowest.processor / each.processor:.1f}x",
-                f"{each.memory:.0f}",
-                f"{each.share:.0%}" if each.share else "",
+                f"{outcome.fitted:.3f} ± {spreads[method].fitted:.3f}",
+                f"{outcome.held_out:.3f} ± {spreads[method].held_out:.3f}",
+                f"{outcome.seconds:.1f}",
+                f"{slowest.seconds / outcome.seconds:.1f}x",
+                f"{outcome.processor:.1f}",
+                f"{slowest.processor / outcome.processor:.1f}x",
+                f"{outcome.memory:.0f}",
+                f"{outcome.share:.0%}" if outcome.share else "",
             )
-            for method, each in outcomes.items()
+            for method, outcome in outcomes.items()
         ],
     )
 

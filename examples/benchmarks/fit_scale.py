@@ -50,8 +50,8 @@ def peak_memory(anew: bool = False) -> float:
 def timed(what: Callable[[], object]) -> tuple[object, float, float]:
     """What it gives, seconds by the clock and of the processors."""
     started, began = time.perf_counter(), time.process_time()
-    found = what()
-    return found, time.perf_counter() - started, time.process_time() - began
+    result = what()
+    return result, time.perf_counter() - started, time.process_time() - began
 
 
 def em(options: argparse.Namespace) -> None:
@@ -101,7 +101,7 @@ def make_latents(path: Path, count: int) -> None:
         patches=batches(),
         descriptors=np.zeros((count, 1), np.float32),
         labels=np.zeros(count, np.int64),
-        names=[f"{each}.png" for each in range(count)],
+        names=[f"{index}.png" for index in range(count)],
         classes=["all"],
         tokenizer=TokenizerSpec("pixels", {}),
         provenance=Provenance("encode", {}),
@@ -131,7 +131,7 @@ def sequential_rate(path: Path) -> float:
 class Pass:
     """First entries of each mode's mean and deviation (K, 2, 8, H, W), latents read, bytes a second of it all."""
 
-    found: np.ndarray
+    entries: np.ndarray
     reads: int
     rate: float
 
@@ -141,14 +141,14 @@ def moments(source: LatentsFile, kept: tuple[np.ndarray, np.ndarray], modes: int
     forget(source.path)
     share = share_memory(modes, SHAPE, memory)
     blocks = [mode_block(*kept, first, min(first + share.modes, modes)) for first in range(0, modes, share.modes)]
-    reads = sum(len(each.rows) for each in blocks)
-    found = np.zeros((modes, 2, 8, *SHAPE[1:]), np.float32)
+    reads = sum(len(block.rows) for block in blocks)
+    entries = np.zeros((modes, 2, 8, *SHAPE[1:]), np.float32)
     started = time.perf_counter()
-    for each in patch_moments(
+    for fitted in patch_moments(
         source, *kept, blocks, PatchSettings(), floor=1e-5, memory=share, threads=torch.get_num_threads(), add=add
     ):
-        found[each.patch.mode] = each.patch.mean[:8], each.patch.std[:8]
-    return Pass(found, reads, 2 * math.prod(SHAPE) * reads / (time.perf_counter() - started))
+        entries[fitted.patch.mode] = fitted.patch.mean[:8], fitted.patch.std[:8]
+    return Pass(entries, reads, 2 * math.prod(SHAPE) * reads / (time.perf_counter() - started))
 
 
 def patches(options: argparse.Namespace) -> None:
@@ -166,12 +166,12 @@ def patches(options: argparse.Namespace) -> None:
             moments(source, (modes[:1], np.ones((1, 2), np.float32)), 1, 2**30, add)  # compiles the loop
             rows = []
             for name, shares in assignments.items():
-                found = []
+                passes = []
                 for bound, memory in ((f"{options.memory:g} GiB", options.memory * 2**30), ("no bound", 64 * 2**30)):
                     disk = sequential_rate(path)
                     before = peak_memory(anew=True)
-                    found.append(moments(source, (modes, shares), options.modes, memory, add))
-                    grown, last = peak_memory() - before, found[-1]
+                    passes.append(moments(source, (modes, shares), options.modes, memory, add))
+                    grown, last = peak_memory() - before, passes[-1]
                     rows.append(
                         (
                             name,
@@ -181,7 +181,7 @@ def patches(options: argparse.Namespace) -> None:
                             f"{last.rate / 1e6:.0f}",
                             f"{last.rate / disk:.0%}",
                             human_bytes(grown),
-                            f"{float(np.abs(found[0].found - last.found).max()):.1e}",
+                            f"{float(np.abs(passes[0].entries - last.entries).max()):.1e}",
                         )
                     )
     print_table(

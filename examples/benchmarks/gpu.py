@@ -204,7 +204,9 @@ def batch_that_fits(machine: Machine, cost: StepCost) -> int:
     if machine.device.type != "cuda":
         return machine.sizes.batches[0]
     available = 0.8 * torch.cuda.mem_get_info(machine.device)[0]
-    return next((each for each in machine.sizes.batches if cost.memory(each, 1) < available), machine.sizes.batches[-1])
+    return next(
+        (batch for batch in machine.sizes.batches if cost.memory(batch, 1) < available), machine.sizes.batches[-1]
+    )
 
 
 def stepper_of(machine: Machine, plan: TrainPlan, compiled: bool) -> Stepper:
@@ -229,14 +231,14 @@ def measure_step(machine: Machine, case: Case, objective: str, compiled: bool) -
 
 def training(report: Report, machine: Machine) -> None:
     """All four pairs of a network and an objective, compiled first; the most important ones come first."""
-    sizes, found = machine.sizes, dict[tuple[str, str, bool], Step]()
+    sizes, steps = machine.sizes, dict[tuple[str, str, bool], Step]()
     for case in (sizes.wide, sizes.plain):
         for objective in ("fm", "gm-kl"):
             for compiled in (True, False) if sizes.compiled else (False,):
                 name = f"train {case.name}, {objective}, {'compiled' if compiled else 'eager'}"
                 with report.part(name):
                     step = measure_step(machine, case, objective, compiled)
-                    found[case.name, objective, compiled] = step
+                    steps[case.name, objective, compiled] = step
                     main_aim = case is sizes.wide and compiled
                     report.add(
                         name,
@@ -246,10 +248,10 @@ def training(report: Report, machine: Machine) -> None:
                     )
     for case in (sizes.wide, sizes.plain):
         for objective in ("fm", "gm-kl"):
-            fast, plain = (found.get((case.name, objective, compiled)) for compiled in (True, False))
+            fast, plain = (steps.get((case.name, objective, compiled)) for compiled in (True, False))
             if fast and plain:
                 report.add(f"{case.name}, {objective}: compiled / eager", f"{fast.rate / plain.rate:.2f}", "1.3")
-        one, many = (found.get((case.name, objective, sizes.compiled)) for objective in ("fm", "gm-kl"))
+        one, many = (steps.get((case.name, objective, sizes.compiled)) for objective in ("fm", "gm-kl"))
         if one and many:
             report.add(f"{case.name}: an image of gm-kl / fm, training", f"{one.rate / many.rate:.3f}", "1.05")
 

@@ -75,7 +75,7 @@ def delivered(source: Source, steps: int, workers: int | None) -> float:
     batches = source.batches(steps, workers)
     next(batches)
     started = time.perf_counter()
-    count = sum(len(each.x) for each in batches)
+    count = sum(len(batch.x) for batch in batches)
     synchronise(source.world.device)
     return count / (time.perf_counter() - started)
 
@@ -86,8 +86,8 @@ def consumed(stepper: Stepper, source: Source, steps: int) -> float:
     stepper.take(first, 0, 0)
     synchronise(source.world.device)
     started = time.perf_counter()
-    for step, each in enumerate(others, 1):
-        stepper.take(each, step, 0)
+    for step, batch in enumerate(others, 1):
+        stepper.take(batch, step, 0)
     synchronise(source.world.device)
     return steps * len(first.x) / (time.perf_counter() - started)
 
@@ -102,7 +102,7 @@ def measure(source: Source, options: argparse.Namespace) -> list[list[str]]:
         for way, workers in WAYS.items():
             given[way].append(delivered(source, 10 * options.steps, workers))
     step = statistics.median(taken)
-    rates = {way: statistics.median(each) for way, each in given.items()}
+    rates = {way: statistics.median(measured) for way, measured in given.items()}
     name = f"{inputs.plan.method.objective}, {inputs.plan.method.source} source"
     return [
         [f"{name}, {way}", f"{rate:,.0f}", f"{step:,.0f}", f"{rate / step:.1f}", "yes" if rate >= 5 * step else "no"]

@@ -66,7 +66,7 @@ def main() -> None:
         train(folder / "latents.h5", folder / "run", config, log)
     first = log.resident[min(step for step in log.resident if step >= options.steps / 10)]
     growth = log.resident[max(log.resident)] - first
-    rows = [(f"{step:,}", human_bytes(each), human_bytes(each - first)) for step, each in log.resident.items()]
+    rows = [(f"{step:,}", human_bytes(size), human_bytes(size - first)) for step, size in log.resident.items()]
     print_table(f"batch {options.batch_size}, growth {human_bytes(growth)}", ("step", "resident", "growth"), rows)
 
 

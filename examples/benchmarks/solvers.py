@@ -63,7 +63,7 @@ def medians(actions: list[Callable[[], object]], repeats: int, device: torch.dev
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - started)
-    return [statistics.median(each[1:]) for each in seconds]
+    return [statistics.median(times[1:]) for times in seconds]
 
 
 def network_of(shape: Shape, components: int, device: torch.device) -> Network:
@@ -96,7 +96,7 @@ def solver_seconds(shape: Shape, options: argparse.Namespace, device: torch.devi
 
     whole = medians(solvers(predict), options.repeats, device)
     arithmetic = medians(solvers(lambda *_: known), 4 * options.repeats, device)
-    return [each / STEPS for each in whole], [each / STEPS for each in arithmetic]
+    return [seconds / STEPS for seconds in whole], [seconds / STEPS for seconds in arithmetic]
 
 
 class Traffic(TorchDispatchMode):
@@ -108,11 +108,11 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        read, written = ([each for each in tree_leaves(part) if torch.is_tensor(each)] for part in (args, result))
-        places = {each.untyped_storage().data_ptr() for each in read}
-        view = all(each.untyped_storage().data_ptr() in places for each in written)
+        read, written = ([tensor for tensor in tree_leaves(part) if torch.is_tensor(tensor)] for part in (args, result))
+        places = {tensor.untyped_storage().data_ptr() for tensor in read}
+        view = all(tensor.untyped_storage().data_ptr() in places for tensor in written)
         if func._schema.is_mutable or not view:
-            self.bytes += sum(each.numel() * each.element_size() for each in (*read, *written))
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*read, *written))
         return result
 
 
@@ -218,7 +218,7 @@ def main() -> None:
                 " x ".join(map(str, shape)),
                 f"{whole[0] / whole[1]:.3f} ({1e3 * whole[1]:.0f} ms)",
                 f"{1 + (arithmetic[0] - arithmetic[1]) / whole[1]:.3f}",
-                " / ".join(f"{1e3 * each:.2f}" for each in (*arithmetic, floor)),
+                " / ".join(f"{1e3 * seconds:.2f}" for seconds in (*arithmetic, floor)),
                 f"{traffic(shape):.1f} / {1 + 1 / COMPONENTS:.1f}",
                 f"{(first + last) / (plain + other):.3f} ({500 * (plain + other):.0f} ms)",
                 f"{more / less:.4f}",

@@ -81,8 +81,8 @@ def call(point: SweepPoint, folder: Path) -> Cost:
         total += timed([sys.executable, "-m", *shlex.split(command)], folder)
     samples = re.search(r"samples-\w+", point.command)
     assert samples is not None
-    found = parse_report((folder / samples.group() / "metrics.json").read_text())
-    if found.figures != point.figures:
+    report = parse_report((folder / samples.group() / "metrics.json").read_text())
+    if report.figures != point.figures:
         raise SystemExit(f"other figures than the table's: {point.command}")
     return total
 

@@ -102,7 +102,7 @@ def converted(predict: Predict, spoken: Coordinates, wanted: Coordinates, modes:
         return wanted.enter_velocity(spoken.leave_velocity(u, modes), modes)
 
     def vectors(u: Tensor) -> Tensor:
-        return torch.stack([vector(each) for each in u.unbind(COMPONENT)], COMPONENT)
+        return torch.stack([vector(component) for component in u.unbind(COMPONENT)], COMPONENT)
 
     def model(y_t: Tensor, t: Tensor) -> Tensor | GaussianMixture:
         predicted = predict(spoken.enter(wanted.leave(y_t, modes), modes), t)

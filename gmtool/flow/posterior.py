@@ -175,8 +175,8 @@ class Span:
     def inner(self, vector: Tensor) -> Tensor:
         """See `Vectors`."""
         parts = zip(self._blocks, vector.split(self._blocks[0].shape[-1], 1), strict=True)
-        found = [(products * part).sum(1) for products, part in parts]
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+        sums = [(products * part).sum(1) for products, part in parts]
+        return sums[0] if len(sums) == 1 else torch.cat(sums, 1)
 
     @cached_property
     def _blocks(self) -> tuple[Tensor, ...]:

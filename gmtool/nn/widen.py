@@ -53,18 +53,18 @@ def widened(
     A weight of the teacher whose number of rows is a multiple of ``before.numbers`` is the head's where the student's
     is another shape. Raises ValueError where the networks differ in more than their heads.
     """
-    found = {}
+    weights = {}
     for name, own in student.items():
         given = teacher.get(name)
         if given is None:
-            found[name] = own
+            weights[name] = own
         elif given.shape == own.shape:
-            found[name] = given
+            weights[name] = given
         elif given.shape[1:] == own.shape[1:] and given.shape[0] * after.numbers == own.shape[0] * before.numbers:
-            found[name] = _widened(given, own, before, after, generator, spread)
+            weights[name] = _widened(given, own, before, after, generator, spread)
         else:
             raise ValueError(f"{name} is {tuple(given.shape)} in the teacher and {tuple(own.shape)} in the student")
-    return found
+    return weights
 
 
 def _widened(

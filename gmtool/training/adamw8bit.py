@@ -42,19 +42,19 @@ def step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A parameter's state as plain tensors: a moment in 8 bits becomes two, whose names end in _codes and _scale."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if hasattr(value, "codes") and hasattr(value, "scale"):
-            found |= {key + CODES: value.codes, key + SCALE: value.scale}
+            tensors |= {key + CODES: value.codes, key + SCALE: value.scale}
         else:
-            found[key] = value
-    return found
+            tensors[key] = value
+    return tensors
 
 
 def restored(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
     """The inverse of `plain`, on the parameter's device; a state of plain tensors alone is left as it is."""
     quantised = [key.removesuffix(CODES) for key in state if key.endswith(CODES)]
-    found = {key: value for key, value in state.items() if not key.endswith((CODES, SCALE))}
+    tensors = {key: value for key, value in state.items() if not key.endswith((CODES, SCALE))}
     for key in quantised:
         from torchao.optim.subclass_8bit import OptimState8bit
 
@@ -63,5 +63,5 @@ def restored(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor
         zeros = OptimState8bit.zeros(parameter.shape, key == "exp_avg", codes.numel() // len(scale), parameter.device)
         zeros.codes.copy_(codes)
         zeros.scale.copy_(scale)
-        found[key] = zeros
-    return found
+        tensors[key] = zeros
+    return tensors

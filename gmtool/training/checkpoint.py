@@ -76,13 +76,13 @@ class Checkpoint:
 
     def weights(self) -> tuple[str, ...]:
         """The files that hold weights: of the network, and of its averages."""
-        return MODEL, *sorted(each.name for each in self.path.glob("ema*.safetensors"))
+        return MODEL, *sorted(file.name for file in self.path.glob("ema*.safetensors"))
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """All whole checkpoints of a run's ``checkpoints`` folder, oldest first."""
-    found = [each for path in _folders(folder) if (each := _open(path)) is not None]
-    return tuple(sorted(found, key=lambda each: each.step))
+    checkpoints = [checkpoint for path in _folders(folder) if (checkpoint := _open(path)) is not None]
+    return tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.step))
 
 
 def cut_short(folder: Path) -> tuple[Path, ...]:
@@ -91,8 +91,8 @@ def cut_short(folder: Path) -> tuple[Path, ...]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    found = folder.glob("step-*") if folder.is_dir() else ()
-    return [path for path in found if re.fullmatch(r"step-\d+", path.name)]
+    candidates = folder.glob("step-*") if folder.is_dir() else ()
+    return [path for path in candidates if re.fullmatch(r"step-\d+", path.name)]
 
 
 def _step_of(path: Path) -> int:
@@ -120,20 +120,20 @@ def _checksum(state: Mapping[str, object]) -> str:
 
 def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
     """The checkpoint of this step, or the newest that is whole. Raises UserError when there is none."""
-    found, damaged = list_checkpoints(folder), cut_short(folder)
-    if not found:
+    whole, damaged = list_checkpoints(folder), cut_short(folder)
+    if not whole:
         if damaged:
             raise UserError(f"{damaged[-1]} {NOT_WHOLE}, and there is no whole checkpoint: train again")
         raise UserError(f"{folder} holds no checkpoint yet: let `gmtool train` reach --save-every steps")
     if step is None:
-        return replace(found[-1], passed_over=tuple(each for each in damaged if _step_of(each) > found[-1].step))
-    for each in found:
-        if each.step == step:
-            return each
+        return replace(whole[-1], passed_over=tuple(path for path in damaged if _step_of(path) > whole[-1].step))
+    for checkpoint in whole:
+        if checkpoint.step == step:
+            return checkpoint
     for path in damaged:
         if _step_of(path) == step:
             raise UserError(f"--checkpoint {step}: {path} {NOT_WHOLE}")
-    raise UserError(f"--checkpoint {step}: {folder} has {', '.join(str(each.step) for each in found)}")
+    raise UserError(f"--checkpoint {step}: {folder} has {', '.join(str(checkpoint.step) for checkpoint in whole)}")
 
 
 def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mapping[str, Tensor]]) -> Checkpoint:
@@ -178,7 +178,9 @@ def load_weights(network: nn.Module, file: Path) -> None:
     """Load a network's weights in place, strictly. Raises UserError when they are of another network."""
     try:
         here = network.state_dict()
-        network.load_state_dict({name: sharded_like(each, here.get(name)) for name, each in read_tensors(file).items()})
+        network.load_state_dict(
+            {name: sharded_like(tensor, here.get(name)) for name, tensor in read_tensors(file).items()}
+        )
     except RuntimeError as error:
         raise UserError(f"{file} holds the weights of another network than config.json says") from error
 

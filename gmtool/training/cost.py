@@ -106,7 +106,7 @@ def step_cost(
         flops=FORWARD_AND_BACKWARD * (two.flops - one.flops),
         sample_bytes=two.bytes - one.bytes,
         fixed_bytes=2 * one.bytes - two.bytes,
-        parameters=sum(each.numel() for each in network.parameters()),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
 
 
@@ -136,7 +136,7 @@ def trace(forward: Callable[[int], object], parameters: Iterable[Tensor], precis
     parameters: those that are there anyway.
     """
     kept: dict[int, int] = {}
-    own = {_storage(each) for each in parameters}
+    own = {_storage(parameter) for parameter in parameters}
 
     def keep(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in own:

@@ -69,7 +69,7 @@ class Average(Generic[N]):
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after step ``step`` (from 0)."""
         average = get_ema_multi_avg_fn(self.decay(step))
-        mine, new = (list(map(local, each.parameters())) for each in (self.network, network))
+        mine, new = (list(map(local, module.parameters())) for module in (self.network, network))
         average(mine, new, step)
 
 

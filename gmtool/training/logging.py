@@ -70,7 +70,7 @@ class MetricsFile:
         if group not in self._groups:
             return
         with self._path.open("a") as file:
-            file.writelines(json.dumps(each) + "\n" for each in records)
+            file.writelines(json.dumps(record) + "\n" for record in records)
 
     def close(self) -> None:
         """See `Logger.close`."""
@@ -158,9 +158,9 @@ class WeightsAndBiases:
 
 def loggers_for(settings: LoggingSettings, run: Run) -> tuple[Logger, ...]:
     """The loggers of a run that the settings ask for."""
-    found: list[Logger] = [MetricsFile(run.path / METRICS), MetricsFile(run.path / THROUGHPUT, ["machine"])]
+    loggers: list[Logger] = [MetricsFile(run.path / METRICS), MetricsFile(run.path / THROUGHPUT, ["machine"])]
     if settings.tensorboard or (settings.tensorboard is None and find_spec("tensorboard") is not None):
-        found.append(TensorBoard(run))
+        loggers.append(TensorBoard(run))
     if settings.wandb is not None:
-        found.append(WeightsAndBiases(run, settings.wandb))
-    return tuple(found)
+        loggers.append(WeightsAndBiases(run, settings.wandb))
+    return tuple(loggers)

@@ -118,7 +118,7 @@ class Loop:
                 pending.append(self.stepper.take(batch, done - 1, seed))
                 self.pace.count(len(batch.x) * world.size)
                 stopping = world.any(told_to_stop())  # all stop after the same step
-                due = [each for each in self.events if each.is_due(done, settings.steps)]
+                due = [event for event in self.events if event.is_due(done, settings.steps)]
                 save = stopping or done % settings.save_every == 0 or done == settings.steps
                 if save or due or not batch.x.is_cuda or len(pending) >= READ_EVERY:
                     at = self._report(pending, at)
@@ -136,19 +136,19 @@ class Loop:
 
     def _report_pace(self, step: int) -> Record:
         """The figures of the present lap; at its end it is handed on, and the next one begins."""
-        found = self.pace.figures()
+        figures = self.pace.figures()
         if self.pace.steps >= READ_EVERY or step == self.settings.steps:
             for logger in self.loggers:
-                logger.write([{"step": step, **found}], "machine")
+                logger.write([{"step": step, **figures}], "machine")
             self.pace.begin_lap()
-        return found
+        return figures
 
     def _report(self, pending: Sequence[StepResult], at: Position) -> Position:
         """Hand the records of steps on; return where the run is after them. Waits for the device."""
         records = []
-        for each in pending:
-            at = at.after(bool(each.skipped))
-            records.append({**each.record(), "skipped": at.skipped})
+        for result in pending:
+            at = at.after(bool(result.skipped))
+            records.append({**result.record(), "skipped": at.skipped})
             if at.streak >= self.settings.skip_limit:
                 break
         for logger in self.loggers:

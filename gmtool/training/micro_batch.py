@@ -52,7 +52,7 @@ def choose_micro_batch(
     if wanted != "auto":
         size = int(wanted)
         if count % size:
-            near = next(each for each in divisors(count) if each <= size)
+            near = next(divisor for divisor in divisors(count) if divisor <= size)
             raise UserError(f"--micro-batch {size} does not divide the {count} images of a step: use {near}")
         return size
     if device.type != "cuda":
@@ -77,7 +77,7 @@ def largest_that_fits(stepper: Rehearsing, count: int, device: torch.device) -> 
 def _fits(stepper: Rehearsing, size: int, count: int, device: torch.device) -> bool:
     """Whether a batch of ``count`` data gives a gradient, ``size`` at once. Afterwards there is no gradient."""
     try:
-        moments = [torch.empty_like(each) for each in stepper.parameters for _ in range(2)]
+        moments = [torch.empty_like(parameter) for parameter in stepper.parameters for _ in range(2)]
         spare = torch.empty(_spare_bytes(device), dtype=torch.uint8, device=device)
         stepper.rehearse(size, count, device)
         del moments, spare

@@ -54,12 +54,12 @@ class Optimizer:
 
         Moments in 8 bits are two each; see `gmtool.training.adamw8bit.plain`.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for part in self.parts:
             states = part.state_dict()["state"]
             for index, name in enumerate(self._names_of(part)):
-                found |= {f"{name}.{key}": value for key, value in plain(states.get(index, {})).items()}
-        return found
+                tensors |= {f"{name}.{key}": value for key, value in plain(states.get(index, {})).items()}
+        return tensors
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state in place. Raises KeyError where it is that of other parameters."""
@@ -78,7 +78,7 @@ class Optimizer:
 
     def _names_of(self, part: torch.optim.Optimizer) -> Iterator[str]:
         """The names of a part's parameters, in the order of its state."""
-        return (self.names[each] for group in part.param_groups for each in group["params"])
+        return (self.names[parameter] for group in part.param_groups for parameter in group["params"])
 
 
 def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float) -> Optimizer:
@@ -86,18 +86,22 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float)
 
     Muon takes the matrices of the blocks, at a rate that moves them as far as AdamW would; AdamW takes the rest.
     """
-    named = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
-    orthogonal = [each for name, each in named if settings.optimizer == "muon" and _is_hidden_matrix(name, each)]
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    orthogonal = [
+        parameter for name, parameter in named if settings.optimizer == "muon" and _is_hidden_matrix(name, parameter)
+    ]
     taken = set(orthogonal)
-    matrices = [each for _, each in named if each.dim() >= 2 and each not in taken]
-    others = [each for _, each in named if each.dim() < 2]
+    matrices = [parameter for _, parameter in named if parameter.dim() >= 2 and parameter not in taken]
+    others = [parameter for _, parameter in named if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if settings.optimizer == "adamw8bit":
-        return Optimizer((make_adamw8bit(groups, rate, settings.betas),), {each: name for name, each in named})
+        return Optimizer(
+            (make_adamw8bit(groups, rate, settings.betas),), {parameter: name for name, parameter in named}
+        )
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)]
     if orthogonal:
         parts.append(_make_muon(orthogonal, rate, settings.weight_decay))
-    return Optimizer(tuple(parts), {each: name for name, each in named})
+    return Optimizer(tuple(parts), {parameter: name for name, parameter in named})
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -117,12 +121,14 @@ def _make_muon(matrices: list[nn.Parameter], rate: float, weight_decay: float) -
 @torch.no_grad()
 def _muon_step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
     """A step of Muon, whose only state is a momentum, called off on the device where ``skip`` says so."""
-    parameters = [each for group in part.param_groups for each in group["params"] if each.grad is not None]
-    before = [each.clone() for each in parameters]
-    for each in parameters:
+    parameters = [
+        parameter for group in part.param_groups for parameter in group["params"] if parameter.grad is not None
+    ]
+    before = [parameter.clone() for parameter in parameters]
+    for parameter in parameters:
         # a step toward where it is leaves the momentum where it is
-        momentum = part.state[each].get("momentum_buffer", torch.zeros_like(each))
-        each.grad = torch.where(skip, momentum, each.grad)
+        momentum = part.state[parameter].get("momentum_buffer", torch.zeros_like(parameter))
+        parameter.grad = torch.where(skip, momentum, parameter.grad)
     part.step()
-    for each, old in zip(parameters, before, strict=True):
-        each.copy_(torch.where(skip, old, each))
+    for parameter, old in zip(parameters, before, strict=True):
+        parameter.copy_(torch.where(skip, old, parameter))

@@ -39,12 +39,12 @@ def finishing_the_step() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = [signal.signal(each, listen) for each in SIGNALS]
+    before = [signal.signal(number, listen) for number in SIGNALS]
     try:
         yield lambda: told
     finally:
-        for each, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(each, handler)
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
 class Trainee(Protocol):
@@ -86,7 +86,7 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, 
     a run that is killed afterwards comes to the same checkpoint again.
     """
     progress.end()  # of the steps so far: there will be others
-    good = [each for each in list_checkpoints(folder) if not each.position.streak]
+    good = [checkpoint for checkpoint in list_checkpoints(folder) if not checkpoint.position.streak]
     what = f"{at.streak} steps in a row up to step {at.step} had a loss or gradient that is not finite"
     advice = "try a smaller --lr or --clip, a longer --warmup, or --precision float32, in a new run"
     if not good:
@@ -96,9 +96,9 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, 
             f"{what}, after going back {at.order} times; the last good checkpoint is {good[-1].path}: {advice}"
         )
     world.barrier()  # until all have looked
-    for each in list_checkpoints(folder) if world.first else ():
-        if each.step > good[-1].step:
-            shutil.rmtree(each.path, ignore_errors=True)
+    for checkpoint in list_checkpoints(folder) if world.first else ():
+        if checkpoint.step > good[-1].step:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
     trainee.load(good[-1].path)
     progress.note(f"{what}: going back to step {good[-1].step}, with the data in another order")
     return replace(good[-1].position, order=at.order + 1)

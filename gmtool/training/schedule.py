@@ -48,7 +48,7 @@ def parse_knots(
 
     Raises UserError, naming the ``flag`` and its ``form``, for a text that is none.
     """
-    found: list[tuple[int, float]] = []
+    pairs: list[tuple[int, float]] = []
     for part in text.split(",") if text is not None else ():
         match = re.fullmatch(r"\s*(\d{1,18}|\d{1,18}(?:\.\d+)?%)\s*:\s*([0-9.eE+-]+)\s*", part)
         try:
@@ -57,7 +57,7 @@ def parse_knots(
             place, rate = "", math.nan
         if not 0 <= rate < math.inf or (place.endswith("%") and steps is None):
             raise UserError(f"{flag} is {form}, not {text}")
-        found.append((round(float(place[:-1]) / 100 * (steps or 1)) if place.endswith("%") else int(place), rate))
-    if steps != 1 and any(first > last for (first, _), (last, _) in pairwise(found)):
+        pairs.append((round(float(place[:-1]) / 100 * (steps or 1)) if place.endswith("%") else int(place), rate))
+    if steps != 1 and any(first > last for (first, _), (last, _) in pairwise(pairs)):
         raise UserError(f"{flag} go from earlier steps to later ones: {text}")
-    return tuple(found)
+    return tuple(pairs)

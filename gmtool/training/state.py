@@ -39,7 +39,7 @@ class TrainState(Generic[N]):
 
     def tensors(self, world: World = ALONE) -> dict[str, Mapping[str, Tensor]]:
         """The files of a checkpoint: named tensors by file name. All processes call this, for the first one."""
-        averages = {average_file(each.name, self._names): each.network.state_dict() for each in self.averages}
+        averages = {average_file(average.name, self._names): average.network.state_dict() for average in self.averages}
         focal = {} if self.focal is None else {FOCAL: self.focal.state_dict()}
         files = {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state(), **focal}
         return {name: world.assemble(tensors) for name, tensors in files.items()}
@@ -47,15 +47,15 @@ class TrainState(Generic[N]):
     def load(self, folder: Path) -> None:
         """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
         load_weights(self.network, folder / MODEL)
-        for each in self.averages:
-            load_weights(each.network, folder / average_file(each.name, self._names))
+        for average in self.averages:
+            load_weights(average.network, folder / average_file(average.name, self._names))
         load_optimizer(self.optimizer, folder / OPTIMIZER)
         if self.focal is not None:
             load_weights(self.focal, folder / FOCAL)
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return tuple(each.name for each in self.averages)
+        return tuple(average.name for average in self.averages)
 
 
 def make_state(
@@ -78,8 +78,8 @@ def make_state(
     forward: Callable[..., Any] = network
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
     if sharded:
-        for each in (network, *(average.network for average in kept)):
-            shard(each, world)
+        for module in (network, *(average.network for average in kept)):
+            shard(module, world)
         hold = partial(holding_shards, network)
     elif world.size > 1:
         forward = replicated = replicate(network)

@@ -44,12 +44,12 @@ class StepResult:
 
     def record(self) -> Record:
         """The step's figures; what is not finite, or has no data, is left out. Waits for the device."""
-        found = {"step": self.step, "loss": self.loss.item(), "grad_norm": self.norm.item(), "lr": self.rate}
+        figures = {"step": self.step, "loss": self.loss.item(), "grad_norm": self.norm.item(), "lr": self.rate}
         sums, counts = self.quarters.tolist()
         for number, (total, count) in enumerate(zip(sums, counts, strict=True), 1):
             if count:
-                found[f"loss_q{number}"] = total / count
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+                figures[f"loss_q{number}"] = total / count
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)
@@ -155,5 +155,5 @@ def too_large(size: int, network: str = "--model") -> MachineError:
     """What to do when ``size`` data at once are too many."""
     if size == 1:
         return MachineError(f"out of memory at --micro-batch 1: use a smaller {network}")
-    smaller = next(each for each in range(size // 2, 0, -1) if size % each == 0)
+    smaller = next(divisor for divisor in range(size // 2, 0, -1) if size % divisor == 0)
     return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {smaller}")

@@ -39,7 +39,7 @@ def each_tensor(values: _Rows, apply: Callable[[Tensor], Tensor]) -> _Rows:
     def done(value: Any) -> Any:
         return value if value is None else apply(value) if isinstance(value, Tensor) else each_tensor(value, apply)
 
-    return replace(values, **{each.name: done(getattr(values, each.name)) for each in fields(values)})
+    return replace(values, **{member.name: done(getattr(values, member.name)) for member in fields(values)})
 
 
 def take_rows(values: _Rows, rows: slice | Tensor) -> _Rows:

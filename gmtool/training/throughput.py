@@ -55,9 +55,9 @@ class ThroughputMeter:
         """The lap's figures: images/s, TFLOP/s and its share of the peak where they are known, share of time waited."""
         passed = max(self.clock() - self._began, 1e-9)
         rate = self._images / passed
-        found = {"images/s": rate}
+        figures = {"images/s": rate}
         if self.flops:
-            found["TFLOP/s"] = rate * self.flops / 1e12
+            figures["TFLOP/s"] = rate * self.flops / 1e12
         if self.flops and self.peak:
-            found["of peak"] = rate * self.flops / self.peak
-        return {**found, "waiting": self._waited / passed}
+            figures["of peak"] = rate * self.flops / self.peak
+        return {**figures, "waiting": self._waited / passed}

@@ -87,8 +87,8 @@ class SampleJob:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings as they are recorded."""
-        found: dict[str, Any] = json.loads(json.dumps(as_flat(self.config), default=str))
-        return found
+        recorded: dict[str, Any] = json.loads(json.dumps(as_flat(self.config), default=str))
+        return recorded
 
     def bytes_needed(self, side: int | None) -> int:
         """Of latents twice (the batches and the file), of images three times (the batches, the array, the PNGs).

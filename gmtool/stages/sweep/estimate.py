@@ -29,14 +29,14 @@ def seconds_of_sweep(plan: SweepPlan) -> float:
     A batch of the point with the fewest evaluations is drawn, decoded, and shown to the extractors.
     """
     device, points = plan.world.device, plan.grid.points
-    point = min(points, key=lambda each: each.evaluations)
-    drawing, config = point.drawing, point.config
+    cheapest = min(points, key=lambda point: point.evaluations)
+    drawing, config = cheapest.drawing, cheapest.config
     with ExitStack() as stack:
         model = drawing.load(device, compute_dtype(config.precision, device), config.compile, stack)
         tokenizer = open_tokenizers(plan)[drawing.run.path]
         extractors = [
-            extractor_row(each.name).load().open_extractor(plan.config.extractor, plan.described, device, Progress())
-            for each in plan.features.features
+            extractor_row(feature.name).load().open_extractor(plan.config.extractor, plan.described, device, Progress())
+            for feature in plan.features.features
         ]
 
         def draw(size: int) -> float:
@@ -54,5 +54,5 @@ def seconds_of_sweep(plan: SweepPlan) -> float:
         latents = drawing.draw(model, range(size))
         with torch.inference_mode():
             seen = seconds_of(look, device, AT_LEAST) / size
-    work, images = sum(each.work for each in points), sum(len(each.drawing) for each in points)
-    return (work * drawn / point.evaluations + images * seen) / plan.world.size
+    work, images = sum(point.work for point in points), sum(len(point.drawing) for point in points)
+    return (work * drawn / cheapest.evaluations + images * seen) / plan.world.size

@@ -53,23 +53,23 @@ class Judge:
     @property
     def names(self) -> Mapping[str, str]:
         """Each extractor, exactly."""
-        return {each.plan.name: each.extractor.name for each in self.criteria}
+        return {criterion.plan.name: criterion.extractor.name for criterion in self.criteria}
 
     def figures(self, run: RunFolder, images: np.ndarray, progress: Progress) -> tuple[Figure, ...]:
         """The figures of samples of a run, images uint8 (N, S, S, 3)."""
         batch = self.plan.config.batch_size
-        found: list[Figure] = []
-        for each in self.criteria:
+        figures: list[Figure] = []
+        for criterion in self.criteria:
             generated = extract_features(
-                each.extractor, array_batches(images, batch), len(images), "the samples", progress
+                criterion.extractor, array_batches(images, batch), len(images), "the samples", progress
             )
             expect_finite(generated, f"samples of {run.path}")
-            real = self._features(run, each)
-            here = measured(each.plan.rows, real.known(generated), self.context)
-            there = self._in_place(run, each, real, len(images))
-            found += compared(here, there, progress, each.plan.name)
+            real = self._features(run, criterion)
+            here = measured(criterion.plan.rows, real.known(generated), self.context)
+            there = self._in_place(run, criterion, real, len(images))
+            figures += compared(here, there, progress, criterion.plan.name)
         shown = measured(ON_IMAGES, Known(images=lambda: array_batches(images, batch)), self.context)
-        return (*found, *compared(shown, self.images, progress))
+        return (*figures, *compared(shown, self.images, progress))
 
     def _features(self, run: RunFolder, criterion: Criterion) -> RealFeatures:
         key = (run.path, criterion.plan.name)
@@ -94,17 +94,19 @@ def open_judge(plan: SweepPlan, side: int, progress: Progress) -> Judge:
     """Open the extractors and find the features of the reference, of images of ``side`` px, in every process."""
     world, config = plan.world, plan.config
     criteria = []
-    for each in plan.features.features:
+    for feature in plan.features.features:
         with world.first_before_others():
             extractor = (
-                extractor_row(each.name).load().open_extractor(config.extractor, plan.described, world.device, progress)
+                extractor_row(feature.name)
+                .load()
+                .open_extractor(config.extractor, plan.described, world.device, progress)
             )
         reference = None
         if len(plan.reference):
             cache = feature_cache(config.cache_size)
-            found = reference_features(plan.reference, extractor, side, config.batch_size, world, progress, cache)
-            reference = features_of(world.broadcast(found.tensors()))
-        criteria.append(Criterion(each, extractor, reference))
+            real = reference_features(plan.reference, extractor, side, config.batch_size, world, progress, cache)
+            reference = features_of(world.broadcast(real.tensors()))
+        criteria.append(Criterion(feature, extractor, reference))
         least = min(len(point.drawing) for point in plan.grid.points)
         if reference is not None:
             warn_of_small_sets(Features(reference.vectors.new_empty(least, extractor.size)), reference, progress)

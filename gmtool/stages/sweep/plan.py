@@ -52,9 +52,9 @@ class SweepPlan:
         chosen = () if self.config.extractor.asked else features.features
         same = f"{grid.repeated:,} combinations differ in settings without effect alone: each is drawn once"
         return [
-            *(f"skipped {each.count:,} points: {each.reason}" for each in grid.skipped),
+            *(f"skipped {skipped.count:,} points: {skipped.reason}" for skipped in grid.skipped),
             *([same] if grid.repeated else []),
-            *(f"features: {each.choice.value}, because {each.choice.why}" for each in chosen),
+            *(f"features: {feature.choice.value}, because {feature.choice.why}" for feature in chosen),
             *features.left_out,
         ]
 
@@ -64,8 +64,8 @@ class SweepPlan:
         weights = dict.fromkeys(point.drawing.weights for point in grid.points)
         metrics = [
             metric.name
-            for each in features
-            for row in each.computed(len(self.reference) > 0, True)
+            for feature in features
+            for row in feature.computed(len(self.reference) > 0, True)
             for metric in row.metrics
         ]
         return Forecast(
@@ -78,23 +78,23 @@ class SweepPlan:
                     f"{len(grid.points):,}"
                     + (f" ({len(grid.points) // seeds:,} settings, {seeds:,} seeds)" if seeds > 1 else ""),
                 ),
-                *((each.setting.replace("_", " "), _values(each)) for each in grid.axes),
+                *((axis.setting.replace("_", " "), _values(axis)) for axis in grid.axes),
                 ("network evaluations of a sample", _extent([point.evaluations for point in grid.points])),
                 ("network evaluations in all", f"{sum(point.work for point in grid.points):,}"),
                 ("samples", f"{sum(len(point.drawing) for point in grid.points):,}"),
-                ("features", ", ".join(each.name for each in features)),
+                ("features", ", ".join(feature.name for feature in features)),
                 ("reference", f"{len(self.reference):,} images" if len(self.reference) else "mu and sigma alone"),
                 ("metrics", ", ".join(metrics)),
-                *(("skipped", f"{each.count:,} points: {each.reason}") for each in grid.skipped),
+                *(("skipped", f"{skipped.count:,} points: {skipped.reason}") for skipped in grid.skipped),
                 *((("drawn once", f"{grid.repeated:,} repeated points"),) if grid.repeated else ()),
             ),
-            choices=tuple(each.choice for each in features) if self.config.extractor.features == AUTO else (),
+            choices=tuple(feature.choice for feature in features) if self.config.extractor.features == AUTO else (),
             seconds=seconds,
         )
 
 
 def _values(axis: Axis) -> str:
-    shown = ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in axis.values[:SHOWN])
+    shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in axis.values[:SHOWN])
     return shown + (f", ... ({len(axis.values)} values)" if len(axis.values) > SHOWN else "")
 
 
@@ -122,9 +122,9 @@ def plan_sweep(
     folders, folder = places(paths, output)
     target = output_of(folder, "sweep")
     runs = tuple(open_run(path) for path in folders)
-    found = [resolved(run.path) for run in runs]
-    for run, place in zip(runs, found, strict=True):
-        if found.count(place) > 1:
+    absolute = [resolved(run.path) for run in runs]
+    for run, place in zip(runs, absolute, strict=True):
+        if absolute.count(place) > 1:
             raise UserError(f"{run.path} is given twice: leave one of the two out")
     if min(config.selection.num, default=2) < 2:
         raise UserError("--num 1: a distribution takes 2 images at least")
@@ -148,8 +148,8 @@ def _reference(config: SweepConfig, runs: Sequence[RunFolder]) -> Reference:
     if config.reference is not None:
         return open_reference(config.reference)
     latents = [open_training_latents(run) for run in runs]
-    for run, each in zip(runs, latents, strict=True):
-        if each.fingerprint != latents[0].fingerprint:
+    for run, images in zip(runs, latents, strict=True):
+        if images.fingerprint != latents[0].fingerprint:
             raise UserError(
                 f"{runs[0].path} and {run.path} were trained on other images than each other: give those to compare "
                 f"with by {flag('reference')}"
@@ -160,6 +160,6 @@ def _reference(config: SweepConfig, runs: Sequence[RunFolder]) -> Reference:
 def _described(runs: Sequence[RunFolder]) -> Described | None:
     """The tokenizer of all runs; None where they have different ones."""
     tokenizers = [run.tokenizer() for run in runs]
-    if not all(same_tokenizer(tokenizers[0], each) for each in tokenizers):
+    if not all(same_tokenizer(tokenizers[0], tokenizer) for tokenizer in tokenizers):
         return None
     return Described(tokenizers[0], runs[0].manifest.details["descriptor_size"])

@@ -66,7 +66,9 @@ def plan_grid(config: SweepConfig, runs: Sequence[RunFolder]) -> Grid:
     ``gmtool sample`` would refuse is skipped. Raises UserError for a value, or a run, that is left with no point.
     """
     values = _values(config)
-    combinations = len(runs) * functools.reduce(lambda count, each: count * len(each), values.values(), config.seeds)
+    combinations = len(runs) * functools.reduce(
+        lambda count, choices: count * len(choices), values.values(), config.seeds
+    )
     if combinations > MANY:
         raise UserError(f"the grid has {combinations:,} points: give fewer values, or several sweeps")
     given: dict[str, tuple[Any, ...]] = {RUN: tuple(str(run.path) for run in runs), **values}

@@ -45,8 +45,8 @@ def print_sweep(report: SweepReport) -> None:
         words += [setting_words(point, axis) for axis in axes if axis not in (RUN, "solver", "steps")]
         scores = ", ".join(f"{_label(sweep, metric)} {value_of(group, metric)}" for metric in best)
         print(f"\nbest {scores}: {', '.join(word for word in words if word)}\n  {point.command}")
-    for each in sweep.skipped:
-        print(f"\nskipped {each.count:,} points: {each.reason}")
+    for skipped in sweep.skipped:
+        print(f"\nskipped {skipped.count:,} points: {skipped.reason}")
     again = "" if report.drawn == len(sweep.points) else f" ({report.drawn:,} drawn now, the others earlier)"
     print(f"\n{report.folder}: {len(sweep.points):,} points{again}; look at {report.folder / 'score.png'}")
 
@@ -57,23 +57,23 @@ def _shown(sweep: Sweep) -> tuple[Group, ...]:
     if len(sweep.groups) <= ROWS or not scores:
         return sweep.groups[:ROWS]
     rest = list(sweep.groups)
-    found: list[Group] = []
-    while rest and len(found) < ROWS and (best := best_of(rest, scores[0])) is not None:
+    shown: list[Group] = []
+    while rest and len(shown) < ROWS and (best := best_of(rest, scores[0])) is not None:
         rest.remove(best)
-        found.append(best)
-    return tuple(found)
+        shown.append(best)
+    return tuple(shown)
 
 
 def _best(sweep: Sweep) -> list[tuple[Group, list[str]]]:
     """The groups that are best by some metric, and by which; a metric that is the same everywhere tells nothing."""
     groups = sweep.groups
-    found: dict[int, list[str]] = {}
+    metrics_of: dict[int, list[str]] = {}
     for metric in sweep.metrics:
         values = {value.mean for group in groups if (value := value_of(group, metric)) is not None}
         best = best_of(groups, metric)
         if best is not None and (len(values) > 1 or len(groups) == 1):
-            found.setdefault(groups.index(best), []).append(metric)
-    return [(groups[number], metrics) for number, metrics in found.items()]
+            metrics_of.setdefault(groups.index(best), []).append(metric)
+    return [(groups[number], metrics) for number, metrics in metrics_of.items()]
 
 
 def _label(sweep: Sweep, metric: str) -> str:

@@ -86,25 +86,25 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
         _score_share(plan, judge, tokenizers, shared(missing, world), done, progress)
         world.barrier()
         known = finished(part, plan.output.target)
-        found = _table(plan, judge, tasks, known)
+        table = _table(plan, judge, tasks, known)
         world.barrier()  # until all have read it
         if world.first:
-            _write(plan, found)
+            _write(plan, table)
             plan.output.publish()
         world.barrier()
-    return SweepReport(plan.output.path, found, len(missing))
+    return SweepReport(plan.output.path, table, len(missing))
 
 
 def open_tokenizers(plan: SweepPlan) -> Mapping[Path, Tokenizer]:
     """What decodes the samples, by run."""
-    found = {}
+    tokenizers = {}
     for run in plan.runs:
         with plan.world.first_before_others():  # which may fetch the decoder
             tokenizer, no_images = decoder_of(run, plan.config.decoder, plan.world.device)
         if tokenizer is None:
             raise UserError(f"the samples of {run.path} are scored as images: {no_images}")
-        found[run.path] = tokenizer
-    return found
+        tokenizers[run.path] = tokenizer
+    return tokenizers
 
 
 def _common_side(tokenizers: Mapping[Path, Tokenizer]) -> int:
@@ -132,7 +132,7 @@ def keys_of(plan: SweepPlan, judge: Judge) -> Iterator[str]:
     }
     for point in plan.grid.points:
         own = {
-            "inputs": [each.fingerprint for each in point.inputs],
+            "inputs": [source.fingerprint for source in point.inputs],
             "run": point.run.manifest.fingerprint,
             "plan": asdict(point.drawing.plan),
             "selection": asdict(point.config.selection),
@@ -144,15 +144,15 @@ def keys_of(plan: SweepPlan, judge: Judge) -> Iterator[str]:
 
 def finished(*folders: Path) -> dict[str, SweepPoint]:
     """The points by key that were scored in unfinished and finished folders of sweeps; what is damaged is left out."""
-    found: dict[str, SweepPoint] = {}
+    points: dict[str, SweepPoint] = {}
     for folder in folders:
         with suppress(UserError):
-            found |= {point.key: point for point in read_sweep(folder).points}
+            points |= {point.key: point for point in read_sweep(folder).points}
         for file in sorted((folder / POINTS).glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 point = parse_point(json.loads(file.read_text()))
-                found[point.key] = point
-    return found
+                points[point.key] = point
+    return points
 
 
 def shared(missing: Sequence[Task], world: World) -> list[Task]:
@@ -272,21 +272,21 @@ def _table(plan: SweepPlan, judge: Judge, tasks: Sequence[Task], known: Mapping[
     )
 
 
-def _write(plan: SweepPlan, found: Sweep) -> None:
+def _write(plan: SweepPlan, table: Sweep) -> None:
     """Write the table and the plots into the unfinished folder, and clear it of the points."""
     part = plan.output.part
-    inputs = dict.fromkeys(each for point in plan.grid.points for each in point.inputs)
+    inputs = dict.fromkeys(source for point in plan.grid.points for source in point.inputs)
     settings = json.loads(json.dumps(as_flat(plan.config), default=str))
     manifest = Manifest(
         kind="sweep",
         stage="sweep",
-        fingerprint=fingerprint([found.to_csv()]),
+        fingerprint=fingerprint([table.to_csv()]),
         config=settings,
         inputs=tuple(inputs),
-        details=found.to_details(),
+        details=table.to_details(),
     )
-    (part / TABLE).write_text(found.to_csv())
-    draw_sweep(found, part)
+    (part / TABLE).write_text(table.to_csv())
+    draw_sweep(table, part)
     with written_aside(part / MANIFEST) as aside:
         aside.write_text(manifest.to_json())
     shutil.rmtree(part / POINTS)

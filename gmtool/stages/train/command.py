@@ -61,7 +61,7 @@ def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str |
     from gmtool.stages.train.forecast import forecast
 
     recipe = None if preset is None else load_preset(preset)
-    found = forecast(latents, run, config, None if recipe is None else recipe.settings, price)
+    expected = forecast(latents, run, config, None if recipe is None else recipe.settings, price)
     if recipe is not None:
         print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
-    print_forecast(found)
+    print_forecast(expected)

@@ -45,10 +45,10 @@ class Scorer:
 
     def score(self, step: int) -> None:
         """Hand the scores of ``step`` to the loggers."""
-        samples = feature_statistics(torch.cat([self._draw(each) for each in _batches(self._size)]))
-        found = {DISTANCE: frechet_distance(samples, self._reference), f"{DISTANCE}_of_real": self._real}
+        samples = feature_statistics(torch.cat([self._draw(batch) for batch in _batches(self._size)]))
+        scores = {DISTANCE: frechet_distance(samples, self._reference), f"{DISTANCE}_of_real": self._real}
         for logger in self.loggers:
-            logger.write([{"step": step, **found}], "samples")
+            logger.write([{"step": step, **scores}], "samples")
 
     @cached_property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +80,8 @@ class Scorer:
         """Features of real images."""
         if self.tokenizer is not None:
             return torch.from_numpy(self.latents.descriptors(rows))
-        parts = (self.latents.patches(rows[each.start : each.stop]) for each in _batches(len(rows)))
-        return torch.cat([torch.from_numpy(each).float().mean((2, 3)) for each in parts])
+        parts = (self.latents.patches(rows[batch.start : batch.stop]) for batch in _batches(len(rows)))
+        return torch.cat([torch.from_numpy(part).float().mean((2, 3)) for part in parts])
 
 
 def _batches(count: int) -> list[range]:

@@ -152,12 +152,12 @@ OLDER = ("schedule", "fall", "lr_end", "lr_from")
 
 def recorded_settings(settings: Mapping[str, Any], config_class: type = TrainConfig) -> dict[str, Any]:
     """A run's settings as this version names them; what earlier versions did not know is as it is by default."""
-    found = {**as_flat(config_class()), **{name: value for name, value in settings.items() if name not in OLDER}}
+    current = {**as_flat(config_class()), **{name: value for name, value in settings.items() if name not in OLDER}}
     if "schedule" not in settings:
-        return found
+        return current
     curve = "cosine" if settings["schedule"] == "cosine" else "linear"
     knots = ",".join(f"{step}:{rate!r}" for step, rate in _older_knots(settings))
-    return {**found, "lr_knots": knots or None, "lr_curve": curve if knots else "linear"}
+    return {**current, "lr_knots": knots or None, "lr_curve": curve if knots else "linear"}
 
 
 def _older_knots(settings: Mapping[str, Any]) -> list[tuple[int | str, float]]:
