@@ -77,7 +77,7 @@ def decoder_step_cost(
         # the losses' activations come while the decoder's are kept
         sample_bytes=two.bytes - one.bytes + vgg.bytes,
         fixed_bytes=2 * one.bytes - two.bytes,
-        parameters=sum(each.numel() for each in network.parameters()),
+        parameters=sum(weights.numel() for weights in network.parameters()),
     )
 
 

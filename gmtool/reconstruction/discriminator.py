@@ -44,7 +44,7 @@ class DinoFeatures(nn.Module):
         self.network = network.requires_grad_(False).eval()
         self.blocks = tuple(blocks)
         self.size = int(network.config.image_size)
-        mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
+        mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in IMAGENET)
         # ((x + 1) / 2 - mean) / std as one product and sum
         self.register_buffer("scale", 0.5 / std, persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
@@ -66,8 +66,8 @@ class DinoFeatures(nn.Module):
         tokens = self.network.embeddings(images * self.scale + self.shift)
         read = []
         for block in vit_blocks(self.network):
-            found = block(tokens)
-            tokens = found[0] if isinstance(found, tuple) else found  # as older versions of transformers return it
+            output = block(tokens)
+            tokens = output[0] if isinstance(output, tuple) else output  # as older versions of transformers return it
             read.append(tokens[:, 1:].transpose(1, 2))
         return [read[-1], *(read[number] for number in self.blocks)]
 
@@ -120,5 +120,5 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        found = [head(tokens).flatten(1) for head, tokens in zip(self.heads, self.features(images), strict=True)]
-        return torch.cat(found, 1).float()
+        logits = [head(tokens).flatten(1) for head, tokens in zip(self.heads, self.features(images), strict=True)]
+        return torch.cat(logits, 1).float()

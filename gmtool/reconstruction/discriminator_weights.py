@@ -72,8 +72,8 @@ def _from_folder(folder: Path) -> Any:
 def _from_file(file: Path) -> Any:
     weights = read_checkpoint(file).ema
     with reading(file, _WHAT):
-        found = dino_weights({name.removeprefix("backbone."): each for name, each in weights.items()})
-        return vit_from(found, file)
+        renamed = dino_weights({name.removeprefix("backbone."): tensor for name, tensor in weights.items()})
+        return vit_from(renamed, file)
 
 
 def vit_from(dino: DinoWeights, file: Path = Path()) -> Any:

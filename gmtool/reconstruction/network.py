@@ -142,17 +142,17 @@ def check_sides(side: int, latent_shape: tuple[int, int, int]) -> None:
 
 def decoder_from(source: str, encoder: TokenizerSpec) -> DecoderNetwork:
     """A decoder to train further: a folder, hub id or file; see `load_decoder`, whose errors it raises."""
-    found = load_decoder(source, torch.device("cpu"), encoder).network
-    names = [name for name in found.config if not name.startswith("_") and name != "encoder_type"]
-    sizes = {name: found.config[name] for name in names} | {"encoder_num_hidden_layers": 0}
+    released = load_decoder(source, torch.device("cpu"), encoder).network
+    names = [name for name in released.config if not name.startswith("_") and name != "encoder_type"]
+    sizes = {name: released.config[name] for name in names} | {"encoder_num_hidden_layers": 0}
     sizes |= {"latents_mean": None, "latents_std": None}
-    side = found.decoder_image_size
+    side = released.decoder_image_size
     if side != encoder.settings["image_size"]:
         raise UserError(
             f"--init {source} makes images of {side} px, not of {encoder.settings['image_size']}: use --image-size "
             f"{side}"
         )
-    return DecoderNetwork(found.requires_grad_(True), sizes).train()
+    return DecoderNetwork(released.requires_grad_(True), sizes).train()
 
 
 def save_decoder(network: DecoderNetwork, folder: Path, encoder: TokenizerSpec) -> None:
@@ -164,8 +164,8 @@ def save_decoder(network: DecoderNetwork, folder: Path, encoder: TokenizerSpec) 
     with torch.device("meta"):
         autoencoder = _autoencoder()(**network.sizes)
     # the embeddings of an encoder without layers are of no use, but diffusers expects them in the file
-    weights = {name: torch.zeros(each.shape) for name, each in autoencoder.state_dict().items()}
-    weights |= {f"decoder.{name}": each for name, each in network.decoder.state_dict().items()}
+    weights = {name: torch.zeros(tensor.shape) for name, tensor in autoencoder.state_dict().items()}
+    weights |= {f"decoder.{name}": tensor for name, tensor in network.decoder.state_dict().items()}
     weights |= {"encoder_mean": network.mean, "encoder_std": network.std, "_latents_std": torch.ones(1)}
     write_tensors(folder / WEIGHTS, weights)
     record_encoder(folder, encoder)

@@ -200,14 +200,14 @@ class Phases:
 
 def phases(losses: LossSettings, adversarial: AdversarialSettings, steps: int) -> Phases:
     """The phases of a run of ``steps`` steps. Raises UserError where the decoder would follow an untrained network."""
-    found = Phases(
+    phases = Phases(
         parse_start(losses.perceptual_from, steps, "--perceptual-from"),
         parse_start(adversarial.discriminator_from, steps, "--discriminator-from"),
         parse_start(adversarial.adversarial_from, steps, "--adversarial-from"),
     )
-    if adversarial.adversarial != "none" and found.adversarial < found.discriminator:
+    if adversarial.adversarial != "none" and phases.adversarial < phases.discriminator:
         raise UserError(
             f"--adversarial-from {adversarial.adversarial_from} lies before --discriminator-from "
             f"{adversarial.discriminator_from}: the decoder would learn from an untrained discriminator"
         )
-    return found
+    return phases

@@ -59,8 +59,8 @@ class DecoderState:
 
     def tensors(self, world: World = ALONE) -> dict[str, Mapping[str, Tensor]]:
         """The files of a checkpoint. All processes call this, for the first one."""
-        found = self.decoder.tensors(world)
-        return found if self.discriminator is None else {**found, **self.discriminator.tensors()}
+        tensors = self.decoder.tensors(world)
+        return tensors if self.discriminator is None else {**tensors, **self.discriminator.tensors()}
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""

@@ -76,9 +76,9 @@ class StepResult:
 
     def record(self) -> Record:
         """The step's figures; what is not finite is left out. Waits for the device."""
-        found = {"step": self.step, "loss": self.loss.item(), "lr": self.rate}
-        found |= {name: each.item() for name, each in self.figures.items()}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        record = {"step": self.step, "loss": self.loss.item(), "lr": self.rate}
+        record |= {name: figure.item() for name, figure in self.figures.items()}
+        return {name: value for name, value in record.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class DecoderStepper:
         if weight is not None:
             figures["adaptive_weight"] = weight
         if self._discriminates(step):
-            found, called_off = self._train_discriminator(images, latents, draws, step)
-            figures |= found
+            measured, called_off = self._train_discriminator(images, latents, draws, step)
+            figures |= measured
             skipped = skipped | called_off
         return StepResult(step + 1, rate, loss, skipped, figures)
 
@@ -156,7 +156,7 @@ class DecoderStepper:
         heads = (
             []
             if self.state.discriminator is None
-            else [each for each in self.state.discriminator.trained.parameters() if each.requires_grad]
+            else [weights for weights in self.state.discriminator.trained.parameters() if weights.requires_grad]
         )
         return [*self.state.decoder.network.parameters(), *heads]
 
@@ -228,16 +228,18 @@ class DecoderStepper:
                     weight = self._adaptive_weight([self._at_last_layer(made, gradients)]) if adversarial else None
                     made.backward(self._combined(gradients, weight))
             return self._means(sums, len(images)), weight
-        found, at_last = [], []
+        all_gradients, at_last = [], []
         for rows in parts:  # the last layer alone, for the weight
             with self.autocast():
                 with torch.no_grad():
                     tokens = state.network.body(noisy[rows])
                 made = state.network.head(tokens)
-            found.append(self._gradients(made, targets[rows], draws.of_decoder.rows(rows), step, sums, len(images)))
-            at_last.append(self._at_last_layer(made, found[-1]))
+            all_gradients.append(
+                self._gradients(made, targets[rows], draws.of_decoder.rows(rows), step, sums, len(images))
+            )
+            at_last.append(self._at_last_layer(made, all_gradients[-1]))
         weight = self._adaptive_weight(at_last)
-        for rows, gradients in zip(parts, found, strict=True):
+        for rows, gradients in zip(parts, all_gradients, strict=True):
             with nullcontext() if rows == parts[-1] else state.hold():
                 with self.autocast():
                     made = state.forward(noisy[rows])
@@ -277,11 +279,11 @@ class DecoderStepper:
             return None
         weight = self.state.decoder.network.last_weight
         both = (gradients.plain, gradients.adversarial)
-        return torch.stack([torch.autograd.grad(made, weight, each, retain_graph=True)[0] for each in both])
+        return torch.stack([torch.autograd.grad(made, weight, gradient, retain_graph=True)[0] for gradient in both])
 
     def _adaptive_weight(self, at_last: Sequence[Tensor | None]) -> Tensor:
         """Of the whole batch of all processes, from the gradients of this one's micro-batches."""
-        plain, adversarial = self.world.mean(torch.stack([each for each in at_last if each is not None]).sum(0))
+        plain, adversarial = self.world.mean(torch.stack([norms for norms in at_last if norms is not None]).sum(0))
         return adaptive_weight(plain, adversarial, self.weights.adaptive_limit)
 
     def _combined(self, gradients: _Gradients, weight: Tensor | None) -> Tensor:
@@ -303,9 +305,9 @@ class DecoderStepper:
         """Update the discriminator; returns figures, and whether the update was called off, () bool."""
         state, adversarial = self._discriminator()
         means = self._discriminator_gradient(images, latents, draws)
-        for each in state.trained.parameters():
-            if each.grad is not None:
-                each.grad = self.world.mean(each.grad)
+        for weights in state.trained.parameters():
+            if weights.grad is not None:
+                weights.grad = self.world.mean(weights.grad)
         norm = nn.utils.clip_grad_norm_(state.trained.parameters(), math.inf)
         loss = means["loss_real"] + means["loss_fake"]
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))

@@ -94,8 +94,8 @@ def _check_latents(run: RunFolder, latents: LatentsFile) -> None:
             f"{run.path} was trained on other latents than {latents.path}: give its own by --latents, or --data-free"
         )
     if latents.shape != shape:
-        wanted, found = (" x ".join(map(str, each)) for each in (shape, latents.shape))
-        raise UserError(f"{run.path} has latents of {wanted}, and {latents.path} of {found}: give others by --latents")
+        wanted, actual = (" x ".join(map(str, sizes)) for sizes in (shape, latents.shape))
+        raise UserError(f"{run.path} has latents of {wanted}, and {latents.path} of {actual}: give others by --latents")
     if run.method.condition == "class" and len(latents.classes) != run.architecture.classes:
         raise UserError(
             f"{run.path} knows {run.architecture.classes} classes, and {latents.path} has {len(latents.classes)}: give "

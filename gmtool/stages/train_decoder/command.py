@@ -51,11 +51,11 @@ def command(
         from gmtool.stages.presets import load_preset
         from gmtool.stages.train_decoder.forecast import forecast
 
-        found = forecast(images, decoder, config, price)
+        estimate = forecast(images, decoder, config, price)
         if preset is not None:
             recipe = load_preset(preset)
             print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
-        print_forecast(found)
+        print_forecast(estimate)
         return
     from gmtool.console import ConsoleProgress
     from gmtool.stages.train_decoder.run import train_decoder

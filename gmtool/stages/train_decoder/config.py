@@ -102,4 +102,4 @@ class TrainDecoderConfig(Settings):
             self.adversarial.discriminator_from,
             self.adversarial.adversarial_from,
         )
-        return self.schedule.follows_the_steps or any("%" in each for each in starts)
+        return self.schedule.follows_the_steps or any("%" in start for start in starts)

@@ -91,7 +91,7 @@ class HeldOut:
         batches = image_batches(
             plan.held_out, plan.image_size, AT_ONCE, workers=plan.config.crops.workers, rows=plan.held_out_rows
         )
-        return torch.from_numpy(np.concatenate([each.images for each in batches]))
+        return torch.from_numpy(np.concatenate([batch.images for batch in batches]))
 
     def _reconstructed(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S)."""

@@ -71,18 +71,18 @@ def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDe
 
     Raises UserError, naming the flag, where they do not go together, MachineError when weights cannot be fetched.
     """
-    found = find_images(images)
-    settled = choose_tokenizer(config.tokenizer, ImageSample(found, np.arange(len(found)), 0, False))
+    image_set = find_images(images)
+    settled = choose_tokenizer(config.tokenizer, ImageSample(image_set, np.arange(len(image_set)), 0, False))
     spec = settled.spec
     if family_of(spec.name).decoder_hint is None:
         raise UserError(f"--tokenizer {spec.name} decodes its latents by itself: give an encoder, such as dinov2")
-    shape, image_size = latent_sizes(spec, len(found)).shape, image_size_of(spec)
+    shape, image_size = latent_sizes(spec, len(image_set)).shape, image_size_of(spec)
     check_sides(image_size, shape)
     enlarged = config.crops.resize or round(ENLARGED * image_size)
     if enlarged < image_size:
         raise UserError(f"--resize {enlarged} is smaller than the crop of --image-size {image_size}")
-    held_out, held_out_rows, rows = _held_out(found, config)
-    crops = CropSource(found, rows, image_size, enlarged, config.crops.upscale)
+    held_out, held_out_rows, rows = _held_out(image_set, config)
+    crops = CropSource(image_set, rows, image_size, enlarged, config.crops.upscale)
     crops.check()
     size = None if config.decoder.init is not None else config.decoder.size or ("XL" if gpu else "tiny")
     batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)

@@ -88,7 +88,7 @@ class _Parts:
 
     @property
     def parameters(self) -> int:
-        return sum(each.numel() for each in self.state.decoder.network.parameters())
+        return sum(weights.numel() for weights in self.state.decoder.network.parameters())
 
 
 def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progress: Progress) -> TrainDecoderReport:
@@ -275,7 +275,7 @@ def _batches(parts: _Parts, at: Position) -> Iterator[ImageBatch]:
         *(plan.batch_size, at.seed(config.seed), at.step, config.loop.steps, config.crops.workers),
         world.rows(plan.batch_size),
     )
-    made = (ImageBatch(to_device(torch.from_numpy(each), world.device)) for each in raw)
+    made = (ImageBatch(to_device(torch.from_numpy(images), world.device)) for images in raw)
     return ahead(made) if world.device.type == "cuda" else made
 
 
@@ -350,20 +350,22 @@ def _inputs(parts: _Parts) -> list[Input]:
 
 def _weights(parts: _Parts) -> dict[str, str]:
     """Digests of the weights that others made, by what they are for."""
-    found = {}
+    digests = {}
     if parts.perceptual is not None:
-        found["LPIPS weights"] = _digest(parts.perceptual)
+        digests["LPIPS weights"] = _digest(parts.perceptual)
     if parts.state.discriminator is not None:
-        found["discriminator weights"] = _digest(parts.state.discriminator.network.features)
+        digests["discriminator weights"] = _digest(parts.state.discriminator.network.features)
     if parts.plan.config.decoder.init is not None:
-        found["decoder"] = _digest(parts.state.decoder.network)
-    return found
+        digests["decoder"] = _digest(parts.state.decoder.network)
+    return digests
 
 
 def _digest(network: nn.Module) -> str:
     """A digest of a network's weights."""
     weights: Mapping[str, Tensor] = network.state_dict()
-    return fingerprint(f"{name} {tensor_checksum(each.cpu().contiguous())}" for name, each in sorted(weights.items()))
+    return fingerprint(
+        f"{name} {tensor_checksum(tensor.cpu().contiguous())}" for name, tensor in sorted(weights.items())
+    )
 
 
 def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input], weights: Mapping[str, str]) -> None:
