@@ -118,19 +118,19 @@ def print_table(
     Console(width=width, markup=False, highlight=False).print(table)
 
 
-def print_forecast(found: Forecast) -> None:
+def print_forecast(forecast: Forecast) -> None:
     """Print what a stage would do, as a table on standard output."""
     from gmtool.artifacts.files import human_bytes
 
-    rows = [(f"{choice.flag} (auto)", f"{choice.value}: {choice.why}") for choice in found.choices]
-    for verb, files in (("reads", found.reads), ("writes", found.writes)):
+    rows = [(f"{choice.flag} (auto)", f"{choice.value}: {choice.why}") for choice in forecast.choices]
+    for verb, files in (("reads", forecast.reads), ("writes", forecast.writes)):
         rows += [
             (verb, f"{file.path}" if file.bytes is None else f"{file.path}, {human_bytes(file.bytes)}")
             for file in files
         ]
-    rows += found.work
-    if found.memory is not None:
-        rows.append(("memory", f"about {human_bytes(found.memory)}"))
-    if found.seconds is not None:
-        rows.append(("time", f"about {duration(found.seconds)}"))
-    print_table(found.title, ("would", ""), rows)
+    rows += forecast.work
+    if forecast.memory is not None:
+        rows.append(("memory", f"about {human_bytes(forecast.memory)}"))
+    if forecast.seconds is not None:
+        rows.append(("time", f"about {duration(forecast.seconds)}"))
+    print_table(forecast.title, ("would", ""), rows)

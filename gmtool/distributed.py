@@ -73,24 +73,24 @@ class World:
         """Whether it is true in some process; all hear the same answer."""
         return self.sum(torch.tensor(int(here))).item() > 0
 
-    def broadcast(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the first process found, on the CPU, everywhere; what the others give is not looked at."""
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the first process, on the CPU, everywhere; those that the others give are ignored."""
         if self.size == 1:
-            return dict(found)
-        message = _pack(found) if self.first else torch.empty(0, dtype=torch.uint8)
+            return dict(tensors)
+        message = _pack(tensors) if self.first else torch.empty(0, dtype=torch.uint8)
         size = torch.tensor(len(message))
         dist.broadcast(size, src=0)
         message = message if self.first else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(message, src=0)
         return _unpack(message)
 
-    def gather(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """What every process found, in the order of ranks, on the CPU; the others than the first hear nothing, []."""
+    def gather(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The tensors of every process, in the order of ranks, on the CPU; all but the first process receive []."""
         if self.size == 1:
-            return [dict(found)]
+            return [dict(tensors)]
         if self.first:
-            return [dict(found), *(_receive(rank) for rank in range(1, self.size))]
-        message = _pack(found)
+            return [dict(tensors), *(_receive(rank) for rank in range(1, self.size))]
+        message = _pack(tensors)
         dist.send(torch.tensor(len(message)), dst=0)
         dist.send(message, dst=0)
         return []
@@ -105,13 +105,13 @@ class World:
 
     def assemble(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named tensors for the first process, whole, on the CPU if they are sharded; nothing, {}, for the others."""
-        found = {}
-        for name, each in tensors.items():
-            values = whole(each)
+        assembled = {}
+        for name, tensor in tensors.items():
+            values = whole(tensor)
             if self.first:
                 # a sharded one comes as a promise, which a copy waits for
-                found[name] = values.clone().cpu() if is_sharded(each) else values
-        return found
+                assembled[name] = values.clone().cpu() if is_sharded(tensor) else values
+        return assembled
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -131,10 +131,11 @@ ALONE = World()
 """One process, on the CPU."""
 
 
-def _pack(found: Mapping[str, Tensor]) -> Tensor:
+def _pack(tensors: Mapping[str, Tensor]) -> Tensor:
     """Named tensors as one row of bytes."""
     return torch.frombuffer(
-        bytearray(save({name: each.detach().cpu().contiguous() for name, each in found.items()})), dtype=torch.uint8
+        bytearray(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})),
+        dtype=torch.uint8,
     )
 
 
@@ -175,9 +176,9 @@ def join(device: str) -> World:
     if here > 1 and device.startswith("cuda:"):
         raise UserError(f"--device {device}: {here} processes would share it; use --device cuda")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        found = torch.cuda.device_count()
-        if 0 < found < here:
-            raise UserError(f"{here} processes, but {found} GPUs here: torchrun --nproc-per-node {found}")
+        gpus = torch.cuda.device_count()
+        if 0 < gpus < here:
+            raise UserError(f"{here} processes, but {gpus} GPUs here: torchrun --nproc-per-node {gpus}")
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     own = resolve_device(device)
     if own.type == "cuda":

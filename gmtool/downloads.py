@@ -27,10 +27,10 @@ def download(url: str, target: Path, digest: str, title: str, progress: Progress
     with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer, written_aside(target) as part:
         progress.begin(title, int(answer.headers["Content-Length"] or 0) // MIB, "MiB")
         try:
-            found = _receive(answer, part, progress, seconds)
+            received = _receive(answer, part, progress, seconds)
         finally:
             progress.end()
-        if not found.startswith(digest):
+        if not received.startswith(digest):
             raise OSError("the server sent other content")
 
 

@@ -57,7 +57,7 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
-        parameters = [each for name, each in own.items() if name != "config"]
+        parameters = [parameter for name, parameter in own.items() if name != "config"]
         settings = settings_of(config_class)
         parameters += [_parameter(setting) for setting in settings.values()]
 
@@ -68,9 +68,9 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
             command(config=make(config_class, values), **given)
 
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it, mypy does not know it
-            [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         )
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return decorate
@@ -78,7 +78,7 @@ def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable
 
 def _joined(values: list[Any]) -> tuple[Any, ...]:
     """The values of a flag that was repeated; a reader may have made several of each."""
-    return tuple(each for value in values for each in (value if isinstance(value, tuple) else (value,)))
+    return tuple(item for value in values for item in (value if isinstance(value, tuple) else (value,)))
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:

@@ -32,8 +32,8 @@ def several(config_class: type, without: Iterable[str] = ()) -> Any:
     where that is None. Ranges and choices are those of the setting, for each value; what values mean together is
     checked where they are put together.
     """
-    settings = [each for each in settings_of(config_class).values() if each.name not in without]
-    members = [(each.path[-1], _kind(each), field(default=_default(each))) for each in settings]
+    settings = [setting for setting in settings_of(config_class).values() if setting.name not in without]
+    members = [(setting.path[-1], _kind(setting), field(default=_default(setting))) for setting in settings]
     made: Any = make_dataclass(f"Several{config_class.__name__}", members, bases=(Settings,), frozen=True)
     made.TITLE = getattr(config_class, "TITLE", "")
     made.__doc__ = f"Several values for each setting of `{config_class.__name__}`."
@@ -64,7 +64,7 @@ def _is_whole(setting: Setting) -> bool:
 
 def _inner(setting: Setting) -> Any:
     """The type of one value, without None."""
-    kinds = [each for each in get_args(setting.kind) if each is not NoneType] if _is_optional(setting) else []
+    kinds = [kind for kind in get_args(setting.kind) if kind is not NoneType] if _is_optional(setting) else []
     return kinds[0] if kinds else setting.kind
 
 

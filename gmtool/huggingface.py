@@ -24,8 +24,8 @@ def hub_folder(source: str, what: str, files: Sequence[str]) -> Path:
     patterns = list(files)
     try:
         cached = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
-        weights = [each for each in files if each.endswith((".safetensors", ".bin"))]
-        if (cached / files[0]).is_file() and any(found for each in weights for found in cached.rglob(each)):
+        weights = [pattern for pattern in files if pattern.endswith((".safetensors", ".bin"))]
+        if (cached / files[0]).is_file() and any(file for pattern in weights for file in cached.rglob(pattern)):
             return cached
     except HFValidationError as error:
         raise UserError(f"{what} {source} is no folder, and no hub id (owner/name) either") from error

@@ -92,12 +92,12 @@ _Config = TypeVar("_Config")
 
 def settings_of(config_class: type) -> dict[str, Setting]:
     """The settings of a configuration by name, in the order of declaration. Raises TypeError for a name given twice."""
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for setting in _walk(config_class, "", (), None):
-        if setting.name in found:
+        if setting.name in settings:
             raise TypeError(f"{config_class.__name__} has two settings {setting.name}")
-        found[setting.name] = setting
-    return found
+        settings[setting.name] = setting
+    return settings
 
 
 def _walk(config_class: type, group: str, path: tuple[str, ...], values: Any) -> Iterator[Setting]:
@@ -182,17 +182,17 @@ def as_flags(values: Mapping[str, Any]) -> str:
 
 def as_arguments(config: Any) -> list[str]:
     """What a user types for a configuration: the flags of all settings that are not at their defaults."""
-    found: list[str] = []
+    arguments: list[str] = []
     for name, setting in settings_of(type(config)).items():
         value = setting.of(config)
         if value == setting.default:
             continue
         if isinstance(value, bool):
-            found.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+            arguments.append(flag(name) if value else f"--no-{flag(name)[2:]}")
         else:
-            for each in value if isinstance(value, tuple) else (value,):
-                found += [flag(name), str(each)]
-    return found
+            for item in value if isinstance(value, tuple) else (value,):
+                arguments += [flag(name), str(item)]
+    return arguments
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
@@ -210,10 +210,10 @@ def check_ranges(config: Any) -> None:
         if len(setting.path) > 1:
             continue  # the component has looked at it
         value, option, choices = setting.of(config), setting.option, setting.choices
-        for each in value if isinstance(value, tuple) else () if value is None else (value,):
-            if choices and each not in choices:
-                raise UserError(f"{flag(name)} must be one of {', '.join(map(str, choices))}, not {each!r}")
-            _check_number(name, each, option)
+        for item in value if isinstance(value, tuple) else () if value is None else (value,):
+            if choices and item not in choices:
+                raise UserError(f"{flag(name)} must be one of {', '.join(map(str, choices))}, not {item!r}")
+            _check_number(name, item, option)
 
 
 LARGEST = 2**63 - 1
@@ -263,8 +263,8 @@ def expect_type(kind: Any, value: Any, whose: str) -> None:
     In a file a path is a string, and a tuple a list.
     """
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    if not any(_is_of(value, each) for each in kinds):
-        wanted = " or ".join(_in_words(each) for each in kinds if each is not types.NoneType)
+    if not any(_is_of(value, member) for member in kinds):
+        wanted = " or ".join(_in_words(member) for member in kinds if member is not types.NoneType)
         raise UserError(f"{whose} must be {wanted}, not {value!r}")
 
 

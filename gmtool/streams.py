@@ -34,11 +34,11 @@ class Noise:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers (B, *shape), float32."""
-        return torch.stack([torch.randn(tuple(shape), generator=each) for each in self._streams])
+        return torch.stack([torch.randn(tuple(shape), generator=stream) for stream in self._streams])
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1), (B, *shape), float32."""
-        return torch.stack([torch.rand(tuple(shape), generator=each) for each in self._streams])
+        return torch.stack([torch.rand(tuple(shape), generator=stream) for stream in self._streams])
 
 
 class SharedNoise(Noise):

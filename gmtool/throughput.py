@@ -101,20 +101,20 @@ def speeds_file() -> Path:
 
 def known_speed(device: str, precision: str) -> Speed | None:
     """What was found for a device and a precision earlier; None when nothing was, or when it cannot be read."""
-    return next((each for each in _read() if (each.device, each.precision) == (device, precision)), None)
+    return next((speed for speed in _read() if (speed.device, speed.precision) == (device, precision)), None)
 
 
 def keep_speed(speed: Speed) -> None:
     """Keep what was found, in place of what was for the same device and precision."""
-    others = [each for each in _read() if (each.device, each.precision) != (speed.device, speed.precision)]
+    others = [known for known in _read() if (known.device, known.precision) != (speed.device, speed.precision)]
     path = speeds_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as part:
-        part.write_text(json.dumps([asdict(each) for each in (*others, speed)], indent=1))
+        part.write_text(json.dumps([asdict(known) for known in (*others, speed)], indent=1))
 
 
 def _read() -> list[Speed]:
     try:
-        return [Speed(**each) for each in json.loads(speeds_file().read_text())]
+        return [Speed(**values) for values in json.loads(speeds_file().read_text())]
     except (OSError, ValueError, TypeError):
         return []

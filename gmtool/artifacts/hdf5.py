@@ -139,21 +139,21 @@ class Hdf5Reader:
 
     def _read_increasing(self, source: _RowSource, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         values = source.dataset
-        found = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out[: len(rows)]
+        entries = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out[: len(rows)]
         if source.stored is not None:
             source.stored.read(
                 self._opened().file.id.get_vfd_handle(),
                 rows,
-                found,
-                lambda first, last: source.check(rows[first:last], found[first:last]),
+                entries,
+                lambda first, last: source.check(rows[first:last], entries[first:last]),
             )
-            return found
+            return entries
         # h5py takes increasing indices, but is slow at them: read runs of neighbours
         for start, stop in runs(rows):
             first = int(rows[start])
-            values.read_direct(found, np.s_[first : first + stop - start], np.s_[start:stop])
-        source.check(rows, found)
-        return found
+            values.read_direct(entries, np.s_[first : first + stop - start], np.s_[start:stop])
+        source.check(rows, entries)
+        return entries
 
 
 class Hdf5Writer:

@@ -148,9 +148,9 @@ def _expect(kind: type[T], value: object) -> T:
 def expect_kind(manifest: Manifest, kind: Kind, path: Path) -> None:
     """Raise UserError, naming the command that makes the right artifact, unless ``manifest`` is of ``kind``."""
     if manifest.kind != kind:
-        found, _ = KINDS.get(manifest.kind, (f"of the unknown kind {manifest.kind}", ""))
+        actual, _ = KINDS.get(manifest.kind, (f"of the unknown kind {manifest.kind}", ""))
         wanted, command = KINDS[kind]
-        raise UserError(f"{path} is {found}, not {wanted}: give what `{command}` writes")
+        raise UserError(f"{path} is {actual}, not {wanted}: give what `{command}` writes")
 
 
 def fingerprint(parts: Iterable[bytes | str | np.ndarray]) -> str:

@@ -129,7 +129,7 @@ def read_method(settings: Mapping[str, Any], whose: str) -> MethodRecord:
     values = {**settings, "objective": "fm" if settings.get("objective") == "mm-fm" else settings.get("objective")}
     try:
         later = ("spectral_weight", "student")
-        given = {each.name: values[each.name] for each in fields(MethodRecord) if each.name not in later}
+        given = {field.name: values[field.name] for field in fields(MethodRecord) if field.name not in later}
         weight, student = (values.get(name) for name in later)
         record = MethodRecord(
             **given,

@@ -77,8 +77,8 @@ class StoredArray:
                 _skip(file, (part.start - place) * row)
                 content = bytearray(file.read((part[-1] + 1 - part.start) * row))  # so that the array is writable
                 place = part[-1] + 1
-                found = np.frombuffer(content, self.header.dtype).reshape(-1, *self.shape[1:])
-                yield found[:: part.step]
+                entries = np.frombuffer(content, self.header.dtype).reshape(-1, *self.shape[1:])
+                yield entries[:: part.step]
             while file.read(PIECE):
                 pass
 

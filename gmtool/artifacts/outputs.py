@@ -120,10 +120,10 @@ class Output:
             raise UserError(f"the {noun} {path} cannot be written: it is a folder; give a file name in it")
         if not self.target.is_file():
             raise UserError(f"the {noun} {path} cannot be written: it is no regular file; choose another output")
-        found = kind_of(self.target)
-        if self.target.stat().st_size and found != self.kind:
-            if found is not None and found in KINDS:
-                raise UserError(f"{path} is {KINDS[found][0]} and would be overwritten: choose another output")
+        kind = kind_of(self.target)
+        if self.target.stat().st_size and kind != self.kind:
+            if kind is not None and kind in KINDS:
+                raise UserError(f"{path} is {KINDS[kind][0]} and would be overwritten: choose another output")
             raise UserError(f"{path} exists and is no {noun} that can be read: choose another name, or remove it")
 
     def _check_folder(self) -> None:
@@ -139,9 +139,9 @@ class Output:
         if kind_of(self.target) != self.kind:
             things = KINDS[self.kind][0].removeprefix("a folder of ")
             raise UserError(f"{path} holds other things than {things}: choose another folder")
-        if found := STRANGERS[self.kind](self.target):
+        if strangers := STRANGERS[self.kind](self.target):
             raise UserError(
-                f"{path} holds {found[0]}, which gmtool did not make: move it away, or choose another folder"
+                f"{path} holds {strangers[0]}, which gmtool did not make: move it away, or choose another folder"
             )
 
     def _recover(self) -> None:

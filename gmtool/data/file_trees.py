@@ -211,8 +211,8 @@ def _of_folder(root: Path) -> Iterator[File | LeftOut]:
             yield LeftOut(prefix, AGAIN)
             continue
         entered.add((top, ancestors[-1]))
-        with os.scandir(root / prefix) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(root / prefix) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
             path = f"{prefix}{entry.name}"
             try:

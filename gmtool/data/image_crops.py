@@ -49,7 +49,8 @@ class CropSource:
         def places(step: int) -> list[tuple[int, float, float]]:
             where = torch.rand(batch_size, 2, generator=generator(seed, "crop", step))[share].tolist()
             return [
-                (row, *each) for row, each in zip(self.rows[order.of_step(step)[share]].tolist(), where, strict=True)
+                (row, *position)
+                for row, position in zip(self.rows[order.of_step(step)[share]].tolist(), where, strict=True)
             ]
 
         steps = (places(step) for step in range(start, stop))

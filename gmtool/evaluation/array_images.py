@@ -98,12 +98,15 @@ def _chosen(arrays: Mapping[str, StoredArray | None], whose: str) -> str | None:
     """The name of the array that holds the images."""
     if ARRAY in arrays:
         return ARRAY
-    found = [name for name, array in arrays.items() if name not in STATISTICS and array and len(array.shape) in (3, 4)]
-    if len(found) > 1:
+    candidates = [
+        name for name, array in arrays.items() if name not in STATISTICS and array and len(array.shape) in (3, 4)
+    ]
+    if len(candidates) > 1:
         raise UserError(
-            f"{whose} holds several arrays that could be images ({', '.join(sorted(found))}): name one of them {ARRAY}"
+            f"{whose} holds several arrays that could be images ({', '.join(sorted(candidates))}): "
+            f"name one of them {ARRAY}"
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def _axes(shape: tuple[int, ...], whose: str) -> Axes:

@@ -71,8 +71,8 @@ def open_npz(path: Path, whose: str) -> ArrayReference:
     images = find_array_images(path, whose, NPZ)
     statistics, spatial = (_statistics(path, whose, *names) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
     parts = [] if images is None else [images.array.fingerprint]
-    for each in (statistics, spatial):
-        parts += [] if each is None else [fingerprint([each.mean, each.covariance])]
+    for moments in (statistics, spatial):
+        parts += [] if moments is None else [fingerprint([moments.mean, moments.covariance])]
     if not parts:
         raise UserError(f"{whose} holds neither images nor mu and sigma: {NPZ}")
     known = "" if statistics is None and spatial is None else "mu and sigma"
@@ -88,14 +88,14 @@ def _statistics(path: Path, whose: str, mean_name: str, covariance_name: str) ->
     names = f"{mean_name} and {covariance_name}"
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{whose}: {names} {mean.shape}, {covariance.shape} must be (D,) and (D, D)")
-    if not all(each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, covariance)):
+    if not all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in (mean, covariance)):
         raise UserError(f"{whose}: {names} must be finite numbers")
     return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
 
 
-def wrong_size(path: Path, found: tuple[int, ...], side: int) -> UserError:
+def wrong_size(path: Path, size: tuple[int, ...], side: int) -> UserError:
     """The error of images that are not resized, and are of another size than the samples."""
     return UserError(
-        f"{path} holds images of {' x '.join(map(str, found))} px, but the samples have {side} x {side}: give the "
+        f"{path} holds images of {' x '.join(map(str, size))} px, but the samples have {side} x {side}: give the "
         "folder of images as --reference"
     )

@@ -48,7 +48,7 @@ class FeatureCache:
     def save(self, key: str, features: Features, progress: Progress) -> None:
         """Keep features, and remove the least recently used ones; a note where that cannot be done."""
         tensors = features.tensors()
-        if sum(each.nbytes for each in tensors.values()) > self.size:
+        if sum(tensor.nbytes for tensor in tensors.values()) > self.size:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

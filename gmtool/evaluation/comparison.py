@@ -68,7 +68,7 @@ def figures_of(
     """
     usable = [row for row in rows if getattr(generated, row.needs) is not None and row.defined_on(features)]
     counted = [row for row in usable if row.needs != "paths"]  # which tell their own progress
-    found: dict[Row, tuple[Figure, ...]] = {}
+    figures: dict[Row, tuple[Figure, ...]] = {}
 
     def compare(row: Row) -> tuple[Figure, ...]:
         return compared(measured([row], generated, context), measured([row], real, context), progress, features)
@@ -76,21 +76,21 @@ def figures_of(
     progress.begin("metrics", len(counted), "metrics")
     try:
         for row in counted:
-            found[row] = compare(row)
+            figures[row] = compare(row)
             progress.advance()
     finally:
         progress.end()
-    found |= {row: compare(row) for row in usable if row not in found}
-    return tuple(each for row in usable for each in found[row])
+    figures |= {row: compare(row) for row in usable if row not in figures}
+    return tuple(figure for row in usable for figure in figures[row])
 
 
 def measured(rows: Sequence[Row], known: Known, context: Context) -> dict[str, Measurement]:
     """The metrics of ``rows`` whose inputs are available, by their names, in their order."""
     return {
-        metric.name: found
+        metric.name: measurement
         for row in rows
         if (inputs := getattr(known, row.needs)) is not None
-        for metric, found in zip(row.metrics, row.load()(inputs, context), strict=True)
+        for metric, measurement in zip(row.metrics, row.load()(inputs, context), strict=True)
     }
 
 
@@ -98,12 +98,12 @@ def compared(
     generated: Mapping[str, Measurement], real: Mapping[str, Measurement], progress: Progress, features: str = ""
 ) -> tuple[Figure, ...]:
     """Metrics of generated images beside the same of real ones; those that are not finite are left out, with a note."""
-    figures = (Figure(name, found, real.get(name), features) for name, found in generated.items())
-    return tuple(each for each in figures if _finite(each, progress))
+    figures = (Figure(name, measurement, real.get(name), features) for name, measurement in generated.items())
+    return tuple(figure for figure in figures if _finite(figure, progress))
 
 
 def _finite(figure: Figure, progress: Progress) -> bool:
-    values = [each.value for each in (figure.generated, figure.real) if each is not None]
+    values = [measurement.value for measurement in (figure.generated, figure.real) if measurement is not None]
     good = all(map(math.isfinite, values))
     if not good:
         progress.note(f"{figure.metric} is left out: it came out as {', '.join(map(str, values))}")

@@ -12,7 +12,7 @@ SHRINK = 2
 def compression_note(images: Reference, reference: Reference, side: int) -> str | None:
     """A warning where one of two sets is of JPEGs of about ``side`` pixels, and the other is not; else None."""
     sets = images, pictures_of(reference)
-    lossy = [_is_lossy(each, side) for each in sets]
+    lossy = [_is_lossy(pictures, side) for pictures in sets]
     if lossy[0] == lossy[1] or sets[1] is None:
         return None
     first, second = sets if lossy[0] else sets[::-1]

@@ -78,8 +78,8 @@ def plan_features(
     """
     chosen = choose_extractors(settings, progress, fetch, refused=refused)
     fault = torch_fidelity_fault()
-    features = tuple(_features(each, settings, described, reference, fault is None) for each in chosen.choices)
-    if not len(reference) and not any(each.statistics or each.spatial for each in features):
+    features = tuple(_features(choice, settings, described, reference, fault is None) for choice in chosen.choices)
+    if not len(reference) and not any(plan.statistics or plan.spatial for plan in features):
         raise _no_statistics(reference, features)
     lost = [] if fault is None else [f"{_library_metrics(features)} are left out: {fault}"]
     return PlannedFeatures(features, (*(f"left out: {line}" for line in chosen.missing), *lost))
@@ -90,8 +90,12 @@ def _features(
 ) -> FeaturePlan:
     row = extractor_row(choice.value)
     size = row.load().feature_size(settings, described)
-    rows = [each for each in METRICS if each.needs in ON_FEATURES and (library or not each.library)]
-    rows = [each for each in rows if row.allows(each) and (each.needs not in ("logits", "spatial") or row.classifies)]
+    rows = [metrics for metrics in METRICS if metrics.needs in ON_FEATURES and (library or not metrics.library)]
+    rows = [
+        metrics
+        for metrics in rows
+        if row.allows(metrics) and (metrics.needs not in ("logits", "spatial") or row.classifies)
+    ]
     statistics = reference.statistics if isinstance(reference, ArrayReference) else None
     spatial = reference.spatial if isinstance(reference, ArrayReference) and row.classifies else None
     return FeaturePlan(
@@ -105,16 +109,16 @@ def _features(
 
 def _library_metrics(features: Sequence[FeaturePlan]) -> str:
     """The metrics on these features that need torch-fidelity."""
-    found = [
-        label(metric, each.name)
-        for each in features
+    labels = [
+        label(metric, plan.name)
+        for plan in features
         for row in METRICS
         if row.library
-        and extractor_row(each.name).allows(row)
-        and (row.needs != "logits" or extractor_row(each.name).classifies)
+        and extractor_row(plan.name).allows(row)
+        and (row.needs != "logits" or extractor_row(plan.name).classifies)
         for metric in row.metrics
     ]
-    return ", ".join(found)
+    return ", ".join(labels)
 
 
 def _fitting(
@@ -133,11 +137,11 @@ def _fitting(
 def _no_statistics(reference: Reference, features: Sequence[FeaturePlan]) -> UserError:
     """The error of a reference that holds nothing to compare these features with."""
     statistics = reference.statistics if isinstance(reference, ArrayReference) else None
-    found = 0 if statistics is None else len(statistics.mean)
-    names = [each.name for each in features]
-    wanted = " and ".join(f"{each.name} have {each.size}" for each in features)
-    other = "--features inception, or " if found == 2048 and "inception" not in names else ""
+    size = 0 if statistics is None else len(statistics.mean)
+    names = [plan.name for plan in features]
+    wanted = " and ".join(f"{plan.name} have {plan.size}" for plan in features)
+    other = "--features inception, or " if size == 2048 and "inception" not in names else ""
     return UserError(
-        f"{reference.path} holds statistics of {found} numbers, but the features of {wanted}: give {other}another "
+        f"{reference.path} holds statistics of {size} numbers, but the features of {wanted}: give {other}another "
         "--reference"
     )

@@ -32,12 +32,12 @@ class Features:
 
     def rows(self, index: Tensor) -> Features:
         """The features of some images."""
-        return features_of({name: each[index] for name, each in self.tensors().items()})
+        return features_of({name: tensor[index] for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """What is there, by name."""
-        found = {"vectors": self.vectors, "logits": self.logits, "spatial": self.spatial}
-        return {name: each for name, each in found.items() if each is not None}
+        tensors = {"vectors": self.vectors, "logits": self.logits, "spatial": self.spatial}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def features_of(tensors: Mapping[str, Tensor]) -> Features:
@@ -89,31 +89,31 @@ def extract_features(
     extractor: Extractor, batches: Iterable[Tensor], total: int, what: str, progress: Progress
 ) -> Features:
     """Features of ``total`` images that come in batches uint8 (B, 3, S, S); ``what`` they are, for the progress bar."""
-    found: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
     done = 0
     progress.begin(f"features of {what}", total, "images")
     try:
         for images in batches:
             here = extractor(images).tensors()
-            if not found:  # in one piece from the start, since two copies of all features may not fit
-                found = {name: torch.empty(total, *each.shape[1:]) for name, each in here.items()}
-            for name, each in here.items():
-                found[name][done : done + len(each)] = each
+            if not features:  # in one piece from the start, since two copies of all features may not fit
+                features = {name: torch.empty(total, *tensor.shape[1:]) for name, tensor in here.items()}
+            for name, tensor in here.items():
+                features[name][done : done + len(tensor)] = tensor
             done += len(images)
             progress.advance(len(images))
     finally:
         progress.end()
-    if not found:  # of several processes, some may have no image to see to
+    if not features:  # of several processes, some may have no image to see to
         return Features(torch.empty(0, extractor.size))
     if done != total:
         raise ValueError(f"{done} images came, not {total}")
-    return features_of(found)
+    return features_of(features)
 
 
 def gather_features(features: Features, world: World) -> Features:
     """The features of all processes in the order of ranks, for the first process; the others keep their own."""
-    found = world.gather(features.tensors())
-    return _joined([features_of(each) for each in found]) if found else features
+    gathered = world.gather(features.tensors())
+    return _joined([features_of(tensors) for tensors in gathered]) if gathered else features
 
 
 def expect_finite(features: Features, whose: str) -> None:
@@ -128,5 +128,5 @@ def expect_finite(features: Features, whose: str) -> None:
 
 def _joined(parts: Sequence[Features]) -> Features:
     """Parts of a set of images, one after another; a process without images has no part of some."""
-    every = [each.tensors() for each in parts if len(each)] or [parts[0].tensors()]
-    return features_of({name: torch.cat([each[name] for each in every]) for name in every[0]})
+    every = [part.tensors() for part in parts if len(part)] or [parts[0].tensors()]
+    return features_of({name: torch.cat([tensors[name] for tensors in every]) for name in every[0]})

@@ -74,11 +74,11 @@ def pick(images: Reference, rows: Tensor, side: int) -> np.ndarray:
         images, rows = _named(images, rows)
     if isinstance(images, ImagesReference):
         images, rows = replace(images, rows=images.rows[rows.numpy()]), torch.arange(len(rows))
-    wanted, found = set(rows.tolist()), {}
+    wanted, picked = set(rows.tolist()), {}
     for number, image in enumerate(_every(images, side, max(wanted) + 1)):
         if number in wanted:
-            found[number] = image
-    return np.stack([found[row] for row in rows.tolist()])
+            picked[number] = image
+    return np.stack([picked[row] for row in rows.tolist()])
 
 
 def _every(images: Reference, side: int, count: int) -> Iterator[np.ndarray]:

@@ -279,11 +279,11 @@ def image_features(
     batches = images.batches(side, batch_size, share)
     if isinstance(extractor, TokenizerExtractor) and takes_grey(extractor.spec):
         batches = _grey_batches(batches, images.path)
-    found = gather_features(extract_features(extractor, batches, len(share), what, progress), world)
-    expect_finite(found, str(images.path))
+    features = gather_features(extract_features(extractor, batches, len(share), what, progress), world)
+    expect_finite(features, str(images.path))
     if world.first:
-        cache.save(key, found, progress)
-    return found
+        cache.save(key, features, progress)
+    return features
 
 
 def _identity(extractor: Extractor) -> str:

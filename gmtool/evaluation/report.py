@@ -65,7 +65,7 @@ class Report:
     def figure(self, metric: str, features: str | None = None) -> Figure | None:
         """The figure of one metric, of one extractor or the first that has it; None when it was not computed."""
         return next(
-            (each for each in self.figures if each.metric == metric and features in (None, each.features)), None
+            (figure for figure in self.figures if figure.metric == metric and features in (None, figure.features)), None
         )
 
     def to_json(self) -> str:
@@ -75,14 +75,14 @@ class Report:
 
 def reports_to_json(reports: tuple[Report, ...]) -> str:
     """Several reports as one indented JSON array."""
-    return json.dumps([asdict(each) for each in reports], indent=1)
+    return json.dumps([asdict(report) for report in reports], indent=1)
 
 
 def parse_report(text: str) -> Report:
     """The report in the JSON text that `Report.to_json` made, also of an earlier version."""
-    found = json.loads(text)
-    found.setdefault("extractors", {found["features"]: found["extractor"]})
-    return Report(**{**found, "figures": tuple(parse_figure(each) for each in found["figures"])})
+    values = json.loads(text)
+    values.setdefault("extractors", {values["features"]: values["extractor"]})
+    return Report(**{**values, "figures": tuple(parse_figure(figure) for figure in values["figures"])})
 
 
 def parse_figure(values: Mapping[str, Any]) -> Figure:

@@ -44,8 +44,8 @@ class Line:
 def value_of(group: Group, metric: str, real: bool = False) -> Value | None:
     """A metric over the seeds of a group, or the same of real images; None unless every seed has it."""
     figures = [point.figure(metric) for point in group]
-    found = [None if each is None else each.real if real else each.generated for each in figures]
-    values = [each.value for each in found if each is not None]
+    measurements = [None if figure is None else figure.real if real else figure.generated for figure in figures]
+    values = [measurement.value for measurement in measurements if measurement is not None]
     if len(values) < len(group):
         return None
     return Value(fmean(values), stdev(values) if len(values) > 1 else None)
@@ -53,8 +53,8 @@ def value_of(group: Group, metric: str, real: bool = False) -> Value | None:
 
 def floor_of(sweep: Sweep, metric: str) -> float | None:
     """The metric of real images in the samples' place, the mean over all points; None where it is not known."""
-    found = [value_of(group, metric, real=True) for group in sweep.groups]
-    values = [each.mean for each in found if each is not None]
+    floors = [value_of(group, metric, real=True) for group in sweep.groups]
+    values = [floor.mean for floor in floors if floor is not None]
     return fmean(values) if values else None
 
 
@@ -65,12 +65,12 @@ def best_of(groups: Sequence[Group], metric: str) -> Group | None:
 
 
 def _loss(group: Group, metric: str) -> float:
-    found, real = value_of(group, metric), value_of(group, metric, real=True)
-    assert found is not None
+    value, real = value_of(group, metric), value_of(group, metric, real=True)
+    assert value is not None
     better = metrics_by_name()[split_name(metric)[1]].better
     if better:
-        return found.mean if better == "lower" else -found.mean
-    return math.inf if real is None else abs(found.mean - real.mean)
+        return value.mean if better == "lower" else -value.mean
+    return math.inf if real is None else abs(value.mean - real.mean)
 
 
 def position_of(group: Group, along: str) -> float | None:
@@ -87,33 +87,33 @@ def lines(sweep: Sweep, along: str, metric: str | None = None) -> tuple[Line, ..
     """
     own = STEPS if along == EVALUATIONS else along
     axes = [axis.setting for axis in sweep.axes if axis.setting != own]
-    found = _lines(sweep, along, axes, lambda groups: groups)
-    if metric is None or len(found) <= MANY:
-        return found
+    all_lines = _lines(sweep, along, axes, lambda groups: groups)
+    if metric is None or len(all_lines) <= MANY:
+        return all_lines
 
     def best(groups: Sequence[Group]) -> Sequence[Group]:
         places = dict.fromkeys(position_of(group, along) for group in groups)
         chosen = [
             best_of([group for group in groups if position_of(group, along) == place], metric) for place in places
         ]
-        return [each for each in chosen if each is not None]
+        return [group for group in chosen if group is not None]
 
-    return _lines(sweep, along, [each for each in axes if each in (RUN, "solver")], best)
+    return _lines(sweep, along, [axis for axis in axes if axis in (RUN, "solver")], best)
 
 
 def _lines(
     sweep: Sweep, along: str, axes: Sequence[str], chosen: Callable[[Sequence[Group]], Sequence[Group]]
 ) -> tuple[Line, ...]:
-    found: dict[tuple[Any, ...], list[Group]] = {}
+    by_line: dict[tuple[Any, ...], list[Group]] = {}
     for group in sweep.groups:
-        found.setdefault(tuple(_shared(group[0], axis) for axis in axes), []).append(group)
+        by_line.setdefault(tuple(_shared(group[0], axis) for axis in axes), []).append(group)
     names = run_names(sweep)
     return tuple(
         Line(
             _label(groups[0][0], axes, names),
             tuple(sorted(chosen(groups), key=lambda group: position_of(group, along) or 0.0)),
         )
-        for groups in found.values()
+        for groups in by_line.values()
     )
 
 
@@ -132,7 +132,7 @@ def _label(point: SweepPoint, axes: Sequence[str], names: dict[str, str]) -> str
     parts = [names[point.run]] if RUN in axes else []
     parts.append(str(point.plan["solver"]))
     parts += [setting_words(point, axis) for axis in axes if axis not in (RUN, "solver")]
-    return ", ".join(each for each in parts if each)
+    return ", ".join(part for part in parts if part)
 
 
 def setting_words(point: SweepPoint, axis: str) -> str:

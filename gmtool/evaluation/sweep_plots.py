@@ -48,8 +48,8 @@ def draw_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
 def score_metrics(sweep: Sweep) -> tuple[str, ...]:
     """What a sweep is judged by first: the first of its metrics that is lower for better images, on all features."""
     known = metrics_by_name()
-    found = [name for name in sweep.metrics if known[split_name(name)[1]].better == "lower"]
-    return tuple(name for name in found if split_name(name)[1] == split_name(found[0])[1])
+    metrics = [name for name in sweep.metrics if known[split_name(name)[1]].better == "lower"]
+    return tuple(name for name in metrics if split_name(name)[1] == split_name(metrics[0])[1])
 
 
 def along_of(sweep: Sweep) -> str:
@@ -92,8 +92,8 @@ def _draw_tradeoff(sweep: Sweep) -> Figure | None:
 
 def _draw_pairs(axes: Axes, line: Line, along: str, colour: str) -> None:
     """Precision against recall along a line, with spreads; some of its places are marked."""
-    found = [(group, value_of(group, "recall"), value_of(group, "precision")) for group in line.groups]
-    pairs = [(group, recall, precision) for group, recall, precision in found if recall and precision]
+    values = [(group, value_of(group, "recall"), value_of(group, "precision")) for group in line.groups]
+    pairs = [(group, recall, precision) for group, recall, precision in values if recall and precision]
     axes.errorbar(
         [recall.mean for _, recall, _ in pairs],
         [precision.mean for _, _, precision in pairs],
@@ -120,11 +120,11 @@ def _draw_saturation(sweep: Sweep) -> Figure | None:
     along = along_of(sweep)
     figure, panels = _figure(len(shown))
     for axes, metric in zip(panels, shown, strict=True):
-        found = lines(sweep, along, metric)
-        _draw_lines(axes, found, along, metric)
+        drawn = lines(sweep, along, metric)
+        _draw_lines(axes, drawn, along, metric)
         _draw_floor(axes, sweep, metric)
         if along == EVALUATIONS:
-            _scale_evaluations(axes, found)
+            _scale_evaluations(axes, drawn)
         axes.set(xlabel=_words(along), ylabel=_name(sweep, metric))
     _legend(panels[-1])
     return figure
@@ -137,9 +137,9 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(1, panels, 1 + number) for number in range(panels)]
 
 
-def _draw_lines(axes: Axes, found: tuple[Line, ...], along: str, metric: str) -> None:
+def _draw_lines(axes: Axes, drawn: tuple[Line, ...], along: str, metric: str) -> None:
     """A line each, its spread over seeds as a band; what has no place along the axis as a dotted line."""
-    for number, line in enumerate(found):
+    for number, line in enumerate(drawn):
         colour, points = _colour(number), _points(line, along, metric)
         placed = [(place, value) for place, value in points if place is not None]
         if placed:
@@ -155,8 +155,8 @@ def _draw_lines(axes: Axes, found: tuple[Line, ...], along: str, metric: str) ->
 
 
 def _points(line: Line, along: str, metric: str) -> list[tuple[float | None, Value]]:
-    found = [(position_of(group, along), value_of(group, metric)) for group in line.groups]
-    return [(place, value) for place, value in found if value is not None]
+    points = [(position_of(group, along), value_of(group, metric)) for group in line.groups]
+    return [(place, value) for place, value in points if value is not None]
 
 
 def _draw_floor(axes: Axes, sweep: Sweep, metric: str) -> None:
@@ -165,16 +165,16 @@ def _draw_floor(axes: Axes, sweep: Sweep, metric: str) -> None:
         axes.axhline(floor, color="black", linestyle="dashed", linewidth=1, label="real images in their place")
 
 
-def _scale_evaluations(axes: Axes, found: tuple[Line, ...]) -> None:
-    ticks = sorted({int(group[0].evaluations) for line in found for group in line.groups})
+def _scale_evaluations(axes: Axes, drawn: tuple[Line, ...]) -> None:
+    ticks = sorted({int(group[0].evaluations) for line in drawn for group in line.groups})
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [str(each) for each in ticks])
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("network evaluations per sample")
 
 
-def _scale_score(axes: Axes, found: tuple[Line, ...], metric: str) -> None:
-    values = [value.mean for line in found for _, value in _points(line, EVALUATIONS, metric)]
+def _scale_score(axes: Axes, drawn: tuple[Line, ...], metric: str) -> None:
+    values = [value.mean for line in drawn for _, value in _points(line, EVALUATIONS, metric)]
     if min(values) > 0 and max(values) > DECADE * min(values):
         axes.set_yscale("log")
 

@@ -58,7 +58,9 @@ class SweepPoint:
     def figure(self, name: str) -> Figure | None:
         """The figure of a metric, by its name in `Sweep.metrics`; None where it was not computed."""
         features, metric = split_name(name)
-        return next((each for each in self.figures if each.metric == metric and features in ("", each.features)), None)
+        return next(
+            (figure for figure in self.figures if figure.metric == metric and features in ("", figure.features)), None
+        )
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -94,7 +96,7 @@ class Sweep:
 
     def axis(self, setting: str) -> Axis | None:
         """The axis of a setting, or None where it took one value."""
-        return next((each for each in self.axes if each.setting == setting), None)
+        return next((axis for axis in self.axes if axis.setting == setting), None)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -102,17 +104,17 @@ class Sweep:
 
         Those on another extractor's features than the first are ``EXTRACTOR.METRIC``.
         """
-        found = ((each.features, each.metric) for point in self.points for each in point.figures)
+        pairs = ((figure.features, figure.metric) for point in self.points for figure in point.figures)
         own = ("", self.features)
-        return tuple(dict.fromkeys(metric if features in own else f"{features}.{metric}" for features, metric in found))
+        return tuple(dict.fromkeys(metric if features in own else f"{features}.{metric}" for features, metric in pairs))
 
     @property
     def groups(self) -> tuple[tuple[SweepPoint, ...], ...]:
         """The points that differ in the seed alone, together, in their order."""
-        found: dict[tuple[Any, ...], list[SweepPoint]] = {}
+        groups: dict[tuple[Any, ...], list[SweepPoint]] = {}
         for point in self.points:
-            found.setdefault(point.group, []).append(point)
-        return tuple(tuple(each) for each in found.values())
+            groups.setdefault(point.group, []).append(point)
+        return tuple(tuple(group) for group in groups.values())
 
     def to_details(self) -> Mapping[str, Any]:
         """The sweep as JSON values, which `parse_sweep` reads."""
@@ -120,7 +122,7 @@ class Sweep:
 
     def to_csv(self) -> str:
         """The points as comma-separated values: settings, metrics, the same metrics of real images, the command."""
-        axes = [each.setting for each in self.axes if each.setting != RUN]
+        axes = [axis.setting for axis in self.axes if axis.setting != RUN]
         axes += [name for name in ("solver", "steps", "guidance", "guidance_scale") if name not in axes]
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
@@ -130,8 +132,8 @@ class Sweep:
         )
         for point in self.points:
             figures = [point.figure(metric) for metric in self.metrics]
-            generated = ["" if each is None else each.generated.value for each in figures]
-            floors = ["" if each is None or each.real is None else each.real.value for each in figures]
+            generated = ["" if figure is None else figure.generated.value for figure in figures]
+            floors = ["" if figure is None or figure.real is None else figure.real.value for figure in figures]
             settings = [setting_of(point, name) for name in axes]
             counts = [point.seed, point.evaluations, point.images]
             table.writerow([point.run, point.checkpoint, *settings, *counts, *generated, *floors, point.command])
@@ -162,16 +164,16 @@ def parse_sweep(details: Mapping[str, Any]) -> Sweep:
     return Sweep(
         **{
             **details,
-            "axes": tuple(Axis(each["setting"], tuple(each["values"])) for each in details["axes"]),
-            "points": tuple(parse_point(each) for each in details["points"]),
-            "skipped": tuple(Skipped(**each) for each in details["skipped"]),
+            "axes": tuple(Axis(axis["setting"], tuple(axis["values"])) for axis in details["axes"]),
+            "points": tuple(parse_point(point) for point in details["points"]),
+            "skipped": tuple(Skipped(**skipped) for skipped in details["skipped"]),
         }
     )
 
 
 def parse_point(values: Mapping[str, Any]) -> SweepPoint:
     """A point of the JSON values that ``dataclasses.asdict`` gives. Raises KeyError or TypeError for others."""
-    return SweepPoint(**{**values, "figures": tuple(parse_figure(each) for each in values["figures"])})
+    return SweepPoint(**{**values, "figures": tuple(parse_figure(figure) for figure in values["figures"])})
 
 
 def read_sweep(path: Path) -> Sweep:

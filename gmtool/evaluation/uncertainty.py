@@ -48,12 +48,12 @@ def with_intervals(
     try:
         for number in range(halves):
             rows = torch.randperm(count, generator=generator(seed, "half", number))[: count // 2]
-            for name, each in measure(rows).items():
-                values.setdefault(name, []).append(each.value)
+            for name, measurement in measure(rows).items():
+                values.setdefault(name, []).append(measurement.value)
             progress.advance()
     finally:
         progress.end()
-    return tuple(_with_interval(each, np.array(values.get(each.metric, []))) for each in figures)
+    return tuple(_with_interval(figure, np.array(values.get(figure.metric, []))) for figure in figures)
 
 
 def _with_interval(figure: Figure, values: np.ndarray) -> Figure:
@@ -75,22 +75,22 @@ def over_seeds(repeats: Sequence[Sequence[Figure]]) -> tuple[Figure, ...]:
 
     A value that does not depend on the seed stays as it is, and so do the figures of a single repeat.
     """
-    found: dict[str, list[Figure]] = {}
+    by_metric: dict[str, list[Figure]] = {}
     for figures in repeats:
-        for each in figures:
-            found.setdefault(each.metric, []).append(each)
+        for figure in figures:
+            by_metric.setdefault(figure.metric, []).append(figure)
     return tuple(
         replace(
-            each[0],
-            generated=_mean([figure.generated for figure in each]),
-            real=None if each[0].real is None else _mean([figure.real for figure in each if figure.real is not None]),
+            group[0],
+            generated=_mean([figure.generated for figure in group]),
+            real=None if group[0].real is None else _mean([figure.real for figure in group if figure.real is not None]),
         )
-        for each in found.values()
+        for group in by_metric.values()
     )
 
 
-def _mean(found: Sequence[Measurement]) -> Measurement:
-    values = np.array([each.value for each in found])
+def _mean(measurements: Sequence[Measurement]) -> Measurement:
+    values = np.array([measurement.value for measurement in measurements])
     if (values == values[0]).all():
-        return found[0]
-    return replace(found[0], value=float(values.mean()), spread=float(values.std(ddof=1)))
+        return measurements[0]
+    return replace(measurements[0], value=float(values.mean()), spread=float(values.std(ddof=1)))

@@ -38,16 +38,16 @@ class DinoWeights:
     weights: Mapping[str, Tensor]
 
 
-def dino_weights(found: Mapping[str, Tensor], heads: int | None = None) -> DinoWeights:
+def dino_weights(tensors: Mapping[str, Tensor], heads: int | None = None) -> DinoWeights:
     """DINO's own weights under transformers' names. Raises KeyError or ValueError when they are something else.
 
     heads: of attention; default: one for 64 channels.
     """
-    width, channels, patch, _ = found["patch_embed.proj.weight"].shape
-    grid = math.isqrt(found["pos_embed"].shape[1] - 1)
-    depth = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks."))
+    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+    grid = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     weights: dict[str, Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name in _OUTSIDE:
             weights[_OUTSIDE[name]] = tensor
         elif name.startswith("blocks."):
@@ -57,7 +57,7 @@ def dino_weights(found: Mapping[str, Tensor], heads: int | None = None) -> DinoW
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": heads or max(1, width // HEAD_CHANNELS),
-        "intermediate_size": len(found["blocks.0.mlp.fc1.weight"]),
+        "intermediate_size": len(tensors["blocks.0.mlp.fc1.weight"]),
         "image_size": grid * patch,
         "patch_size": patch,
         "num_channels": channels,

@@ -60,11 +60,11 @@ def read_checkpoint(path: Path) -> TorchCheckpoint:
 
 def read_weights(files: tuple[Path, ...]) -> dict[str, Tensor]:
     """All weights of a set of safetensors. Raises UserError, naming the file, when one is missing or damaged."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for path in files:
         with reading(path, "a file of safetensors"), safe_open(path, framework="pt") as file:
-            found |= _weights({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # not a mapping
-    return found
+            weights |= _weights({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # not a mapping
+    return weights
 
 
 def read_statistics(path: Path, shape: tuple[int, int, int]) -> LatentStatistics:
@@ -81,7 +81,7 @@ def read_statistics(path: Path, shape: tuple[int, int, int]) -> LatentStatistics
             raise UserError(f"{path} holds neither mean nor var of latents: give a stat.pt of RAE or MM-FM")
         for name, array in arrays.items():
             if tuple(array.shape) != shape:
-                sizes = [" x ".join(map(str, each)) for each in (array.shape, shape)]
+                sizes = [" x ".join(map(str, size)) for size in (array.shape, shape)]
                 raise UserError(f"{path}: {name} is of {sizes[0]}, and the network's latents are of {sizes[1]}")
             _check_tensor(name, array)
             if not torch.isfinite(array).all() or (name == "var" and array.min() < 0):
@@ -144,10 +144,10 @@ def _weights(content: object) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise TypeError("it holds no weights")
         _check_tensor(name, tensor)
-    found = dict(content)
-    while prefix := next((each for each in WRAPPERS if all(name.startswith(each) for name in found)), None):
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
+    weights = dict(content)
+    while prefix := next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in weights)), None):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

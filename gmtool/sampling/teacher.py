@@ -49,9 +49,9 @@ class Teacher:
 
         def model(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.no_grad():
-                found = velocity(x_t, t.clamp(min=EARLIEST))
-            assert isinstance(found, Tensor)
-            return found
+                predicted = velocity(x_t, t.clamp(min=EARLIEST))
+            assert isinstance(predicted, Tensor)
+            return predicted
 
         return model
 

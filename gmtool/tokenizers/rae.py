@@ -75,8 +75,8 @@ def recorded_encoder(source: str) -> TokenizerSpec | None:
 def _read_record(folder: Path) -> TokenizerSpec | None:
     record = folder / ENCODER_RECORD
     try:
-        found = json.loads(record.read_text()) if record.is_file() else None
-        return None if found is None else TokenizerSpec(str(found["name"]), dict(found["settings"]))
+        values = json.loads(record.read_text()) if record.is_file() else None
+        return None if values is None else TokenizerSpec(str(values["name"]), dict(values["settings"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{_ROLE} {record} is damaged ({error}): restore it") from error
 

@@ -189,7 +189,7 @@ def _factor(config: dict[str, Any]) -> int:
 
 def _variant(folder: Path) -> str | None:
     """The variant of the weights, such as bf16, None where there are some without a name."""
-    names = sorted(each.stem.partition(".")[2] for each in folder.glob("*.safetensors"))
+    names = sorted(file.stem.partition(".")[2] for file in folder.glob("*.safetensors"))
     return names[0] or None
 
 

@@ -27,8 +27,8 @@ class TokenizerRow:
     def family(self) -> TokenizerFamily:
         """The family, imported."""
         module, _, name = self.where.partition(":")
-        found: TokenizerFamily = getattr(import_module(module), name)
-        return found
+        family: TokenizerFamily = getattr(import_module(module), name)
+        return family
 
 
 _ENCODERS = "gmtool.tokenizers.encoder"

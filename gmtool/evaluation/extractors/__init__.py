@@ -72,7 +72,7 @@ class Row:
 
     def allows(self, metrics: MetricRow) -> bool:
         """Whether some metrics are meant for its features."""
-        listed = not self.metrics or any(each.name in self.metrics for each in metrics.metrics)
+        listed = not self.metrics or any(metric.name in self.metrics for metric in metrics.metrics)
         return listed and metrics.defined_on(self.name)
 
     def load(self) -> Family:
@@ -201,8 +201,8 @@ class ExtractorSettings(Settings):
 
 def extractor_row(name: str) -> Row:
     """The row of a name. Raises KeyError for another one."""
-    found = {row.name: row for row in EXTRACTORS}
-    return found[name]
+    rows = {row.name: row for row in EXTRACTORS}
+    return rows[name]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class InceptionExtractor:
         """See `Extractor`."""
         seen: list[Tensor] = []
         branch = self.network.get_submodule(SPATIAL)
-        handle = branch.register_forward_hook(lambda _module, _given, found: seen.append(found))
+        handle = branch.register_forward_hook(lambda _module, _given, output: seen.append(output))
         try:
             with torch.inference_mode():
                 vectors, logits = self.network(images.to(self.device))
@@ -115,9 +115,9 @@ class Weights:
 
 def published_digest() -> str:
     """First 8 digits of the SHA-256 of the published weights, which torch's hub puts in the file name."""
-    found = re.search(r"-([0-9a-f]{8})\.pth$", weights_url())
-    assert found is not None
-    return found.group(1)
+    match = re.search(r"-([0-9a-f]{8})\.pth$", weights_url())
+    assert match is not None
+    return match.group(1)
 
 
 def weights_url() -> str:
@@ -165,7 +165,7 @@ def read_weights(path: Path, wrong: UserError | None = None) -> Weights:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the bytes provoke
         raise wrong from error
-    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise wrong
     return Weights(state, hashlib.sha256(content).hexdigest()[:8])
 

@@ -42,7 +42,7 @@ class VisionExtractor:
     def prepared(self, images: Tensor) -> Tensor:
         """Images uint8 (B, 3, S, S) as the network takes them."""
         resized = interpolate(images.float(), (self.side, self.side), mode="bicubic", antialias=True)
-        mean, deviation = (255 * torch.tensor(each, device=self.device).view(3, 1, 1) for each in self.colours)
+        mean, deviation = (255 * torch.tensor(values, device=self.device).view(3, 1, 1) for values in self.colours)
         return (resized - mean) / deviation
 
 
@@ -52,9 +52,11 @@ def load_network(kind: str, folder: Path, model_types: tuple[str, ...], what: st
 
     hub_logging: Any = transformers.utils.logging
     hub_logging.disable_progress_bar()
-    found = model_config(folder, what).get("model_type")
-    if found not in model_types:
-        raise UserError(f"{what} {folder} holds a network of type {found!r}: give one of {' or '.join(model_types)}")
+    model_type = model_config(folder, what).get("model_type")
+    if model_type not in model_types:
+        raise UserError(
+            f"{what} {folder} holds a network of type {model_type!r}: give one of {' or '.join(model_types)}"
+        )
     pickled = not any(folder.glob("*.safetensors"))
     with one_line(folder, what):
         network, report = getattr(transformers, kind).from_pretrained(

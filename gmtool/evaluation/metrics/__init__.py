@@ -77,8 +77,8 @@ class Row:
     def load(self) -> Measure:
         """The function."""
         module, _, name = self.function.partition(":")
-        found: Measure = getattr(import_module(module), name)
-        return found
+        measure: Measure = getattr(import_module(module), name)
+        return measure
 
 
 HERE = "gmtool.evaluation.metrics"

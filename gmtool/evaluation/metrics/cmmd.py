@@ -27,8 +27,8 @@ def measure(known: Pair[Tensor], context: Context, images: int = MOST) -> tuple[
 
 def cmmd(generated: Tensor, reference: Tensor, device: torch.device, rows_at_once: int = 1024) -> float:
     """CMMD of embeddings (N, D) and (M, D), in float64. rows_at_once: of the matrices of pairs, bounds the memory."""
-    sides = [each.to(device, torch.float64) for each in (generated, reference)]
-    within = [_mean_kernel(each, each, rows_at_once) for each in sides]
+    sides = [embeddings.to(device, torch.float64) for embeddings in (generated, reference)]
+    within = [_mean_kernel(side, side, rows_at_once) for side in sides]
     return SCALE * max(0.0, sum(within) - 2 * _mean_kernel(sides[0], sides[1], rows_at_once))
 
 

@@ -21,10 +21,10 @@ def measure(
     bends: list[Tensor] = []
     constants: list[Tensor] = []
     stream = generator(context.seed, "trajectories")
-    for each in known():
-        lengths.append(each.path.length())
-        bends.append(each.path.straightness())
-        constants.append(mean_lipschitz(each.field, each.path, stream))
+    for followed in known():
+        lengths.append(followed.path.length())
+        bends.append(followed.path.straightness())
+        constants.append(mean_lipschitz(followed.field, followed.path, stream))
     return _mean(lengths), _mean(bends), _mean(constants)
 
 

@@ -24,7 +24,7 @@ def measure(known: Pair[FeatureStatistics], _: Context) -> tuple[Measurement]:
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
     """The distance in squared feature units; never below 0. Raises ValueError for what is no covariance."""
     shift = first.mean - second.mean
-    roots = [covariance_root(each.covariance) for each in (first, second)]
+    roots = [covariance_root(statistics.covariance) for statistics in (first, second)]
     common = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
     spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * common
     return max(0.0, float(shift @ shift + spread))

@@ -20,5 +20,5 @@ def inception_score(logits: Tensor, seed: int, splits: int = 10) -> Measurement:
     """Inception score of class logits (N, classes), over ``splits`` random parts, fewer if they were below 10."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-    found = isc_features_to_metric(logits, splits=max(1, min(splits, len(logits) // 10)), rng_seed=seed % 2**32)
-    return Measurement(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD], len(logits), None)
+    scores = isc_features_to_metric(logits, splits=max(1, min(splits, len(logits) // 10)), rng_seed=seed % 2**32)
+    return Measurement(scores[KEY_METRIC_ISC_MEAN], scores[KEY_METRIC_ISC_STD], len(logits), None)

@@ -29,7 +29,7 @@ def kernel_distance(
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     size = min(subset_size, len(generated), len(reference))
-    found = kid_features_to_metric(
+    distances = kid_features_to_metric(
         generated.double(),
         reference.double(),
         # subsets as large as both sets are all the same
@@ -38,4 +38,4 @@ def kernel_distance(
         rng_seed=seed % 2**32,
         verbose=False,
     )
-    return Measurement(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], len(generated), len(reference))
+    return Measurement(distances[KEY_METRIC_KID_MEAN], distances[KEY_METRIC_KID_STD], len(generated), len(reference))

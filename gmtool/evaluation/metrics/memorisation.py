@@ -45,9 +45,9 @@ def nearest_of(
                 own = but[start : start + rows_at_once].to(device) - first
                 here = (own >= 0) & (own < distances.shape[1])
                 distances[here.nonzero().squeeze(1), own[here]] = torch.inf
-            found, index = distances.min(1)
-            place = torch.where(found < best, index + first, place)
-            best = torch.minimum(found, best)
+            distance, index = distances.min(1)
+            place = torch.where(distance < best, index + first, place)
+            best = torch.minimum(distance, best)
         places.append(place.cpu())
     nearest = torch.cat(places)
     # the matrices find which is nearest; how near is not theirs to say, since their digits cancel for copies

@@ -39,7 +39,7 @@ def precision_recall(
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-    found = prc_features_to_metric(
+    scores = prc_features_to_metric(
         # distances by matrix products cancel digits, which decides ties between near neighbours: hence float64
         generated.to(device, torch.float64),
         reference.to(device, torch.float64),
@@ -49,7 +49,7 @@ def precision_recall(
         verbose=False,
     )
     precision, recall = (
-        Measurement(found[key], None, len(generated), len(reference))
+        Measurement(scores[key], None, len(generated), len(reference))
         for key in (KEY_METRIC_PRECISION, KEY_METRIC_RECALL)
     )
     return precision, recall

@@ -30,16 +30,16 @@ def saturation(batches: Iterable[Tensor]) -> tuple[Measurement, Measurement, Mea
 
     They are means over images of one size, whose 95 % intervals come with them.
     """
-    found: list[Tensor] = []
+    means: list[Tensor] = []
     for batch in batches:
-        least, most = (each.float() for each in batch.aminmax(dim=1))
-        each = (
+        least, most = (extreme.float() for extreme in batch.aminmax(dim=1))
+        per_pixel = (
             (batch.double() / 127.5 - 1).abs(),
             ((batch == LOWEST) | (batch == HIGHEST)).float(),
             (most - least) / most.clamp(min=1),
         )
-        found.append(torch.stack([values.flatten(1).mean(1, dtype=torch.float64) for values in each]))
-    magnitude, ends, colour = (_mean(values) for values in torch.cat(found, dim=1))
+        means.append(torch.stack([values.flatten(1).mean(1, dtype=torch.float64) for values in per_pixel]))
+    magnitude, ends, colour = (_mean(values) for values in torch.cat(means, dim=1))
     return magnitude, ends, colour
 
 
