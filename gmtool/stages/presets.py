@@ -79,7 +79,7 @@ class Preset:
 
 def preset_names() -> tuple[str, ...]:
     """The presets that come with gmtool."""
-    return tuple(sorted(each.stem for each in FOLDER.glob("*.toml")))
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
 def load_preset(source: str) -> Preset:
@@ -116,10 +116,10 @@ def _path_of(source: str) -> Path:
         return FOLDER / f"{source}.toml"
     path = Path(source)
     try:
-        found = path.suffix == ".toml" and path.is_file()
+        is_toml_file = path.suffix == ".toml" and path.is_file()
     except (OSError, ValueError):  # a name too long for any file, or with a NUL
-        found = False
-    if not found:
+        is_toml_file = False
+    if not is_toml_file:
         raise UserError(f"--preset {source:.80} is neither a preset nor a .toml file{_nearest(source, preset_names())}")
     return path
 
@@ -128,7 +128,7 @@ def _fields(path: Path, stage: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """A table's values by field name."""
     options = settings_of(STAGES[stage])
     keys = {name.replace("_", "-"): name for name in options}
-    found = {}
+    values = {}
     for key, value in table.items():
         if key not in keys:
             raise UserError(f"{path}: [{stage}] has no setting {key!r:.80}{_nearest(key, keys)}")
@@ -138,8 +138,8 @@ def _fields(path: Path, stage: str, table: Mapping[str, Any]) -> dict[str, Any]:
             # such as a size with its unit, which may be written as on the command line
             read = option.reader(value) if option.reader is not None and isinstance(value, str) else value
         expect_type(setting.kind, read, f"{path}: {key} of [{stage}]")
-        found[keys[key]] = read
-    return found
+        values[keys[key]] = read
+    return values
 
 
 @contextmanager

@@ -45,5 +45,5 @@ def expect_same_settings(
 
 def as_recorded(settings: Settings) -> dict[str, Any]:
     """Settings as they come back from a record."""
-    found: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
-    return found
+    recorded: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    return recorded

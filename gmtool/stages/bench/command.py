@@ -44,9 +44,16 @@ def _print_report(report: BenchReport) -> None:
     print_table(
         f"{report.preset} on {report.device}, {report.precision}; {limit}",
         ("stage", "a second", f"{report.images:,} images", "note"),
-        ((each.stage, _rate(each), duration(each.seconds), each.note) for each in report.measurements),
+        (
+            (measurement.stage, _rate(measurement), duration(measurement.seconds), measurement.note)
+            for measurement in report.measurements
+        ),
     )
 
 
-def _rate(found: StageRate) -> str:
-    return f"{found.rate:,.0f} {found.unit}" if found.rate >= 100 else f"{found.rate:.3g} {found.unit}"
+def _rate(measurement: StageRate) -> str:
+    return (
+        f"{measurement.rate:,.0f} {measurement.unit}"
+        if measurement.rate >= 100
+        else f"{measurement.rate:.3g} {measurement.unit}"
+    )

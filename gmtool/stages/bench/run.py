@@ -106,15 +106,15 @@ def bench(config: BenchConfig, progress: Progress) -> BenchReport:
         progress.note(f"{device_name(device)}: making random images and weights")
         inputs = make_inputs(preset, Path(folder), str(device), 64 if device.type == "cuda" else CPU_BATCH)
         run = _Bench(preset, config, device, inputs)
-        found: list[StageRate] = []
+        measurements: list[StageRate] = []
         for name, measure in (
             ("encode", _encoding),
             ("fit-gmm", _fitting),
-            ("train and sample", lambda each: _network(each, matmul, precision)),
+            ("train and sample", lambda run: _network(run, matmul, precision)),
         ):
             progress.note(f"measuring {name}")
-            found += measure(run)
-    return BenchReport(preset.name, device_name(device), _name(precision), matmul, config.images, tuple(found))
+            measurements += measure(run)
+    return BenchReport(preset.name, device_name(device), _name(precision), matmul, config.images, tuple(measurements))
 
 
 def _name(precision: torch.dtype) -> str:
@@ -157,15 +157,15 @@ def _fitting(run: _Bench) -> list[StageRate]:
     blocks = Blocks(data, block_rows(asked.modes, run.device), run.device)
     lloyd = run.seconds_of(lambda: kmeans(data, data[: asked.modes], iterations=1, device=run.device))
     climb = run.seconds_of(lambda: maximise(expected_moments(blocks, mixture), mixture, asked.em.variance_floor))
-    total, found = run.config.images, []
+    total, measurements = run.config.images, []
     for name, seconds, iterations in (
         ("k-means", lloyd, asked.kmeans.iterations),
         ("EM", climb, asked.em.iterations),
     ):
         rate = count / seconds
         note = f"{asked.modes:,} modes, {iterations} iterations at most"
-        found.append(StageRate(f"fit-gmm: {name}", "images an iteration", rate, iterations * total / rate, note))
-    return found
+        measurements.append(StageRate(f"fit-gmm: {name}", "images an iteration", rate, iterations * total / rate, note))
+    return measurements
 
 
 def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRate]:

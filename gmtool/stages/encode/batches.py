@@ -30,15 +30,15 @@ class EncodedBatch:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The batch as it travels to another process."""
-        bad = np.frombuffer(json.dumps([asdict(each) for each in self.bad]).encode(), np.uint8)
+        bad = np.frombuffer(json.dumps([asdict(image) for image in self.bad]).encode(), np.uint8)
         arrays = {"indices": self.indices, "patches": self.patches, "descriptors": self.descriptors, "bad": bad.copy()}
-        return {name: torch.from_numpy(each) for name, each in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> EncodedBatch:
         """The batch that travelled."""
-        arrays = {name: each.numpy() for name, each in tensors.items()}
-        bad = tuple(BadImage(**each) for each in json.loads(arrays.pop("bad").tobytes()))
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        bad = tuple(BadImage(**values) for values in json.loads(arrays.pop("bad").tobytes()))
         return cls(**arrays, bad=bad)
 
 
@@ -62,9 +62,9 @@ def encoded_batches(plan: EncodePlan, spec: TokenizerSpec, done: int, world: Wor
     )
     for _ in starts[:: world.size]:
         batch = next(batches, None)
-        for found in world.gather({} if batch is None else _encoded(plan, tokenizer, batch).tensors()):
-            if found:
-                yield EncodedBatch.of(found)
+        for tensors in world.gather({} if batch is None else _encoded(plan, tokenizer, batch).tensors()):
+            if tensors:
+                yield EncodedBatch.of(tensors)
 
 
 def _encoded(plan: EncodePlan, tokenizer: Tokenizer, batch: ImageBatch) -> EncodedBatch:
@@ -81,7 +81,7 @@ def _encoded(plan: EncodePlan, tokenizer: Tokenizer, batch: ImageBatch) -> Encod
     encoded = [tokenizer.encode(view) for view in views]
     patches, descriptors = (
         torch.stack(parts, dim=1).flatten(0, 1)
-        for parts in ([each.patches for each in encoded], [each.descriptors for each in encoded])
+        for parts in ([view.patches for view in encoded], [view.descriptors for view in encoded])
     )
     names = [plan.images.names[index] for index in batch.indices]
     whose = names[0] if len(names) == 1 else f"a batch of images from {names[0]} to {names[-1]}"

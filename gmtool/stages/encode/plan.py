@@ -74,21 +74,21 @@ class EncodePlan:
 
     def forecast(self) -> Forecast:
         """The plan as ``--dry-run`` shows it."""
-        found, layout = self.images, self.layout
+        images, layout = self.images, self.layout
         shape = " x ".join(map(str, layout.shape))
-        classes = f"{len(found.classes)} classes" if found.classes else "no classes"
-        taken = f", {len(self.rows):,} of them encoded" if len(self.rows) < len(found) else ""
-        empty = empty_classes(found.classes, self.class_counts())
+        classes = f"{len(images.classes)} classes" if images.classes else "no classes"
+        taken = f", {len(self.rows):,} of them encoded" if len(self.rows) < len(images) else ""
+        empty = empty_classes(images.classes, self.class_counts())
         return Forecast(
-            title=f"{found.root}: {len(found):,} images, {classes}{taken}",
-            reads=(FileSize(found.root, found.bytes),),
+            title=f"{images.root}: {len(images):,} images, {classes}{taken}",
+            reads=(FileSize(images.root, images.bytes),),
             writes=(FileSize(self.output.path, layout.bytes()),),
             work=(
                 ("makes", f"{layout.capacity:,} samples of {shape}, descriptors of {layout.descriptor_size}"),
                 ("tokenizer", self.tokenizer.name),
                 *facts_of_models(self.tokenizer),
                 ("free", f"{human_bytes(free_bytes(self.output.target))} on the disk of {self.output.path}"),
-                *(("leaves out", str(kind)) for kind in found.left_out),
+                *(("leaves out", str(kind)) for kind in images.left_out),
                 *(("classes without images", empty) for _ in range(bool(empty))),
             ),
             choices=self.choices,
@@ -112,11 +112,11 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
     Raises UserError for wrong images, settings or output, MachineError when weights cannot be fetched.
     """
     written = output_of(output, "latents")
-    found = find_images(images)
-    rows = spread(len(found), config.limit)
+    image_set = find_images(images)
+    rows = spread(len(image_set), config.limit)
     workers = default_workers() if config.workers is None else config.workers
     device = join(config.device).device
-    settled = choose_tokenizer(config.tokenizer, ImageSample(found, rows, workers, config.skip_bad))
+    settled = choose_tokenizer(config.tokenizer, ImageSample(image_set, rows, workers, config.skip_bad))
     precision = _named(compute_dtype(config.precision, device))
     settings = as_flat(
         changed(
@@ -131,18 +131,18 @@ def plan_encoding(images: Path, output: Path, config: EncodeConfig) -> EncodePla
     )
     sizes = latent_sizes(settled.spec, len(rows))
     views, random = 2 if config.flip == "both" else 1, config.flip == "random"
-    name_size = max(len(found.names[row].encode()) for row in rows)
+    name_size = max(len(image_set.names[row].encode()) for row in rows)
     return EncodePlan(
-        images=found,
+        images=image_set,
         rows=rows,
         tokenizer=settled.spec,
-        layout=Layout(views * len(rows), sizes.shape, sizes.descriptor, found.classes, name_size),
-        key=_key(found, len(rows), settled.spec, f"random {config.seed}" if random else config.flip, precision),
+        layout=Layout(views * len(rows), sizes.shape, sizes.descriptor, image_set.classes, name_size),
+        key=_key(image_set, len(rows), settled.spec, f"random {config.seed}" if random else config.flip, precision),
         settings=settings,
         choices=(*settled.choices, *_machine_choices(config, settings)),
         output=written,
         views=views,
-        mirrored=_coins(len(found), config.seed) if random else np.zeros(len(found), bool),
+        mirrored=_coins(len(image_set), config.seed) if random else np.zeros(len(image_set), bool),
         batch_size=config.batch_size,
         workers=workers,
         skip_bad=config.skip_bad,

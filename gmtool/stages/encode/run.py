@@ -95,7 +95,7 @@ class EncodeState:
         """What `saved` says, of the file that is being written. Raises KeyError or TypeError where it is incomplete."""
         record, arrays = saved.record, saved.arrays
         moments = RunningMoments(record["count"], arrays["mean"], arrays["m2"])
-        skipped = tuple(BadImage(**each) for each in record["skipped"])
+        skipped = tuple(BadImage(**values) for values in record["skipped"])
         pending = writer.patches(slice(record["count"], record["samples"]))
         return cls(record["images"], record["samples"], moments, pending, skipped, arrays["counts"])
 
@@ -105,7 +105,7 @@ class EncodeState:
             "images": self.images,
             "samples": self.samples,
             "count": self.moments.count,
-            "skipped": [asdict(each) for each in self.skipped],
+            "skipped": [asdict(image) for image in self.skipped],
         }
         return ResumeState(record, {"mean": self.moments.mean, "m2": self.moments.m2, "counts": self.counts})
 
@@ -148,7 +148,7 @@ def _write(
 ) -> tuple[Manifest, tuple[BadImage, ...]]:
     """Make the file, of the batches of all processes; return its manifest, and the images that were left out."""
     with _open_part(plan, progress) as (writer, state):
-        fitted = {name: torch.from_numpy(np.array(each)) for name, each in writer.tokenizer.arrays.items()}
+        fitted = {name: torch.from_numpy(np.array(array)) for name, array in writer.tokenizer.arrays.items()}
         world.broadcast({DONE: torch.tensor(state.images), **fitted})
         progress.begin("encoding", len(plan.rows), "images", done=state.images)
         saved = time.monotonic()
@@ -182,7 +182,7 @@ def _write(
 
 def _help(plan: EncodePlan, world: World) -> tuple[Manifest, tuple[BadImage, ...]]:
     """Encode this process's batches for the first one, which writes; return the manifest of the file that it made."""
-    told = {name: each.numpy() for name, each in world.broadcast({}).items()}
+    told = {name: tensor.numpy() for name, tensor in world.broadcast({}).items()}
     done = int(told.pop(DONE))
     for _ in encoded_batches(plan, replace(plan.tokenizer, arrays=told), done, world):
         raise AssertionError("batches go to the first process alone")
@@ -195,15 +195,15 @@ def _add(
     plan: EncodePlan, writer: LatentsWriter, state: EncodeState, batch: EncodedBatch, device: torch.device
 ) -> EncodeState:
     """Write a batch; return the state after it."""
-    found, moments, pending = plan.images, state.moments, state.pending
+    images, moments, pending = plan.images, state.moments, state.pending
     if len(batch.patches):
         indices = batch.indices.repeat(plan.views)
         writer.write(
             state.samples,
             batch.patches,
             batch.descriptors,
-            found.labels[indices],
-            [found.names[index] for index in indices],
+            images.labels[indices],
+            [images.names[index] for index in indices],
             np.tile(np.arange(plan.views) == 1, len(batch.indices)) | plan.mirrored[indices],
         )
         pending = np.concatenate([pending, batch.patches])
@@ -216,7 +216,7 @@ def _add(
         moments=moments,
         pending=pending,
         skipped=(*state.skipped, *batch.bad),
-        counts=state.counts + class_counts(found.labels[batch.indices], len(found.classes), plan.views),
+        counts=state.counts + class_counts(images.labels[batch.indices], len(images.classes), plan.views),
     )
 
 

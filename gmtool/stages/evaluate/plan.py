@@ -54,9 +54,9 @@ class EvaluatePlan:
 
     def notes(self) -> list[str]:
         """What a user should know of the choices: why these features, and what is left out."""
-        chosen = [each for each in self.features if not self.config.extractor.asked]
+        chosen = [features for features in self.features if not self.config.extractor.asked]
         return [
-            *(f"features: {extractor_row(each.name).title}, because {each.choice.why}" for each in chosen),
+            *(f"features: {extractor_row(features.name).title}, because {features.choice.why}" for features in chosen),
             *self.left_out,
             *self.subject.notes,
             *([self.warning] if self.warning else []),
@@ -64,10 +64,10 @@ class EvaluatePlan:
 
     def forecast(self) -> Forecast:
         """What is read, written and computed."""
-        choices = tuple(each.choice for each in self.features) if self.config.extractor.features == AUTO else ()
+        choices = tuple(features.choice for features in self.features) if self.config.extractor.features == AUTO else ()
         subject, folder = self.subject, self.subject.folder
         reads = [subject.path] if folder is None else [folder.path / IMAGES, folder.latents]
-        titles = ", ".join(extractor_row(each.name).title for each in self.features)
+        titles = ", ".join(extractor_row(features.name).title for features in self.features)
         return Forecast(
             title=f"Would score {subject.path} against {self.reference.kind} {self.reference.path}",
             reads=tuple(
@@ -87,7 +87,7 @@ class EvaluatePlan:
                 *(("left out", line) for line in self.left_out),
             ),
             choices=choices,
-            memory=max((self._memory(each) for each in self.features), default=0),
+            memory=max((self._memory(features) for features in self.features), default=0),
         )
 
     def _memory(self, features: FeaturePlan) -> int:
@@ -101,9 +101,9 @@ class EvaluatePlan:
         """The names of the metrics that are computed, as far as the reference decides."""
         return [
             *(
-                label(metric, each.name)
-                for each in self.features
-                for row in each.computed(len(self.reference) > 0, self.on_training_images)
+                label(metric, features.name)
+                for features in self.features
+                for row in features.computed(len(self.reference) > 0, self.on_training_images)
                 for metric in row.metrics
             ),
             *(metric.label for row in self.rows for metric in row.metrics),
@@ -132,7 +132,7 @@ def plan_evaluations(
     if not samples:
         raise UserError("there is nothing to score: give what `gmtool sample` wrote, or images")
     subjects = open_subjects(samples)
-    for path in [each.report for each in subjects] if output is None else [output]:
+    for path in [subject.report for subject in subjects] if output is None else [output]:
         check_report(path)
     if config.write_reference is not None:
         check_reference_file(config.write_reference)

@@ -54,10 +54,10 @@ def evaluate_all(
         for line in plan.notes():
             progress.note(line)
         with _locked(plan):
-            found = _evaluate(plan, progress)
+            report = _evaluate(plan, progress)
             if output is None and plan.world.first:
-                _write(plan.subject.report, found.to_json())
-        reports.append(_everywhere(found, plan.world))
+                _write(plan.subject.report, report.to_json())
+        reports.append(_everywhere(report, plan.world))
     if output is not None and plan.world.first:
         _write(output, reports[0].to_json() if len(reports) == 1 else reports_to_json(tuple(reports)))
     return tuple(reports)

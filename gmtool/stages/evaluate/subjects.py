@@ -73,13 +73,13 @@ def open_subject(path: Path) -> Subject:
         if array.images is None:
             raise UserError(f"{path} holds mu and sigma but no images: give it as --reference")
         return Subject(path, array, array.images.size[0], None, report, _notes_of_array(array))
-    found = find_images(path)
-    images_of = ImagesReference(path, found, np.arange(len(found)))
-    headers = read_headers(found, images_of.rows)
+    image_set = find_images(path)
+    images_of = ImagesReference(path, image_set, np.arange(len(image_set)))
+    headers = read_headers(image_set, images_of.rows)
     if headers.size is None:
-        raise UserError(f"{path}: none of its {len(found)} images can be read: give others")
+        raise UserError(f"{path}: none of its {len(image_set)} images can be read: give others")
     side = min(headers.size)
-    left_out = tuple(f"{path}: left out {each}" for each in found.left_out)
+    left_out = tuple(f"{path}: left out {kind}" for kind in image_set.left_out)
     return Subject(path, images_of, side, None, report, (*_notes_of_sizes(path, headers, side), *left_out))
 
 
@@ -104,8 +104,8 @@ def check_report(path: Path) -> None:
     if not path.exists():
         return
     with suppress(OSError, ValueError, TypeError):
-        found = json.loads(path.read_bytes())
-        reports = found if isinstance(found, list) and found else [found]
-        if all({"samples_fingerprint", "figures"} <= set(each) for each in reports):
+        record = json.loads(path.read_bytes())
+        reports = record if isinstance(record, list) and record else [record]
+        if all({"samples_fingerprint", "figures"} <= set(report) for report in reports):
             return
     raise UserError(f"{path} exists, and the report would replace it: move it away, or choose another name by --output")

@@ -24,14 +24,14 @@ def _print_one(report: Report) -> None:
         ("metric", "better", "samples", "images", "real against real", "images"),
         (
             (
-                _label(each, report),
-                metrics[each.metric].better,
-                _value(each.generated),
-                _counts(each.generated),
-                "" if each.real is None else _value(each.real),
-                "" if each.real is None else _counts(each.real),
+                _label(figure, report),
+                metrics[figure.metric].better,
+                _value(figure.generated),
+                _counts(figure.generated),
+                "" if figure.real is None else _value(figure.real),
+                "" if figure.real is None else _counts(figure.real),
             )
-            for each in report.figures
+            for figure in report.figures
         ),
     )
 
@@ -39,15 +39,15 @@ def _print_one(report: Report) -> None:
 def _print_several(reports: Sequence[Report]) -> None:
     """A column a report; the real-against-real value is the first report's that has one."""
     metrics = metrics_by_name()
-    found = {(each.metric, each.features): each for report in reports for each in report.figures}
+    distinct = {(figure.metric, figure.features): figure for report in reports for figure in report.figures}
     rows: list[tuple[str, ...]] = []
     bold: set[tuple[int, int]] = set()
-    for (metric, features), some in found.items():
+    for (metric, features), some in distinct.items():
         figures = [report.figure(metric, features) for report in reports]
-        values = [None if each is None else each.generated.value for each in figures]
+        values = [None if figure is None else figure.generated.value for figure in figures]
         bold |= {(len(rows), 2 + index) for index in best_of(values, metrics[metric].better)}
-        shown = ["–" if each is None else _value(each.generated) for each in figures]
-        real = next((each.real for each in figures if each is not None and each.real is not None), None)
+        shown = ["–" if figure is None else _value(figure.generated) for figure in figures]
+        real = next((figure.real for figure in figures if figure is not None and figure.real is not None), None)
         rows.append((_label(some, reports[0]), metrics[metric].better, *shown, "" if real is None else _value(real)))
     print_table(
         _title(f"{len(reports)} sets of samples", reports[0]),
@@ -59,11 +59,11 @@ def _print_several(reports: Sequence[Report]) -> None:
 
 def best_of(values: Sequence[float | None], better: Better) -> frozenset[int]:
     """The numbers of the best among several values; none where no direction is better, or there is one value alone."""
-    known = [each for each in values if each is not None]
+    known = [value for value in values if value is not None]
     if not better or len(known) < 2:
         return frozenset()
     best = min(known) if better == "lower" else max(known)
-    return frozenset(index for index, each in enumerate(values) if each == best)
+    return frozenset(index for index, value in enumerate(values) if value == best)
 
 
 def _title(whose: str, report: Report) -> str:
@@ -81,13 +81,19 @@ def _label(figure: Figure, report: Report) -> str:
     return f"{name} ({figure.features})" if several else name
 
 
-def _value(found: Measurement) -> str:
+def _value(measurement: Measurement) -> str:
     """A value, with its spread over parts of the data and interval, if it has them: '0.012 ± 0.001 [0.01, 0.02]'."""
-    spread = "" if found.spread is None else f" ± {found.spread:.2g}"
-    interval = "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
-    return f"{found.value:.4g}{spread}{interval}"
+    spread = "" if measurement.spread is None else f" ± {measurement.spread:.2g}"
+    interval = (
+        ""
+        if measurement.low is None or measurement.high is None
+        else f" [{measurement.low:.3g}, {measurement.high:.3g}]"
+    )
+    return f"{measurement.value:.4g}{spread}{interval}"
 
 
-def _counts(found: Measurement) -> str:
+def _counts(measurement: Measurement) -> str:
     """Images on either side: '5,000 / 10,000'; a side that is not there, or not known, is a dash."""
-    return " / ".join("–" if count is None else f"{count:,}" for count in (found.images, found.reference_images))
+    return " / ".join(
+        "–" if count is None else f"{count:,}" for count in (measurement.images, measurement.reference_images)
+    )

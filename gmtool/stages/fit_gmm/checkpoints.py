@@ -134,5 +134,5 @@ def _from_resume(saved: ResumeState, device: torch.device) -> State:
     return InPatches(
         descriptor_metrics_from_json(record["metrics"]),
         tuple(record["digests"]),
-        tuple(distances_from_json(each) for each in record["distances"]),
+        tuple(distances_from_json(values) for values in record["distances"]),
     )

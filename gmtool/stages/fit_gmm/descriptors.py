@@ -66,9 +66,9 @@ def fit_descriptors(
         state = _start_of_em(data[: plan.fitted], plan, state, world, progress, checkpoints)
     state = _climb(data, plan, state, world, progress, checkpoints)
     own = posterior(_own_blocks(data, plan.modes, world), state.fit.mixture, plan.top_k)
-    found = _joined(world, vars(own))
+    joined = _joined(world, vars(own))
     modes, probabilities, likelihood = (
-        _unordered(found[name].numpy(), order) for name in ("modes", "probabilities", "log_likelihood")
+        _unordered(joined[name].numpy(), order) for name in ("modes", "probabilities", "log_likelihood")
     )
     kept = Assignments(modes, probabilities)
     weights, means, variances = (values.cpu().numpy() for values in vars(state.fit.mixture).values())
@@ -129,15 +129,15 @@ def _start_of_em(
     checkpoints: Checkpoints,
 ) -> InEm:
     """A mixture made of the clusters of the first process, for all."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     if world.first:
         seeds = Centroids(_seeds(data, plan, world.device, progress)) if state is None else state.clusters
         clusters = _cluster(data, plan, seeds, world.device, progress, checkpoints)
         mixture = _mixture_of(data, plan, clusters, world.device)
-        found = {"iterations": torch.tensor(len(clusters.history)), **vars(mixture)}
-    found = world.broadcast(found)
-    iterations = int(found.pop("iterations"))
-    return InEm(Fit(DiagonalMixture(**{name: each.to(world.device) for name, each in found.items()})), iterations)
+        tensors = {"iterations": torch.tensor(len(clusters.history)), **vars(mixture)}
+    tensors = world.broadcast(tensors)
+    iterations = int(tensors.pop("iterations"))
+    return InEm(Fit(DiagonalMixture(**{name: tensor.to(world.device) for name, tensor in tensors.items()})), iterations)
 
 
 def _seeds(data: np.ndarray, plan: FitPlan, device: torch.device, progress: Progress) -> np.ndarray:

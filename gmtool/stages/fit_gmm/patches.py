@@ -96,8 +96,8 @@ def fit_patches(
 
 
 def _kept(writer: GmmWriter | None, world: World) -> Assignments:
-    own = {} if writer is None else {name: torch.from_numpy(each) for name, each in vars(writer.kept).items()}
-    return Assignments(**{name: each.numpy() for name, each in world.broadcast(own).items()})
+    own = {} if writer is None else {name: torch.from_numpy(array) for name, array in vars(writer.kept).items()}
+    return Assignments(**{name: tensor.numpy() for name, tensor in world.broadcast(own).items()})
 
 
 def _counted(kept: Assignments, plan: FitPlan) -> Assignments:

@@ -97,7 +97,7 @@ def _means(
     try:
         tokenizer = build_tokenizer(latents.tokenizer, device, decoder=decoder)
         parts = [gmm.patch_mean(order[start : start + DECODED]) for start in range(0, len(order), DECODED)]
-        images = torch.cat([tokenizer.decode(torch.from_numpy(each).to(device)).cpu() for each in parts])
+        images = torch.cat([tokenizer.decode(torch.from_numpy(part).to(device)).cpu() for part in parts])
     except (GmtoolError, KeyError) as error:  # no weights, or a record without what decodes
         progress.note(f"the modes' means are not in the picture: {error}")
         return None
@@ -121,7 +121,7 @@ def _draw_likelihood(axes: Axes, metrics: FitMetrics) -> None:
 
 
 def _draw_distances(axes: Axes, metrics: FitMetrics, name: str, what: str) -> None:
-    values = [getattr(each, name) for each in metrics.distances]
+    values = [getattr(distance, name) for distance in metrics.distances]
     bars = axes.bar(["one Gaussian", "spherical", "diagonal"], values)
     axes.bar_label(bars, fmt="%.4g")
     low, high = min(values), max(values)

@@ -67,7 +67,7 @@ def descriptor_metrics(
     return DescriptorMetrics(
         modes=modes,
         populated=int((population > 0).sum()),
-        population=tuple(float(each) for each in np.quantile(population, QUANTILES)),
+        population=tuple(float(quantile) for quantile in np.quantile(population, QUANTILES)),
         data=len(held_out),
         held_out=int(held_out.sum()),
         descriptor_size=size,
@@ -81,18 +81,18 @@ def descriptor_metrics(
     )
 
 
-def with_distances(found: DescriptorMetrics, kept: Assignments, distances: np.ndarray) -> FitMetrics:
+def with_distances(metrics: DescriptorMetrics, kept: Assignments, distances: np.ndarray) -> FitMetrics:
     """Add the distances (K, 3, 2) of all modes, in their order, as the mean over samples."""
-    mean = np.average(distances, axis=0, weights=kept.population(found.modes))
-    return FitMetrics(**vars(found), distances=distances_from_json(mean.tolist()))
+    mean = np.average(distances, axis=0, weights=kept.population(metrics.modes))
+    return FitMetrics(**vars(metrics), distances=distances_from_json(mean.tolist()))
 
 
 def descriptor_metrics_from_json(values: Mapping[str, Any]) -> DescriptorMetrics:
     """The metrics of the values that ``dataclasses.asdict`` gives. Raises TypeError or KeyError for others."""
-    names = {each.name for each in fields(DescriptorMetrics)}
+    names = {field.name for field in fields(DescriptorMetrics)}
     tuples = ("population", "history", "held_out_history")
-    found: dict[str, Any] = {name: tuple(values[name]) if name in tuples else values[name] for name in names}
-    return DescriptorMetrics(**found)
+    arguments: dict[str, Any] = {name: tuple(values[name]) if name in tuples else values[name] for name in names}
+    return DescriptorMetrics(**arguments)
 
 
 def metrics_from_json(values: Mapping[str, Any]) -> FitMetrics:
@@ -102,4 +102,4 @@ def metrics_from_json(values: Mapping[str, Any]) -> FitMetrics:
 
 def distances_from_json(values: Sequence[Sequence[float]]) -> Distances:
     """Distances of nested lists of numbers, as JSON has them. Raises TypeError for others."""
-    return Distances(*(Distance(*each) for each in values))
+    return Distances(*(Distance(*pair) for pair in values))

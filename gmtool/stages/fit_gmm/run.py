@@ -105,8 +105,8 @@ def _key(source: LatentsFile, config: FitGmmConfig) -> str:
 def _finished(source: LatentsFile, plan: FitPlan) -> FitMetrics | None:
     """The metrics in the output if it is what these settings make of these latents."""
     try:
-        with open_gmm(plan.output.target) as found:
-            manifest = found.manifest
+        with open_gmm(plan.output.target) as gmm:
+            manifest = gmm.manifest
         used = manifest.input("latents")
         same_data = used is not None and used.fingerprint == source.manifest.fingerprint
         if not same_data or _decisive(manifest.config) != _decisive(as_flat(plan.config)):
@@ -128,10 +128,10 @@ def _fit(source: LatentsFile, plan: FitPlan, world: World, progress: Progress, s
         check_space(plan.output.target, plan.bytes, "the mixture")
     with Checkpoints(resume, save_seconds, writes=world.first) as checkpoints:
         if not isinstance(state, InPatches):
-            found = fit_descriptors(source, plan, state, world, progress, checkpoints)
+            fit = fit_descriptors(source, plan, state, world, progress, checkpoints)
             if world.first:
-                GmmWriter.create(part, found.mixture, _of_file(found.kept, plan, len(source)), plan.shape).close()
-            state = InPatches(found.metrics)
+                GmmWriter.create(part, fit.mixture, _of_file(fit.kept, plan, len(source)), plan.shape).close()
+            state = InPatches(fit.metrics)
             checkpoints.save(state, now=True)
         metrics = fit_patches(source, part, plan, state, world, progress, checkpoints)
     if world.first:

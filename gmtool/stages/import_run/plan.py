@@ -110,10 +110,14 @@ def _checkpoint_in(place: Path) -> Path:
     """The checkpoint that SOURCE names, or the one in the folder that it names."""
     if not place.is_dir():
         return place
-    found = sorted(
+    checkpoints = sorted(
         file for suffix in ("pt", "pth", "safetensors") for file in place.glob(f"*.{suffix}") if file.name != STATISTICS
     )
-    if len(found) != 1:
-        what = f"{len(found)} checkpoints ({found[0].name}, ...)" if found else "neither transformer/ nor a checkpoint"
+    if len(checkpoints) != 1:
+        what = (
+            f"{len(checkpoints)} checkpoints ({checkpoints[0].name}, ...)"
+            if checkpoints
+            else "neither transformer/ nor a checkpoint"
+        )
         raise UserError(f"{place} holds {what}: name the .pt file, or give GMFlow's folder")
-    return found[0]
+    return checkpoints[0]

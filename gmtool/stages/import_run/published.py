@@ -116,25 +116,25 @@ def read_published_gmflow(folder: Path, config: ImportConfig) -> Published:
     for name in ("statistics", "gmm", "cls_gmm", "condition"):
         if getattr(config, name) is not None:
             raise UserError(f"{flag(name)} is for a DiTDH, and {folder} is GMFlow's: remove the flag")
-    found = read_gmflow(folder)
-    shape = found.architecture.shape
-    default = sd_vae.DEFAULT_MODEL if found.vae is None else str(found.vae)
+    released = read_gmflow(folder)
+    shape = released.architecture.shape
+    default = sd_vae.DEFAULT_MODEL if released.vae is None else str(released.vae)
     vae = config.tokenizer or default
     return Published(
         family="GM-DiT",
-        architecture=found.architecture,
-        ema=found.weights,
+        architecture=released.architecture,
+        ema=released.weights,
         model=None,
-        parameters=found.parameters,
+        parameters=released.parameters,
         step=0,
         condition="class",
-        classes=found.classes,
+        classes=released.classes,
         statistics=LatentStatistics(torch.zeros(shape), torch.ones(shape)),
         tokenizer=_checked_tokenizer(sd_vae.sd_vae_spec(vae, shape[1] * sd_vae.pixels_a_position(vae)), shape),
-        time_shift=config.time_shift or found.shift,
-        files={f"weights {index}": file for index, file in enumerate(found.files)},
+        time_shift=config.time_shift or released.shift,
+        files={f"weights {index}": file for index, file in enumerate(released.files)},
         sampling="--steps 8 --guidance prob",
-        choices=_published_values(config, default, found.shift, "of its scheduler"),
+        choices=_published_values(config, default, released.shift, "of its scheduler"),
     )
 
 
@@ -146,12 +146,12 @@ def _named(config: ImportConfig, names: Sequence[str]) -> Mapping[str, Path]:
 
 def _beside(file: Path, named: Mapping[str, Path]) -> Mapping[str, Path]:
     """The files beside a checkpoint that no flag names. Raises UserError where there is more than one mixture."""
-    found = {} if "statistics" in named else {"statistics": file.with_name(STATISTICS)}
+    files = {} if "statistics" in named else {"statistics": file.with_name(STATISTICS)}
     if "gmm" not in named and (mixtures := sorted(file.parent.glob(PATCH_MIXTURE))):
         if len(mixtures) > 1:
             raise UserError(f"{file.parent} holds {len(mixtures)} files {PATCH_MIXTURE}: choose one by --gmm")
-        found["gmm"] = mixtures[0]
-    return found
+        files["gmm"] = mixtures[0]
+    return files
 
 
 def _published_values(config: ImportConfig, model: str, shift: float, whose: str) -> tuple[Choice, ...]:
@@ -165,11 +165,11 @@ def _published_values(config: ImportConfig, model: str, shift: float, whose: str
 
 def _read_descriptors(file: Path, patches: ReleasedMixture | None) -> ReleasedMixture:
     """The mixture over [CLS] tokens that belongs to the one in patch space."""
-    found = read_mixture(file)
-    if patches is None or len(found.weights) != len(patches.weights):
+    mixture = read_mixture(file)
+    if patches is None or len(mixture.weights) != len(patches.weights):
         others = "none in patch space: give it by --gmm" if patches is None else f"one of {len(patches.weights)} modes"
-        raise UserError(f"--cls-gmm {file} is a mixture of {len(found.weights)} modes, and there is {others}")
-    return found
+        raise UserError(f"--cls-gmm {file} is a mixture of {len(mixture.weights)} modes, and there is {others}")
+    return mixture
 
 
 def _check_size(mixture: ReleasedMixture, architecture: TransformerArchitecture, whose: Path) -> None:

@@ -51,7 +51,7 @@ def _write(part: Path, target: Path, plan: ImportPlan) -> None:
     published, statistics = plan.network, plan.network.statistics
     inputs = [Input(role, str(file.absolute()), file_fingerprint(file)) for role, file in published.files.items()]
     if published.mixture is not None:
-        source = next(each for each in inputs if each.role == MIXTURE_FILE)
+        source = next(used for used in inputs if used.role == MIXTURE_FILE)
         manifest = _write_mixture(part / MIXTURE, published, published.mixture, source, plan.config)
         inputs.append(Input("gmm", str(target / MIXTURE), manifest.fingerprint))
         weights = torch.from_numpy(published.mixture.weights).float().unsqueeze(0)
@@ -65,7 +65,7 @@ def _write(part: Path, target: Path, plan: ImportPlan) -> None:
     manifest = Manifest(
         kind="run",
         stage="import",
-        fingerprint=fingerprint([repr(sorted(settings.items())), *(each.fingerprint for each in inputs)]),
+        fingerprint=fingerprint([repr(sorted(settings.items())), *(used.fingerprint for used in inputs)]),
         config=settings,
         inputs=tuple(inputs),
         details=run_details(

@@ -39,7 +39,7 @@ def _to_json(description: Description) -> str:
     from json import dumps
 
     record = asdict(description.manifest)
-    record["inputs"] = [{**asdict(each.input), "state": each.state} for each in description.inputs]
+    record["inputs"] = [{**asdict(used.input), "state": used.state} for used in description.inputs]
     return dumps({"path": str(description.path), **record, "facts": dict(description.facts)}, indent=1, default=str)
 
 
@@ -57,14 +57,17 @@ def _print(description: Description) -> None:
         print_table(
             "arrays",
             ("name", "shape", "type", "unit"),
-            [(name, " x ".join(map(str, each.shape)), each.dtype, each.unit) for name, each in manifest.arrays.items()],
+            [
+                (name, " x ".join(map(str, array.shape)), array.dtype, array.unit)
+                for name, array in manifest.arrays.items()
+            ],
         )
     print_table("settings", ("name", "value"), [(name, _short(value)) for name, value in manifest.config.items()])
     if description.inputs:
         print_table(
             "made from",
             ("input", "path", "now"),
-            [(each.input.role, each.input.path, each.state) for each in description.inputs],
+            [(used.input.role, used.input.path, used.state) for used in description.inputs],
         )
 
 

@@ -47,7 +47,7 @@ class Description:
 def describe(path: Path) -> Description:
     """Describe a latents file, a mixture, a run, a decoder, samples or a sweep. Raises UserError for anything else."""
     manifest, facts = _open(path)
-    return Description(path, manifest, tuple(InputState(each, _state(each)) for each in manifest.inputs), facts)
+    return Description(path, manifest, tuple(InputState(used, _state(used)) for used in manifest.inputs), facts)
 
 
 def verify(path: Path) -> None:
@@ -107,8 +107,8 @@ def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
 
 def _checkpoint_facts(folder: Path) -> tuple[tuple[str, str], ...]:
     """The steps of a run's checkpoints, and those that are not whole."""
-    steps = ", ".join(f"{each.step:,}" for each in list_checkpoints(folder))
-    damaged = tuple(("checkpoint", f"{each} {NOT_WHOLE}") for each in cut_short(folder))
+    steps = ", ".join(f"{checkpoint.step:,}" for checkpoint in list_checkpoints(folder))
+    damaged = tuple(("checkpoint", f"{path} {NOT_WHOLE}") for path in cut_short(folder))
     return (("checkpoints", steps or "none yet"), *damaged)
 
 

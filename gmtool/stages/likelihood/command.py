@@ -80,6 +80,6 @@ def _print_report(report: LikelihoodReport) -> None:
     )
 
 
-def _value(found: tuple[float, float]) -> tuple[str, str]:
-    mean, error = found
+def _value(estimate: tuple[float, float]) -> tuple[str, str]:
+    mean, error = estimate
     return f"{mean:.4f}", f"{error:.2g}"

@@ -71,7 +71,7 @@ def likelihood(
     if plan.trained_on:
         progress.note(f"{data} is what {run} was trained on, not held-out data")
     share = plan.world.share(len(plan.data))
-    found: list[Tensor] = []
+    figures: list[Tensor] = []
     calls = 0.0
     with ExitStack() as stack:
         network = load_network(plan.run.architecture, plan.weights, plan.world.device).requires_grad_(False)
@@ -82,21 +82,21 @@ def likelihood(
         for part in _parts(plan, model, share):
             given = _given(plan, model, part, assignments)
             nll, evaluations = _density(plan, model, part, given)
-            found.append(torch.stack([nll, _velocity(plan, model, part, given)], dim=1).cpu())
+            figures.append(torch.stack([nll, _velocity(plan, model, part, given)], dim=1).cpu())
             calls += evaluations * len(part.x)
             progress.advance(len(part.x), {"nats/dim": float(nll.mean())})
-    return _report(plan, model, found, calls)
+    return _report(plan, model, figures, calls)
 
 
-def _report(plan: LikelihoodPlan, model: TrainedModel, found: list[Tensor], calls: float) -> LikelihoodReport:
+def _report(plan: LikelihoodPlan, model: TrainedModel, figures: list[Tensor], calls: float) -> LikelihoodReport:
     world = plan.world
-    mine = torch.cat(found) if found else torch.empty(0, 2, dtype=torch.float64)
+    mine = torch.cat(figures) if figures else torch.empty(0, 2, dtype=torch.float64)
     gathered = world.gather({"values": mine, "calls": torch.tensor([calls], dtype=torch.float64)})
     together = {}
     if gathered:
         together = {
-            "values": torch.cat([each["values"] for each in gathered]),
-            "calls": torch.stack([each["calls"] for each in gathered]).sum(0),
+            "values": torch.cat([tensors["values"] for tensors in gathered]),
+            "calls": torch.stack([tensors["calls"] for tensors in gathered]).sum(0),
         }
     everywhere = world.broadcast(together)
     values, count = everywhere["values"], len(everywhere["values"])
@@ -135,11 +135,11 @@ def _parts(plan: LikelihoodPlan, model: TrainedModel, share: range) -> Iterator[
     else:
         tokenizer = build_tokenizer(plan.run.tokenizer(), device)
         grey, images = takes_grey(plan.run.tokenizer()), data.batches(tokenizer.image_size, batch, share)
-        encoded = (_encoded(tokenizer, each.to(device), grey, data.path) for each in images)
-    for indices, each in zip(batches, encoded, strict=True):
-        x = model.statistics.normalise(each.patches.to(device))
+        encoded = (_encoded(tokenizer, pixels.to(device), grey, data.path) for pixels in images)
+    for indices, latents in zip(batches, encoded, strict=True):
+        x = model.statistics.normalise(latents.patches.to(device))
         labels = torch.from_numpy(plan.labels[indices.start : indices.stop])
-        yield Part(indices, x, each.descriptors.to(device).float(), labels)
+        yield Part(indices, x, latents.descriptors.to(device).float(), labels)
 
 
 def _encoded(tokenizer: Tokenizer, images: Tensor, grey: bool, path: Path) -> Encoded:
@@ -174,9 +174,9 @@ def _density(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Given
         uniform = Noise(key_seed(seed, "probe", number), part.indices).uniform(part.x.shape[1:])
         probes.append((uniform < 0.5).to(part.x) * 2 - 1)
     field = model.method.field(model.predict(given.conditions), given.modes)
-    found = flow_density(field, _source(model, part, given), part.x, probes, plan.config.tolerance)
-    log_density = found.log_density.cpu() + given.log_weight
-    return -log_density / part.x[0].numel(), found.evaluations
+    density = flow_density(field, _source(model, part, given), part.x, probes, plan.config.tolerance)
+    log_density = density.log_density.cpu() + given.log_weight
+    return -log_density / part.x[0].numel(), density.evaluations
 
 
 def _source(model: TrainedModel, part: Part, given: Given) -> SourceDensity:

@@ -62,13 +62,17 @@ def _print(report: ReconstructionReport, output: Path) -> None:
     from gmtool.console import print_table
 
     rows = [
-        (LABELS[name], BETTER[name], f"{each.mean:.4g}", f"{each.std:.2g}") for name, each in report.qualities.items()
+        (LABELS[name], BETTER[name], f"{quality.mean:.4g}", f"{quality.std:.2g}")
+        for name, quality in report.qualities.items()
     ]
-    rows += [(f"Fréchet distance, {each.extractor}", "lower", f"{each.value:.4g}", "") for each in report.distances]
+    rows += [
+        (f"Fréchet distance, {distance.extractor}", "lower", f"{distance.value:.4g}", "")
+        for distance in report.distances
+    ]
     rows += [(f"mean square by {name}", "1", f"{value:.3g}", "") for name, value in report.statistics.items()]
     by = f"{report.tokenizer}" + ("" if report.decoder is None else f" and {report.decoder}")
     print_table(f"{report.images}: {report.count:,} images by {by}", ("figure", "better", "mean", "std"), rows)
     print(f"worst by {LABELS[report.worst_by]}:")
-    for each in report.worst[:LISTED]:
-        print(f"  {each.name}: {each.figures[report.worst_by]:.4g}")
+    for image in report.worst[:LISTED]:
+        print(f"  {image.name}: {image.figures[report.worst_by]:.4g}")
     print(f"pairs: {output}/pairs.png, {output}/worst.png; every image: {output}/images.csv")

@@ -87,10 +87,10 @@ def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, p
     check_writable(folder, "the reconstructions")
     if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
         raise UserError(f"{folder} exists and holds no reconstructions: choose another folder")
-    found = find_images(images)
-    rows = spread(len(found), config.limit)
+    image_set = find_images(images)
+    rows = spread(len(image_set), config.limit)
     workers = default_workers() if config.workers is None else config.workers
-    sample = ImageSample(found, rows, workers, config.skip_bad)
+    sample = ImageSample(image_set, rows, workers, config.skip_bad)
     spec = None
     if config.decoder is not None and config.tokenizer == TokenizerSettings():
         spec = recorded_encoder(config.decoder)
@@ -100,18 +100,18 @@ def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, p
         spec = choose_tokenizer(config.tokenizer, sample).spec
     if (hint := missing_decoder(spec, config.decoder)) is not None:
         raise UserError(f"--decoder is missing: {hint}")
-    return ReconstructPlan(config, found, rows, spec, folder, workers)
+    return ReconstructPlan(config, image_set, rows, spec, folder, workers)
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder is empty, or holds what an earlier ``reconstruct`` wrote."""
-    names = {each.name for each in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()}
     return not names or (RECORD in names and names <= {RECORD, PAIRS, WORST, TABLE})
 
 
 @dataclass
-class _Found:
-    """What is found of this process's images: figures (n,) by name, features, and the pairs that are shown.
+class _Results:
+    """The results for this process's images: figures (n,) by name, features, and the pairs that are shown.
 
     shown: uint8 (n, 3, S, 2 S), the first pairs. worst: the same, with the figure by which they are the worst.
     """
@@ -144,8 +144,8 @@ def reconstruct(images: Path, folder: Path, config: ReconstructConfig, progress:
         )
     checked = _check_statistics(plan, tokenizer, spec)
     worst_by = "l1" if lpips is None else "lpips"
-    found = _reconstruct(plan, tokenizer, lpips, extractors, worst_by, world, progress)
-    parts = world.gather(_tensors(found))
+    results = _reconstruct(plan, tokenizer, lpips, extractors, worst_by, world, progress)
+    parts = world.gather(_tensors(results))
     with world.first_before_others():
         if world.first:
             report = _report(plan, parts, list(extractors), checked, worst_by, config)
@@ -175,12 +175,12 @@ def _extractors(
     chosen = choose_extractors(config.extractor, progress)
     for line in chosen.missing:
         progress.note(line)
-    found = {}
+    extractors = {}
     for choice in chosen.choices:
         progress.note(f"{choice.flag} {choice.value}: {choice.why}")
         family = extractor_row(choice.value).load()
-        found[choice.value] = family.open_extractor(config.extractor, described, world.device, progress)
-    return found
+        extractors[choice.value] = family.open_extractor(config.extractor, described, world.device, progress)
+    return extractors
 
 
 def _check_statistics(plan: ReconstructPlan, tokenizer: Tokenizer, spec: TokenizerSpec) -> dict[str, float]:
@@ -203,9 +203,9 @@ def _check_statistics(plan: ReconstructPlan, tokenizer: Tokenizer, spec: Tokeniz
         rows=rows,
     )
     latents = torch.cat(
-        [tokenizer.encode(torch.from_numpy(each.images)).patches.cpu() for each in batches if len(each.images)]
+        [tokenizer.encode(torch.from_numpy(batch.images)).patches.cpu() for batch in batches if len(batch.images)]
     )
-    return {each.source: expect_belonging(latents.clone(), each) for each in named}
+    return {statistics.source: expect_belonging(latents.clone(), statistics) for statistics in named}
 
 
 def _reconstruct(
@@ -216,9 +216,9 @@ def _reconstruct(
     worst_by: str,
     world: World,
     progress: Progress,
-) -> _Found:
+) -> _Results:
     """Encode, decode and compare this process's share of the images."""
-    config, found = plan.config, _Found()
+    config, results = plan.config, _Results()
     rows = plan.rows[world.rows(len(plan.rows))]
     progress.begin("reconstruct", len(rows), "images")
     for batch in image_batches(
@@ -231,48 +231,48 @@ def _reconstruct(
             images = torch.from_numpy(batch.images).to(world.device)
             made = tokenizer.decode(tokenizer.encode(images).patches)
             figures = _figures(images, made, lpips)
-            found.indices += batch.indices.tolist()
+            results.indices += batch.indices.tolist()
             for name, values in figures.items():
-                found.figures.setdefault(name, []).append(values.cpu())
+                results.figures.setdefault(name, []).append(values.cpu())
             for name, extractor in extractors.items():
-                found.real.setdefault(name, []).append(extractor(images).vectors)
-                found.made.setdefault(name, []).append(extractor(made).vectors)
-            _show(found, torch.cat([images, made], 3).cpu(), figures[worst_by].cpu(), config.pairs)
+                results.real.setdefault(name, []).append(extractor(images).vectors)
+                results.made.setdefault(name, []).append(extractor(made).vectors)
+            _show(results, torch.cat([images, made], 3).cpu(), figures[worst_by].cpu(), config.pairs)
             progress.advance(len(images), {name: values.mean().item() for name, values in figures.items()})
     progress.end()
-    return found
+    return results
 
 
 def _figures(images: Tensor, made: Tensor, lpips: Lpips | None) -> dict[str, Tensor]:
     """PSNR, SSIM, L1 and LPIPS of images uint8 (B, 3, S, S), (B,) each."""
-    found = {
+    figures = {
         "psnr": psnr(made, images),
         "ssim": ssim(made, images),
         "l1": (made.float() - images.float()).abs().flatten(1).mean(1) / 255,
     }
     if lpips is not None:
         with torch.inference_mode():
-            found["lpips"] = lpips(made.float() / 127.5 - 1, images.float() / 127.5 - 1)
-    return found
+            figures["lpips"] = lpips(made.float() / 127.5 - 1, images.float() / 127.5 - 1)
+    return figures
 
 
-def _show(found: _Found, pairs: Tensor, values: Tensor, count: int) -> None:
+def _show(results: _Results, pairs: Tensor, values: Tensor, count: int) -> None:
     """Keep the first pairs, and the worst."""
-    if sum(map(len, found.shown)) < count:
-        found.shown.append(pairs[: count - sum(map(len, found.shown))])
-    worst = pairs if found.worst is None else torch.cat([found.worst, pairs])
-    worst_values = values if found.worst_values is None else torch.cat([found.worst_values, values])
+    if sum(map(len, results.shown)) < count:
+        results.shown.append(pairs[: count - sum(map(len, results.shown))])
+    worst = pairs if results.worst is None else torch.cat([results.worst, pairs])
+    worst_values = values if results.worst_values is None else torch.cat([results.worst_values, values])
     order = worst_values.argsort(descending=True, stable=True)[:count]
-    found.worst, found.worst_values = worst[order], worst_values[order]
+    results.worst, results.worst_values = worst[order], worst_values[order]
 
 
-def _tensors(found: _Found) -> dict[str, Tensor]:
-    """What is found, for the journey to the first process."""
-    tensors = {"indices": torch.tensor(found.indices)}
-    for kind, values in (("figure", found.figures), ("real", found.real), ("made", found.made)):
-        tensors |= {f"{kind}.{name}": torch.cat(each) for name, each in values.items()}
-    if found.worst is not None and found.worst_values is not None:
-        tensors |= {"shown": torch.cat(found.shown), "worst": found.worst, "worst_values": found.worst_values}
+def _tensors(results: _Results) -> dict[str, Tensor]:
+    """The results, for the journey to the first process."""
+    tensors = {"indices": torch.tensor(results.indices)}
+    for kind, values in (("figure", results.figures), ("real", results.real), ("made", results.made)):
+        tensors |= {f"{kind}.{name}": torch.cat(parts) for name, parts in values.items()}
+    if results.worst is not None and results.worst_values is not None:
+        tensors |= {"shown": torch.cat(results.shown), "worst": results.worst, "worst_values": results.worst_values}
     return tensors
 
 
@@ -305,7 +305,9 @@ def _report(
         count=len(indices),
         tokenizer=str(plan.tokenizer.settings.get("model", plan.tokenizer.name)),
         decoder=config.decoder,
-        qualities={name: Quality(each.mean().item(), each.std(correction=0).item()) for name, each in figures.items()},
+        qualities={
+            name: Quality(values.mean().item(), values.std(correction=0).item()) for name, values in figures.items()
+        },
         distances=tuple(distances),
         statistics=checked,
         worst_by=worst_by,
@@ -336,7 +338,7 @@ def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report:
 def _read_report(folder: Path) -> ReconstructionReport:
     """What the first process wrote."""
     raw = json.loads((folder / RECORD).read_text())
-    raw["qualities"] = {name: Quality(**each) for name, each in raw["qualities"].items()}
-    raw["distances"] = tuple(Distance(**each) for each in raw["distances"])
-    raw["worst"] = tuple(WorstImage(**each) for each in raw["worst"])
+    raw["qualities"] = {name: Quality(**values) for name, values in raw["qualities"].items()}
+    raw["distances"] = tuple(Distance(**values) for values in raw["distances"])
+    raw["worst"] = tuple(WorstImage(**values) for values in raw["worst"])
     return ReconstructionReport(**raw)

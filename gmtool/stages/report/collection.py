@@ -55,7 +55,7 @@ class Collection:
 
     def of(self, kind: str) -> tuple[Artifact, ...]:
         """Those of a kind."""
-        return tuple(each for each in self.artifacts if each.kind == kind)
+        return tuple(artifact for artifact in self.artifacts if artifact.kind == kind)
 
 
 def collect(paths: Sequence[Path]) -> Collection:
@@ -102,7 +102,7 @@ def _inside(folder: Path, depth: int) -> Iterator[Path]:
     The folder of a model of another program holds a config.json too, but nothing else of a run.
     """
     with os.scandir(folder) as entries:
-        inside = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
+        inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in inside:
         path = folder / entry.name
         if not entry.is_dir(follow_symlinks=False):

@@ -46,21 +46,21 @@ def evaluation_of(report: Report, samples: str) -> str:
 
 def _flags(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> list[str]:
     known = settings_of(CONFIGS[stage]) if stage in CONFIGS else {}
-    found = []
+    flags = []
     for name, value in config.items():
         if name in inputs:  # an artifact that was found by itself
             value = inputs[name][0]
         if value is None or value in ((), []) or (name in known and _is_default(known[name], value)):
             continue
         if isinstance(value, bool):
-            found += [flag(name)] if value else ["--no-" + flag(name)[2:]] if name in known else []
+            flags += [flag(name)] if value else ["--no-" + flag(name)[2:]] if name in known else []
         elif isinstance(value, (list, tuple)) and name in known:
-            words = [shlex.quote(str(each)) for each in value]
+            words = [shlex.quote(str(item)) for item in value]
             several = is_repeated(known[name].kind)
-            found += [f"{flag(name)} {each}" for each in words] if several else [f"{flag(name)} {' '.join(words)}"]
+            flags += [f"{flag(name)} {word}" for word in words] if several else [f"{flag(name)} {' '.join(words)}"]
         else:
-            found.append(f"{flag(name)} {shlex.quote(as_text(value))}")
-    return found
+            flags.append(f"{flag(name)} {shlex.quote(as_text(value))}")
+    return flags
 
 
 def _is_default(setting: Setting, value: Any) -> bool:

@@ -122,22 +122,22 @@ class _Gallery:
 
 def contents_of(collection: Collection, config: ReportConfig, progress: Progress) -> Contents:
     """Read all that the page shows. What is damaged is left out, with a line that names it."""
-    shown = [each for kind in (*TRAINED, "samples", "gmm") for each in collection.of(kind)]
+    shown = [artifact for kind in (*TRAINED, "samples", "gmm") for artifact in collection.of(kind)]
     progress.begin("report", len(shown), "artifacts")
     graph, gallery = trace(collection), _Gallery()
     run_of = _runs_of_samples(collection, graph)
     samples = collection.of("samples")
     strips = _strips(samples, run_of, config, gallery, progress)
-    runs = tuple(_run(each, config, gallery, progress) for kind in TRAINED for each in collection.of(kind))
-    mixtures = tuple(_mixture(each, gallery, progress) for each in collection.of("gmm"))
+    runs = tuple(_run(artifact, config, gallery, progress) for kind in TRAINED for artifact in collection.of(kind))
+    mixtures = tuple(_mixture(artifact, gallery, progress) for artifact in collection.of("gmm"))
     progress.end()
     sweeps = tuple(
-        (each, sweep_table(each.sweep, _runs_of_sweep(each, collection)))
-        for each in collection.of("sweep")
-        if each.sweep
+        (artifact, sweep_table(artifact.sweep, _runs_of_sweep(artifact, collection)))
+        for artifact in collection.of("sweep")
+        if artifact.sweep
     )
     names = [run.artifact.name for run in runs]
-    names += [run_of[each] for each in samples]
+    names += [run_of[artifact] for artifact in samples]
     names += [row.scored.run for _, table in sweeps for row in table.rows]
     return Contents(
         title=config.title or collection.root.name or str(collection.root),
@@ -163,17 +163,17 @@ def contents_of(collection: Collection, config: ReportConfig, progress: Progress
 
 def _runs_of_samples(collection: Collection, graph: Graph) -> dict[Artifact, str]:
     """The name of the run that each set of samples was drawn from."""
-    found = {}
-    for each in collection.of("samples"):
-        parents = [graph.nodes[key] for key in graph.parents(f"samples {each.path}")]
-        found[each] = next((node.name for node in parents if node.kind == "run"), "unknown run")
-    return found
+    run_of = {}
+    for samples in collection.of("samples"):
+        parents = [graph.nodes[key] for key in graph.parents(f"samples {samples.path}")]
+        run_of[samples] = next((node.name for node in parents if node.kind == "run"), "unknown run")
+    return run_of
 
 
 def _runs_of_sweep(sweep: Artifact, collection: Collection) -> dict[str, str]:
     """The names of runs by how a sweep calls them: those of the report's own runs, where it is about them."""
-    names = {str(each.path): each.name for each in collection.of("run")}
-    recorded = {Path(each.path).name: names.get(each.path) for each in sweep.manifest.inputs if each.role == "run"}
+    names = {str(run.path): run.name for run in collection.of("run")}
+    recorded = {Path(used.path).name: names.get(used.path) for used in sweep.manifest.inputs if used.role == "run"}
     called = {point.run for point in sweep.sweep.points} if sweep.sweep else set()
     return {run: recorded.get(Path(run).name) or run for run in called}
 
@@ -185,25 +185,28 @@ def _strips(
     gallery: _Gallery,
     progress: Progress,
 ) -> tuple[Strip, ...]:
-    apart = compare([drawn_with(each.manifest.config, each.manifest.details.get("plan", {})) for each in samples])
-    words = {each: _words(apart, index) for index, each in enumerate(samples)}
+    apart = compare(
+        [drawn_with(artifact.manifest.config, artifact.manifest.details.get("plan", {})) for artifact in samples]
+    )
+    words = {artifact: _words(apart, index) for index, artifact in enumerate(samples)}
     shown: dict[str, list[tuple[int, Shown]]] = {}
     real: dict[str, Shown] = {}
-    for each in samples:
-        run, steps = run_of[each], int(each.manifest.details.get("plan", {}).get("steps", 0))
-        picture = gallery.read(each.path / GRID, words[each], f"A grid of samples of {run}: {words[each]}")
+    for artifact in samples:
+        run, steps = run_of[artifact], int(artifact.manifest.details.get("plan", {}).get("steps", 0))
+        picture = gallery.read(artifact.path / GRID, words[artifact], f"A grid of samples of {run}: {words[artifact]}")
         if picture is not None:
             shown.setdefault(run, []).append((steps, picture))
             if config.real and run not in real:
-                grid = _real(each, gallery)
+                grid = _real(artifact, gallery)
                 real |= {} if grid is None else {run: grid}
         progress.advance()
     return tuple(
         Strip(
             run,
-            tuple(each for _, each in sorted(found, key=lambda pair: pair[0])) + ((real[run],) if run in real else ()),
+            tuple(picture for _, picture in sorted(pictures, key=lambda pair: pair[0]))
+            + ((real[run],) if run in real else ()),
         )
-        for run, found in shown.items()
+        for run, pictures in shown.items()
     )
 
 
@@ -239,7 +242,7 @@ def _run(run: Artifact, config: ReportConfig, gallery: _Gallery, progress: Progr
     progress.advance()
     return RunFacts(
         run,
-        max((each.step for each in checkpoints), default=0),
+        max((checkpoint.step for checkpoint in checkpoints), default=0),
         int(run.manifest.details.get("parameters", 0)),
         curves,
         tuple(previews),
@@ -252,12 +255,12 @@ def _previews(run: Path) -> list[tuple[int, Path]]:
     return sorted((int(step[1]), path) for path in names if (step := re.fullmatch(r"step-(\d+)\.png", path.name)))
 
 
-def _spread(found: Sequence[Any], count: int) -> list[Any]:
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
     """So many of a sequence, evenly spaced, the last among them."""
-    if len(found) <= count:
-        return list(found)
+    if len(items) <= count:
+        return list(items)
     return [
-        found[len(found) - 1 - (count - 1 - index) * (len(found) - 1) // max(count - 1, 1)] for index in range(count)
+        items[len(items) - 1 - (count - 1 - index) * (len(items) - 1) // max(count - 1, 1)] for index in range(count)
     ]
 
 

@@ -55,12 +55,12 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
     Raises UserError, naming the file, for one that holds no figures at all. Lines that were cut short are passed over.
     """
-    found: dict[str, Curve] = {}
+    curves: dict[str, Curve] = {}
     for name in (METRICS, THROUGHPUT):
         path = run / name
         if path.is_file():
-            found |= _curves(_records(path))
-    return found
+            curves |= _curves(_records(path))
+    return curves
 
 
 def _records(path: Path) -> Iterator[Mapping[str, object]]:
@@ -90,8 +90,10 @@ def _curves(records: Iterable[Mapping[str, object]]) -> dict[str, Curve]:
                 steps, values = columns.setdefault(name, ([], []))
                 steps.append(step)  # type: ignore[arg-type]  # a number
                 values.append(value)  # type: ignore[arg-type]
-    found = {name: _curve(np.array(steps, float), np.array(values, float)) for name, (steps, values) in columns.items()}
-    return {name: curve for name, curve in found.items() if curve.steps}
+    curves = {
+        name: _curve(np.array(steps, float), np.array(values, float)) for name, (steps, values) in columns.items()
+    }
+    return {name: curve for name, curve in curves.items() if curve.steps}
 
 
 def _curve(steps: np.ndarray, values: np.ndarray) -> Curve:
@@ -110,12 +112,12 @@ def _curve(steps: np.ndarray, values: np.ndarray) -> Curve:
 
 def panels_of(curves: Sequence[Mapping[str, Curve]]) -> dict[str, tuple[str, tuple[str, ...]]]:
     """The panels that some of the runs have figures for, as `PANELS`."""
-    names = {name for each in curves for name in each}
-    found = {title: (what, figures) for title, (what, figures) in PANELS.items() if names & set(figures)}
+    names = {name for run_curves in curves for name in run_curves}
+    panels = {title: (what, figures) for title, (what, figures) in PANELS.items() if names & set(figures)}
     known = {name for _, figures in PANELS.values() for name in figures}
     others = tuple(sorted(names - known))
     return (
-        {**found, OTHERS: ("further figures of training, and scores of samples drawn meanwhile", others)}
+        {**panels, OTHERS: ("further figures of training, and scores of samples drawn meanwhile", others)}
         if others
-        else found
+        else panels
     )

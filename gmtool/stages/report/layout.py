@@ -61,28 +61,28 @@ def lay_out(graph: Graph) -> Drawing:
 
 def _rows(graph: Graph) -> dict[str, float]:
     """The y of each node: leaves one below the other, the rest in the middle of what was made from it."""
-    found: dict[str, float] = {}
+    y: dict[str, float] = {}
     pitch, free = HEIGHT + DOWN, 0
 
     def place(key: str) -> None:
         nonlocal free
-        below = [each for each in graph.children(key) if each not in found]
-        for each in below:
-            place(each)
+        below = [child for child in graph.children(key) if child not in y]
+        for child in below:
+            place(child)
         if below:
-            found[key] = sum(found[each] for each in below) / len(below)
+            y[key] = sum(y[child] for child in below) / len(below)
         else:
-            found[key] = pitch * free
+            y[key] = pitch * free
             free += 1
 
     for key in graph.nodes:
-        if key not in found and not graph.parents(key):
+        if key not in y and not graph.parents(key):
             place(key)
     for column in {node.column for node in graph.nodes.values()}:
         lowest = float("-inf")
-        for key in sorted((key for key, node in graph.nodes.items() if node.column == column), key=found.__getitem__):
-            found[key] = lowest = max(found[key], lowest + pitch)
-    return found
+        for key in sorted((key for key, node in graph.nodes.items() if node.column == column), key=y.__getitem__):
+            y[key] = lowest = max(y[key], lowest + pitch)
+    return y
 
 
 def _title(graph: Graph, column: int) -> str:

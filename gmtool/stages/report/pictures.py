@@ -67,15 +67,15 @@ def fit_pictures(files: Sequence[bytes], size: int) -> list[Picture]:
     Small files stay as they are; what they leave of their shares goes to the others, which are stored as WebP, and
     scaled down where that is not enough.
     """
-    budget, found = size * 3 // 4, {}  # base64 writes three bytes as four
+    budget, pictures = size * 3 // 4, {}  # base64 writes three bytes as four
     order = sorted(range(len(files)), key=lambda index: len(files[index]))
     for place, index in enumerate(order):
         share = budget // (len(order) - place)
         content, kind, sizes = _fitted(files[index], share)
         budget -= len(content)
         url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        found[index] = Picture(url, *sizes)
-    return [found[index] for index in range(len(files))]
+        pictures[index] = Picture(url, *sizes)
+    return [pictures[index] for index in range(len(files))]
 
 
 def _fitted(file: bytes, size: int) -> tuple[bytes, str, tuple[int, int, tuple[int, int]]]:

@@ -32,12 +32,12 @@ class ReportPlan:
         artifacts = self.collection.artifacts
         return Forecast(
             title=f"Would show {len(artifacts)} artifact{'s' if len(artifacts) != 1 else ''} on one page",
-            reads=tuple(FileSize(each.path, None) for each in artifacts),
+            reads=tuple(FileSize(artifact.path, None) for artifact in artifacts),
             writes=(FileSize(self.page, None),),
             work=tuple(
-                (command, f"{len(found)}")
+                (command, f"{len(of_kind)}")
                 for kind, (_, command) in KINDS.items()
-                if (found := self.collection.of(kind))
+                if (of_kind := self.collection.of(kind))
             ),
         )
 

@@ -24,12 +24,12 @@ FIGURE_WORDS: Mapping[str, str] = {
 
 def plots_of(contents: Contents, colours: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """What the script draws, by the plots' keys."""
-    found = {f"scores-{index}": _score_chart(table, colours) for index, table in enumerate(contents.tables)}
-    found |= {f"sweep-{index}": _score_chart(table, colours) for index, (_, table) in enumerate(contents.sweeps)}
+    plots = {f"scores-{index}": _score_chart(table, colours) for index, table in enumerate(contents.tables)}
+    plots |= {f"sweep-{index}": _score_chart(table, colours) for index, (_, table) in enumerate(contents.sweeps)}
     for outer, (_, figures) in enumerate(contents.panels.values()):
         for index, figure in enumerate(figures):
-            found[f"training-{outer}-{index}"] = _curve_chart(contents.runs, figure, colours)
-    return found
+            plots[f"training-{outer}-{index}"] = _curve_chart(contents.runs, figure, colours)
+    return plots
 
 
 def _score_chart(table: ScoreTable, colours: Mapping[str, int]) -> dict[str, Any]:

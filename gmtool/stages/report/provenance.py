@@ -64,11 +64,11 @@ class Graph:
 
     def parents(self, key: str) -> list[str]:
         """Keys of what a node was made from, in the order of the nodes."""
-        return [each for each in self.nodes if (each, key) in self.edges]
+        return [parent for parent in self.nodes if (parent, key) in self.edges]
 
     def children(self, key: str) -> list[str]:
         """Keys of what was made from a node, in the order of the nodes."""
-        return [each for each in self.nodes if (key, each) in self.edges]
+        return [child for child in self.nodes if (key, child) in self.edges]
 
     def reduced(self) -> Graph:
         """The graph without the edges that a longer way implies."""
@@ -76,7 +76,7 @@ class Graph:
         return Graph(self.nodes, self.edges - longer)
 
     def _leads_round(self, start: str, end: str) -> bool:
-        waiting, seen = [each for each in self.children(start) if each != end], set()
+        waiting, seen = [child for child in self.children(start) if child != end], set()
         while waiting:
             key = waiting.pop()
             if key == end:
@@ -108,10 +108,10 @@ class _Tracer:
     def _add(self, artifact: Artifact) -> None:
         if _key(artifact) in self.graph.nodes:
             return
-        sources = [(each, self._source(each, artifact.path.parent)) for each in artifact.manifest.inputs]
+        sources = [(used, self._source(used, artifact.path.parent)) for used in artifact.manifest.inputs]
         inputs: dict[str, list[str]] = {}
-        for each, node in sources:
-            inputs.setdefault(each.role, []).append(shown_path(Path(node.path)))
+        for used, node in sources:
+            inputs.setdefault(used.role, []).append(shown_path(Path(node.path)))
         self.graph.nodes[_key(artifact)] = Node(
             _key(artifact),
             artifact.kind,
@@ -152,9 +152,9 @@ class _Tracer:
     def _known(self, used: Input) -> Artifact | None:
         """The artifact that an input is, among those that are shown: the one in its place before others."""
         kind = SAME_AS.get(used.role, used.role)
-        same = [each for each in self._artifacts if each.kind == kind]
-        same.sort(key=lambda each: each.path != Path(used.path).resolve())
-        return next((each for each in same if self._is(each, used)), None)
+        same = [artifact for artifact in self._artifacts if artifact.kind == kind]
+        same.sort(key=lambda artifact: artifact.path != Path(used.path).resolve())
+        return next((artifact for artifact in same if self._is(artifact, used)), None)
 
     def _is(self, artifact: Artifact, used: Input) -> bool:
         if artifact.kind != "run":
@@ -170,10 +170,10 @@ class _Tracer:
             if kind_of(path) != SAME_AS.get(used.role, used.role):
                 continue
             try:
-                found = Artifact(path, path.name, open_manifest(path))
-                if self._is(found, used):
-                    self._artifacts.append(found)
-                    return found
+                artifact = Artifact(path, path.name, open_manifest(path))
+                if self._is(artifact, used):
+                    self._artifacts.append(artifact)
+                    return artifact
             except GmtoolError:
                 continue
         return None

@@ -40,12 +40,12 @@ def real_grid(samples: Path, latents: Path, fingerprint: str) -> np.ndarray | No
 
 def _rows(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Rows of images with the labels that are wanted; evenly spaced ones, where a label has none."""
-    found = np.linspace(0, len(labels) - 1, len(wanted)).round().astype(np.int64)
+    chosen = np.linspace(0, len(labels) - 1, len(wanted)).round().astype(np.int64)
     for label in np.unique(wanted):
         places, rows = np.flatnonzero(wanted == label), np.flatnonzero(labels == label)
         if len(rows):
-            found[places] = rows[np.linspace(0, len(rows) - 1, len(places)).round().astype(np.int64)]
-    return found
+            chosen[places] = rows[np.linspace(0, len(rows) - 1, len(places)).round().astype(np.int64)]
+    return chosen
 
 
 def _decoded(file: LatentsFile, rows: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def _summary(contents: Contents) -> str:
         "latents": ("a latents file", "latents files"),
         "decoder": ("a decoder", "decoders"),
     }
-    counts = Counter(each.kind for each in contents.collection.artifacts)
+    counts = Counter(artifact.kind for artifact in contents.collection.artifacts)
     parts = [
         one if counts[kind] == 1 else f"{counts[kind]:,} {many}" for kind, (one, many) in words.items() if counts[kind]
     ]

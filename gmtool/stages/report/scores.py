@@ -84,33 +84,35 @@ def drawn_with(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, 
 
     What has no effect, or tells sets of samples not apart, is left out.
     """
-    found = {**config, **{RENAMED.get(name, name): value for name, value in plan.items()}}
+    settings = {**config, **{RENAMED.get(name, name): value for name, value in plan.items()}}
     for name in SETTLED_BY_STEPS:
         if config.get(name) is None:
-            found.pop(name, None)
-    if found.get("guidance") == "none":
-        found = {name: value for name, value in found.items() if name not in ("guidance_scale", "guidance_interval")}
-    return {name: value for name, value in found.items() if name not in NOT_DRAWN_WITH}
+            settings.pop(name, None)
+    if settings.get("guidance") == "none":
+        settings = {
+            name: value for name, value in settings.items() if name not in ("guidance_scale", "guidance_interval")
+        }
+    return {name: value for name, value in settings.items() if name not in NOT_DRAWN_WITH}
 
 
 def score_tables(samples: Sequence[Artifact], run_of: Mapping[Artifact, str]) -> tuple[ScoreTable, ...]:
     """The tables of all samples that have scores, one for each reference and features. run_of: the run's name."""
     groups: dict[tuple[str, str], list[Artifact]] = {}
-    for each in samples:
-        if each.scores is not None:
-            groups.setdefault((each.scores.extractor, each.scores.reference_fingerprint), []).append(each)
+    for artifact in samples:
+        if artifact.scores is not None:
+            groups.setdefault((artifact.scores.extractor, artifact.scores.reference_fingerprint), []).append(artifact)
     return tuple(_of_samples(group, run_of) for group in groups.values())
 
 
 def _of_samples(samples: Sequence[Artifact], run_of: Mapping[Artifact, str]) -> ScoreTable:
     scored = []
-    for each in samples:
-        report, manifest = each.scores, each.manifest
+    for artifact in samples:
+        report, manifest = artifact.scores, artifact.manifest
         assert report is not None  # the group is of those that have one
         plan = manifest.details.get("plan", {})
         settings = drawn_with(manifest.config, plan)
         figures = _by_name(report.figures, report.features)
-        scored.append(Scored(each.name, run_of[each], settings, _evaluations(plan), figures))
+        scored.append(Scored(artifact.name, run_of[artifact], settings, _evaluations(plan), figures))
     first = samples[0].scores
     assert first is not None
     title = f"{'; '.join(first.extractors.values())}, against {first.reference_kind} {first.reference}"
@@ -122,13 +124,13 @@ def sweep_table(sweep: Sweep, run_of: Mapping[str, str]) -> ScoreTable:
     scored = [
         Scored(
             f"point {number}",
-            run_of[each.run],
-            {"steps": each.plan["steps"], **each.settings, "seed": each.seed},
-            each.evaluations,
-            _by_name(each.figures, sweep.features),
-            each.command,
+            run_of[point.run],
+            {"steps": point.plan["steps"], **point.settings, "seed": point.seed},
+            point.evaluations,
+            _by_name(point.figures, sweep.features),
+            point.command,
         )
-        for number, each in enumerate(sweep.points, 1)
+        for number, point in enumerate(sweep.points, 1)
     ]
     title = f"{sweep.extractor}, against {sweep.reference_kind} {sweep.reference}"
     return score_table(title, sweep.features, scored)
@@ -136,18 +138,18 @@ def sweep_table(sweep: Sweep, run_of: Mapping[str, str]) -> ScoreTable:
 
 def score_table(title: str, features: str, scored: Sequence[Scored]) -> ScoreTable:
     """A table of samples that were scored alike, by run and settings; features: the extractor's name."""
-    figures = {name: figure for each in scored for name, figure in each.figures.items()}
+    figures = {name: figure for entry in scored for name, figure in entry.figures.items()}
     columns = tuple(_column(name, figure, features) for name, figure in figures.items())
     names = list(figures)
     best = {column.name: _best(column, scored) for column in columns}
-    differing = compare([each.settings for each in scored]).differing
+    differing = compare([entry.settings for entry in scored]).differing
     rows = [
         Row(
-            each,
+            entry,
             tuple(texts[index] for texts in differing.values()),
             frozenset(name for name in names if index in best[name]),
         )
-        for index, each in enumerate(scored)
+        for index, entry in enumerate(scored)
     ]
     rows.sort(key=lambda row: (row.scored.run, [_sortable(text) for text in row.settings]))
     floors = {name: floor for name in names if (floor := _floor(name, scored)) is not None}
@@ -158,9 +160,9 @@ def _by_name(figures: Iterable[Figure], features: str) -> dict[str, Figure]:
     """Figures by what their column is called: the metric, and its features where they are not the first ones."""
     known = metrics_by_name()
     return {
-        each.metric if each.features in ("", features) else f"{each.metric} {each.features}": each
-        for each in figures
-        if each.metric in known
+        figure.metric if figure.features in ("", features) else f"{figure.metric} {figure.features}": figure
+        for figure in figures
+        if figure.metric in known
     }
 
 
@@ -182,8 +184,8 @@ def _sortable(text: str) -> tuple[float, str]:
 def _best(column: MetricColumn, scored: Sequence[Scored]) -> set[int]:
     """Which are the best, where there are several to choose from."""
     values = {}
-    for index, each in enumerate(scored):
-        badness = _badness(column.better, each.figures.get(column.name))
+    for index, entry in enumerate(scored):
+        badness = _badness(column.better, entry.figures.get(column.name))
         if badness is not None:
             values[index] = badness
     return {index for index, value in values.items() if len(values) > 1 and value == min(values.values())}
@@ -201,8 +203,8 @@ def _badness(better: Better, figure: Figure | None) -> float | None:
 
 def _floor(name: str, scored: Sequence[Scored]) -> Measurement | None:
     """What real images reach, where all that have the metric say the same."""
-    found = {each.figures[name].real for each in scored if name in each.figures}
-    return found.pop() if len(found) == 1 else None
+    floors = {entry.figures[name].real for entry in scored if name in entry.figures}
+    return floors.pop() if len(floors) == 1 else None
 
 
 def short(value: float) -> str:
@@ -225,8 +227,8 @@ def headline(table: ScoreTable) -> str:
     )
     floor = table.floors.get(column.name)
     real = "" if floor is None else f"; real images in their place reach {short(floor.value)}"
-    found = row.scored.figures[column.name].generated.value
-    return f"Best {column.label}: {short(found)}, by {row.scored.run}{' (' + how + ')' if how else ''}{real}."
+    value = row.scored.figures[column.name].generated.value
+    return f"Best {column.label}: {short(value)}, by {row.scored.run}{' (' + how + ')' if how else ''}{real}."
 
 
 # --- lines of a plot --------------------------------------------------------------------------------------------------
@@ -252,12 +254,12 @@ class Line:
 
 def axes_of(table: ScoreTable) -> dict[str, str]:
     """What scores can be drawn over: the evaluations, and each setting of several numbers; name -> words."""
-    found = {EVALUATIONS: "network evaluations per sample"}
+    axes = {EVALUATIONS: "network evaluations per sample"}
     for index, name in enumerate(table.settings):
         texts = {row.settings[index] for row in table.rows}
         if name not in ("--steps", "--seed") and sum(_sortable(text)[1] == "" for text in texts) > 1:
-            found[name] = name.removeprefix("--").replace("-", " ")
-    return found
+            axes[name] = name.removeprefix("--").replace("-", " ")
+    return axes
 
 
 def lines_of(table: ScoreTable, axis: str) -> tuple[Line, ...]:
@@ -276,7 +278,7 @@ def lines_of(table: ScoreTable, axis: str) -> tuple[Line, ...]:
     shared = _shared([apart for _, apart in groups])
     return tuple(
         _line(
-            ", ".join(filter(None, [run if several else "", *(each for each in apart if each not in shared)])) or run,
+            ", ".join(filter(None, [run if several else "", *(word for word in apart if word not in shared)])) or run,
             run,
             by_x,
             table,
@@ -304,16 +306,18 @@ def _line(name: str, run: str, by_x: Mapping[float, Sequence[Scored]], table: Sc
     values: dict[str, tuple[float | None, ...]] = {}
     low, high = dict(values), dict(values)
     for column in table.columns:
-        found = [[each.figures[column.name].generated for each in by_x[x] if column.name in each.figures] for x in xs]
-        values[column.name] = tuple(fmean(one.value for one in each) if each else None for each in found)
-        low[column.name] = tuple(min(map(_low, each), default=None) for each in found)
-        high[column.name] = tuple(max(map(_high, each), default=None) for each in found)
+        measurements = [
+            [entry.figures[column.name].generated for entry in by_x[x] if column.name in entry.figures] for x in xs
+        ]
+        values[column.name] = tuple(fmean(one.value for one in at_x) if at_x else None for at_x in measurements)
+        low[column.name] = tuple(min(map(_low, at_x), default=None) for at_x in measurements)
+        high[column.name] = tuple(max(map(_high, at_x), default=None) for at_x in measurements)
     return Line(name, run, xs, values, low, high)
 
 
-def _low(found: Measurement) -> float:
-    return found.value if found.low is None else found.low
+def _low(measurement: Measurement) -> float:
+    return measurement.value if measurement.low is None else measurement.low
 
 
-def _high(found: Measurement) -> float:
-    return found.value if found.high is None else found.high
+def _high(measurement: Measurement) -> float:
+    return measurement.value if measurement.high is None else measurement.high
