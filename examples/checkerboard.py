@@ -130,7 +130,7 @@ def main() -> None:
         shares = {  # by every solver of what the network predicts, but ddim, which is euler here
             f"{solver} {order}": [histogram(draw(network, solver, order, n, count, device)) for n in EVALUATIONS]
             for solver, entry in SOLVERS.items()
-            if solver != "ddim" and (components or entry.on == "velocity")
+            if solver != "ddim" and (entry.on == "velocity" or (components and entry.on == "mixture"))
             for order in ((entry.order,) if entry.order else (1, 2))
         }
         rows = [(solver, *map(figures, row)) for solver, row in shares.items()]

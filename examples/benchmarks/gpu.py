@@ -268,7 +268,7 @@ def sampling(report: Report, machine: Machine) -> None:
         count = machine.sizes.batches[0] // 4
         seconds = {}
         for solver in ("gm-ode", "euler"):
-            plan = make_plan(SamplingSettings(steps, solver), training_plan.method, spectral=0, seed=0)
+            plan = make_plan(SamplingSettings(steps=steps, solver=solver), training_plan.method, spectral=0, seed=0)
             seconds[solver] = machine.seconds_of(
                 lambda plan=plan: generate(model, plan, range(count), torch.zeros(count, dtype=torch.long))
             )

@@ -61,7 +61,8 @@ class HeldOut:
     def score(self, step: int) -> None:
         """Hand mean PSNR, SSIM, L1 and LPIPS to the loggers; the processes share the images."""
         totals = torch.zeros(5, dtype=torch.float64, device=self.world.device)
-        for images in self._images[self.world.rows(len(self._images))].split(AT_ONCE):
+        mine = self._images[self.world.rows(len(self._images))]
+        for images in mine.split(AT_ONCE) if len(mine) else ():
             made = self._reconstructed(images)
             images = images.to(made.device)
             figures = [
