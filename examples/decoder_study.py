@@ -55,9 +55,9 @@ def write_networks(folder: Path) -> None:
 
 def constant_colour(images: Path) -> float:
     """The mean PSNR in dB of each held-out image's mean colour, in its place."""
-    found = find_images(images)
-    batches = image_batches(found, SIDE, HELD_OUT, workers=0, rows=spread(len(found), HELD_OUT))
-    pictures = torch.from_numpy(np.concatenate([each.images for each in batches]))
+    image_set = find_images(images)
+    batches = image_batches(image_set, SIDE, HELD_OUT, workers=0, rows=spread(len(image_set), HELD_OUT))
+    pictures = torch.from_numpy(np.concatenate([batch.images for batch in batches]))
     mean = pictures.float().mean((2, 3), keepdim=True).round().expand_as(pictures)
     return float(psnr(mean, pictures).mean())
 

@@ -100,16 +100,16 @@ def score(data: Digits, run: Path, draw: Draw, count: int) -> Score:
         sample(run, folder, make(SampleConfig, chosen), ConsoleProgress())
         scoring = {"reference": data.reference, "features": "tokenizer", "device": "cpu"}
         report = evaluate(folder, make(EvaluateConfig, scoring), ConsoleProgress())
-        distance, precision, recall = (report.figure(each) for each in ("frechet_distance", "precision", "recall"))
+        distance, precision, recall = (report.figure(metric) for metric in ("frechet_distance", "precision", "recall"))
         assert distance and distance.real and precision and recall  # the reference is of real images
-        values = [each.generated.value for each in (distance, precision, recall)]
+        values = [figure.generated.value for figure in (distance, precision, recall)]
         record.parent.mkdir(exist_ok=True)
         Image.fromarray(np.hstack(open_samples(folder).images()[:11])).save(draw.kept(data, ".png"))
         shutil.rmtree(folder)
         with written_aside(record) as part:
             part.write_text(json.dumps(asdict(Score(draw, *values, distance.real.value))))
-    found = json.loads(record.read_text())
-    return Score(**{**found, "draw": draw})
+    values = json.loads(record.read_text())
+    return Score(**{**values, "draw": draw})
 
 
 Rows = dict[tuple[str, str], dict[int, list[Score]]]
@@ -118,9 +118,9 @@ Rows = dict[tuple[str, str], dict[int, list[Score]]]
 def rows_of(scores: list[Score]) -> Rows:
     """Scores by method and solver, then by number of evaluations: one a seed."""
     rows: Rows = {}
-    for each in scores:
-        row = rows.setdefault((each.draw.method, each.draw.solver), {})
-        row.setdefault(each.draw.evaluations, []).append(each)
+    for score in scores:
+        row = rows.setdefault((score.draw.method, score.draw.solver), {})
+        row.setdefault(score.draw.evaluations, []).append(score)
     return rows
 
 
@@ -134,7 +134,7 @@ def table(title: str, rows: Rows, figure: str) -> str:
     """A figure of the scores, by evaluations, in Markdown."""
     text = [f"**{title}**", "", f"| evaluations | {' | '.join(map(str, ALL))} |", "| --- " * (len(ALL) + 1) + "|"]
     for name, row in rows.items():
-        cells = [cell([getattr(each, figure) for each in row.get(count, [])]) for count in ALL]
+        cells = [cell([getattr(score, figure) for score in row.get(count, [])]) for count in ALL]
         text.append(f"| {', '.join(name)} | {' | '.join(cells)} |")
     return "\n".join([*text, "", ""])
 
@@ -147,12 +147,12 @@ def plot(by_steps: dict[int, Rows], floor: float, path: Path) -> None:
     panels = figure.subplots(1, len(by_steps), sharey=True, squeeze=False)[0]
     for panel, (steps, rows) in zip(panels, by_steps.items(), strict=True):
         for (method, solver), row in rows.items():
-            means = [mean(each.distance for each in row[count]) for count in row]
+            means = [mean(score.distance for score in row[count]) for count in row]
             look = {"marker": "o", "linestyle": DASH[solver], "color": f"C{list(METHODS).index(method)}"}
             panel.plot(list(row), means, label=f"{method}, {solver}", **look)
         panel.axhline(floor, color="grey", linewidth=1)
         panel.set(xscale="log", yscale="log", title=f"{steps} steps", xlabel="network evaluations")
-        panel.set_xticks(ALL, [str(each) for each in ALL], minor=False)
+        panel.set_xticks(ALL, [str(count) for count in ALL], minor=False)
     panels[0].set_ylabel("Fréchet distance")
     named = {line.get_label(): line for panel in panels for line in panel.lines if line.get_marker() == "o"}
     panels[-1].legend(
@@ -163,17 +163,17 @@ def plot(by_steps: dict[int, Rows], floor: float, path: Path) -> None:
 
 def report(data: Digits, scores: list[Score]) -> None:
     """Write tables, plot and grids of all scores."""
-    (data.root / "results.json").write_text(json.dumps([asdict(each) for each in scores], indent=1))
-    floor, by_steps, text = mean(each.floor for each in scores), {}, ""
-    for steps in sorted({each.draw.steps for each in scores}):
-        here = [each for each in scores if each.draw.steps == steps]
+    (data.root / "results.json").write_text(json.dumps([asdict(score) for score in scores], indent=1))
+    floor, by_steps, text = mean(score.floor for score in scores), {}, ""
+    for steps in sorted({score.draw.steps for score in scores}):
+        here = [score for score in scores if score.draw.steps == steps]
         by_steps[steps] = rows_of(here)
-        seeds = sorted({each.draw.seed for each in here})
+        seeds = sorted({score.draw.seed for score in here})
         text += table(f"{steps} steps, seeds {seeds}: distance (real crops: {floor:.3g})", by_steps[steps], "distance")
         text += table(f"{steps} steps: precision", by_steps[steps], "precision")
         text += table(f"{steps} steps: recall", by_steps[steps], "recall")
-        shown = [each.draw for each in here if each.draw.seed == seeds[0] and each.draw.evaluations in SHOWN]
-        strips = {f"{each.method}, {each.solver}: {each.evaluations}": each.kept(data, ".png") for each in shown}
+        shown = [score.draw for score in here if score.draw.seed == seeds[0] and score.draw.evaluations in SHOWN]
+        strips = {f"{draw.method}, {draw.solver}: {draw.evaluations}": draw.kept(data, ".png") for draw in shown}
         label_strips(strips, data.root / f"grid-{steps}.png")
     (data.root / "results.md").write_text(text)
     plot(by_steps, floor, data.root / "results.png")

@@ -149,17 +149,17 @@ def draw_student(method: Method, predict: Predict, own: ModeStatistics, noise: T
 def point_scores(name: str, seed: int, setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
     """The distances of each teacher and its students by evaluations, and that of other data: what is there is read."""
     file = folder / f"{name}-{seed}-{setting.teacher}-{setting.student}.json"
-    found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    table: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     data = world(name, setting.count, seed)
     stream = generator(seed, "draw")
     modes, noise = data.mixture.draw(setting.count, stream), torch.randn(data.x.shape, generator=stream)
     own = data.mixture.at(modes)
 
     def keep(row: str, column: int, value: Callable[[], float]) -> None:
-        if str(column) not in found.setdefault(row, {}):
-            found[row][str(column)] = value()
+        if str(column) not in table.setdefault(row, {}):
+            table[row][str(column)] = value()
             with written_aside(file) as part:
-                part.write_text(json.dumps(found))
+                part.write_text(json.dumps(table))
 
     keep("data", 0, lambda: data.distance(data.other))
     for label in setting.teachers:
@@ -179,7 +179,7 @@ def point_scores(name: str, seed: int, setting: Setting, folder: Path) -> dict[s
                     draw_student(taught, partial(train(), modes=modes), own, noise)
                 ),
             )
-    return found
+    return table
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------
@@ -195,16 +195,16 @@ DIGITS = {
 def digit_scores(digits: Digits, seed: int, setting: Setting) -> dict[str, dict[str, float]]:
     """The Fréchet distances of each teacher and its students by evaluations, and that of real digits."""
     budget = digits_study.Setting(setting.teacher, BATCH // 4, 1, setting.count, (MODES_OF_DIGITS,), (), ())
-    found: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, float]] = {}
     for label, method in DIGITS.items():
         run = trained(digits, digits_study.training(digits, method, budget, seed))
         solver = "gm-ode" if method.objective == "gm-kl" else "euler"
         sampling = {"num": setting.count, "seed": seed, "device": "cpu"}
-        found[label] = {}
+        table[label] = {}
         for count in EVALUATIONS:
             one = score(digits, run, make(SampleConfig, {**sampling, "solver": solver, "steps": count}))
-            found[label][str(count)] = one.distance
-            found["data"] = {"0": one.floor}
+            table[label][str(count)] = one.distance
+            table["data"] = {"0": one.floor}
         for count in setting.students:
             config = make(
                 DistillConfig,
@@ -226,8 +226,8 @@ def digit_scores(digits: Digits, seed: int, setting: Setting) -> dict[str, dict[
             folder = digits.root / "students" / f"{run.name}-{count}-{setting.student}"
             distill(run, folder, config, ConsoleProgress())
             one = score(digits, folder, make(SampleConfig, sampling))
-            found.setdefault(f"student of {label}", {})[str(count)] = one.distance
-    return found
+            table.setdefault(f"student of {label}", {})[str(count)] = one.distance
+    return table
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
@@ -250,13 +250,13 @@ OF_DIGITS, OF_DIGITS_QUICK = Setting(1500, 1500, SAMPLES), Setting(3, 3, 50, stu
 
 def report(title: str, seeds: Sequence[dict[str, dict[str, float]]], path: Path, digits: int) -> None:
     """Print mean and deviation over the seeds, and draw them into ``path``. digits: after the point."""
-    floor = mean(each["data"]["0"] for each in seeds)
+    floor = mean(table["data"]["0"] for table in seeds)
     rows = {
-        row: {int(n): [each[row][n] for each in seeds if n in each.get(row, {})] for n in seeds[0][row]}
+        row: {int(n): [table[row][n] for table in seeds if n in table.get(row, {})] for n in seeds[0][row]}
         for row in seeds[0]
         if row != "data"
     }
-    columns = sorted({n for each in rows.values() for n in each})
+    columns = sorted({n for scores in rows.values() for n in scores})
 
     def cell(values: list[float]) -> str:
         spread = f" ±{stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -265,17 +265,17 @@ def report(title: str, seeds: Sequence[dict[str, dict[str, float]]], path: Path,
     print_table(
         f"{title}, by network evaluations (data in its place: {floor:.{digits}f})",
         ("", *map(str, columns)),
-        [(row, *(cell(each.get(n, [])) for n in columns)) for row, each in rows.items()],
+        [(row, *(cell(scores.get(n, [])) for n in columns)) for row, scores in rows.items()],
     )
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="network evaluations", ylabel=title)
-    for row, each in rows.items():
+    for row, scores in rows.items():
         style = "dashed" if row.startswith("student") else "solid"
-        means = [mean(values) for values in each.values()]
-        spreads = [stdev(values) if len(values) > 1 else 0.0 for values in each.values()]
-        axes.errorbar(list(each), means, spreads, label=row, linestyle=style, marker=".", capsize=2)
+        means = [mean(values) for values in scores.values()]
+        spreads = [stdev(values) if len(values) > 1 else 0.0 for values in scores.values()]
+        axes.errorbar(list(scores), means, spreads, label=row, linestyle=style, marker=".", capsize=2)
     axes.axhline(floor, color="grey", linestyle="dotted", label="data")
     axes.set_xticks(columns, [str(n) for n in columns], minor=False)
     axes.legend(fontsize="small")
@@ -306,12 +306,12 @@ def main() -> None:
     )
     if points:
         for name in [options.data] if options.data else DISTANCES:
-            found = [point_scores(name, seed, setting, options.folder) for seed in range(options.seeds)]
-            report(f"{name}: squared sliced W2", found, options.folder / f"{name.lower()}.png", 5)
+            tables = [point_scores(name, seed, setting, options.folder) for seed in range(options.seeds)]
+            report(f"{name}: squared sliced W2", tables, options.folder / f"{name.lower()}.png", 5)
     else:
         data = prepare(options.folder, "test")
-        found = [digit_scores(data, seed, setting) for seed in range(options.seeds)]
-        report("Fréchet distance to held-out digits", found, options.folder / "digits.png", 2)
+        tables = [digit_scores(data, seed, setting) for seed in range(options.seeds)]
+        report("Fréchet distance to held-out digits", tables, options.folder / "digits.png", 2)
 
 
 if __name__ == "__main__":

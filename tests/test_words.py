@@ -1,5 +1,6 @@
 """Phrases that a reader of the field stumbles over are not to come back; single words are in .ci/vocabulary.txt."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -38,6 +39,10 @@ PHRASES = {
 }
 
 
+VAGUE = {"each", "found"}
+"""Names of variables that tell a reader nothing."""
+
+
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_no_phrase_of_the_list_is_left(phrase: str) -> None:
     found = []
@@ -47,3 +52,14 @@ def test_no_phrase_of_the_list_is_left(phrase: str) -> None:
             line = text.count("\n", 0, match.start()) + 1
             found.append(f"{path.relative_to(ROOT)}:{line}: {match.group()}")
     assert not found, f"use: {PHRASES[phrase]}"
+
+
+def test_names_say_what_they_hold() -> None:
+    vague = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in TEXTS
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Name) and node.id in VAGUE) or (isinstance(node, ast.arg) and node.arg in VAGUE)
+    ]
+    assert not vague

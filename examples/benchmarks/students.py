@@ -39,15 +39,15 @@ FEW = 4
 
 def seconds(repetitions: int, *work: Callable[[], object]) -> list[float]:
     """The median processor time of each, taken in turn so that what else the machine does falls on all alike."""
-    found: list[list[float]] = [[] for _ in work]
-    for each in work:
-        each()
+    all_times: list[list[float]] = [[] for _ in work]
+    for function in work:
+        function()
     for _ in range(repetitions):
-        for times, each in zip(found, work, strict=True):
+        for times, function in zip(all_times, work, strict=True):
             start = time.process_time()
-            each()
+            function()
             times.append(time.process_time() - start)
-    return [median(times) for times in found]
+    return [median(times) for times in all_times]
 
 
 def policy_of(batch: int, shape: tuple[int, int, int]) -> MixturePolicy:
@@ -132,9 +132,9 @@ def distillation(repetitions: int, shape: tuple[int, int, int], patch: int, batc
 
     def ask(x_t: Tensor, time: Tensor) -> Tensor:
         with torch.no_grad():
-            found = teacher(x_t, time, Conditions())
-        assert isinstance(found, Tensor)
-        return found
+            velocity = teacher(x_t, time, Conditions())
+        assert isinstance(velocity, Tensor)
+        return velocity
 
     def predict(x_t: Tensor, time: Tensor) -> Tensor | GaussianMixture:
         return network(x_t, time, Conditions())

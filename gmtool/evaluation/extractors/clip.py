@@ -7,15 +7,13 @@ resizes otherwise (bilinear, without antialiasing).
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from gmtool.evaluation.extractors import Described, ExtractorSettings, extractor_row
-from gmtool.evaluation.extractors.vision import VisionExtractor, load_network
+from gmtool.evaluation.extractors.vision import VisionExtractor, WeightSource, load_network
 from gmtool.progress import Progress
-from gmtool.tokenizers.pretrained import model_config, model_folder, model_record
+from gmtool.tokenizers.pretrained import model_config
 from gmtool.tokenizers.vit import Statistics
 
 WHAT = "--clip-weights"
@@ -25,17 +23,15 @@ COLOURS: Statistics = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 def prepare(settings: ExtractorSettings, patience: float | None, _: Progress) -> str:
     """See `gmtool.evaluation.extractors.Family`."""
-    source = _source(settings)
-    if patience == 0 and not Path(source).expanduser().is_dir():
-        return f"its weights are {source}, which is downloaded if it is not in the cache"
-    return f"its weights are in {_folder(settings)}"
+    return _source(settings).prepare(patience)
 
 
 def feature_size(settings: ExtractorSettings, _: Described | None) -> int | None:
     """See `gmtool.evaluation.extractors.Family`."""
-    if not Path(_source(settings)).expanduser().is_dir():
+    source = _source(settings)
+    if not source.is_local:
         return 768 if settings.clip_weights is None else None
-    size: int = model_config(_folder(settings), WHAT).get("projection_dim", 768)
+    size: int = model_config(source.folder, WHAT).get("projection_dim", 768)
     return size
 
 
@@ -43,21 +39,17 @@ def open_extractor(
     settings: ExtractorSettings, _: Described | None, device: torch.device, _progress: Progress
 ) -> VisionExtractor:
     """See `gmtool.evaluation.extractors.Family`. Raises UserError for the weights of another network."""
-    folder, digest = _folder(settings), model_record(_source(settings), WHAT, pickled=True)["weights"]
-    network = load_network("CLIPVisionModelWithProjection", folder, ("clip", "clip_vision_model"), WHAT, device)
+    source = _source(settings)
+    network = load_network("CLIPVisionModelWithProjection", source.folder, ("clip", "clip_vision_model"), WHAT, device)
 
     def read(images: Tensor) -> Tensor:
         vectors: Tensor = network(pixel_values=images).image_embeds
         return vectors / vectors.norm(dim=1, keepdim=True)
 
     size, side = int(network.config.projection_dim), int(network.config.image_size)
-    name = f"CLIP ({size} numbers, weights {digest[:8]}, {side} px, bicubic)"
+    name = f"CLIP ({size} numbers, weights {source.digest[:8]}, {side} px, bicubic)"
     return VisionExtractor(read, size, side, COLOURS, device, name)
 
 
-def _source(settings: ExtractorSettings) -> str:
-    return settings.clip_weights or extractor_row("clip").weights
-
-
-def _folder(settings: ExtractorSettings) -> Path:
-    return model_folder(_source(settings), WHAT, pickled=True)
+def _source(settings: ExtractorSettings) -> WeightSource:
+    return WeightSource(settings.clip_weights or extractor_row("clip").weights, WHAT)

@@ -7,7 +7,6 @@ network's repository, takes no file, and resizes otherwise (bilinear, without an
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from gmtool.evaluation.extractors import Described, ExtractorSettings, extractor_row
-from gmtool.evaluation.extractors.vision import VisionExtractor, load_network
+from gmtool.evaluation.extractors.vision import VisionExtractor, WeightSource, load_network
 from gmtool.progress import Progress
-from gmtool.tokenizers.pretrained import model_config, model_folder, model_record
+from gmtool.tokenizers.pretrained import model_config
 from gmtool.tokenizers.vit import IMAGENET
 
 WHAT = "--dinov2-weights"
@@ -28,25 +27,23 @@ OFFSET = 0.1
 
 def prepare(settings: ExtractorSettings, patience: float | None, _: Progress) -> str:
     """See `gmtool.evaluation.extractors.Family`."""
-    source = _source(settings)
-    if patience == 0 and not Path(source).expanduser().is_dir():
-        return f"its weights are {source}, which is downloaded if it is not in the cache"
-    return f"its weights are in {_folder(settings)}"
+    return _source(settings).prepare(patience)
 
 
 def feature_size(settings: ExtractorSettings, _: Described | None) -> int | None:
     """See `gmtool.evaluation.extractors.Family`."""
-    if not Path(_source(settings)).expanduser().is_dir():
+    source = _source(settings)
+    if not source.is_local:
         return 1024 if settings.dinov2_weights is None else None
-    return int(model_config(_folder(settings), WHAT)["hidden_size"])
+    return int(model_config(source.folder, WHAT)["hidden_size"])
 
 
 def open_extractor(
     settings: ExtractorSettings, _: Described | None, device: torch.device, _progress: Progress
 ) -> VisionExtractor:
     """See `gmtool.evaluation.extractors.Family`. Raises UserError for the weights of another network."""
-    folder, digest = _folder(settings), model_record(_source(settings), WHAT, pickled=True)["weights"]
-    network = load_network("Dinov2Model", folder, ("dinov2",), WHAT, device)
+    source = _source(settings)
+    network = load_network("Dinov2Model", source.folder, ("dinov2",), WHAT, device)
     patch = int(network.config.patch_size)
     side = SIDE - SIDE % patch
     _resize_positions(network, side // patch)
@@ -56,7 +53,7 @@ def open_extractor(
         return vectors
 
     size = int(network.config.hidden_size)
-    name = f"DINOv2 ({size} numbers, weights {digest[:8]}, {side} px, bicubic)"
+    name = f"DINOv2 ({size} numbers, weights {source.digest[:8]}, {side} px, bicubic)"
     return VisionExtractor(read, size, side, IMAGENET, device, name)
 
 
@@ -73,9 +70,5 @@ def _resize_positions(network: Any, patches: int) -> None:
     embeddings.position_embeddings = nn.Parameter(torch.cat([class_token, resized], dim=1), requires_grad=False)
 
 
-def _source(settings: ExtractorSettings) -> str:
-    return settings.dinov2_weights or extractor_row("dinov2").weights
-
-
-def _folder(settings: ExtractorSettings) -> Path:
-    return model_folder(_source(settings), WHAT, pickled=True)
+def _source(settings: ExtractorSettings) -> WeightSource:
+    return WeightSource(settings.dinov2_weights or extractor_row("dinov2").weights, WHAT)

@@ -1,4 +1,4 @@
-"""Extractors that transformers has: a folder or hub id with weights, a size of images, colours, one vector an image.
+"""Extractors that transformers has: a folder or hub id with weights, a size of images, colours, one vector per image.
 
 Only tensors are read: safetensors, or where a repository has none a ``pytorch_model.bin`` without unpickling.
 """
@@ -16,8 +16,38 @@ from torch.nn.functional import interpolate
 
 from gmtool.errors import UserError
 from gmtool.evaluation.features import Features
-from gmtool.tokenizers.pretrained import model_config, one_line
+from gmtool.tokenizers.pretrained import model_config, model_folder, model_record, one_line
 from gmtool.tokenizers.vit import Statistics
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where the weights of a network are: a hub id or a local folder, given by a flag."""
+
+    id_or_folder: str
+    flag: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return Path(self.id_or_folder).expanduser().is_dir()
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the weights, downloaded if need be. Raises UserError, naming the flag, without them."""
+        return model_folder(self.id_or_folder, self.flag, pickled=True)
+
+    @property
+    def digest(self) -> str:
+        """A digest of the weights."""
+        digest: str = model_record(self.id_or_folder, self.flag, pickled=True)["weights"]
+        return digest
+
+    def prepare(self, patience: float | None) -> str:
+        """See `gmtool.evaluation.extractors.Family`."""
+        if patience == 0 and not self.is_local:
+            return f"its weights are {self.id_or_folder}, which is downloaded if it is not in the cache"
+        return f"its weights are in {self.folder}"
 
 
 @dataclass(frozen=True, eq=False)
