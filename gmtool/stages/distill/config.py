@@ -25,7 +25,7 @@ COMPONENTS, POINTS = 32, 10
 
 @dataclass(frozen=True)
 class StudentSettings(Settings):
-    """What the student is, and how it is led; see `gmtool.flow.imitation`."""
+    """The student and its imitation loss; see `gmtool.flow.imitation`."""
 
     TITLE = "Student"
 
@@ -42,8 +42,8 @@ class StudentSettings(Settings):
     policy: Annotated[
         PolicyName,
         Option(
-            "What an evaluation gives: gm, a mixture, whose mean is followed in closed form; dx, predictions of the "
-            "data on a grid of times; dx-poly, a polynomial in time."
+            "Policy that an evaluation predicts: gm, a mixture, followed in closed form; dx, predictions of the data "
+            "on a grid of times; dx-poly, a polynomial in time."
         ),
     ] = "gm"
     components: Annotated[
@@ -66,12 +66,12 @@ class StudentSettings(Settings):
         ),
     ] = "auto"
     states: Annotated[
-        int, Option("Points of a segment at which the teacher is asked for its velocity.", metavar="N", minimum=1)
+        int, Option("Intermediate states per segment where policy and teacher are compared.", metavar="N", minimum=1)
     ] = 2
     component_dropout: Annotated[
         float,
         Option(
-            "Probability with which each component is left out of what leads to these points (gm).",
+            "Probability of dropping each component of the policy that leads to these states (gm).",
             metavar="SHARE",
             minimum=0.0,
             below=1.0,
@@ -80,7 +80,7 @@ class StudentSettings(Settings):
     window: Annotated[
         int,
         Option(
-            "Sub-steps, of 128 in all, over which the policy's mean velocity is compared; 0: that at the point.",
+            "Window, in sub-steps of 1/128, over which the policy's mean velocity is compared. 0: none.",
             metavar="N",
             minimum=0,
             maximum=128,
@@ -89,13 +89,13 @@ class StudentSettings(Settings):
     teacher_steps: Annotated[
         int,
         Option(
-            "Steps over which the teacher's share of the way between the points falls from 1 to 0; 0: none.",
+            "Training steps over which the teacher's share of the trajectory decays from 1 to 0. 0: off.",
             metavar="N",
             minimum=0,
         ),
     ] = 0
     data_free: Annotated[
-        bool, Option("Use no latents: begin at the source and go through all segments, classes and modes drawn.")
+        bool, Option("Train without latents: roll from the source through all segments, with drawn classes and modes.")
     ] = False
     latents: Annotated[
         Path | None,
@@ -119,7 +119,7 @@ class StudentSettings(Settings):
 
 @dataclass(frozen=True)
 class DistillConfig(Settings):
-    """Which student learns from which velocity, how, and for how long."""
+    """All settings of a distillation."""
 
     student: StudentSettings = StudentSettings()
     guidance: GuidanceSettings = GuidanceSettings()
