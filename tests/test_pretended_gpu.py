@@ -116,6 +116,7 @@ def test_the_largest_micro_batch_is_found_by_trying(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.slow
 def test_a_step_is_that_of_the_cpu_and_waits_for_nothing(
     case: str, micro_batch: int | None, waits: Counter[str]
 ) -> None:

@@ -178,6 +178,7 @@ def test_changed_training_latents_are_not_the_default_reference(world, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["matmul", "cudnn"])
+@pytest.mark.slow
 def test_no_figure_depends_on_rounded_factors(world, precision):
     """A GPU's convolutions round to TF32 unless they are told not to, and its figures then differ from a CPU's."""
     backend = {"matmul": torch.backends.cuda.matmul, "cudnn": torch.backends.cudnn}[precision]

@@ -45,6 +45,7 @@ def interval(metric: Callable[[torch.Tensor], float], x: torch.Tensor, halves: i
 
 
 @pytest.mark.parametrize("name", METRICS)
+@pytest.mark.slow
 def test_half_widths_are_the_deviations_over_other_samples(name):
     """Of metrics that are no means, too: their values over independent sets tell what the interval should be."""
     metric = METRICS[name]

@@ -57,6 +57,7 @@ def test_nll_is_least_at_the_power():
 
 @pytest.mark.parametrize("leading", [1, 2])
 @pytest.mark.parametrize("spectrum", [white, falling])
+@pytest.mark.slow
 def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum, leading):
     count = 250
     mixture = one_mixture(count)

@@ -89,6 +89,7 @@ def test_likelihood_never_falls() -> None:
     assert history[-1] > history[0] + 0.1
 
 
+@pytest.mark.slow
 def test_recovers_the_mixture_that_made_the_data() -> None:
     x, labels = mixture_data(30_000, modes=4, size=3, spread=6.0)
     start = start_at(np.stack([x[labels == k][0] for k in range(4)]), 4)

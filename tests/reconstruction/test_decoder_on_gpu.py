@@ -30,6 +30,7 @@ def pooled(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.slow
 def test_a_step_waits_for_nothing(micro_batch: int | None, waits: Counter[str]) -> None:
     """The random numbers of a GPU are the CPU's here, as pretended ones are."""
     one, two = (stepper(Phases(0, 0, 0), micro_batch, device, pooled) for device in (CPU, CUDA))

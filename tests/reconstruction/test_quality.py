@@ -93,6 +93,7 @@ def test_lpips_is_that_of_its_definition(lpips: Lpips, vgg: Path) -> None:
     assert lpips(x, x).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_image_alone(lpips: Lpips) -> None:
     x, y = (images(1, 32, seed).float() / 127.5 - 1 for seed in (0, 1))
     x.requires_grad_()

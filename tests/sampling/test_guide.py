@@ -81,6 +81,7 @@ def test_any_run_of_the_same_latents_guides(runs, tmp_path, strong, solver, scal
         assert np.abs(guided - alone).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_samples_name_the_weaker_run(runs, tmp_path):
     drawn(runs.velocity, tmp_path / "samples", guidance="auto", guide=runs.plain)
     record = open_samples(tmp_path / "samples").manifest

@@ -172,6 +172,7 @@ def processes() -> ForkServerContext:
 
 
 @pytest.mark.parametrize("state_seconds", [0.0, 0.05, 1e9])
+@pytest.mark.slow
 def test_killed_at_many_moments_it_still_ends_the_same(
     folder: Path, whole: Path, tmp_path: Path, processes: ForkServerContext, state_seconds: float
 ) -> None:

@@ -161,6 +161,7 @@ def test_the_same_again_is_not_done_again(digits: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "spherical"])
+@pytest.mark.slow
 def test_hard_assignment(digits: Path, tmp_path: Path, covariance: str) -> None:
     config = fit_config(assignment="hard", covariance=covariance, shrinkage=0.0)
     fit_gmm(digits, tmp_path / "gmm.h5", config, Progress())

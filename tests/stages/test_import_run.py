@@ -191,6 +191,7 @@ def test_pictures_and_a_score_with_a_decoder(
 
 @pytest.mark.parametrize("rows", [10, 11], ids=["no row for the hidden mode", "one"])
 @pytest.mark.parametrize("kind", ["spherical", "diag"])
+@pytest.mark.slow
 def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> None:
     weights, values = load_file(golden.DATA / "ditdh.safetensors"), golden.arrays("ditdh")
     save_checkpoint(place / "mode.pt", weights | {LABELS: weights[LABELS][:rows]})
@@ -325,6 +326,7 @@ class Harm:
         return os.system, ("touch harm",)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
     place: Path, dino: Path, vae: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def arguments(place: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_encoding_and_decoding(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,7 @@ def test_a_point_s_command_gives_its_figures(
         assert {"frechet_distance", "precision", "recall", "magnitude"} <= {each.metric for each in point.figures}
 
 
+@pytest.mark.slow
 def test_what_is_written(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     values = config(seeds=2, steps=(1, 2, 4))
@@ -297,6 +298,7 @@ def test_two_processes_share_the_points(runs: Path, tmp_path: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--steps", "1,2", "--num", "12", "--features", "tokenizer", "--device", "cpu"]
     assert main(["sweep", str(runs / "mixture"), str(tmp_path / "sweep"), *flags]) == 0
@@ -313,6 +315,7 @@ def test_the_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "is a sweep, made by gmtool sweep" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--steps", "2,4", "--solver", "gm-ode,gm-sde", "--guidance", "none,prob", "--guidance-scale", "0.1,0.2"]
     flags += ["--num", "12", "--seeds", "3", "--features", "tokenizer", "--device", "cpu", "--dry-run"]
@@ -371,6 +374,7 @@ def test_what_is_wrong_is_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_preset_gives_values(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.toml").write_text(
         '[sweep]\nsteps = [1, 3]\nguidance = ["prob"]\nguidance-scale = "0:0.4:3"\nnum = [12]\nfeatures = "tokenizer"'
@@ -382,6 +386,7 @@ def test_a_preset_gives_values(runs: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("name", ["sweep-guidance-gmflow", "sweep-steps-mm-fm"])
+@pytest.mark.slow
 def test_the_papers_figures(name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--preset", name, "--num", "12", "--features", "tokenizer", "--device", "cpu", "--dry-run"]
     assert main(["sweep", str(runs / "mixture"), str(tmp_path / "sweep"), *flags]) == 0

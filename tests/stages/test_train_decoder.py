@@ -68,6 +68,7 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_goes_through_all_phases(trained: Path) -> None:
     steps, score = lines(trained)[:7], lines(trained)[7]
     assert [("loss_d" in each, "adversarial" in each) for each in steps] == [
@@ -105,6 +106,7 @@ def config_of(place: Path, *more: str) -> TrainDecoderConfig:
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.slow
 def test_a_resumed_run_leaves_the_same_bytes(place: Path, trained: Path, tmp_path: Path, stop: int) -> None:
     """Interrupted before the first checkpoint, and after one in either adversarial phase."""
     folder, config = tmp_path / "resumed", config_of(place)

@@ -358,6 +358,7 @@ def test_killed_it_still_ends_the_same(small: Small, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", [4, 5])
+@pytest.mark.slow
 def test_what_was_lost_between_a_checkpoint_and_its_preview_is_made_up(
     small: Small, tmp_path: Path, stopped: int
 ) -> None:
@@ -611,6 +612,7 @@ def test_a_run_that_diverges_goes_back_with_other_data(
         assert_same_run(tmp_path / "run", tmp_path / f"cut{stopped}")
 
 
+@pytest.mark.slow
 def test_a_run_that_always_diverges_stops_with_advice(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -706,6 +708,7 @@ def test_a_checkpoint_of_another_network(small: Small, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(small: Small, tmp_path: Path) -> None:
     config = changed(QUICK, {"save_every": 2, "keep": 2})
     run(small, tmp_path / "whole", changed(config, {"steps": 7}))

@@ -156,6 +156,7 @@ def test_a_dinov2_can_describe(folder: Path, pictures: Path, tmp_path: Path, tok
         )
 
 
+@pytest.mark.slow
 def test_from_images_to_pictures(
     folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def bayes(descriptors: np.ndarray, gmm: GmmFile) -> np.ndarray:
     return joint / joint.sum(1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_drawn_modes_have_the_posterior_of_each_image_and_of_its_mirror_image(
     small: Small, latents: LatentsFile, tmp_path: Path
 ) -> None:
