@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from gmtool.console import print_table
 from gmtool.evaluation.metrics import Better, label, metrics_by_name
@@ -49,9 +50,11 @@ def _print_several(reports: Sequence[Report]) -> None:
         shown = ["–" if figure is None else _value(figure.generated) for figure in figures]
         real = next((figure.real for figure in figures if figure is not None and figure.real is not None), None)
         rows.append((_label(some, reports[0]), metrics[metric].better, *shown, "" if real is None else _value(real)))
+    paths = [Path(report.samples) for report in reports]
+    together = len({path.parent for path in paths}) == 1  # their names alone leave more of a narrow terminal to values
     print_table(
-        _title(f"{len(reports)} sets of samples", reports[0]),
-        ("metric", "better", *(report.samples for report in reports), "real against real"),
+        _title(f"{len(reports)} sets of samples{f' in {paths[0].parent}' if together else ''}", reports[0]),
+        ("metric", "better", *(path.name if together else str(path) for path in paths), "real against real"),
         rows,
         bold,
     )
