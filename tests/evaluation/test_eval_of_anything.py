@@ -59,7 +59,7 @@ def test_the_same_images_from_any_tool_have_the_same_figures(world, others, caps
     before = sorted(path.name for path in others.iterdir())
     run(*(others / name for name in names), "--reference", world / "latents.h5")
     table = capsys.readouterr().out
-    assert "4 sets of samples against latents" in table
+    assert f"4 sets of samples in {others} against latents" in table
     reports = [others / "samples" / "metrics.json", *(others / f"{name}.metrics.json" for name in names[1:])]
     first, *rest = (figures(path.read_text()) for path in reports)
     first.pop("memorisation")  # only of samples is it known that the reference is what their run was trained on
