@@ -199,9 +199,11 @@ def test_two_processes_equal_one(place: Path, trained: Path, tmp_path: Path) -> 
     done = torchrun(["-m", "gmtool", "--", *arguments(place, tmp_path / "two")], tmp_path)
     assert done.returncode == 0, done.stderr
     for here, there in zip(lines(trained), lines(tmp_path / "two"), strict=True):
-        # fake images are rounded to 8 bits: a level that lies between two may come out as either
-        for name, tolerance in {"loss_d": 1e-3, "logits_fake": 1e-3, "grad_norm_d": 0.05}.items():
-            assert there.pop(name, 0.0) == pytest.approx(here.pop(name, 0.0), rel=tolerance)
+        # fake images are rounded to 8 bits: once weights differ in a last digit, a level between two may come out as
+        # either (without the rounding all seven steps agree, the norm to 4e-5)
+        if here["step"] > 4:
+            for name, tolerance in {"loss_d": 1e-3, "logits_fake": 1e-3, "grad_norm_d": 0.05}.items():
+                assert there.pop(name, 0.0) == pytest.approx(here.pop(name, 0.0), rel=tolerance)
         assert there == pytest.approx(here, rel=1e-5, abs=1e-5)
     for name, atol in (("model", 1e-4), ("ema", 1e-4), ("discriminator", 1e-3)):
         one, two = (
