@@ -36,6 +36,7 @@ from gmtool.settings import make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.streams import generator
+from gmtool.training import adamw8bit
 from gmtool.training.batches import BatchBuilder, FreshAssignments, ModeDraws, StoredAssignments
 from gmtool.training.checkpoint import list_checkpoints
 from gmtool.training.micro_batch import choose_micro_batch
@@ -58,11 +59,14 @@ CASES: dict[str, tuple[dict[str, Any], DiTArchitecture]] = {
     "spectral": ({**PLAIN, "objective": "gm-kl", "spectral": 1}, replace(BASE, components=2, spectral=1)),
     "union": (UNION, replace(BASE, components=2, modes=MODES, context=SHAPE[0])),
     "muon, averages": ({**PLAIN, "optimizer": "muon", "ema": (0.9, 0.99), "ema_power": (0.1,)}, BASE),
+    "adamw8bit": ({**PLAIN, "optimizer": "adamw8bit"}, BASE),
 }
 
 
 @pytest.fixture(autouse=True)
-def waits() -> Iterator[Counter[str]]:
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # which torchao does, where there is a GPU
+    monkeypatch.setattr(adamw8bit, "SMALLEST", 1 << 40)  # its tensors in 8 bits ask for a driver
     with pretend_cuda() as found:
         yield found
 

@@ -159,14 +159,19 @@ def save_decoder(network: DecoderNetwork, folder: Path, encoder: TokenizerSpec) 
     """Write what diffusers, and ``--decoder``, read: ``config.json``, the weights, and which encoder they are for.
 
     diffusers takes the position embedding that it computes; where the decoder has another one, it stands in the file
-    for gmtool.
+    for gmtool. It expects an encoder in the file too: there is none, so its weights are NaN, and latents that diffusers
+    would encode with it are NaN instead of plausible numbers.
     """
     with torch.device("meta"):
         autoencoder = _autoencoder()(**network.sizes)
-    # the embeddings of an encoder without layers are of no use, but diffusers expects them in the file
-    weights = {name: torch.zeros(tensor.shape) for name, tensor in autoencoder.state_dict().items()}
+    weights = {
+        name: torch.full(tensor.shape, torch.nan)
+        for name, tensor in autoencoder.state_dict().items()
+        if name.startswith("encoder.")
+    }
     weights |= {f"decoder.{name}": tensor for name, tensor in network.decoder.state_dict().items()}
-    weights |= {"encoder_mean": network.mean, "encoder_std": network.std, "_latents_std": torch.ones(1)}
+    weights |= {"encoder_mean": network.mean, "encoder_std": network.std}
+    weights |= {"_latents_mean": torch.zeros(1), "_latents_std": torch.ones(1)}
     write_tensors(folder / WEIGHTS, weights)
     record_encoder(folder, encoder)
     with written_aside(folder / CONFIG) as part:

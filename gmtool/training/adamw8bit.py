@@ -7,37 +7,73 @@ are whole. Source: Dettmers et al., arXiv 2110.02861.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CODES, SCALE = "_codes", "_scale"
 """End the names of a moment's two tensors."""
+SMALLEST, BLOCK = 4096, 256
+"""Numbers of the smallest moment in 8 bits, and of a block that shares a scale."""
 
 
-def make_adamw8bit(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """torchao's AdamW8bit; raises ImportError where torchao is not installed."""
+def make_adamw8bit(
+    parameters: Sequence[nn.Parameter], decay: float, rate: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """torchao's AdamW8bit with a weight decay, one for each parameter; its state is there, and zero, from the start.
+
+    Raises ImportError where torchao is not installed.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # while it is imported it warns of what is none of a user's business
     try:
         from torchao.optim import AdamW8bit
     finally:
         logging.disable(before)
-    return AdamW8bit(groups, lr=rate, betas=betas)
+    parts = []
+    for parameter in parameters:
+        part = AdamW8bit([parameter], lr=rate, betas=betas, weight_decay=decay)
+        part.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),  # there it can be put back without waiting
+            "exp_avg": _zeros(parameter, True),
+            "exp_avg_sq": _zeros(parameter, False),
+        }
+        parts.append(part)
+    return parts
 
 
+def _zeros(parameter: Tensor, signed: bool) -> Tensor:
+    """A moment of a parameter, zero."""
+    if parameter.numel() < SMALLEST or parameter.numel() % BLOCK:
+        return torch.zeros_like(parameter)
+    zeros: Tensor = _in_8_bits(parameter, signed, BLOCK)
+    return zeros
+
+
+def _in_8_bits(parameter: Tensor, signed: bool, block: int) -> Any:
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    return OptimState8bit.zeros(parameter.shape, signed, block, parameter.device)
+
+
+@torch.no_grad()
 def step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
-    """A step, or none where ``skip`` () bool says so. Waits for the device: the moments cannot be put back otherwise
-    without a second copy of them.
+    """A step of a part that `make_adamw8bit` made, or none where ``skip`` () bool, on the device, says so.
+
+    The weights and moments of one parameter are kept meanwhile, and put back on the device: nothing waits for it.
     """
-    if bool(skip):
+    (parameter,) = part.param_groups[0]["params"]
+    if parameter.grad is None:
         return
+    tensors = [parameter, *plain(part.state[parameter]).values()]
+    before = [tensor.clone() for tensor in tensors]
     # torchao compiles its arithmetic, which is worth a compiler on a GPU alone
-    on_cpu = part.param_groups[0]["params"][0].device.type == "cpu"
-    with torch.compiler.set_stance("force_eager" if on_cpu else "default"):
+    with torch.compiler.set_stance("force_eager" if parameter.device.type == "cpu" else "default"):
         part.step()
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(skip, old, tensor))
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,16 +88,13 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restored(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
-    """The inverse of `plain`, on the parameter's device; a state of plain tensors alone is left as it is."""
+    """The inverse of `plain`, on the parameter's device."""
     quantised = [key.removesuffix(CODES) for key in state if key.endswith(CODES)]
-    tensors = {key: value for key, value in state.items() if not key.endswith((CODES, SCALE))}
+    tensors = {key: value.to(parameter.device) for key, value in state.items() if not key.endswith((CODES, SCALE))}
     for key in quantised:
-        from torchao.optim.subclass_8bit import OptimState8bit
-
         codes, scale = state[key + CODES], state[key + SCALE]
-        # the first moment has a sign
-        zeros = OptimState8bit.zeros(parameter.shape, key == "exp_avg", codes.numel() // len(scale), parameter.device)
-        zeros.codes.copy_(codes)
-        zeros.scale.copy_(scale)
-        tensors[key] = zeros
+        moment = _in_8_bits(parameter, key == "exp_avg", codes.numel() // len(scale))  # the first moment has a sign
+        moment.codes.copy_(codes)
+        moment.scale.copy_(scale)
+        tensors[key] = moment
     return tensors

@@ -1,7 +1,6 @@
 """The optimizer of a run: fused AdamW, AdamW in 8 bits, or Muon for the matrices of the blocks beside AdamW.
 
-A step can be called off by a flag on the device, so that nothing waits for it (but AdamW in 8 bits): weights and state
-then stay as they are.
+A step can be called off by a flag on the device, so that nothing waits for it: weights and state then stay as they are.
 """
 
 from __future__ import annotations
@@ -93,15 +92,15 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float)
     taken = set(orthogonal)
     matrices = [parameter for _, parameter in named if parameter.dim() >= 2 and parameter not in taken]
     others = [parameter for _, parameter in named if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    names: dict[Tensor, str] = {parameter: name for name, parameter in named}
     if settings.optimizer == "adamw8bit":
-        return Optimizer(
-            (make_adamw8bit(groups, rate, settings.betas),), {parameter: name for name, parameter in named}
-        )
+        decayed = make_adamw8bit(matrices, settings.weight_decay, rate, settings.betas)
+        return Optimizer((*decayed, *make_adamw8bit(others, 0.0, rate, settings.betas)), names)
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)]
     if orthogonal:
         parts.append(_make_muon(orthogonal, rate, settings.weight_decay))
-    return Optimizer(tuple(parts), {parameter: name for name, parameter in named})
+    return Optimizer(tuple(parts), names)
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
