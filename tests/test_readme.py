@@ -1,4 +1,4 @@
-"""What the README shows works as it is written: its flags, its five commands, its Python, its files and links."""
+"""What the README and the reference show works as written: flags, the five commands, Python, files and links."""
 
 import re
 import shlex
@@ -16,9 +16,11 @@ from gmtool.mixture.gaussian_mixture import GaussianMixture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "gmtool" / "REFERENCE.md").read_text()
+PAGES = {"README.md": README, "gmtool/REFERENCE.md": REFERENCE}
 COMMANDS = typer.main.get_command(app)
 
-# what makes each of the five commands small, and what they take in the place of ImageNet and its 8192 modes
+# added to each of the five commands to make it small: another tokenizer, fewer modes, steps and samples
 SMALL = {
     "encode": ["--tokenizer", "pixels", "--patch-size", "4", "--workers", "0"],
     "fit-gmm": ["--modes", "4"],
@@ -28,8 +30,8 @@ SMALL = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(block: str) -> Iterator[list[str]]:
@@ -43,7 +45,7 @@ def commands(block: str) -> Iterator[list[str]]:
                 yield words[1:]
 
 
-ALL = [words for block in blocks("sh") for words in commands(block)]
+ALL = [words for page in PAGES.values() for block in blocks(page, "sh") for words in commands(block)]
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
@@ -59,11 +61,11 @@ def test_the_five_commands(small: Small, tmp_path: Path, monkeypatch: pytest.Mon
     """In one folder, in the order of the README."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imagenet").symlink_to(small.classes / "images")
-    chain = next(block for block in blocks("sh") if "gmtool encode imagenet/ latents.h5\n" in block)
-    words = list(commands(chain))
-    assert [each[0] for each in words] == list(SMALL)
-    for each in words:
-        assert main([*each, *SMALL[each[0]]]) == 0
+    chain = next(block for block in blocks(README, "sh") if "gmtool encode imagenet/ latents.h5\n" in block)
+    five = list(commands(chain))
+    assert [words[0] for words in five] == list(SMALL)
+    for words in five:
+        assert main([*words, *SMALL[words[0]]]) == 0
     assert {path.name for path in tmp_path.iterdir()} >= {"latents.h5", "gmm.h5", "run", "samples"}
 
 
@@ -78,26 +80,45 @@ def test_the_python() -> None:
 
     names = {"x": torch.randn(6, 3, 2, 2, generator=generator), "generator": generator, "modes": modes}
     names |= {"network": network, "noise": torch.randn(6, 3, 2, 2, generator=generator)}
-    assert blocks("python")
-    for block in blocks("python"):
+    assert blocks(README, "python")
+    for block in blocks(README, "python"):
         exec(compile(block, "README.md", "exec"), names)
     assert names["loss"].shape == (6,) and names["x"].isfinite().all()
 
 
-def test_files_that_it_names_are_there() -> None:
-    named = set(re.findall(r"`?((?:examples|gmtool|tests|\.ci)/[\w./-]*\w)`?", README))
-    missing = [name for name in sorted(named) if not (ROOT / name).exists()]
+@pytest.mark.parametrize("name", PAGES)
+def test_files_that_a_page_names_are_there(name: str) -> None:
+    named = set(re.findall(r"`?((?:examples|gmtool|tests|\.ci)/[\w./-]*\w)`?", PAGES[name]))
+    missing = [path for path in sorted(named) if not (ROOT / path).exists()]
     assert named and not missing
 
 
-def test_links_within_it_lead_somewhere() -> None:
-    titles = {
-        re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-")
-        for line in re.findall(r"^#+ (.*)", README, re.M)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= titles
+def anchors(page: str) -> set[str]:
+    """What GitHub lets a link lead to: the titles in lower case, with hyphens for spaces."""
+    titles = re.findall(r"^#+ (.*)", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-def test_every_command_and_preset_is_named() -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", PAGES[name])
+    assert links
+    for path, anchor in links:
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), anchor
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_flags_that_a_page_names_are_flags(name: str) -> None:
+    """Those of other programs begin a line of a shell block."""
+    options = [option for command in COMMANDS.commands.values() for option in command.params]
+    flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+    text = re.sub(r"^(?:torchrun|pip) .*$", "", PAGES[name], flags=re.MULTILINE)
+    text = re.sub(r"`pip [^`]*`", "", text)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z\d-]*", text)) - {"--help"}
+    assert named and named <= flags
+
+
+def test_every_command_is_named() -> None:
     assert all(f"gmtool {name}" in README or f"`{name}`" in README for name in COMMANDS.commands)
-    assert all(f"`{path.stem}`" in README for path in (ROOT / "gmtool" / "presets").glob("*.toml"))
