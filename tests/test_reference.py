@@ -1,7 +1,6 @@
 """The reference page lists what the tables in the code hold, row by row, and flags that exist."""
 
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -17,11 +16,11 @@ from gmtool.flow.names import Condition, CouplingName, PolicyName, SourceName
 from gmtool.flow.solvers import SOLVERS
 from gmtool.nn import NETWORKS
 from gmtool.settings import settings_of
+from gmtool.stages.presets import load_preset, preset_names
 from gmtool.tokenizers.table import TOKENIZERS
 from gmtool.training.settings import MethodSettings
 
-PACKAGE = Path(__file__).parents[1] / "gmtool"
-PAGE = (PACKAGE / "REFERENCE.md").read_text()
+PAGE = (Path(__file__).parents[1] / "gmtool" / "REFERENCE.md").read_text()
 COMMANDS = typer.main.get_command(app).commands
 
 INPUTS = {
@@ -91,9 +90,9 @@ def extractor_rows() -> Iterator[tuple[str, ...]]:
 
 
 def preset_rows() -> Iterator[tuple[str, ...]]:
-    for path in sorted((PACKAGE / "presets").glob("*.toml")):
-        preset = tomllib.loads(path.read_text())
-        yield f"`{path.stem}`", preset["source"], preset["expect"]
+    for name in preset_names():
+        preset = load_preset(name)
+        yield f"`{name}`", preset.source, preset.expect
 
 
 TABLES = {
