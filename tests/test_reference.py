@@ -29,6 +29,7 @@ INPUTS = {
     "logits": "class logits",
     "features": "features",
     "training": "features, also of the training images",
+    "distances": "Fréchet distances by `inception` and the five of timm",
     "images": "pixels",
     "latents": "latents",
     "paths": "trajectories",

@@ -5,7 +5,7 @@ The same function is applied twice, to the generated images and to real ones in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -38,6 +38,7 @@ class Known:
 
     statistics: means and covariances of features; spatial: of spatial ones. features: (N, D) float32. training: the
     same, where the reference is what the run was trained on. logits: (N, classes) float32 of Inception's classifier.
+    distances: the Fréchet distances on the features of the six extractors of FDr6, by their names.
     images: gives their batches, uint8 (B, 3, S, S), once more each time. latents: equally many of both sides,
     normalised, (N, C, H, W). paths: gives the paths on which the run's flow moves them.
     """
@@ -47,6 +48,7 @@ class Known:
     features: Pair[Tensor] | None = None
     training: Pair[Tensor] | None = None
     logits: Tensor | None = None
+    distances: Mapping[str, Measurement] | None = None
     images: Callable[[], Iterator[Tensor]] | None = None
     latents: Pair[Tensor] | None = None
     paths: Callable[[], Iterator[FollowedPath]] | None = None

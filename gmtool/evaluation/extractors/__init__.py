@@ -58,7 +58,8 @@ class Family(Protocol):
 class Row:
     """An extractor: its name on the command line, what it is in words, what it is for, and its module.
 
-    weights: where its weights come from by default. metrics: the names of those metrics that are published on its
+    module: "module" with the functions of `Family`, or "module:object" with its methods. weights: where its weights
+    come from by default. metrics: the names of those metrics that are published on its
     features; empty for all. classifies: whether it also gives logits and spatial features.
     """
 
@@ -76,9 +77,13 @@ class Row:
         return listed and metrics.defined_on(self.name)
 
     def load(self) -> Family:
-        """The module, imported when it is used."""
-        return cast(Family, import_module(self.module))
+        """The module or object, imported when it is used."""
+        module, _, name = self.module.partition(":")
+        family = import_module(module)
+        return cast(Family, getattr(family, name) if name else family)
 
+
+TIMM = "gmtool.evaluation.extractors.timm_encoders"
 
 EXTRACTORS: tuple[Row, ...] = (
     Row(
@@ -119,6 +124,46 @@ EXTRACTORS: tuple[Row, ...] = (
         "gmtool.evaluation.extractors.tokenizer",
         "the latents file",
     ),
+    Row(
+        "fdr-convnext",
+        "ConvNeXt V2-B by timm",
+        "one of the six of FDr6",
+        f"{TIMM}:CONVNEXT",
+        "timm/convnextv2_base.fcmae_ft_in22k_in1k",
+        metrics=("frechet_distance", "mind"),
+    ),
+    Row(
+        "fdr-dinov2",
+        "DINOv2 ViT-L/14 by timm",
+        "one of the six of FDr6",
+        f"{TIMM}:DINOV2",
+        "timm/vit_large_patch14_dinov2.lvd142m",
+        metrics=("frechet_distance", "mind"),
+    ),
+    Row(
+        "fdr-mae",
+        "MAE ViT-L/16 by timm",
+        "one of the six of FDr6",
+        f"{TIMM}:MAE",
+        "timm/vit_large_patch16_224.mae",
+        metrics=("frechet_distance", "mind"),
+    ),
+    Row(
+        "fdr-siglip",
+        "SigLIP 2 So400m/16 by timm",
+        "one of the six of FDr6",
+        f"{TIMM}:SIGLIP",
+        "timm/vit_so400m_patch16_siglip_256.v2_webli",
+        metrics=("frechet_distance", "mind"),
+    ),
+    Row(
+        "fdr-clip",
+        "CLIP ViT-L/14 by timm",
+        "one of the six of FDr6",
+        f"{TIMM}:CLIP",
+        "timm/vit_large_patch14_clip_224.openai",
+        metrics=("frechet_distance", "mind"),
+    ),
 )
 """In the order in which ``all`` shows them, with the hub ids of their published weights."""
 
@@ -127,8 +172,17 @@ AUTO, ALL = "auto", "all"
 AUTOMATIC = ("inception", "tokenizer")
 """Those of which ``auto`` takes the first that can be had."""
 
-ON_REQUEST = ("vgg16",)
+FDR = tuple(row.name for row in EXTRACTORS if row.module.startswith(TIMM))
+"""Those by timm."""
+
+FDR6 = "fdr6"
+"""The name of Inception and those by timm together, whose normalised distances FDr6 is the mean of."""
+
+ON_REQUEST = ("vgg16", *FDR)
 """Those that ``all`` leaves out."""
+
+LISTED = tuple(f"{row.name} ({row.help})" for row in EXTRACTORS if row.name not in FDR)
+"""What the help says of each."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +195,9 @@ class ExtractorSettings(Settings):
         str,
         Option(
             "Feature extractors, with commas between them: "
-            f"{', '.join(f'{row.name} ({row.help})' for row in EXTRACTORS)}, auto (the first of "
+            f"{', '.join(LISTED)}, auto (the first of "
             f"{' and '.join(AUTOMATIC)} whose weights are on disk or download within seconds), all (every available one"
-            f" but {', '.join(ON_REQUEST)}).",
+            f" of these but vgg16), {FDR6} (inception, {', '.join(FDR)}: their distances, MIND, and FDr6).",
             metavar="NAMES",
         ),
     ] = AUTO
@@ -162,21 +216,30 @@ class ExtractorSettings(Settings):
     vgg16_weights: Annotated[
         Path | None, Option("File of torchvision's VGG16 weights. Default: its own download.", metavar="FILE")
     ] = None
+    fdr_weights: Annotated[
+        Path | None,
+        Option(
+            f"Folder that holds a folder each, as timm saves networks, for {', '.join(FDR)}. Default: hub downloads.",
+            metavar="FOLDER",
+        ),
+    ] = None
 
     def check(self) -> None:
         """See `Settings.check`."""
-        names, known = self.features.split(","), [row.name for row in EXTRACTORS]
+        known = [*(row.name for row in EXTRACTORS), FDR6]
         if self.features not in (AUTO, ALL):
-            for name in names:
+            for name in self.features.split(","):
                 if name not in known:
                     raise UserError(f"--features must be one of {', '.join([AUTO, ALL, *known])}, not {name!r}")
-            if len(set(names)) < len(names):
+            if len(set(self.asked)) < len(self.asked):
                 raise UserError(f"--features {self.features} names an extractor twice: leave one out")
         for name in self._with_weights:
             if name not in self.asked:
                 raise UserError(
                     f"--{name}-weights has no effect with --features {self.features}: leave one of the two out"
                 )
+        if self.fdr_weights is not None and not set(FDR) & set(self.asked):
+            raise UserError(f"--fdr-weights has no effect without --features {FDR6}: leave it out, or name them")
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -184,7 +247,8 @@ class ExtractorSettings(Settings):
         if self.features == ALL:
             return tuple(row.name for row in EXTRACTORS if row.name not in ON_REQUEST)
         if self.features != AUTO:
-            return tuple(self.features.split(","))
+            names = self.features.split(",")
+            return tuple(one for name in names for one in (("inception", *FDR) if name == FDR6 else (name,)))
         return self._with_weights
 
     @property

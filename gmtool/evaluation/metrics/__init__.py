@@ -16,7 +16,7 @@ from gmtool.settings import Option, Settings
 if TYPE_CHECKING:
     from gmtool.evaluation.metric import Measure
 
-Need = Literal["statistics", "spatial", "features", "training", "logits", "images", "latents", "paths"]
+Need = Literal["statistics", "spatial", "features", "training", "logits", "distances", "images", "latents", "paths"]
 """A field of `gmtool.evaluation.metric.Known`."""
 
 Better = Literal["lower", "higher", ""]
@@ -116,6 +116,7 @@ METRICS: tuple[Row, ...] = (
     Row(f"{HERE}.mind:measure", "features", (Metric("mind", "MIND", "lower"),)),
     Row(f"{HERE}.cmmd:measure", "features", (Metric("cmmd", "CMMD", "lower"),), only=("clip",)),
     Row(f"{HERE}.memorisation:measure", "training", (Metric("memorisation", "memorised share", "", most=1),)),
+    Row(f"{HERE}.fdr6:measure", "distances", (Metric("fdr6", "FDr6", "lower"),)),
     Row(
         f"{HERE}.saturation:measure",
         "images",

@@ -11,7 +11,7 @@ from gmtool.artifacts.samples import IMAGES
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.compression import compression_note
-from gmtool.evaluation.extractors import AUTO, Described, extractor_row
+from gmtool.evaluation.extractors import AUTO, FDR, Described, extractor_row
 from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePlan, plan_features
 from gmtool.evaluation.metrics import METRICS, Row, label
 from gmtool.evaluation.nearest import check_picture
@@ -173,7 +173,9 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
         rows=tuple(
             row
             for row in METRICS
-            if row.needs not in ON_FEATURES and (config.trajectories or row.needs not in ("paths", "latents"))
+            if row.needs not in ON_FEATURES
+            and (config.trajectories or row.needs not in ("paths", "latents"))
+            and (row.needs != "distances" or set(FDR) < {features.name for features in chosen.features})
         ),
         left_out=chosen.left_out,
         warning=compression_note(subject.images, reference, subject.side),

@@ -20,6 +20,7 @@ from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
 from gmtool.evaluation.feature_plan import FeaturePlan
 from gmtool.evaluation.features import Extractor, Features
 from gmtool.evaluation.metric import Context, Known
+from gmtool.evaluation.metrics.fdr6 import distances
 from gmtool.evaluation.nearest import nearest_pairs, write_pairs
 from gmtool.evaluation.reference_file import write_reference_file
 from gmtool.evaluation.references import image_features, pictures_of, reference_features, some_images
@@ -93,7 +94,7 @@ def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:
         used[features.name] = extractor.name
         figures += _figures_on(plan, features, extractor, progress)
     if plan.world.first:
-        figures += _figures_without_features(plan, progress)
+        figures += _figures_without_features(plan, figures, progress)
     first = plan.features[0].name
     return Report(
         samples=str(plan.subject.path),
@@ -159,11 +160,13 @@ def _write_extras(plan: EvaluatePlan, extractor: Extractor, generated: Features,
             write_pairs(picture, pairs, plan.subject.images, real, plan.side)
 
 
-def _figures_without_features(plan: EvaluatePlan, progress: Progress) -> tuple[Figure, ...]:
-    """The figures of the images, the latents and the run's flow themselves."""
+def _figures_without_features(plan: EvaluatePlan, figures: Sequence[Figure], progress: Progress) -> tuple[Figure, ...]:
+    """The figures of the images, the latents and the run's flow themselves, and of the figures on several features."""
     config, images, side = plan.config, plan.subject.images, plan.side
-    known = Known(images=lambda: images.batches(side, config.batch_size, range(len(images))))
-    real = Known(images=some_images(plan.reference, side, config.batch_size))
+    known = Known(
+        images=lambda: images.batches(side, config.batch_size, range(len(images))), distances=distances(figures)
+    )
+    real = Known(images=some_images(plan.reference, side, config.batch_size), distances=distances(figures, real=True))
     folder = plan.subject.folder
     if config.trajectories and folder is not None:
         latents = latents_of_both(folder, config, progress)

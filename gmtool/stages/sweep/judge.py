@@ -16,14 +16,15 @@ from gmtool.evaluation.feature_plan import FeaturePlan
 from gmtool.evaluation.features import Extractor, Features, expect_finite, extract_features, features_of
 from gmtool.evaluation.metric import Context, Known
 from gmtool.evaluation.metrics import METRICS, Row
+from gmtool.evaluation.metrics.fdr6 import distances
 from gmtool.evaluation.references import array_batches, reference_features, some_images
 from gmtool.evaluation.report import Figure, Measurement
 from gmtool.evaluation.scoring import RealFeatures, holds_training_images, warn_of_small_sets
 from gmtool.progress import Progress
 from gmtool.stages.sweep.plan import SweepPlan
 
-ON_IMAGES: tuple[Row, ...] = tuple(row for row in METRICS if row.needs == "images")
-"""The metrics of the images themselves."""
+OTHERS: tuple[Row, ...] = tuple(row for row in METRICS if row.needs in ("images", "distances"))
+"""The metrics of the images themselves, and of the figures on several features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,10 @@ class Judge:
             here = measured(criterion.plan.rows, real.known(generated), self.context)
             there = self._in_place(run, criterion, real, len(images))
             figures += compared(here, there, progress, criterion.plan.name)
-        shown = measured(ON_IMAGES, Known(images=lambda: array_batches(images, batch)), self.context)
-        return (*figures, *compared(shown, self.images, progress))
+        known = Known(images=lambda: array_batches(images, batch), distances=distances(figures))
+        there = measured(OTHERS, Known(distances=distances(figures, real=True)), self.context)
+        here = measured(OTHERS, known, self.context)
+        return (*figures, *compared(here, {**self.images, **there}, progress))
 
     def _features(self, run: RunFolder, criterion: Criterion) -> RealFeatures:
         key = (run.path, criterion.plan.name)
@@ -112,4 +115,4 @@ def open_judge(plan: SweepPlan, side: int, progress: Progress) -> Judge:
             warn_of_small_sets(Features(reference.vectors.new_empty(least, extractor.size)), reference, progress)
     context = Context(config.metrics, config.seed, world.device)
     pictures = some_images(plan.reference, side, config.batch_size)
-    return Judge(plan, criteria, context, measured(ON_IMAGES, Known(images=pictures), context))
+    return Judge(plan, criteria, context, measured(OTHERS, Known(images=pictures), context))
