@@ -6,8 +6,8 @@ digits would reach the floor too: so the distance of samples to the nearest trai
 chosen on the part ``validation``, whose reference is cut out of the training digits; figures are quoted on the part
 ``test``, which no choice has seen.
 
-Everything is made by gmtool's own stages in one folder, and found there by the next call: a study that was stopped goes
-on where it stopped.
+Everything is made by gmtool's own stages in one folder and reused from there by the next call: a study that was stopped
+resumes.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _kind(setting: Setting) -> Any:
     one = option.metavar or ("yes|no" if inner is bool else choices if len(choices) < SHORT else "NAME")
     metavar, text = f"{one},...", option.help
     if _is_whole(setting):
-        metavar, text = one, f"{text} Repeat it for several."
+        metavar, text = one, f"{text} Repeat the flag for several."
     option = replace(option, help=text, metavar=metavar, reader=partial(read_values, setting))
     return Annotated[tuple[inner, ...], option]  # type: ignore[valid-type]  # known when it is run
 

@@ -320,8 +320,8 @@ RealImages = Annotated[
 CacheSize = Annotated[
     float,
     Option(
-        "Size limit of the feature cache in ~/.cache/gmtool (or GMTOOL_CACHE), which spares a second run of "
-        "the same images the extraction; the least recently used are removed; 0 for no cache.",
+        "Size limit of the feature cache in ~/.cache/gmtool (or GMTOOL_CACHE), by which images are not passed through "
+        "an extractor twice; the least recently used features are removed first. 0: no cache.",
         metavar="GIB",
         minimum=0,
     ),
@@ -335,19 +335,19 @@ Compile = Annotated[
 Fraction = Annotated[
     float,
     Option(
-        "Share of the images to use, also for statistics: a random part, fixed by --seed, with the same share of each "
-        "class. A mixture is fitted to the part that a run trains on.",
+        "Fraction of the images to use, also for statistics: a random subset, fixed by --seed, with the same fraction "
+        "of each class. Give fit-gmm and train the same --fraction and --seed.",
         metavar="SHARE",
         minimum=0.0,
         maximum=1.0,
     ),
 ]
-Seed = Annotated[int, Option("Seed of every random number.", metavar="N", minimum=0)]
+Seed = Annotated[int, Option("Seed of all random numbers.", metavar="N", minimum=0)]
 Decoder = Annotated[
     str | None,
     Option(
-        "Hub id or local folder of an AutoencoderRAE, or a decoder's .pt file of RAE or MM-FM, that turns an encoder's "
-        "latents into images (extra: rae). Default: none, which leaves them latents.",
+        "Decoder that turns an encoder's latents into images: hub id or local folder of an AutoencoderRAE, or a .pt "
+        "file of RAE or MM-FM (extra: rae). Default: none, and then no images are made from an encoder's latents.",
         metavar="ID|FOLDER|FILE",
     ),
 ]

@@ -26,10 +26,11 @@ class QuickstartConfig:
 
     steps: Annotated[
         int | None,
-        Option("Training steps of each run. Default: those of the preset quickstart.", metavar="N", minimum=1),
+        Option("Training steps of each run. Default: as in the preset quickstart.", metavar="N", minimum=1),
     ] = None
     num: Annotated[
-        int | None, Option("Images to draw each time. Default: those of the preset quickstart.", metavar="N", minimum=2)
+        int | None,
+        Option("Images to draw per set of samples. Default: as in the preset quickstart.", metavar="N", minimum=2),
     ] = None
     device: Device = "auto"
     seed: Seed = 0
@@ -47,8 +48,8 @@ def command(
 ) -> None:
     """Train GMFlow and the union on 1797 real handwritten digits and compare them, in minutes and with no download.
 
-    Each command is printed before it runs; the last one writes a page with all results. The same command again goes on
-    where it stopped.
+    Each command is printed before it runs; the last one writes a page with all results. Run the same command again to
+    resume.
 
     Example: gmtool quickstart --steps 2000
     """

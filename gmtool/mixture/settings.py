@@ -43,7 +43,7 @@ class EmSettings(Settings):
     tolerance: Annotated[
         float,
         Option(
-            "EM stops when the mean log-likelihood of a sample gains less than this, in nats.",
+            "EM stops when the mean log-likelihood per image improves by less than this, in nats.",
             metavar="NATS",
             minimum=0.0,
         ),

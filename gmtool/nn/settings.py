@@ -30,7 +30,8 @@ class NetworkSettings(Settings):
     patch_size: Annotated[
         int,
         Option(
-            "Patch size of the network: side of the square of latent positions that make a token.",
+            "Patch size of the network: side, in latent positions, of the square that makes a token (encode "
+            "--patch-size is another one: it counts pixels).",
             metavar="N",
             minimum=1,
         ),
@@ -55,8 +56,8 @@ class NetworkSettings(Settings):
     spectral: Annotated[
         int,
         Option(
-            "Also learn a noise spectrum for sample --spectral (gm-kl), with this many leading axes of the mixture "
-            "transported: all channels if they are few, 1 of 768. 0: off.",
+            "Also learn the noise spectrum that the switch sample --spectral draws with (gm-kl), by transporting this "
+            "many leading axes of the mixture: all channels if they are few, 1 of 768. 0: off.",
             metavar="AXES",
             minimum=0,
         ),

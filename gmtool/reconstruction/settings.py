@@ -14,7 +14,10 @@ from gmtool.training.schedule import Schedule
 SizeName = Literal["tiny", "B", "L", "XL"]
 LpipsWeights = Annotated[
     Path | None,
-    Option("File of torchvision's VGG16 weights for LPIPS, vgg16-397923af.pth. Default: its download.", metavar="FILE"),
+    Option(
+        "File of torchvision's VGG16 weights for LPIPS, vgg16-397923af.pth. Default: downloaded by torchvision.",
+        metavar="FILE",
+    ),
 ]
 
 
@@ -51,7 +54,7 @@ class DecoderSettings(Settings):
     noise_tau: Annotated[
         float,
         Option(
-            "Noise added to each training latent, with standard deviation tau U(0, 1). 0: none.",
+            "Noise added to each training latent, with standard deviation TAU times a draw of U(0, 1). 0: none.",
             metavar="TAU",
             minimum=0.0,
         ),
@@ -72,9 +75,7 @@ class LossSettings(Settings):
     perceptual: Annotated[
         Literal["lpips", "none"], Option("Perceptual loss: lpips, on VGG16's features, or none (L1 alone).")
     ] = "lpips"
-    perceptual_weight: Annotated[
-        float, Option("Weight of LPIPS beside L1, whose weight is 1.", metavar="W", minimum=0.0)
-    ] = 1.0
+    perceptual_weight: Annotated[float, Option("Weight of LPIPS; that of L1 is 1.", metavar="W", minimum=0.0)] = 1.0
     perceptual_from: Annotated[
         str, Option("Step from which LPIPS is used: a number, or a percentage of --steps.", metavar="STEP|%")
     ] = "0"
@@ -100,7 +101,7 @@ class AdversarialSettings(Settings):
         float, Option("Weight of the adversarial loss, times the adaptive weight.", metavar="W", minimum=0.0)
     ] = 0.75
     adaptive_limit: Annotated[
-        float, Option("Upper bound of the adaptive weight; 0 turns the term off.", metavar="W", minimum=0.0)
+        float, Option("Upper bound of the adaptive weight; 0 turns the adversarial term off.", metavar="W", minimum=0.0)
     ] = 1e4
     discriminator_from: Annotated[
         str,
@@ -108,7 +109,10 @@ class AdversarialSettings(Settings):
     ] = "37.5%"
     adversarial_from: Annotated[
         str,
-        Option("Step from which the decoder has the adversarial loss, in the same form.", metavar="STEP|%"),
+        Option(
+            "Step from which the adversarial loss is part of the decoder's: a number, or a percentage of --steps.",
+            metavar="STEP|%",
+        ),
     ] = "50%"
     discriminator_loss: Annotated[Literal["hinge", "vanilla"], Option("Loss of the discriminator.")] = "hinge"
     discriminator_weights: Annotated[
@@ -122,20 +126,19 @@ class AdversarialSettings(Settings):
     discriminator_blocks: Annotated[
         tuple[int, ...],
         Option(
-            "Number, from 0, of a block of the ViT whose tokens are read beside those of the last one; repeat it for "
-            "several. Default: the last of each quarter, 2 5 8 11 of 12.",
+            "Index, from 0, of a block of the ViT whose tokens are read in addition to those of the last one. Repeat "
+            "the flag for several. Default: the last block of each quarter, 2 5 8 11 of 12.",
             metavar="N",
             minimum=0,
         ),
     ] = ()
     discriminator_kernel: Annotated[
-        int, Option("Width, in tokens, of the heads' convolution; odd.", metavar="N", minimum=1)
+        int, Option("Kernel width of the heads' convolution, in tokens; odd.", metavar="N", minimum=1)
     ] = 9
     discriminator_lr: Annotated[
         float | None,
         Option(
-            "Learning rate of the discriminator, which follows the decoder's warm-up and knots in proportion. Default: "
-            "--lr.",
+            "Learning rate of the discriminator; warm-up and schedule are the decoder's, in proportion. Default: --lr.",
             metavar="RATE",
             minimum=0.0,
         ),
@@ -176,16 +179,19 @@ class AugmentationSettings(Settings):
     translation: Annotated[
         float,
         Option(
-            "Move images by up to this share of their side, in whole pixels.", metavar="SHARE", minimum=0.0, maximum=0.5
+            "Shift images by up to this fraction of their side, in whole pixels.",
+            metavar="SHARE",
+            minimum=0.0,
+            maximum=0.5,
         ),
     ] = 0.125
-    recolour: Annotated[bool, Option("Change brightness, saturation and contrast at random.")] = True
+    recolour: Annotated[bool, Option("Change brightness, saturation and contrast randomly.")] = True
     cutout: Annotated[
-        float, Option("Set a square of this share of the side to zero.", metavar="SHARE", minimum=0.0, maximum=1.0)
+        float, Option("Set a square with this fraction of the side to zero.", metavar="SHARE", minimum=0.0, maximum=1.0)
     ] = 0.0
     augment_chance: Annotated[
         float,
-        Option("Chance, per batch, that each of these kinds is applied.", metavar="P", minimum=0.0, maximum=1.0),
+        Option("Probability, per batch, of each of these augmentations.", metavar="P", minimum=0.0, maximum=1.0),
     ] = 1.0
 
 

@@ -83,24 +83,23 @@ class GuidanceSettings(Settings):
     guidance_scale: Annotated[
         float | None,
         Option(
-            "Strength. prob, and auto with gm-ode or gm-sde: in [0, 1), default 0.04. cfg, prob-weights, and auto with "
-            "other solvers: at least 1, default 1.5.",
+            "Strength of guidance. prob, and auto with gm-ode or gm-sde: in [0, 1), default 0.04. cfg, prob-weights, "
+            "and auto with other solvers: at least 1, where 1 is no guidance, default 1.5.",
             metavar="SCALE",
         ),
     ] = None
     guide: Annotated[
         Path | None,
         Option(
-            "The weaker run for --guidance auto, trained on the same latents; its newest weights are used. Default: "
-            "none.",
+            "The weaker run of --guidance auto, trained on the same latents; its newest EMA is used. Default: none.",
             metavar="RUN",
         ),
     ] = None
     guidance_interval: Annotated[
         str | None,
         Option(
-            "Interval of times with guidance, ends included; 0 is data, 1 is noise. Outside of it a step takes one "
-            "evaluation. Default: all times.",
+            "Guide only at times in this interval, ends included; 0 is data, 1 is noise. Outside of it the network is "
+            "called once per evaluation. Default: all times.",
             metavar="LOW,HIGH",
             holds_commas=True,
         ),
@@ -140,7 +139,8 @@ class SamplingSettings(GuidanceSettings):
     steps: Annotated[
         int | None,
         Option(
-            f"Network evaluations per sample; with guidance each is computed twice. Default: {STEPS}; a student's own.",
+            "Network evaluations per sample (train --steps counts optimizer steps); with guidance each calls the "
+            f"network twice. Default: {STEPS}; for a student, the number that it was trained for.",
             metavar="N",
             minimum=1,
         ),
@@ -149,7 +149,7 @@ class SamplingSettings(GuidanceSettings):
         str | None,
         Option(
             f"For a velocity, or the mean of a mixture: {_listed('velocity')}. For a mixture: {_listed('mixture')}. "
-            "Default: for gm-kl gm-ode, or gm-sde where --steps is 1 or 2; policy for a student; else euler.",
+            "Default: for gm-kl gm-ode, or gm-sde if --steps is 1 or 2; policy for a student; else euler.",
             choices=solver_names,
         ),
     ] = None
@@ -169,8 +169,8 @@ class SamplingSettings(GuidanceSettings):
     substeps: Annotated[
         int | None,
         Option(
-            "Sub-steps per gm-ode step, which need no network evaluation; of a student, in all. Default: about 128 / "
-            "steps, as published; of a student 128.",
+            "Sub-steps per gm-ode step, which need no network evaluation; for a student, their total. Default: about "
+            "128 / steps, as published; 128 for a student.",
             metavar="N",
             minimum=1,
         ),
@@ -178,7 +178,7 @@ class SamplingSettings(GuidanceSettings):
     temperature: Annotated[
         float | None,
         Option(
-            "Of a student's mixtures, except the last one: its weights to the power 1 / T, its variance times T. "
+            "Temperature of a student's mixtures, except the last one: weights to the power 1 / T, variance times T. "
             "Default: 1.",
             metavar="T",
             minimum=0.01,
@@ -188,15 +188,15 @@ class SamplingSettings(GuidanceSettings):
     renewal: Annotated[
         float | None,
         Option(
-            "Noise that a student renews between its evaluations: h of pi-Flow's SDE; 0: none, the ODE; 10: nearly "
+            "How much noise a student renews between its evaluations, h of pi-Flow's SDE. 0: none, the ODE; 10: nearly "
             "all. Default: 0.",
             metavar="H",
             minimum=0.0,
         ),
     ] = None
-    spectral: Annotated[
-        bool, Option("Draw noise with the learned spectrum (gm-sde; a run trained with --spectral AXES).")
-    ] = False
+    spectral: Annotated[bool, Option("Draw noise with the spectrum that train --spectral AXES learned (gm-sde).")] = (
+        False
+    )
 
     @property
     def evaluations(self) -> int:
@@ -270,8 +270,8 @@ class SelectionSettings(Settings):
     modes: Annotated[
         str | None,
         Option(
-            "Indices of modes of the fitted mixture, separated by commas, used in turn. Default: drawn with their "
-            "frequencies in the data.",
+            "Indices of modes (fit-gmm --modes is their number), separated by commas, used in turn. Default: drawn "
+            "with their frequencies in the data.",
             metavar="LIST",
             holds_commas=True,
         ),
@@ -286,15 +286,16 @@ class WeightSettings(Settings):
     TITLE = "Weights"
 
     checkpoint: Annotated[
-        int | None, Option("Step of the checkpoint to sample. Default: the newest.", metavar="STEP", minimum=0)
+        int | None, Option("Step of the checkpoint to use. Default: the newest.", metavar="STEP", minimum=0)
     ] = None
     weights: Annotated[
-        Literal["ema", "model"], Option("ema: averaged weights. model: the weights of the last step.")
+        Literal["ema", "model"], Option("ema: averaged weights. model: the weights at the checkpoint's step.")
     ] = "ema"
     ema: Annotated[
         str | None,
         Option(
-            "Which EMA, if the run tracks several: its decay, or power-WIDTH. Default: the first one given to train.",
+            "Which EMA to use, if the run tracks several: the DECAY given to train --ema, images-N or power-WIDTH. "
+            "Default: the first one.",
             metavar="NAME",
         ),
     ] = None

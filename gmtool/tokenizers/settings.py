@@ -26,8 +26,8 @@ class TokenizerSettings(Settings):
     descriptor: Annotated[
         str | None,
         Option(
-            "What fit-gmm clusters, for pixels and sd-vae: the descriptor of an encoder, by its name (dinov2, ...), "
-            "hub id or local folder. Default: a summary of colours and layout.",
+            "For pixels and sd-vae, the encoder whose descriptor fit-gmm clusters, by its name (dinov2, ...), hub id "
+            "or local folder. Default: none; a summary of colours and layout is clustered.",
             metavar="NAME|ID|FOLDER",
         ),
     ] = None
@@ -43,8 +43,8 @@ class TokenizerSettings(Settings):
     layers: Annotated[
         int | None,
         Option(
-            "Last blocks of an encoder whose tokens are summed to the latent, as in RAEv2; a decoder is for one such "
-            "number. Default: 1.",
+            "The latent is the sum of the tokens of an encoder's last N blocks, as in RAEv2; a decoder must have been "
+            "trained with the same N. Default: 1.",
             metavar="N",
             minimum=1,
         ),
@@ -52,7 +52,8 @@ class TokenizerSettings(Settings):
     patch_size: Annotated[
         int | None,
         Option(
-            "Side in pixels of a patch of the pixels tokenizer. Default: an eighth of the image size, at most 16.",
+            "Side in pixels of a patch of the pixels tokenizer (train --patch-size is another one: it counts latent "
+            "positions). Default: an eighth of the image size, at most 16.",
             metavar="PX",
             minimum=1,
         ),

@@ -25,8 +25,8 @@ class MethodSettings(Settings):
     objective: Annotated[
         Literal["fm", "gm-kl", "mm-fm"],
         Option(
-            "fm: the velocity, least squares. gm-kl: GMFlow, a mixture over the velocity, KL. mm-fm: MM-FM, fm with "
-            "--source gmm --coupling mode."
+            "fm: flow matching, a velocity by least squares. gm-kl: GMFlow, a mixture over the velocity by the "
+            "likelihood of a transition. mm-fm: MM-FM, fm with --source gmm --coupling mode."
         ),
     ] = "fm"
     source: Annotated[
@@ -75,8 +75,8 @@ class MethodSettings(Settings):
     spectral_weight: Annotated[
         float | None,
         Option(
-            "Weight of the spectrum's loss beside that of the flow (gm-kl with --spectral). It trains the spectrum "
-            "alone, but shares the norm that --clip bounds. Default: 1.",
+            "Weight of the spectrum's loss, which is added to that of the flow (gm-kl with --spectral). Its gradient "
+            "reaches the spectrum alone, but counts in the norm that --clip bounds. Default: 1.",
             metavar="WEIGHT",
             minimum=0.0,
         ),
@@ -138,8 +138,8 @@ class OptimizerSettings(Settings):
     optimizer: Annotated[
         Literal["adamw", "adamw8bit", "muon"],
         Option(
-            "adamw; adamw8bit: its moments in 8 bits (extra: adamw8bit); or muon: Muon for the matrices of the blocks, "
-            "AdamW for the rest (torch 2.9)."
+            "adamw; adamw8bit: AdamW with moments in 8 bits (extra: adamw8bit); muon: Muon for the matrices of the "
+            "blocks, AdamW for the rest (torch 2.9)."
         ),
     ] = "adamw"
     betas: Annotated[
@@ -188,7 +188,7 @@ class ScheduleSettings(Settings):
 
     lr: Annotated[
         float | None,
-        Option("Learning rate. Default: by model, from 2e-3 (tiny) to 2e-4 (XL).", metavar="RATE", minimum=0.0),
+        Option("Learning rate. Default: by network size, such as 2e-4 for B to XL.", metavar="RATE", minimum=0.0),
     ] = None
     warmup: Annotated[int, Option("Steps of linear warm-up to --lr.", metavar="N", minimum=0)] = 100
     lr_knots: Annotated[
@@ -228,7 +228,8 @@ class AverageSettings(Settings):
     ema: Annotated[
         tuple[float, ...],
         Option(
-            "EMA decay per step. Repeat the flag to track several EMAs; the first one is sampled by default.",
+            "EMA decay per step. Repeat the flag to track several EMAs; the first one is sampled by default, others by "
+            "sample --ema DECAY.",
             metavar="DECAY",
             minimum=0.0,
             below=1.0,
@@ -246,7 +247,7 @@ class AverageSettings(Settings):
         tuple[int, ...],
         Option(
             "Also track an EMA with this half-life in images, ramped up as 5 % of the images seen (EDM, GMFlow: "
-            "30000000); repeat it for several.",
+            "30000000). Repeat the flag to track several.",
             metavar="N",
             minimum=1,
         ),
@@ -297,7 +298,14 @@ class LoopSettings(Settings):
 
     TITLE = "Steps and checkpoints"
 
-    steps: Annotated[int, Option("Total number of optimizer steps.", metavar="N", minimum=1)] = 100_000
+    steps: Annotated[
+        int,
+        Option(
+            "Total number of optimizer steps (those of sample --steps are network evaluations).",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = 100_000
     batch_size: Annotated[
         int | None,
         Option("Batch size, over all processes. Default: 128 on a GPU, 32 on a CPU.", metavar="N", minimum=1),
@@ -347,8 +355,8 @@ class LoggingSettings(Settings):
     eval_every: Annotated[
         int,
         Option(
-            "Steps between evaluations: of a few samples against training images (train), of held-out images "
-            "(train-decoder). 0: off.",
+            "Steps between evaluations: train scores a few samples against training images, train-decoder the "
+            "reconstructions of held-out images. 0: off.",
             metavar="N",
             minimum=0,
         ),

@@ -26,7 +26,7 @@ def test_a_recipe_is_measured_from_images_to_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    arguments = ["bench", "--preset", "quickstart", "--images", "1000", "--seconds", "0", "--device", "cpu", "--json"]
+    arguments = ["bench", "--preset", "quickstart", "--num", "1000", "--seconds", "0", "--device", "cpu", "--json"]
     assert main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {each["stage"]: each for each in found["measurements"]}
@@ -98,7 +98,7 @@ def test_the_images_are_photographs_in_size(tmp_path: Path) -> None:
             "--preset quikstart is neither a preset nor a .toml file: did you mean quickstart?",
         ),
         (["--device", "cuda:9"], "--device cuda:9"),
-        (["--images", "0"], "--images must be at least 1"),
+        (["--num", "0"], "--num must be at least 1"),
     ],
 )
 def test_what_was_asked_wrongly(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,7 @@ class ExtractorSettings(Settings):
     features: Annotated[
         str,
         Option(
-            "Feature extractors, with commas between them: "
+            "Feature extractors, separated by commas: "
             f"{', '.join(LISTED)}, auto (the first of "
             f"{' and '.join(AUTOMATIC)} whose weights are on disk or download within seconds), all (every available one"
             f" of these but vgg16), {FDR6} (inception, {', '.join(FDR)}: their distances, MIND, and FDr6).",
@@ -203,7 +203,10 @@ class ExtractorSettings(Settings):
     ] = AUTO
     inception_weights: Annotated[
         Path | None,
-        Option("File of the Inception weights that torch-fidelity uses. Default: its own download.", metavar="FILE"),
+        Option(
+            "File of the Inception weights that torch-fidelity uses. Default: downloaded by torch-fidelity.",
+            metavar="FILE",
+        ),
     ] = None
     dinov2_weights: Annotated[
         str | None,
@@ -214,12 +217,13 @@ class ExtractorSettings(Settings):
         Option(f"Hub id or folder of another CLIP. Default: {extractor_row('clip').weights}.", metavar="ID|FOLDER"),
     ] = None
     vgg16_weights: Annotated[
-        Path | None, Option("File of torchvision's VGG16 weights. Default: its own download.", metavar="FILE")
+        Path | None,
+        Option("File of torchvision's VGG16 weights. Default: downloaded by torchvision.", metavar="FILE"),
     ] = None
     fdr_weights: Annotated[
         Path | None,
         Option(
-            f"Folder that holds a folder each, as timm saves networks, for {', '.join(FDR)}. Default: hub downloads.",
+            f"Folder with a folder, as timm saves networks, for each of {', '.join(FDR)}. Default: hub downloads.",
             metavar="FOLDER",
         ),
     ] = None

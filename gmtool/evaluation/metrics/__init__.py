@@ -31,7 +31,7 @@ class MetricSettings(Settings):
     neighbours: Annotated[
         int,
         Option(
-            "Neighbours of the precision / recall manifolds; published figures on ImageNet (ADM, GMFlow) use 3.",
+            "Number of nearest neighbours in precision and recall; published values on ImageNet (ADM, GMFlow) use 3.",
             metavar="K",
             minimum=1,
         ),

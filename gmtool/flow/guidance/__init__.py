@@ -69,10 +69,10 @@ _WEIGHTS = Form("gmtool.flow.guidance.weights:ComponentWeights", "mixture", _EXT
 GUIDANCES: dict[str, GuidanceEntry] = {
     "cfg": GuidanceEntry("hidden", "classifier-free guidance, solvers of a velocity", {"velocity": _CFG}),
     "prob": GuidanceEntry("hidden", "probabilistic guidance, solvers of a mixture", {"mixture": _PROB}),
-    "prob-weights": GuidanceEntry("hidden", "re-weights components, solvers of a mixture", {"mixture": _WEIGHTS}),
+    "prob-weights": GuidanceEntry("hidden", "re-weights the components, solvers of a mixture", {"mixture": _WEIGHTS}),
     # Karras et al., arXiv 2406.02507; MM-FM, section 4. Both models are given the same condition, so that only the
     # quality is extrapolated, not the class, and the guided run needs neither conditions nor dropout
     "auto": GuidanceEntry(
-        "weaker", "away from a weaker run, --guide, any solver", {"velocity": _CFG, "mixture": _PROB}
+        "weaker", "autoguidance, away from the weaker run --guide, any solver", {"velocity": _CFG, "mixture": _PROB}
     ),
 }

@@ -43,7 +43,7 @@ def _print_report(report: BenchReport) -> None:
     limit = f"matrix products at {report.matmul / 1e12:.3g} TFLOP/s"
     print_table(
         f"{report.preset} on {report.device}, {report.precision}; {limit}",
-        ("stage", "a second", f"{report.images:,} images", "note"),
+        ("stage", "per second", f"{report.images:,} images", "note"),
         (
             (measurement.stage, _rate(measurement), duration(measurement.seconds), measurement.note)
             for measurement in report.measurements

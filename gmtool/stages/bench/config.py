@@ -14,9 +14,9 @@ class BenchConfig:
 
     preset: Annotated[
         str,
-        Option("Recipe to measure, by name or as a .toml file; weights are random.", metavar="NAME|FILE"),
+        Option("Recipe to measure, by name or as a .toml file; its networks have random weights.", metavar="NAME|FILE"),
     ] = "mm-fm-imagenet256"
-    images: Annotated[
+    num: Annotated[
         int, Option("Number of images to extrapolate to; ImageNet's by default.", metavar="N", minimum=1)
     ] = 1_281_167
     seconds: Annotated[float, Option("Minimum time per measurement, in seconds.", metavar="S", minimum=0.0)] = 3.0

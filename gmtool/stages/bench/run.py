@@ -114,7 +114,7 @@ def bench(config: BenchConfig, progress: Progress) -> BenchReport:
         ):
             progress.note(f"measuring {name}")
             measurements += measure(run)
-    return BenchReport(preset.name, device_name(device), _name(precision), matmul, config.images, tuple(measurements))
+    return BenchReport(preset.name, device_name(device), _name(precision), matmul, config.num, tuple(measurements))
 
 
 def _name(precision: torch.dtype) -> str:
@@ -137,7 +137,7 @@ def _encoding(run: _Bench) -> list[StageRate]:
     decoding = CPU_BATCH / run.seconds_of(decode)
     encoding = len(pictures) / run.seconds_of(lambda: tokenizer.encode(pictures))
     views = 2 if asked.flip == "both" else 1
-    total = run.config.images
+    total = run.config.num
     return [
         StageRate("encode: decode", "images", decoding, total / decoding, "one core; --workers share it"),
         StageRate("encode: tokenizer", "images", encoding, views * total / encoding, "mirrored too" * (views - 1)),
@@ -157,7 +157,7 @@ def _fitting(run: _Bench) -> list[StageRate]:
     blocks = Blocks(data, block_rows(asked.modes, run.device), run.device)
     lloyd = run.seconds_of(lambda: kmeans(data, data[: asked.modes], iterations=1, device=run.device))
     climb = run.seconds_of(lambda: maximise(expected_moments(blocks, mixture), mixture, asked.em.variance_floor))
-    total, measurements = run.config.images, []
+    total, measurements = run.config.num, []
     for name, seconds, iterations in (
         ("k-means", lloyd, asked.kmeans.iterations),
         ("EM", climb, asked.em.iterations),

@@ -24,10 +24,12 @@ def command(
     config: DistillConfig,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved settings and what the student will take; train nothing."),
+        typer.Option("--dry-run", help="Print the resolved settings, memory and time; train nothing."),
     ] = False,
 ) -> None:
-    """Train a student that draws in one or a few network evaluations what a run draws in many. Resumes like train.
+    """Train a student that samples in one or a few network evaluations what a run samples in many.
+
+    Run the same command again to resume.
 
     Example: gmtool distill run student --evaluations 1 --guidance cfg --guidance-scale 2.7 --guidance-interval 0,0.6
     """

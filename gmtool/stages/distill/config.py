@@ -33,7 +33,8 @@ class StudentSettings(Settings):
     last_segment: Annotated[
         float,
         Option(
-            "Length in raw time of the last evaluation's segment, next to the data, in units of the others'.",
+            "Length of the last segment of time, next to the data, as a fraction of the others' (before the time "
+            "shift).",
             metavar="SHARE",
             minimum=0.01,
             maximum=1.0,
@@ -56,7 +57,11 @@ class StudentSettings(Settings):
     ] = None
     points: Annotated[
         int | None,
-        Option(f"Predictions of the data, or coefficients (dx, dx-poly). Default: {POINTS}.", metavar="N", minimum=1),
+        Option(
+            f"Number of predictions of the data (dx), or of coefficients (dx-poly). Default: {POINTS}.",
+            metavar="N",
+            minimum=1,
+        ),
     ] = None
     coordinates: Annotated[
         Literal["auto", "plain", "whitened"],
@@ -66,12 +71,12 @@ class StudentSettings(Settings):
         ),
     ] = "auto"
     states: Annotated[
-        int, Option("Intermediate states per segment where policy and teacher are compared.", metavar="N", minimum=1)
+        int, Option("Number of states per segment at which policy and teacher are compared.", metavar="N", minimum=1)
     ] = 2
     component_dropout: Annotated[
         float,
         Option(
-            "Probability of dropping each component of the policy that leads to these states (gm).",
+            "Probability of dropping a component of the policy on the way to these states (gm).",
             metavar="SHARE",
             minimum=0.0,
             below=1.0,
@@ -80,7 +85,7 @@ class StudentSettings(Settings):
     window: Annotated[
         int,
         Option(
-            "Window, in sub-steps of 1/128, over which the policy's mean velocity is compared. 0: none.",
+            "Compare the policy's mean velocity over a window of N sub-steps (1/128 each). 0: at a point.",
             metavar="N",
             minimum=0,
             maximum=128,
@@ -95,11 +100,15 @@ class StudentSettings(Settings):
         ),
     ] = 0
     data_free: Annotated[
-        bool, Option("Train without latents: roll from the source through all segments, with drawn classes and modes.")
+        bool,
+        Option(
+            "Train without latents: start from noise, with drawn classes and modes, and follow the student through all "
+            "segments."
+        ),
     ] = False
     latents: Annotated[
         Path | None,
-        Option("The latents that the teacher was trained on. Default: where they were then.", metavar="FILE"),
+        Option("Latents that the teacher was trained on. Default: the path used in its training.", metavar="FILE"),
     ] = None
     teacher_checkpoint: Annotated[
         int | None, Option("Step of the teacher's checkpoint. Default: the newest.", metavar="STEP", minimum=0)

@@ -18,7 +18,7 @@ def command(
         list[Path],
         typer.Argument(
             metavar="SAMPLES...",
-            help="What is scored: folders that gmtool sample wrote; folders, zips and tars of images; .npz files of "
+            help="What to score: folders that gmtool sample wrote; folders, zips and tars of images; .npz files of "
             "images from other tools, as 8 bits or floating-point numbers, NHWC or NCHW.",
             show_default="samples",
         ),
@@ -29,7 +29,7 @@ def command(
         Path | None,
         typer.Option(
             "--output",
-            help="JSON file for the figures of all samples. Default: metrics.json in a folder of samples, "
+            help="JSON file for the metrics of all samples. Default: metrics.json in a folder of samples, "
             "NAME.metrics.json beside anything else.",
             metavar="FILE",
         ),
@@ -38,7 +38,8 @@ def command(
         bool,
         typer.Option(
             "--json",
-            help="Print the figures as JSON instead of a table, several samples as an array; all else goes to stderr.",
+            help="Print the metrics as JSON instead of a table, several samples as an array; everything else goes to "
+            "stderr.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -48,8 +49,8 @@ def command(
 ) -> None:
     """Score samples against real images.
 
-    Each figure stands beside the same one of real images in the samples' place: what a perfect generator would reach
-    with as many images. Several samples stand in one table, the best of each figure in bold on a terminal.
+    Each metric is shown beside its value for as many real images in the samples' place: what a perfect generator would
+    reach. Several sets of samples share a table; on a terminal the best value of each metric is bold.
 
     Example: gmtool eval samples/ others.npz --reference validation/
     """
@@ -60,7 +61,7 @@ def command(
     from gmtool.stages.evaluate.table import print_reports
 
     if dry_run and json:
-        raise UserError("--json prints figures, of which --dry-run computes none: leave one of the two out")
+        raise UserError("--json prints metrics, and --dry-run computes none: remove one of them")
     if dry_run:
         for plan in plan_evaluations(samples, config, ConsoleProgress(), fetch=False, output=output):
             print_forecast(plan.forecast())

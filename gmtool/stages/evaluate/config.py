@@ -22,8 +22,8 @@ class EvaluateConfig(Settings):
     intervals: Annotated[
         int,
         Option(
-            "Random halves of the samples, without replacement, from which 95 % intervals are estimated, for other "
-            "samples of the same generator; 20 will do; 0 for none.",
+            "Number of random halves of the samples, drawn without replacement, from which to estimate 95 % intervals "
+            "for other samples of the same generator; 20 is enough. 0: none.",
             metavar="N",
             minimum=0,
         ),
@@ -31,8 +31,8 @@ class EvaluateConfig(Settings):
     repeats: Annotated[
         int,
         Option(
-            "Times that metrics are computed, each with another seed for its random subsets, directions and real "
-            "images; the mean is shown, with the standard deviation.",
+            "Number of times that metrics are computed, each with another seed for random subsets, directions and real "
+            "images; their mean and standard deviation are shown.",
             metavar="N",
             minimum=1,
         ),
@@ -40,8 +40,8 @@ class EvaluateConfig(Settings):
     nearest: Annotated[
         Path | None,
         Option(
-            "Picture of the 24 generated images that are most like copies of real ones by the first extractor, each "
-            "left of the nearest real image. Default: none.",
+            "Write a picture of the 24 samples most like copies of real images by the first extractor, each to the "
+            "left of its nearest real image. Default: none.",
             metavar="FILE",
         ),
     ] = None
@@ -57,8 +57,8 @@ class EvaluateConfig(Settings):
     trajectories: Annotated[
         int,
         Option(
-            "Samples whose paths are followed once more, without guidance, for length, straightness and mean Lipschitz "
-            "constant of the run's flow, and for the transport distance of as many latents to real ones; 0 for none.",
+            "Number of samples to draw again, without guidance, to measure path length, straightness and mean "
+            "Lipschitz constant of the run's flow, and the transport distance of as many latents to real ones. 0: off.",
             metavar="N",
             minimum=0,
         ),
@@ -70,4 +70,4 @@ class EvaluateConfig(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         if self.intervals == 1:
-            raise UserError("--intervals 1: a deviation takes 2 halves at least; 20 will do")
+            raise UserError("--intervals 1: a deviation takes 2 halves at least; 20 are enough")

@@ -22,7 +22,9 @@ def command(
     gmm: Annotated[Path, typer.Argument(metavar="GMM", help="File to write.")] = Path("gmm.h5"),
     *,
     _preset: PresetName = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be computed and written; write nothing.")
+    ] = False,
     config: FitGmmConfig,
 ) -> None:
     """Fit a Gaussian mixture to latents: modes from the descriptors, then their means and variances in patch space.

@@ -28,7 +28,14 @@ def gibibytes(size: str | float) -> float:
 class FitGmmConfig(Settings):
     """How the mixture is fitted to descriptors and transferred to patch space."""
 
-    modes: Annotated[int, Option("Number of modes, the components of the mixture.", metavar="K", minimum=1)] = 64
+    modes: Annotated[
+        int,
+        Option(
+            "Number of modes, the components of the mixture (sample --modes lists some of them).",
+            metavar="K",
+            minimum=1,
+        ),
+    ] = 64
     assignment: Annotated[
         Literal["soft", "hard"],
         Option("Assignment of images to modes: soft (the --top-k most probable, renormalised) or hard (the best one)."),

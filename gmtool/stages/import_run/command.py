@@ -18,7 +18,7 @@ def command(
         typer.Argument(
             metavar="SOURCE",
             help="A DiTDH checkpoint of RAE or MM-FM (.pt, .safetensors, or a folder that holds one), or GMFlow's "
-            "folder or hub id. Here and below a file may be one on the hub: owner/name/path/of/file.",
+            "folder or hub id. Files, also those of the flags, may lie on the hub: owner/name/path/of/file.",
         ),
     ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")] = Path("run"),
@@ -28,7 +28,7 @@ def command(
         bool, typer.Option("--dry-run", help="Print what would be read and written; write nothing.")
     ] = False,
 ) -> None:
-    """Make a run of a published network, to sample and score like one of gmtool's own. Nothing in SOURCE is executed.
+    """Turn published weights into a run, to sample and score like gmtool's own. Nothing in SOURCE is executed.
 
     Example: gmtool import mode-gmm-100k.pt --statistics stat.pt --gmm spatial_gmm.pkl --condition mode
     """

@@ -31,7 +31,9 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", help="JSON file for the result. Default: none.", metavar="FILE")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be computed, and how; compute nothing.")
     ] = False,
@@ -39,9 +41,9 @@ def command(
 ) -> None:
     """Compute the negative log-likelihood of held-out data, in nats per dimension of the latents.
 
-    By the probability-flow ODE (extra: likelihood); for a network that predicts a mixture also the NLL of its velocity,
-    averaged over time. Where the network is conditioned on modes, the value is an upper bound. Densities are of the
-    latents as they are, of which 8-bit pixels give finitely many: compare runs on the same latents.
+    Uses the probability-flow ODE (extra: likelihood). For a network that predicts a mixture, also reports the NLL of
+    its velocity, averaged over time. For a network conditioned on modes, the value is an upper bound. The density is
+    that of the latents without dequantisation, so compare only runs on the same latents.
 
     Example: gmtool likelihood validation/ run/ --num 500
     """
@@ -50,7 +52,7 @@ def command(
     from gmtool.stages.likelihood.run import likelihood
 
     if dry_run and json:
-        raise UserError("--json prints a result, of which --dry-run computes none: leave one of the two out")
+        raise UserError("--json prints a result, and --dry-run computes none: remove one of them")
     if dry_run:
         print_forecast(plan_likelihood(data, run, config, output).forecast())
         return

@@ -14,24 +14,26 @@ class LikelihoodConfig(Settings):
     """Which weights, on how much data, and how exactly."""
 
     weight: WeightSettings = WeightSettings()
-    num: Annotated[int, Option("Images, evenly spaced, of which there may be fewer.", metavar="N", minimum=1)] = 1000
+    num: Annotated[int, Option("Number of images, evenly spaced; all if there are fewer.", metavar="N", minimum=1)] = (
+        1000
+    )
     probes: Annotated[
         int,
         Option(
-            "Random vectors per image that the divergence is estimated with (Hutchinson); more cost as many backward "
-            "passes, and lessen the noise of single images, not a bias.",
+            "Random vectors per image in Hutchinson's estimate of the divergence, each of which costs a backward pass. "
+            "The estimate is unbiased; more vectors reduce its noise on single images.",
             metavar="N",
             minimum=1,
         ),
     ] = 1
     tolerance: Annotated[
         float,
-        Option("Absolute and relative tolerance of a step of the ODE.", metavar="SIZE", minimum=1e-9, maximum=0.1),
+        Option("Absolute and relative tolerance of the ODE solver.", metavar="SIZE", minimum=1e-9, maximum=0.1),
     ] = 1e-4
     times: Annotated[
         int,
         Option(
-            "Times per image, one in each of as many equal intervals, of the NLL of the velocity.",
+            "Number of times per image at which the NLL of the velocity is computed, one in each of N equal intervals.",
             metavar="N",
             minimum=1,
         ),

@@ -23,23 +23,24 @@ LISTED = 5
 @with_options(ReconstructConfig)
 def command(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder, .zip or .tar of images.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write grids and figures to.")] = Path(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write grids and metrics to.")] = Path(
         "reconstruction"
     ),
     *,
     _preset: PresetName = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON instead of a table; all else goes to stderr.")
+        bool,
+        typer.Option("--json", help="Print the metrics as JSON instead of a table; everything else goes to stderr."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be reconstructed by what; compute nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be reconstructed, and how; compute nothing.")
     ] = False,
     config: ReconstructConfig,
 ) -> None:
-    """Encode and decode images, and tell how near the result is: PSNR, SSIM, LPIPS, reconstruction FID.
+    """Encode and decode images, and score the reconstructions: PSNR, SSIM, LPIPS, reconstruction FID.
 
-    Writes pairs.png, worst.png (image left, reconstruction right), images.csv and reconstruction.json. It also checks
-    that the decoder is one of this encoder, and that statistics belong to its latents.
+    Writes pairs.png, worst.png (image left, reconstruction right), images.csv and reconstruction.json. Also checks that
+    the decoder was trained for this encoder, and that latent statistics belong to its latents.
 
     Example: gmtool reconstruct validation/ --decoder decoder/
     """
@@ -47,7 +48,7 @@ def command(
     from gmtool.stages.reconstruct.run import plan_reconstruction, reconstruct
 
     if dry_run and json:
-        raise UserError("--json prints figures, of which --dry-run computes none: leave one of the two out")
+        raise UserError("--json prints metrics, and --dry-run computes none: remove one of them")
     if dry_run:
         print_forecast(plan_reconstruction(images, output, config, ConsoleProgress()).forecast())
         return

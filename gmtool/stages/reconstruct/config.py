@@ -30,19 +30,23 @@ class ReconstructConfig(Settings):
     ] = None
     limit: Annotated[
         int | None,
-        Option("Take only N images, spread evenly over the folder. Default: all.", metavar="N", minimum=1),
+        Option("Use only N images, evenly spaced over the folder. Default: all.", metavar="N", minimum=1),
     ] = None
-    skip_bad: Annotated[bool, Option("Skip images that cannot be read, instead of stopping.")] = False
+    skip_bad: Annotated[bool, Option("Skip unreadable images instead of stopping.")] = False
     perceptual: Annotated[
         Literal["auto", "lpips", "none"],
         Option("LPIPS: lpips, none, or auto (if its weights are on disk or download within seconds)."),
     ] = "auto"
     lpips_weights: LpipsWeights = None
-    pairs: Annotated[int, Option("Pairs in each grid.", metavar="N", minimum=1, maximum=400)] = 16
+    pairs: Annotated[int, Option("Number of pairs in each grid.", metavar="N", minimum=1, maximum=400)] = 16
     batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 32
     workers: Annotated[
         int | None,
-        Option("Processes that decode images. Default: the CPU cores, at most 16.", metavar="N", minimum=0),
+        Option(
+            "Processes that decode images; 0: the main process. Default: the number of CPU cores, at most 16.",
+            metavar="N",
+            minimum=0,
+        ),
     ] = None
     precision: Annotated[
         Precision, Option("Precision of the encoder. auto: bfloat16 on a GPU that supports it, else float32.")

@@ -23,12 +23,10 @@ def command(
         ),
     ] = None,
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be shown; read no more than the records.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be shown; write nothing.")] = False,
     config: ReportConfig,
 ) -> None:
-    """Show runs, samples, scores and sweeps on one page, which is a single file to look at and to send.
+    """Show runs, samples, scores and sweeps on one page, a single self-contained HTML file.
 
     Example: gmtool report run/ samples/ report.html
     """

@@ -13,18 +13,18 @@ class ReportConfig(Settings):
     """What the page is called, and how large it may be."""
 
     title: Annotated[
-        str | None, Option("Title of the page. Default: the name of the folder that it is about.", metavar="TEXT")
+        str | None, Option("Title of the page. Default: the name of the folder shown.", metavar="TEXT")
     ] = None
     previews: Annotated[
-        int, Option("Preview grids of a run that are shown, evenly spaced in training.", metavar="N", minimum=1)
+        int, Option("Number of preview grids to show per run, evenly spaced in training.", metavar="N", minimum=1)
     ] = 12
-    real: Annotated[
-        bool, Option("Show real images of the same classes beside the samples, where they are still there.")
-    ] = True
+    real: Annotated[bool, Option("Show real images of the same classes beside the samples, if they still exist.")] = (
+        True
+    )
     size: Annotated[
         float,
         Option(
-            "Largest size of the page in MB (10^6 bytes); where the pictures take more, they are made smaller.",
+            "Maximum size of the page in MB (10^6 bytes); pictures are reduced to fit.",
             metavar="MB",
             minimum=0.5,
         ),

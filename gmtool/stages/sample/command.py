@@ -22,7 +22,7 @@ def command(
         bool, typer.Option("--dry-run", help="Print what would be drawn, and how; draw nothing.")
     ] = False,
 ) -> None:
-    """Draw images from a run. Image i depends on the seed and i alone.
+    """Draw images from a run. Image i depends only on the seed and i.
 
     Example: gmtool sample --steps 6 --guidance prob --guidance-scale 0.2 --num 5000
     """

@@ -17,7 +17,7 @@ def command(
         list[Path],
         typer.Argument(
             metavar="RUN... [SWEEP]",
-            help="Folders that gmtool train wrote; the last of several is the folder to write where it is no run.",
+            help="Folders that gmtool train wrote; the last of several is the folder to write, unless it is a run.",
             show_default="run",
         ),
     ] = [Path("run")],  # noqa: B006  # typer takes no tuple here
@@ -27,7 +27,7 @@ def command(
         Path | None,
         typer.Option(
             "--output",
-            help="Folder to write, where every RUN is a run. Default: the last RUN if it is none, else sweep.",
+            help="Folder to write, if every path above is a run. Default: the last path if it is no run, else sweep.",
             metavar="SWEEP",
         ),
     ] = None,
@@ -35,7 +35,7 @@ def command(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the points, and the time estimated from one batch; write nothing.",
+            help="Print the points and an estimate of the time, from one batch; write nothing.",
         ),
     ] = False,
     config: SweepConfig,

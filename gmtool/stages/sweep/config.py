@@ -44,7 +44,7 @@ class SweepConfig(Settings):
     weights: WeightGrid = WeightGrid()
     seeds: Annotated[
         int,
-        Option("Seeds of each point of the grid: --seed and those that follow it.", metavar="N", minimum=1),
+        Option("Number of seeds per point of the grid: --seed and those that follow it.", metavar="N", minimum=1),
     ] = 1
     seed: Seed = 0
     reference: RealImages = None

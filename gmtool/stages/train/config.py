@@ -32,13 +32,13 @@ class DataSettings(Settings):
     images: Annotated[
         Path | None,
         Option(
-            "Train on the images of this folder or archive, encoded on the fly. LATENTS then only provides the "
-            "tokenizer, the statistics, the classes and the data of fit-gmm: encode --limit N is enough. An image's "
-            "mode is drawn from the posterior of its own descriptor. Default: train on LATENTS.",
+            "Train on the images of this folder or archive, encoded on the fly. The latents file then only provides "
+            "the tokenizer, the statistics, the classes and the data of fit-gmm: encode --limit N is enough. An "
+            "image's mode is drawn from the posterior of its own descriptor. Default: train on the latents file.",
             metavar="DIR",
         ),
     ] = None
-    flip: Annotated[bool, Option("Random horizontal flips (--images).")] = False
+    flip: Annotated[bool, Option("Flip images horizontally at random (with --images).")] = False
     fraction: Fraction = 1.0
     workers: Annotated[
         int | None,

@@ -25,13 +25,13 @@ def command(
     preset: PresetName = None,
     config: TrainDecoderConfig,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and what the run will take; train nothing.")
+        bool, typer.Option("--dry-run", help="Print the resolved settings, memory and time; train nothing.")
     ] = False,
     price: Annotated[
         float | None,
         typer.Option(
             "--price-per-hour",
-            help="Price of an hour of this machine, for --dry-run. Default: none.",
+            help="Price per hour of this machine, for the cost in --dry-run. Default: none.",
             metavar="PRICE",
             min=0.0,
         ),
@@ -39,8 +39,8 @@ def command(
 ) -> None:
     """Train a decoder that turns an encoder's latents into images. Run the same command again to resume.
 
-    Losses are L1, LPIPS and, later, an adversarial one. The folder is read by --decoder and by diffusers. Without the
-    weights of LPIPS or of the discriminator, --perceptual none and --adversarial none train by L1.
+    The loss is L1, LPIPS and, later in training, an adversarial term. The folder is what --decoder and diffusers read.
+    LPIPS and the discriminator need weights; --perceptual none and --adversarial none do without.
 
     Example: gmtool train-decoder imagenet/ decoder/ --preset rae-decoder-imagenet256
     """

@@ -40,7 +40,7 @@ class CropSettings(Settings):
             minimum=1,
         ),
     ] = None
-    upscale: Annotated[bool, Option("Also use images smaller than a crop, scaled up.")] = False
+    upscale: Annotated[bool, Option("Scale images smaller than a crop up, instead of leaving them out.")] = False
     validation: Annotated[
         Path | None,
         Option(
@@ -51,15 +51,19 @@ class CropSettings(Settings):
     hold_out: Annotated[
         int | None,
         Option(
-            "Images, evenly spread, that are not trained on, but scored and previewed. Default: --eval-num, at most a "
-            "tenth.",
+            "Number of images, evenly spaced, to hold out of training for scores and previews. Default: --eval-num, at "
+            "most a tenth of the images.",
             metavar="N",
             minimum=1,
         ),
     ] = None
     workers: Annotated[
         int | None,
-        Option("Processes that decode images. Default: the CPU cores, at most 16.", metavar="N", minimum=0),
+        Option(
+            "Processes that decode images; 0: the main process. Default: the number of CPU cores, at most 16.",
+            metavar="N",
+            minimum=0,
+        ),
     ] = None
 
     def check(self) -> None:
