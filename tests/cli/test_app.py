@@ -77,6 +77,29 @@ def test_defaults_are_told(name: str) -> None:
         assert each.show_default or "efault" in each.help, f"{name} --{each.name}"
 
 
+@pytest.mark.parametrize(
+    ("name", "flag", "elsewhere"),
+    [
+        ("train", "--steps", "sample --steps"),
+        ("sample", "--steps", "train --steps"),
+        ("train", "--ema", "sample --ema"),
+        ("sample", "--ema", "train --ema"),
+        ("train", "--spectral", "sample --spectral"),
+        ("sample", "--spectral", "train --spectral"),
+        ("fit-gmm", "--modes", "sample --modes"),
+        ("sample", "--modes", "fit-gmm --modes"),
+        ("encode", "--patch-size", "train --patch-size"),
+        ("train", "--patch-size", "encode --patch-size"),
+        ("train", "--flip", "encode --flip"),
+    ],
+)
+def test_a_flag_that_means_something_else_in_another_command_says_so(name: str, flag: str, elsewhere: str) -> None:
+    option = next(option for option in COMMANDS[name].params if flag in option.opts)
+    assert elsewhere in option.help
+    command, other = elsewhere.split()
+    assert any(other in option.opts for option in COMMANDS[command].params)
+
+
 def test_the_examples_in_the_help_can_be_parsed() -> None:
     for name, command in COMMANDS.items():
         example = command.help.split("Example: gmtool ", 1)[1].split("\n")[0].split()

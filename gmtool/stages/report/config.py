@@ -21,7 +21,7 @@ class ReportConfig(Settings):
     real: Annotated[bool, Option("Show real images of the same classes beside the samples, if they still exist.")] = (
         True
     )
-    size: Annotated[
+    max_size: Annotated[
         float,
         Option(
             "Maximum size of the page in MB (10^6 bytes); pictures are reduced to fit.",

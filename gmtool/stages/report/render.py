@@ -40,7 +40,7 @@ def render(contents: Contents, size: int, date: datetime.date | None) -> str:
     if left < 2000 * len(contents.files):
         least = (len(bare.encode()) + 2200 * len(contents.files)) / 1e6
         raise UserError(
-            f"--size is too small for what the page shows: give {least + 0.1:.1f} MB or more, or fewer paths"
+            f"--max-size is too small for what the page shows: give {least + 0.1:.1f} MB or more, or fewer paths"
         )
     return _page(contents, fit_pictures(contents.files, left), date)
 

@@ -37,7 +37,7 @@ def report(
     contents = contents_of(plan.collection, config, progress)
     for line in contents.left_out:
         progress.note(f"left out: {line}")
-    content = render(contents, round(config.size * 1e6), date).encode()
+    content = render(contents, round(config.max_size * 1e6), date).encode()
     check_page(plan.page)
     with written_aside(plan.page) as part:
         part.write_bytes(content)

@@ -38,7 +38,12 @@ class DataSettings(Settings):
             metavar="DIR",
         ),
     ] = None
-    flip: Annotated[bool, Option("Flip images horizontally at random (with --images).")] = False
+    flip: Annotated[
+        bool,
+        Option(
+            "Flip images horizontally at random, anew each time (with --images; of latents encode --flip stores flips)."
+        ),
+    ] = False
     fraction: Fraction = 1.0
     workers: Annotated[
         int | None,

@@ -288,7 +288,7 @@ def test_large_pictures_are_made_smaller(experiments: Path, tmp_path: Path) -> N
     noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
     for name in ("gmflow-1", "union-1"):
         Image.fromarray(np.roll(noise, len(name), axis=0)).save(root / name / "grid.png")
-    page_of(root, page=tmp_path / "report.html", size=1.0)
+    page_of(root, page=tmp_path / "report.html", max_size=1.0)
     assert (tmp_path / "report.html").stat().st_size <= 1_000_000
     page = (tmp_path / "report.html").read_text("utf-8")
     assert page.count("of 900 px") == 2
@@ -379,8 +379,8 @@ def test_nothing_of_the_users_is_replaced(experiments: Path, tmp_path: Path) -> 
 
 
 def test_a_page_that_is_too_small(experiments: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--size"):
-        report([experiments, tmp_path / "report.html"], ReportConfig(size=0.01), Progress())
+    with pytest.raises(UserError, match="--max-size"):
+        report([experiments, tmp_path / "report.html"], ReportConfig(max_size=0.01), Progress())
 
 
 # --- as it is typed ---------------------------------------------------------------------------------------------------
