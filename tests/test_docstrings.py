@@ -7,8 +7,32 @@ import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
+import gmtool.evaluation.likelihood
+import gmtool.evaluation.metrics
+import gmtool.evaluation.trajectory
 import gmtool.flow
 import gmtool.mixture
+import gmtool.reconstruction.augmentation
+import gmtool.reconstruction.losses
+import gmtool.reconstruction.perceptual
+import gmtool.reconstruction.quality
+import gmtool.training.ema
+import gmtool.training.focal
+
+MATHEMATICS = (
+    gmtool.flow,
+    gmtool.mixture,
+    gmtool.evaluation.metrics,
+    gmtool.evaluation.likelihood,
+    gmtool.evaluation.trajectory,
+    gmtool.reconstruction.augmentation,
+    gmtool.reconstruction.losses,
+    gmtool.reconstruction.perceptual,
+    gmtool.reconstruction.quality,
+    gmtool.training.ema,
+    gmtool.training.focal,
+)
+"""Packages, whole, and modules whose functions compute what papers define."""
 
 SHAPE = re.compile(r"\((?:[A-Z]\b|\d|\.\.\.|count|clusters|intervals|n\b)[^()]*\)|\bSee (?:`|the module)")
 SOURCE = re.compile(r"arXiv \d{4}\.\d{4,5}|\b(?:19|20)\d\d\b|GMFlow, (?:eq|section|appendix)|\bSource:|\bsource\.")
@@ -16,9 +40,10 @@ TENSORS = re.compile(r"\b(?:Tensor|ndarray)\b")
 
 
 def modules() -> Iterator[ModuleType]:
-    for package in (gmtool.flow, gmtool.mixture):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            yield importlib.import_module(found.name)
+    for part in MATHEMATICS:
+        yield part
+        for module in pkgutil.walk_packages(getattr(part, "__path__", ()), f"{part.__name__}."):
+            yield importlib.import_module(module.name)
 
 
 def functions(module: ModuleType) -> Iterator[tuple[str, Callable, str]]:
@@ -35,7 +60,7 @@ def functions(module: ModuleType) -> Iterator[tuple[str, Callable, str]]:
 
 
 def takes_tensors(function: Callable) -> bool:
-    return any(TENSORS.search(str(each)) for each in function.__annotations__.values())
+    return any(TENSORS.search(str(annotation)) for annotation in function.__annotations__.values())
 
 
 def test_shapes() -> None:

@@ -1,12 +1,12 @@
-"""How probable a flow makes data: the change of variables along its ODE, and the NLL of the velocity.
+"""Likelihood of data under a flow: the change of variables along its ODE, and the NLL of the velocity.
 
 With dx/dt = u(x, t) from data at t = 0 to the source at t = 1 (the probability-flow ODE; Chen et al. 2018, arXiv
 1806.07366; Song et al. 2021, arXiv 2011.13456, appendix D):
 
-log p_0(x_0) = log p_1(x_1) + int_0^1 div u(x_t, t) dt
+    log p_0(x_0) = log p_1(x_1) + int_0^1 div u(x_t, t) dt
 
-div u = tr du/dx is estimated by Hutchinson's E v^T (du/dx) v with v of random signs, one vector a sample for its whole
-path, so that the estimate is unbiased (FFJORD, arXiv 1810.01367). Densities are in nats, of points (B, C, *S).
+div u = tr du/dx is estimated by Hutchinson's E v^T (du/dx) v with random signs v, one vector per sample for its whole
+path, which makes the estimate unbiased (FFJORD, arXiv 1810.01367). Log-densities are in nats, of points (B, C, *S).
 """
 
 from __future__ import annotations
@@ -50,10 +50,12 @@ def require_torchdiffeq() -> None:
 def flow_density(
     field: VelocityModel, source: SourceDensity, x: Tensor, probes: Iterable[Tensor], tolerance: float = 1e-5
 ) -> Density:
-    """log p_0 of data x (B, C, *S), by Dormand and Prince's adaptive method (torchdiffeq's ``dopri5``).
+    """log p_0(x) by Dormand and Prince's adaptive method (torchdiffeq's ``dopri5``); see the module.
 
-    field: u, differentiable once in x. probes: vectors v of random signs, each like x; the divergence is the mean over
-    them. tolerance: absolute and relative, of a step, for the points and the divergence together.
+    field: u, differentiable once in x. source: log p_1.
+    x (B, C, *S): the data.
+    probes: vectors v of random signs (B, C, *S); the divergence is the mean over them.
+    tolerance: absolute and relative, per step, for points and divergence together.
     """
     from torchdiffeq import odeint
 
@@ -77,13 +79,13 @@ def flow_density(
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers of +1 and -1, each with probability 1/2, like a tensor."""
+    """Random signs, +1 or -1 with probability 1/2 each, with the shape (B, C, *S), type and device of ``like``."""
     drawn = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
     return (2 * drawn - 1).to(like)
 
 
 def normal_density(x: Tensor, modes: ModeStatistics | None = None) -> Tensor:
-    """log N(x; mu_k, diag s_k^2), (B,) float64; of N(0, I) without modes. Raises no error for s_k of any size."""
+    """log N(x; mu_k, diag s_k^2), (B,) float64, for x (B, C, *S); modes: mu_k and s_k, or None for N(0, I)."""
     x = x.double()
     if modes is None:
         return -0.5 * (x.square() + LOG_TWO_PI).flatten(1).sum(1)
@@ -96,8 +98,8 @@ def mixture_density(
 ) -> Tensor:
     """log sum_k w_k N(x; mu_k, diag s_k^2), (B,) float64, for x (B, C, *S).
 
-    weights (B, K): of each sample's modes. modes_at: the statistics of modes (n,) int64, of which ``at_once`` are in
-    memory.
+    weights (B, K): w_k, for each sample its own.
+    modes_at: gives the statistics of modes (n,) int64; at_once: number of modes in memory at a time.
     """
     parts = []
     for some in torch.arange(weights.shape[1]).split(at_once):
@@ -109,10 +111,12 @@ def mixture_density(
 
 
 def velocity_nll(predict: Predict, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """-log q(u | x_t) of the velocity u = z - x at x_t = (1 - t) x + t z, in nats per number, (B,).
+    """-log q(u | x_t) of the velocity u = z - x at x_t = (1 - t) x + t z, in nats per entry, (B,).
 
     Its mean over data, source and t uniform in (0, 1) is GMFlow's time-averaged NLL (arXiv 2504.05304, section 3.1).
-    predict: a network that predicts a mixture over u; raises TypeError for another one.
+    predict: a network that predicts a mixture over u.
+    x, z (B, C, *S): data and source points. t (B,): times.
+    Raises TypeError for a network that predicts no mixture.
     """
     predicted = predict(interpolate(x, z, t), t)
     if not isinstance(predicted, GaussianMixture):

@@ -1,15 +1,16 @@
 """How a flow moves its points, and how far from the data it leaves them.
 
-With dx/dt = u(x, t) followed from x_1 at t = 1 (source) to x_0 at t = 0 (data), |.| the Euclidean norm over all numbers
-of a point, and expectations over points (MM-FM, sections 3 and 4.1):
+With dx/dt = u(x, t) integrated from x_1 at t = 1 (source) to x_0 at t = 0 (data), |.| the Euclidean norm over all
+entries of a point, and expectations over points:
 
-length         E int |u| dt: |x_1 - x_0| for a straight path, more for a bent one
-straightness   E int |(x_1 - x_0) - u|^2 dt: 0 where one Euler step is exact
-lipschitz      E |du/dx|, the Jacobian's largest singular value, over points and times
-transport      W2^2 of two equally large sets of points: the least mean |x_i - y_p(i)|^2 over permutations p, exact
-sliced         the mean of W2^2 over random directions: cheap for sets of any size
+length         E int |u| dt: |x_1 - x_0| for a straight path, more for a curved one
+straightness   E int |(x_1 - x_0) - u|^2 dt: 0 if one Euler step is exact
+lipschitz      E |du/dx|, the largest singular value of the Jacobian, over points and times
+transport      W2^2 of two sets of N points: the minimum over permutations p of mean |x_i - y_p(i)|^2, computed exactly
+sliced         E_v W2^2(v.x, v.y) over random unit directions v: cheap for sets of any size
 
-All are in the units of the points; where flows are compared, they are normalised latents.
+All are in the units of the points; to compare flows, use normalised latents.
+Source: MM-FM (Luo et al., CVPR 2026), sections 3 and 4.1; sliced: Bonneel et al. 2015.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from gmtool.flow.solvers.base import integrate
 from gmtool.flow.solvers.euler import Euler
 
 POWER_ITERATIONS = 20
-"""Of the largest singular value; more raise it by a percent or so."""
+"""Power iterations for the largest singular value; more would raise it by about a percent."""
 DIRECTIONS = 256
 """Random directions of the sliced distance."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What Euler's method saw: points (n + 1, B, C, *S) and times (n + 1,) from 1 to 0, velocities (n, B, C, *S)."""
+    """The path of Euler's method: points (n + 1, B, C, *S) at times (n + 1,) from 1 to 0; velocities (n, B, C, *S)."""
 
     points: Tensor
     velocities: Tensor
     times: Tensor
 
     def length(self) -> Tensor:
-        """The path's length, (B,)."""
+        """int |u| dt of each path, (B,)."""
         return self._integral(self.velocities.flatten(2).norm(dim=2))
 
     def straightness(self) -> Tensor:
@@ -59,7 +60,7 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class FollowedPath:
-    """Some points on their way, and the velocity field that moved them."""
+    """The paths of some points, and the velocity field that moved them."""
 
     field: VelocityModel
     path: Trajectory
@@ -67,7 +68,10 @@ class FollowedPath:
 
 @torch.no_grad()
 def trace(model: VelocityModel, x: Tensor, grid: Tensor) -> Trajectory:
-    """Follow the flow from x (B, C, *S) along the times of ``grid`` (n + 1,) by Euler's method, and keep all of it."""
+    """Integrate the flow by Euler's method and record every point and velocity.
+
+    x (B, C, *S): points at t = 1. grid (n + 1,): decreasing times from 1 to 0.
+    """
     points: list[Tensor] = []
     velocities: list[Tensor] = []
 
@@ -80,9 +84,11 @@ def trace(model: VelocityModel, x: Tensor, grid: Tensor) -> Trajectory:
 
 
 def lipschitz(model: VelocityModel, x_t: Tensor, t: Tensor, start: Tensor) -> Tensor:
-    """The largest singular value of du/dx at (x_t, t), a point each: (B,), by power iteration on J^T J.
+    """The largest singular value of J = du/dx at each point, (B,), by power iteration on J^T J.
 
-    start: random numbers (B, C, *S), the first direction. The iteration rises toward the value from below.
+    The iteration approaches it from below.
+    x_t (B, C, *S), t (B,): the points and their times.
+    start (B, C, *S): random numbers, the first direction of the iteration.
     """
     direction = _unit(start)
 
@@ -104,12 +110,12 @@ def _push(field: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Te
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x / |x| a sample; a vector of zeros stays one."""
+    """x / |x| for each sample; a zero vector stays zero."""
     return x / per_sample(x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny), x)
 
 
 def mean_lipschitz(model: VelocityModel, trajectory: Trajectory, stream: torch.Generator) -> Tensor:
-    """The largest singular value of du/dx at one random time of each trajectory, t uniform in (0, 1]: (B,)."""
+    """The largest singular value of du/dx at one random time of each path, t uniform in (0, 1]: (B,)."""
     count = trajectory.points.shape[1]
     places = torch.rand(count, generator=stream, device=stream.device).to(trajectory.times)
     # step i of the grid covers the times from times[i + 1] to times[i]
@@ -120,14 +126,20 @@ def mean_lipschitz(model: VelocityModel, trajectory: Trajectory, stream: torch.G
 
 
 def transport_distance(x: Tensor, y: Tensor) -> float:
-    """W2^2 between the points x and y, both (N, ...): an exact assignment, for N up to a few thousand."""
+    """W2^2 between x and y, both (N, ...), by an exact assignment: for N up to a few thousand.
+
+    Raises ValueError for sets of different sizes or shapes.
+    """
     _expect_pairs(x, y)
     matched = y[batch_optimal_transport(x, y)]
     return float((x - matched).double().flatten(1).square().sum(1).mean())
 
 
 def sliced_distance(x: Tensor, y: Tensor, stream: torch.Generator, directions: int = DIRECTIONS) -> float:
-    """The mean of W2^2 over random directions, for x and y both (N, ...)."""
+    """The mean of W2^2 over random directions, in float64, for x and y both (N, ...).
+
+    Raises ValueError for sets of different sizes or shapes.
+    """
     _expect_pairs(x, y)
     first, second = x.flatten(1).double(), y.flatten(1).double()
     drawn = torch.randn(first.shape[1], directions, generator=stream, device=stream.device).to(first)

@@ -1,7 +1,11 @@
-"""What a network predicts from its tokens: one velocity, or a Gaussian mixture over the velocity.
+"""What a network predicts from its tokens: a velocity, or a Gaussian mixture over the velocity.
+
+    q(u | x_t) = sum_k pi_k N(u; u_k, sigma^2 I)    at each position, with one sigma per sample.
 
 A token stands for a square of ``patch`` x ``patch`` positions of a latent of ``shape`` (C, H, W). At each position a
-head needs C numbers for a velocity, and K (C + 1) for a mixture of K ``components``: their means and their logits.
+head needs C numbers for a velocity, and K (C + 1) for a mixture of K ``components``: the means u_k and the logits of
+pi_k.
+Source: GMFlow, arXiv 2504.05304, section 3.1.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ Shape = tuple[int, int, int]
 
 
 def output_layer(width: int, channels: int, components: int, patch: int = 1, velocities: int = 1) -> nn.Linear:
-    """The last linear layer: tokens (..., width) -> the numbers that a head needs, patch^2 K (C + 1), or patch^2 C for
-    each of the ``velocities``.
+    """The last linear layer: tokens (..., width) -> the numbers that a head needs.
+
+    They are patch^2 K (C + 1) for a mixture of K ``components``, else patch^2 C for each of the ``velocities``.
     """
     numbers = components * (channels + 1) or velocities * channels
-    # equal components would stay equal for ever: their weights must differ from the start
+    # components with equal weights would have equal gradients and stay equal: their weights must differ from the start
     return linear(width, patch**2 * numbers, std=0.02 if components else 0)
 
 
@@ -38,12 +43,14 @@ def make_head(
     log_std_width: int = 0,
     velocities: int = 1,
 ) -> nn.Module:
-    """The head for a mixture of ``components``, or for a velocity where these are 0.
+    """The head for a mixture of ``components``, or for velocities if ``components`` is 0.
 
-    Called with tokens (B, N, D) and an embedding (B, width) of time and condition.
+    The head is called with tokens (B, N, D) and an embedding (B, width) of time and condition.
 
-    linear: tokens (B, N, D) -> the numbers that the head needs, as `output_layer` does; the identity where the tokens
-    are these already. constant_std: of the components; None learns it, by a layer of ``log_std_width``, 0 for width.
+    linear: tokens (B, N, D) -> the numbers that the head needs, as `output_layer` does, or the identity.
+    shape: (C, H, W) of a latent. width: of the embedding. patch: see the module.
+    constant_std: sigma; None learns it, by a layer of ``log_std_width`` (0: ``width``).
+    velocities: number of velocities.
     """
     if not components:
         return VelocityHead(linear, shape, patch, velocities)
@@ -66,7 +73,7 @@ class VelocityHead(nn.Module):
 
 
 class Constant(nn.Module):
-    """Rows (B, D) -> the same number for each, (B, 1) float32; nothing is learned."""
+    """Rows (B, D) -> a constant for each, (B, 1) float32."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -78,7 +85,7 @@ class Constant(nn.Module):
 
 
 class LogStd(nn.Sequential):
-    """An embedding (B, width) -> log-std (B, 1): SiLU, Linear, SiLU, Linear, the last zero at first, for a std of 1.
+    """An embedding (B, width) -> log sigma (B, 1): SiLU, Linear, SiLU, Linear, the last initially zero, so sigma = 1.
 
     Source: GMFlow, arXiv 2504.05304, section 3.1.
     """
@@ -88,10 +95,10 @@ class LogStd(nn.Sequential):
 
 
 class MixtureHead(nn.Module):
-    """Tokens (B, N, D) -> a mixture over the velocity: K means and K logits a position, one log-std a sample.
+    """Tokens (B, N, D) -> a mixture over the velocity: K means and K logits per position, one log sigma per sample.
 
-    linear: see `make_head`; at each position component-major means come first, then logits.
-    log_std: an embedding (B, width) of time and condition, detached -> (B, 1).
+    linear: see `make_head`; at each position it gives the means, component by component, and then the logits.
+    log_std: the detached embedding (B, width) of time and condition -> log sigma (B, 1).
     Source: GMFlow, arXiv 2504.05304, section 3.1.
     """
 

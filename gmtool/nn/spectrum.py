@@ -1,4 +1,7 @@
-"""The network that predicts the power spectrum of a sample's noise from the two sizes of its predicted mixture."""
+"""The network that predicts the power spectrum of a sample's noise from two statistics of its predicted mixture.
+
+Source: GMFlow, arXiv 2504.05304, appendix A.5.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from gmtool.mixture.gaussian_mixture import IsotropicGaussian
 class SpectrumMLP(nn.Module):
     """A moment-matched Gaussian -> the log power of every channel and frequency, (B, C, H, W) float32, of mean power 1.
 
-    Two numbers per sample enter: the mean variance, and the mean over channels of the variance of the mean over
-    positions. A map smaller than ``shape`` takes the corners of the spectrum, which hold the low frequencies. The last
-    layer is zero at the start: white noise. Source: GMFlow, arXiv 2504.05304, appendix A.5; its names of weights.
+    The input is two numbers per sample: the mean variance, and the variance of the mean over positions, averaged over
+    channels. A map smaller than ``shape`` uses the corners of the spectrum, which hold the low frequencies. The last
+    layer is initially zero: white noise. Weights are named as in GMFlow's implementation.
     """
 
     def __init__(self, shape: tuple[int, int, int], hidden: tuple[int, ...] = (64, 8)) -> None:
@@ -31,9 +34,9 @@ class SpectrumMLP(nn.Module):
         self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, gaussian: IsotropicGaussian) -> Tensor:
-        """The log power, for a mean (B, C, H, W) and a variance (B, 1, H, W or ones)."""
+        """The log power (B, C, H, W) of a Gaussian with mean (B, C, H, W) and variance (B, 1, H, W) or (B, 1, 1, 1)."""
         positions = gaussian.mean.flatten(2)
-        # one position has no spread: by the unbiased estimate, 0 / 0
+        # the unbiased estimate of the variance over a single position would be 0 / 0
         spread = positions.var(2, correction=min(1, positions.shape[2] - 1)).mean(1)
         sizes = torch.stack([gaussian.variance.flatten(1).mean(1), spread], 1)
         logits = self.mlp(sizes).reshape(-1, *self.shape)

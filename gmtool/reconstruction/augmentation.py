@@ -1,10 +1,14 @@
-"""Differentiable augmentation: all that a discriminator sees is moved and recoloured at random, with gradients.
+"""Differentiable augmentation of everything that a discriminator sees.
 
-An image in [-1, 1] is moved by up to ``translation`` of its side, in whole pixels, zeros coming in; then made brighter
-by U(-1/2, 1/2), its saturation multiplied by U(0, 2) about each pixel's mean colour, its contrast by U(1/2, 3/2) about
-the image's mean; then a square of ``cutout`` of its side is set to zero. The seven uniform numbers are a sample's own;
-whether moving, colours and cutting out are applied at all is drawn once a batch. Source: Zhao et al., Differentiable
-Augmentation for Data-Efficient GAN Training, arXiv 2006.10738.
+An image in [-1, 1] is
+
+1. translated by up to ``translation`` of its side, in whole pixels, with zeros at the edges;
+2. recoloured: U(-1/2, 1/2) is added, its saturation multiplied by U(0, 2) about each pixel's mean colour, and its
+   contrast by U(1/2, 3/2) about the image's mean;
+3. cut out: a square with ``cutout`` of its side is set to zero.
+
+The seven uniform numbers are drawn per sample; whether each of the three is applied is drawn per batch.
+Source: Zhao et al., Differentiable Augmentation for Data-Efficient GAN Training, arXiv 2006.10738.
 """
 
 from __future__ import annotations
@@ -15,25 +19,25 @@ import torch
 from torch import Tensor
 
 NUMBERS = 7
-"""Uniform numbers of a sample: moves down and right, brightness, saturation, contrast, row and column cut out."""
+"""Uniform numbers per sample: two translations, brightness, saturation, contrast, row and column of the cutout."""
 KINDS = 3
-"""Moving, colours, cutting out."""
+"""Translation, colours, cutout."""
 
 
 @dataclass(frozen=True)
 class AugmentationDraws:
-    """uniform: (B, 7) in [0, 1), see NUMBERS. chances: (3,) in [0, 1), one for each kind and the whole batch."""
+    """Random numbers in [0, 1): uniform (B, 7), see `NUMBERS`; chances (3,), one per kind for the whole batch."""
 
     uniform: Tensor
     chances: Tensor
 
     def rows(self, rows: slice) -> AugmentationDraws:
-        """Those of some samples of the batch."""
+        """The random numbers of some samples of the batch."""
         return AugmentationDraws(self.uniform[rows], self.chances)
 
 
 def draw_augmentation(count: int, generator: torch.Generator) -> AugmentationDraws:
-    """The numbers of ``count`` samples, on the generator's device."""
+    """The random numbers of ``count`` samples, on the generator's device."""
     device = generator.device
     chances = torch.rand(KINDS, generator=generator, device=device)
     return AugmentationDraws(torch.rand(count, NUMBERS, generator=generator, device=device), chances)
@@ -41,7 +45,11 @@ def draw_augmentation(count: int, generator: torch.Generator) -> AugmentationDra
 
 @dataclass(frozen=True)
 class Augmentation:
-    """translation, cutout: shares of the side, 0 for none. colours: whether they are changed. chance: of each kind."""
+    """See the module.
+
+    translation, cutout: fractions of the side, 0 for none. colours: whether to recolour. chance: probability, per
+    batch, of each of the three.
+    """
 
     translation: float = 0.125
     colours: bool = True
@@ -49,7 +57,7 @@ class Augmentation:
     chance: float = 1.0
 
     def __call__(self, images: Tensor, draws: AugmentationDraws) -> Tensor:
-        """Augmented images float32 of images (B, C, H, W)."""
+        """Augmented images (B, C, H, W) float32. images (B, C, H, W) in [-1, 1]."""
         images, uniform = images.float(), draws.uniform
         applied = (draws.chances <= self.chance)[:, None, None, None, None]
         if self.translation:
@@ -62,7 +70,10 @@ class Augmentation:
 
 
 def translated(images: Tensor, uniform: Tensor, share: float) -> Tensor:
-    """Images (B, C, H, W) moved up and left by -d ... d whole pixels, d = ``share`` of the side; uniform (B, 2)."""
+    """Images translated up and left by -d ... d whole pixels, with d = ``share`` of the side: (B, C, H, W).
+
+    images (B, C, H, W). uniform (B, 2): in [0, 1), for rows and columns.
+    """
     moved = images
     for axis in (0, 1):
         side = images.shape[2 + axis]
@@ -77,7 +88,10 @@ def translated(images: Tensor, uniform: Tensor, share: float) -> Tensor:
 
 
 def recoloured(images: Tensor, uniform: Tensor) -> Tensor:
-    """Images (B, C, H, W) with other brightness, saturation and contrast; uniform (B, 3)."""
+    """Images with another brightness, saturation and contrast: (B, C, H, W); see the module.
+
+    images (B, C, H, W). uniform (B, 3): in [0, 1).
+    """
     brightness, saturation, contrast = uniform[:, :, None, None, None].unbind(1)
     images = images + (brightness - 0.5)
     grey = images.mean(1, keepdim=True)
@@ -87,7 +101,10 @@ def recoloured(images: Tensor, uniform: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, uniform: Tensor, share: float) -> Tensor:
-    """Images (B, C, H, W) with a square of ``share`` of the side set to zero, about any pixel; uniform (B, 2)."""
+    """Images with a square of ``share`` of the side, centred at a random pixel, set to zero: (B, C, H, W).
+
+    images (B, C, H, W). uniform (B, 2): in [0, 1), for row and column.
+    """
     kept = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
     inside = []
     for axis in (0, 1):

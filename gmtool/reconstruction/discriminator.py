@@ -1,13 +1,13 @@
-"""A discriminator on the features of a frozen DINO ViT, which cannot forget what images look like.
+"""A discriminator on the features of a frozen DINO ViT.
 
 An image in [-1, 1] is resized (bilinear) to the ViT's own size. Features are its patch tokens after the last block,
-before the final norm, and after some blocks on the way. Each of these has a head of its own over the tokens as a
-sequence: a convolution k = 1, then (x + f(x)) / sqrt(2) with f a circular convolution, k = 9, then a convolution to one
-logit a token; the first two are followed by a normalisation over the tokens of a sample and channel, and LeakyReLU 0.2.
-All convolutions are spectrally normalised: one power iteration a forward pass in training, as stored in evaluation.
+before the final norm, and after some earlier blocks. Each has its own head over the sequence of tokens: a convolution
+with kernel 1; (x + f(x)) / sqrt(2) with f a circular convolution with kernel 9; and a convolution to one logit per
+token. The first two are followed by a normalisation over the tokens of each sample and channel, and LeakyReLU 0.2. All
+convolutions have spectral normalisation, with one power iteration per forward pass in training and none in evaluation.
 
-Sources: StyleGAN-T (arXiv 2301.09515), section 3.2; RAE (arXiv 2510.11690). Weights of the heads have the names of
-RAE's public implementation.
+The weights of the heads are named as in RAE's public implementation.
+Source: StyleGAN-T, arXiv 2301.09515, section 3.2; RAE, arXiv 2510.11690.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from gmtool.tokenizers.vit import IMAGENET
 NORM_EPS = 1e-6
 SLOPE = 0.2
 READINGS = 4
-"""Blocks on the way whose tokens are read by default."""
+"""Number of earlier blocks whose tokens are read by default."""
 
 
 class DinoFeatures(nn.Module):
-    """The tokens of a ViT of transformers, frozen: images (B, 3, H, W) in [-1, 1] -> a list of (B, C, tokens).
+    """The tokens of a frozen ViT of transformers: images (B, 3, H, W) in [-1, 1] -> a list of (B, C, tokens).
 
-    blocks: numbers, from 0, of those after which tokens are read; they follow those after the last block.
+    The tokens after the last block come first.
+    blocks: indices, from 0, of the earlier blocks after which tokens are read.
     """
 
     scale: Tensor
@@ -55,7 +56,7 @@ class DinoFeatures(nn.Module):
         return int(self.network.config.hidden_size)
 
     def train(self, mode: bool = True) -> DinoFeatures:
-        """Frozen, it stays in evaluation."""
+        """The network stays in evaluation mode, as it is frozen."""
         self.training = mode
         return self
 
@@ -97,7 +98,7 @@ def _block(width: int, kernel: int) -> nn.Sequential:
     convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
     if convolution.bias is not None:
         convolution.bias.requires_grad_(False)  # the norm takes it away again: its gradient would be rounding alone
-    # a group a channel: the mean and variance of each over a sample's tokens
+    # one group per channel: mean and variance over a sample's tokens
     return nn.Sequential(spectral_norm(convolution), nn.GroupNorm(width, width, NORM_EPS), nn.LeakyReLU(SLOPE))
 
 
@@ -106,9 +107,9 @@ def _head(width: int, kernel: int) -> nn.Sequential:
 
 
 class Discriminator(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] -> logits (B, (blocks + 1) x tokens) float32, all heads side by side.
+    """Images (B, 3, H, W) in [-1, 1] -> logits (B, (blocks + 1) x tokens) float32, those of all heads concatenated.
 
-    Only ``heads`` are trained, but for the biases in front of a normalisation, which have no effect.
+    Only ``heads`` are trained, except for biases before a normalisation, which have no effect.
     """
 
     def __init__(self, features: DinoFeatures, kernel: int = 9, seed: int = 0) -> None:

@@ -25,7 +25,7 @@ _FLAG = "--lpips-weights"
 
 
 class Lpips(nn.Module):
-    """(B,) distances of images (B, 3, H, W) in [-1, 1]; gradients pass to both, the weights are frozen."""
+    """LPIPS of pairs of images (B, 3, H, W) in [-1, 1] -> (B,); the weights are frozen, gradients reach both images."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""How near reconstructions are to their images: PSNR and SSIM, an image each."""
+"""Quality of reconstructions, per image: PSNR and SSIM.
+
+Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,30 @@ from torch import Tensor
 from torch.nn import functional
 
 WINDOW, SIGMA = 11, 1.5
-"""Side and deviation, in pixels, of SSIM's Gaussian window."""
+"""Side and standard deviation, in pixels, of SSIM's Gaussian window."""
 K1, K2 = 0.01, 0.03
 MOST = 100.0
-"""Of PSNR, in dB."""
+"""Upper bound of PSNR, in dB."""
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """10 log10(255^2 / mean squared error) in dB, (B,), of images uint8 (B, C, H, W); 100 for equal ones.
+    """10 log10(255^2 / mean squared error) in dB of each image, (B,); at most 100, the value of equal images.
 
-    The bound keeps the mean of many finite: among them may be an image of one colour.
+    The bound keeps means finite: some images may be of one colour.
+    images, targets (B, C, H, W): uint8.
     """
     error = (images.float() - targets.float()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error.clamp(min=255**2 * 10 ** (-MOST / 10)))
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """The structural similarity, (B,), of images uint8 (B, C, H, W), H and W >= 11: 1 for equal ones.
+    """The structural similarity of each image, (B,); 1 for equal images.
 
-    Over windows that lie inside the image (torchmetrics also counts reflected borders), weighted by a Gaussian; the
-    mean over windows and channels. Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural
-    Similarity, 2004.
+        (2 m_x m_y + c1) (2 s_xy + c2) / ((m_x^2 + m_y^2 + c1) (s_x^2 + s_y^2 + c2)),
+
+    the mean over channels and windows inside the image (torchmetrics also uses reflected borders), with means m,
+    variances s^2 and covariances s_xy within a window, weighted by a Gaussian.
+    images, targets (B, C, H, W): uint8, H and W >= 11.
     """
     x, y = images.double(), targets.double()
     mean_x, mean_y = _blurred(x), _blurred(y)

@@ -1,11 +1,17 @@
-"""Moving averages of the weights, several at once: exponential ones, and those of a power law.
+"""Moving averages of the weights (EMA), several at once.
 
-An average is a_n = b_n a_(n-1) + (1 - b_n) w_n over the weights w_n after the steps n = 0, 1, ... Exponential: b_n is
-the decay, at first (1 + n) / (10 + n), so that an early average forgets the start. By images: b_n = 0.5^(B / h) for
-batches of B and a half-life of h images, at first a twentieth of the B n images seen. Source: EDM, arXiv 2206.00364,
-appendix F.3; GMFlow's public code. Power law: b_n = (1 - 1 / (n + 1))^(gamma + 1), which gives step i a weight like
-i^gamma, at any length of the run alike; gamma follows from the width sigma_rel of that profile relative to the run.
-Source: EDM2, arXiv 2312.02696, section 3.1.
+With w_n the weights after step n = 0, 1, ..., an average is
+
+    a_n = b_n a_(n-1) + (1 - b_n) w_n,
+
+with one of three decays b_n:
+
+exponential   min(decay, (1 + n) / (10 + n)); the ramp makes an early average forget the initial weights
+by images     0.5^(B / min(h, B n / 20)), B the batch size, h the half-life in images, B n the images seen.
+              Source: EDM, arXiv 2206.00364, appendix F.3; GMFlow's public code
+power law     (1 - 1 / (n + 1))^(gamma + 1), which weights step i by i^gamma, whatever the length of the run; gamma
+              follows from sigma_rel, the width of that profile relative to the run.
+              Source: EDM2, arXiv 2312.02696, section 3.1
 """
 
 from __future__ import annotations
@@ -28,55 +34,61 @@ from gmtool.training.settings import AverageSettings
 N = TypeVar("N", bound=nn.Module)
 
 RAMP = 0.05
-"""The half-life of an average by images is at most this share of the images seen."""
+"""Upper bound of an average's half-life in images, as a fraction of the images seen."""
 
 
 def exponential(decay: float, step: int, knots: Sequence[tuple[int, float]] = ()) -> float:
-    """The decay at step ``step`` (from 0), ramped up at first. knots: steps from which on it is another one."""
+    """The exponential decay b_n at step n = ``step``; see the module.
+
+    knots: pairs of a step and the decay from that step on.
+    """
     later = [value for start, value in knots if step >= start]
     return min(later[-1] if later else decay, (1 + step) / (10 + step))
 
 
 def by_images(half_life: int, batch_size: int, step: int) -> float:
-    """The decay at step ``step`` (from 0) of batches of ``batch_size``; the first step forgets the start."""
+    """The decay b_n by images at step n = ``step``; 0 at the first step. See the module.
+
+    half_life: in images. batch_size: images per step.
+    """
     images = min(half_life, RAMP * batch_size * step)
     return 0.5 ** (batch_size / images) if images else 0.0
 
 
 @lru_cache
 def power_exponent(width: float) -> float:
-    """gamma >= 0 of the power law of relative width sigma_rel, in (0, 1 / sqrt(12)].
+    """gamma >= 0 of a power law, the root of sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), a cubic.
 
-    It solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), a cubic. Source: EDM2, equation 123.
+    width: sigma_rel in (0, 1 / sqrt(12)]. Source: EDM2, equation 123.
     """
     inverse = width**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def power_law(width: float, step: int) -> float:
-    """The decay at step ``step`` (from 0): 0 at first, whatever the width."""
+    """The power-law decay b_n at step n = ``step``; 0 at the first step. See the module. width: sigma_rel."""
     return (1 - 1 / (step + 1)) ** (power_exponent(width) + 1)
 
 
 @dataclass(frozen=True)
 class Average(Generic[N]):
-    """An average: its name, which ``sample --ema`` takes, its decay at a step from 0, and the averaged network."""
+    """An average: its name for ``sample --ema``, its decay b_n as a function of n, and the averaged network."""
 
     name: str
     decay: Callable[[int], float]
     network: N
 
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after step ``step`` (from 0)."""
+        """a_n from a_(n-1) and the weights of ``network`` after step n = ``step``, in place."""
         average = get_ema_multi_avg_fn(self.decay(step))
         mine, new = (list(map(local, module.parameters())) for module in (self.network, network))
         average(mine, new, step)
 
 
 def make_averages(network: N, settings: AverageSettings, batch_size: int) -> tuple[Average[N], ...]:
-    """The averages that the settings ask for, in the order of their names, begun at the network's weights.
+    """The averages that the settings ask for, in the order of their names, initialised with the network's weights.
 
-    batch_size: images a step.
+    batch_size: images per step, over all processes.
     """
 
     def begin(name: str, decay: Callable[[int], float]) -> Average[N]:

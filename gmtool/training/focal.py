@@ -1,10 +1,11 @@
-"""Focal re-weighting of modes: those that are learned badly count more, those that are learned well less.
+"""Focal re-weighting of modes: modes with a high loss count more, modes with a low loss less.
 
-A sample of mode k has the weight w_k = (L_k / L)^gamma, divided by its mean over all modes, then limited to 0.3 ... 3.
-L_k is the running mean of the mode's loss, 1 for a mode that has not been seen, and L the mean of L_k over modes; all
-as they were before the step. In the first 2500 steps all weights are 1, and L_k is the plain mean of what was seen.
-The weights enter the gradient alone: the loss that is reported is the plain one.
+The loss of a sample of mode k is multiplied by
 
+    w_k = clamp(v_k / mean_j v_j, 0.3, 3),    v_k = (L_k / mean_j L_j)^gamma,
+
+with L_k the running mean of the mode's loss before the step, and 1 for a mode not seen yet. In the first 2500 steps all
+weights are 1, and L_k is the plain mean. The weights affect the gradient only: the reported loss is unweighted.
 Source: MM-FM (Luo et al., CVPR 2026), public implementation.
 """
 
@@ -19,15 +20,16 @@ from gmtool.distributed import World
 
 LEAST, MOST = 0.3, 3.0
 DECAY = 0.9995
-"""Of the running means, once a step for each mode that appears in it."""
+"""Decay of the running means per step, for the modes that occur in it."""
 FIRST_STEPS = 2500
-"""Steps whose weights are all 1."""
+"""Number of first steps, whose weights are all 1."""
 
 
 class ModeLosses(nn.Module):
-    """The running mean of each mode's loss: losses (K,), the samples seen (K,) and the steps taken ().
+    """The running mean of each mode's loss, as a module so that checkpoints hold its buffers.
 
-    A module for its buffers, which a checkpoint keeps. first_steps: steps whose weights are all 1.
+    losses (K,): L_k; counts (K,): samples seen of each mode; steps (): steps taken.
+    gamma: the exponent. first_steps: number of first steps, whose weights are all 1.
     """
 
     losses: Tensor
@@ -43,13 +45,16 @@ class ModeLosses(nn.Module):
         self.register_load_state_dict_pre_hook(_from_earlier)  # type: ignore[no-untyped-call]
 
     def weights(self, modes: Tensor) -> Tensor:
-        """The weights (B,) float32 of samples of ``modes`` (B,) int64."""
+        """w_k (B,) float32 of samples of the modes k (B,) int64; see the module."""
         every = (self.losses / self.losses.mean().clamp(min=1e-12)) ** self.gamma
         every = (every / every.mean().clamp(min=1e-12)).clamp(LEAST, MOST)
         return torch.where(self.steps < self.first_steps, 1.0, every[modes]).float()
 
     def update(self, modes: Tensor, losses: Tensor, world: World) -> None:
-        """Take in a step's losses (B,) of samples of ``modes`` (B,), of all processes; only those that are finite."""
+        """Update L_k with the losses of a step, of all processes; losses that are not finite are left out.
+
+        modes (B,) int64: of the samples. losses (B,): unweighted.
+        """
         good = torch.isfinite(losses).double()
         fresh = torch.zeros(2, *self.losses.shape, dtype=torch.float64, device=losses.device)
         fresh[0].index_add_(0, modes, losses.double().nan_to_num(0, 0, 0))
@@ -65,7 +70,7 @@ class ModeLosses(nn.Module):
 
 
 def _from_earlier(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Checkpoints of earlier versions hold faded sums and counts; their means are taken over, past the first steps."""
+    """Convert the decayed sums and counts in checkpoints of earlier versions to means; the first steps are over."""
     totals = state.pop(f"{prefix}totals", None)
     if totals is not None and isinstance(module, ModeLosses):
         counts = state[f"{prefix}counts"]

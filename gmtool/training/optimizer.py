@@ -1,6 +1,6 @@
-"""The optimizer of a run: fused AdamW, AdamW in 8 bits, or Muon for the matrices of the blocks beside AdamW.
+"""The optimizer of a run: fused AdamW, AdamW with 8-bit moments, or Muon for the blocks' matrices and AdamW otherwise.
 
-A step can be called off by a flag on the device, so that nothing waits for it: weights and state then stay as they are.
+A step can be skipped by a flag on the device, without synchronisation: weights and state then stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gmtool.training.adamw8bit import make_adamw8bit, plain, restored, step_unle
 from gmtool.training.settings import OptimizerSettings
 
 MUON_MOMENTUM = 0.95
-"""Of the orthogonalised momentum, as in Muon's own implementation."""
+"""Decay of the momentum that is orthogonalised, as in Muon's own implementation."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def step(self, rate: float, skip: Tensor) -> None:
-        """Take a step at a learning rate, or none where ``skip`` () bool, on the parameters' device, says so."""
+        """Take a step with the parameters' gradients, unless it is skipped.
+
+        rate: learning rate. skip () bool, on the parameters' device: whether to leave weights and state as they are.
+        """
         for part in self.parts:
             for group in part.param_groups:
                 if isinstance(group["lr"], Tensor):
@@ -61,7 +64,7 @@ class Optimizer:
         return tensors
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state in place. Raises KeyError where it is that of other parameters."""
+        """Load what `state` returned, in place. Raises KeyError for a state of other parameters."""
         parameters = {name: parameter for parameter, name in self.names.items()}
         by_name: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in state.items():
@@ -81,9 +84,11 @@ class Optimizer:
 
 
 def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float) -> Optimizer:
-    """The optimizer that the settings ask for, with weight decay on matrices alone. rate: where it begins.
+    """The optimizer that the settings ask for; weight decay is applied to matrices only.
 
-    Muon takes the matrices of the blocks, at a rate that moves them as far as AdamW would; AdamW takes the rest.
+    Muon is used for the matrices of the blocks, scaled to the root mean square of AdamW's updates, AdamW for the rest.
+    rate: initial learning rate.
+    Raises UserError where the installed PyTorch has no Muon.
     """
     named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     orthogonal = [
@@ -104,12 +109,12 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float)
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon may take a parameter: embeddings, heads, vectors and tables are not for it."""
+    """Whether Muon is used for a parameter: a matrix of a block, but no embedding, head, vector or table."""
     return parameter.dim() == 2 and "blocks." in name
 
 
 def _make_muon(matrices: list[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Muon at AdamW's scale: an update has the root mean square of one of AdamW's. Source: arXiv 2502.16982."""
+    """Muon with updates of the same root mean square as AdamW's. Source: Liu et al., arXiv 2502.16982, section 2.2."""
     if not hasattr(torch.optim, "Muon"):
         raise UserError(f"--optimizer muon needs torch 2.9, and this is {torch.__version__}: upgrade, or use adamw")
     return torch.optim.Muon(
@@ -119,7 +124,7 @@ def _make_muon(matrices: list[nn.Parameter], rate: float, weight_decay: float) -
 
 @torch.no_grad()
 def _muon_step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
-    """A step of Muon, whose only state is a momentum, called off on the device where ``skip`` says so."""
+    """A step of Muon, whose only state is a momentum, undone on the device where ``skip`` () bool is true."""
     parameters = [
         parameter for group in part.param_groups for parameter in group["params"] if parameter.grad is not None
     ]

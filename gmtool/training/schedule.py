@@ -1,4 +1,12 @@
-"""The learning rate of each step: a linear warm-up, then a curve through knots."""
+"""The learning rate of each step: a linear warm-up, then linear or cosine pieces between knots.
+
+With the rate r at the end of w warm-up steps and the knots (n_i, r_i), where n_0 = w and r_0 = r, step n from 0 has
+
+    min(1, (n + 1) / w) (r_(i+1) + (r_i - r_(i+1)) c(p)),    p = (n - n_i) / (n_(i+1) - n_i),
+
+between knots i and i + 1, with c(p) = 1 - p (linear) or (1 + cos(pi p)) / 2 (cosine); after the last knot its rate
+stays.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +23,10 @@ Curve = Literal["linear", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """rate: at the end of the warm-up. warmup: steps. knots: (step, rate) pairs, their steps not decreasing."""
+    """See the module.
+
+    rate: at the end of the warm-up. warmup: number of steps. knots: pairs (step, rate), the steps not decreasing.
+    """
 
     rate: float
     warmup: int = 0
@@ -23,7 +34,7 @@ class Schedule:
     curve: Curve = "linear"
 
     def at(self, step: int) -> float:
-        """The rate of step ``step``, from 0."""
+        """The learning rate of step ``step``, from 0."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         return rise * self._settled(step)
 
@@ -44,9 +55,10 @@ class Schedule:
 def parse_knots(
     text: str | None, steps: int | None, flag: str = "--lr-knots", form: str = "STEP:RATE,..., such as 50%:2e-4,100%:0"
 ) -> tuple[tuple[int, float], ...]:
-    """``STEP:VALUE,...`` as pairs, shares of ``steps`` as steps; None allows no shares.
+    """The pairs (step, value) of a text ``STEP:VALUE,...``; none for None.
 
-    Raises UserError, naming the ``flag`` and its ``form``, for a text that is none.
+    steps: total number of steps, of which a STEP may be a percentage; None allows no percentages.
+    Raises UserError, naming the ``flag`` and its ``form``, for another text.
     """
     pairs: list[tuple[int, float]] = []
     for part in text.split(",") if text is not None else ():

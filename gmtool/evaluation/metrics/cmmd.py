@@ -1,7 +1,9 @@
-"""CMMD (Jayasumana et al. 2024, arXiv 2401.09603): the squared maximum mean discrepancy of CLIP's embeddings, x 1000.
+"""CMMD: 1000 times the squared maximum mean discrepancy of CLIP embeddings.
 
-mean k(x, x') + mean k(y, y') - 2 mean k(x, y), k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma = 10, over all pairs, an
-image with itself included: the biased estimate, which is 0 for equal sets and never below. Embeddings have length 1.
+    1000 (mean k(x, x') + mean k(y, y') - 2 mean k(x, y)),    k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma = 10,
+
+over all pairs, those of an image with itself included. This biased estimate is 0 for equal sets and never negative.
+Embeddings have length 1. Source: Jayasumana et al. 2024, arXiv 2401.09603.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from gmtool.evaluation.report import Measurement
 SIGMA, SCALE = 10.0, 1000.0
 
 MOST = 30_000
-"""Images at most on either side: as many as the published figures are of."""
+"""Largest number of images on either side, as in the published evaluations."""
 
 
 def measure(known: Pair[Tensor], context: Context, images: int = MOST) -> tuple[Measurement]:
@@ -26,7 +28,11 @@ def measure(known: Pair[Tensor], context: Context, images: int = MOST) -> tuple[
 
 
 def cmmd(generated: Tensor, reference: Tensor, device: torch.device, rows_at_once: int = 1024) -> float:
-    """CMMD of embeddings (N, D) and (M, D), in float64. rows_at_once: of the matrices of pairs, bounds the memory."""
+    """CMMD of two sets of embeddings, computed in float64 on ``device``; see the module.
+
+    generated (N, D), reference (M, D): embeddings of length 1.
+    rows_at_once: rows of the kernel matrices in memory at a time.
+    """
     sides = [embeddings.to(device, torch.float64) for embeddings in (generated, reference)]
     within = [_mean_kernel(side, side, rows_at_once) for side in sides]
     return SCALE * max(0.0, sum(within) - 2 * _mean_kernel(sides[0], sides[1], rows_at_once))

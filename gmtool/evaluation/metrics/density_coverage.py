@@ -1,12 +1,13 @@
-"""Density and coverage (Naeem et al. 2020, arXiv 2002.09797): precision and recall that few outliers do not upset.
+"""Density and coverage: precision and recall that are robust to outliers.
 
-With B(x) the ball around a real image x that reaches to its k-th nearest real neighbour:
+With B(x) the ball around a real image x whose radius is the distance to its k-th nearest real neighbour:
 
-density    (1 / k M) sum over generated y of the number of balls B(x) that hold y: 1 for equal distributions, above 1
-           where samples crowd where real images do
-coverage   share of real images x whose ball B(x) holds a generated one: 1 - (1/2)^k at least, nearly, for equal sets
+density    (1 / (k M)) sum over generated images y of the number of balls B(x) that contain y: 1 for equal
+           distributions, above 1 if samples concentrate where real images are dense
+coverage   fraction of real images x whose ball B(x) contains a generated image: about 1 - (1/2)^k for equal
+           distributions
 
-The paper's k is 5.
+k is 5, as in the paper. Source: Naeem et al. 2020, arXiv 2002.09797.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ def measure(
 def density_coverage(
     generated: Tensor, reference: Tensor, device: torch.device, neighbours: int = 5, rows_at_once: int = 1024
 ) -> tuple[Measurement, Measurement]:
-    """Density and coverage of features (M, D) against real ones (N, D), N >= 2, in float64.
+    """Density and coverage, computed in float64 on ``device``; see the module.
 
-    neighbours: k, at most N - 1. rows_at_once: rows of the distance matrices, which bounds the memory.
+    generated (M, D), reference (N, D): features of generated and of real images, N >= 2.
+    neighbours: k; N - 1 is used if that is smaller.
+    rows_at_once: rows of the distance matrices in memory at a time.
     """
     k = min(neighbours, len(reference) - 1)
     centres = reference.to(device, torch.float64)

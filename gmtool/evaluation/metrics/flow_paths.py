@@ -1,4 +1,7 @@
-"""How the run's flow moves its samples: length, straightness, Lipschitz constant (`gmtool.evaluation.trajectory`)."""
+"""Length and straightness of a run's sampling paths, and the Lipschitz constant of its flow.
+
+Source: MM-FM (Luo et al., CVPR 2026), sections 3 and 4.1; see `gmtool.evaluation.trajectory`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from gmtool.streams import generator
 def measure(
     known: Callable[[], Iterator[FollowedPath]], context: Context
 ) -> tuple[Measurement, Measurement, Measurement]:
-    """See `gmtool.evaluation.metric.Measure`: means over all samples that are followed."""
+    """See `gmtool.evaluation.metric.Measure`: means over all samples whose paths are given."""
     lengths: list[Tensor] = []
     bends: list[Tensor] = []
     constants: list[Tensor] = []

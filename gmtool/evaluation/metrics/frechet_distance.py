@@ -1,9 +1,10 @@
 """Fréchet distance: squared 2-Wasserstein distance of the Gaussians with the means and covariances of two sets.
 
-|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))    (Heusel et al. 2017); FID when the features are Inception's.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)),
 
-With S = F F^T, tr (S1 S2)^(1/2) is the sum of the singular values of F1^T F2. Unlike roots of the eigenvalues of S1 S2
-it is exact to rounding where covariances have no full rank, as of fewer images than features.
+which is FID if the features are Inception's. With S = F F^T, tr (S1 S2)^(1/2) is the sum of the singular values of F1^T
+F2. Unlike square roots of the eigenvalues of S1 S2, it is exact to rounding for covariances of deficient rank, such as
+those of fewer images than features. Source: Heusel et al. 2017, arXiv 1706.08500.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ def measure(known: Pair[FeatureStatistics], _: Context) -> tuple[Measurement]:
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """The distance in squared feature units; never below 0. Raises ValueError for what is no covariance."""
+    """The Fréchet distance in squared feature units, at least 0; see the module.
+
+    first, second: means (D,) and covariances (D, D), float64.
+    Raises ValueError as `covariance_root` does.
+    """
     shift = first.mean - second.mean
     roots = [covariance_root(statistics.covariance) for statistics in (first, second)]
     common = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
@@ -31,10 +36,12 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 
 
 def covariance_root(covariance: np.ndarray, tolerance: float = 1e-5) -> np.ndarray:
-    """F (D, rank) with F F^T = S, for a covariance S (D, D).
+    """F (D, rank) with F F^T = S.
 
-    Raises ValueError, in words, where S is asymmetric or has a negative eigenvalue by more than ``tolerance``, relative
-    to its largest entry or eigenvalue: the rounding of statistics that were stored as float32.
+    covariance: S (D, D).
+    tolerance: how asymmetric S may be, relative to its largest entry, and how negative an eigenvalue, relative to the
+    largest one; the default allows for statistics that were stored as float32.
+    Raises ValueError where S exceeds the tolerance and hence is no covariance.
     """
     largest = np.abs(covariance).max(initial=0)
     if np.abs(covariance - covariance.T).max(initial=0) > tolerance * largest:

@@ -1,6 +1,7 @@
-"""Inception score exp E KL(p(y|x) || p(y)) of the classifier's probabilities (Salimans et al. 2016), by torch-fidelity.
+"""Inception score: exp E_x KL(p(y | x) || p(y)), with p(y | x) the class probabilities of Inception, by torch-fidelity.
 
-It knows no reference: 1 for images that all look alike or like nothing, the number of classes at most.
+It uses no reference. It is 1 if all images get the same probabilities, and at most the number of classes.
+Source: Salimans et al. 2016, arXiv 1606.03498.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ def measure(known: Tensor, context: Context) -> tuple[Measurement]:
 
 
 def inception_score(logits: Tensor, seed: int, splits: int = 10) -> Measurement:
-    """Inception score of class logits (N, classes), over ``splits`` random parts, fewer if they were below 10."""
+    """Mean and standard deviation of the Inception score over random parts of the images; see the module.
+
+    logits (N, classes): of Inception's classifier.
+    splits: number of parts; fewer if a part would have less than 10 images.
+    """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
     scores = isc_features_to_metric(logits, splits=max(1, min(splits, len(logits) // 10)), rng_seed=seed % 2**32)

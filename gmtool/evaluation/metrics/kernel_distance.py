@@ -1,6 +1,7 @@
-"""Kernel distance: unbiased squared MMD with the kernel (x.y / D + 1)^3, the mean over subsets (Binkowski et al. 2018).
+"""Kernel distance: the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
 
-KID when the features are Inception's. Unbiased, so that equal distributions give values around 0, also below.
+It is averaged over random subsets, and is KID if the features are Inception's. Because it is unbiased, it scatters
+around 0 for equal distributions and may be negative. Source: Binkowski et al. 2018, arXiv 1801.01401.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ def measure(
 def kernel_distance(
     generated: Tensor, reference: Tensor, seed: int, subsets: int = 100, subset_size: int = 1000
 ) -> Measurement:
-    """Kernel distance of features (N, D) and (M, D), by torch-fidelity in float64.
+    """Mean and standard deviation of the kernel distance over random subsets, by torch-fidelity in float64.
 
-    Over ``subsets`` random subsets of min(``subset_size``, N, M) features of either set.
+    generated (N, D), reference (M, D): features.
+    subsets: number of subsets, of min(subset_size, N, M) features from either set.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 

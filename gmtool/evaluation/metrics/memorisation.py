@@ -1,7 +1,8 @@
-"""Memorisation: the share of images that are nearer to a training image than it is to any other training image.
+"""Memorisation: the fraction of images that are closer to a training image than that is to any other training image.
 
-A perfect generator reaches the share of fresh real images, beside which it stands; copies of training images give 1.
-Distances are Euclidean between features.
+It is 1 for copies of training images; a perfect generator reaches the fraction of new real images, which is shown
+beside it. Distances are Euclidean, between features. Source: 1 minus the authenticity of Alaa et al. 2022, arXiv
+2102.08921.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ def measure(known: Pair[Tensor], context: Context, images: int = 5000) -> tuple[
 
 
 def memorised_share(images: Tensor, training: Tensor, device: torch.device, rows_at_once: int = 1024) -> Measurement:
-    """The share among images, features (N, D), of those that are memorised from training images (M, D), M >= 2."""
+    """The memorised fraction; see the module.
+
+    images (N, D), training (M, D): features, M >= 2.
+    rows_at_once: rows of the distance matrices in memory at a time.
+    """
     distance, nearest = nearest_of(images, training, device, rows_at_once)
     # of the nearest training images: the distance to their own nearest, which is not they themselves
     between, _ = nearest_of(training[nearest], training, device, rows_at_once, but=nearest)
@@ -30,9 +35,11 @@ def memorised_share(images: Tensor, training: Tensor, device: torch.device, rows
 def nearest_of(
     points: Tensor, others: Tensor, device: torch.device, rows_at_once: int = 1024, but: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Distance to, and number of, the nearest of ``others`` (M, D) for each of the points (N, D): float64, int64 (N,).
+    """For each point, the distance to its nearest neighbour, float64 (N,), and the neighbour's index, int64 (N,).
 
-    but: for each point the number of one that does not count.
+    points (N, D); others (M, D): among which the neighbour is searched.
+    rows_at_once: rows of the distance matrices in memory at a time.
+    but (N,) int64: for each point, the index of one of ``others`` to exclude.
     """
     places = []
     for start in range(0, len(points), rows_at_once):

@@ -1,8 +1,10 @@
-"""MIND, the Monge Inception distance (Berthet et al. 2026, arXiv 2605.06797): a mean of sliced distances of features.
+"""MIND, the Monge Inception distance: a sliced Wasserstein distance of features.
 
-3 D times the mean, over random unit directions, of the squared 2-Wasserstein distance of the projected features: on the
-scale of the Fréchet distance, sensitive to more than two moments, and steady from a few thousand images on. A shift of
-all features by m adds 3 |m|^2.
+    3 D E_v W2^2(v.x, v.y)
+
+with v a random unit direction and W2^2 the squared 2-Wasserstein distance of the projected features. It has the scale
+of the Fréchet distance, is sensitive to more than two moments, and is stable from a few thousand images on. A shift of
+all features by m adds 3 |m|^2. Source: Berthet et al. 2026, arXiv 2605.06797.
 """
 
 from __future__ import annotations
@@ -23,5 +25,9 @@ def measure(known: Pair[Tensor], context: Context, images: int = REFERENCES) -> 
 
 
 def mind(generated: Tensor, reference: Tensor, seed: int, directions: int = 1000) -> float:
-    """MIND of features, both (N, D), in squared feature units, computed in float64."""
+    """MIND in squared feature units, computed in float64; see the module.
+
+    generated, reference (N, D): features of equally many images.
+    directions: number of random directions v.
+    """
     return 3 * generated.shape[1] * sliced_distance(generated, reference, generator(seed, "directions"), directions)

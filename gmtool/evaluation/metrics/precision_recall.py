@@ -1,12 +1,15 @@
-"""Precision and recall of manifolds (Kynkäänniemi et al. 2019), by torch-fidelity.
+"""Improved precision and recall, by torch-fidelity.
 
-precision   share of generated images inside a ball around a real one that reaches to its k-th nearest real neighbour
-recall      the same with the roles exchanged: share of real images inside a ball of the generated ones
+The manifold of a set is the union of balls around its images, each with the distance to the k-th nearest neighbour
+within the set as its radius.
 
-Published figures on ImageNet 256 (GMFlow, arXiv 2504.05304, section 4, which follows ADM, arXiv 2105.05233) are of
-Inception's pooled features, k = 3, 50,000 samples against the 10,000 images in ADM's reference file:
-``gmtool eval --features inception --reference VIRTUAL_imagenet256_labeled.npz``. The defaults here are these. (The
-original paper uses VGG16's features, and so does torch-fidelity's own command line.)
+precision   fraction of generated images that lie in the manifold of the real images
+recall      fraction of real images that lie in the manifold of the generated images
+
+Source: Kynkäänniemi et al. 2019, arXiv 1904.06991, on features of VGG16. Published values on ImageNet 256 (GMFlow,
+arXiv 2504.05304, section 4, which follows ADM, arXiv 2105.05233) use Inception's pooled features, k = 3, and 50,000
+samples against the 10,000 images of ADM's reference file, which are the defaults here:
+``gmtool eval --features inception --reference VIRTUAL_imagenet256_labeled.npz``.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from gmtool.evaluation.metric import IMAGES, REFERENCES, Context, Pair, bounded
 from gmtool.evaluation.report import Measurement
 
 ENTRIES = 2**23
-"""Of a distance matrix that is in memory."""
+"""Largest number of entries of a distance matrix in memory."""
 
 
 def measure(
@@ -32,10 +35,11 @@ def measure(
 def precision_recall(
     generated: Tensor, reference: Tensor, neighbours: int, device: torch.device, rows_at_once: int = 1024
 ) -> tuple[Measurement, Measurement]:
-    """Precision and recall of features (N, D) and (M, D), N and M >= 2.
+    """Precision and recall, computed in float64 on ``device``; see the module.
 
-    neighbours: k; in a set of k images or fewer the farthest neighbour stands in. rows_at_once: rows of the distance
-    matrices at most; there are fewer where they are long, which bounds the memory.
+    generated (N, D), reference (M, D): features, N and M >= 2.
+    neighbours: k; the size of the smaller set minus 1 is used if that is smaller.
+    rows_at_once: largest number of rows of the distance matrices in memory; long rows are fewer.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 

@@ -1,10 +1,11 @@
-"""How saturated images are, which strong guidance makes them: by their values alone, whatever the features.
+"""Saturation of images, which strong guidance increases; it depends on the pixels alone, not on features.
 
-magnitude        mean |v| of the pixel values v in [-1, 1]: 0 for grey, 1 for nothing but the ends of the range
-saturated share  share of the values at either end, 0 or 255: where decoding has clipped, or paper is white
-colour           mean of the pixels' saturation in HSV, (max - min) / max over red, green and blue: 0 for grey
+magnitude        mean |v| of the pixel values v in [-1, 1]: 0 for mid-grey, 1 if all values are at the ends of the range
+saturated share  fraction of the values at either end, 0 or 255, where decoding has clipped or paper is white
+colour           mean saturation of the pixels in HSV, (max - min) / max over red, green and blue: 0 for grey
 
-None of them is good or bad by itself: what counts is the same of real images.
+None of them is good or bad in itself: compare with the value of real images.
+Source: HSV as in Smith, Color Gamut Transform Pairs, 1978; the other two are plain statistics.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def measure(known: Callable[[], Iterator[Tensor]], _: Context) -> tuple[Measurem
 
 
 def saturation(batches: Iterable[Tensor]) -> tuple[Measurement, Measurement, Measurement]:
-    """Magnitude, saturated share, colour over all of images uint8 (B, 3, S, S), of which there is at least one.
+    """Magnitude, saturated share and colour saturation, with 95 % intervals; see the module.
 
-    They are means over images of one size, whose 95 % intervals come with them.
+    batches: images uint8 (B, 3, S, S) of one size, at least one in all.
     """
     means: list[Tensor] = []
     for batch in batches:
@@ -44,7 +45,7 @@ def saturation(batches: Iterable[Tensor]) -> tuple[Measurement, Measurement, Mea
 
 
 def _mean(values: Tensor) -> Measurement:
-    """The mean of values (N,), an image each, with its interval by the central limit theorem."""
+    """The mean of values (N,), one per image, with its interval by the central limit theorem."""
     mean, count = float(values.mean()), len(values)
     if count < 2:
         return Measurement(mean, None, count, None)

@@ -1,4 +1,7 @@
-"""How far latents of samples end from real ones: W2^2 and sliced W2^2 (`gmtool.evaluation.trajectory`)."""
+"""Transport distance between the latents of samples and real ones: W2^2 and sliced W2^2.
+
+Source: MM-FM (Luo et al., CVPR 2026), section 4.1; see `gmtool.evaluation.trajectory`.
+"""
 
 from __future__ import annotations
 
