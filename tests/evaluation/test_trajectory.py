@@ -56,6 +56,7 @@ def test_a_shifted_grid_measures_the_same_path():
     torch.testing.assert_close(even.straightness(), shifted.straightness(), rtol=5e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_lipschitz_of_a_linear_field_is_its_largest_singular_value():
     matrix = normal(12, 12)
     found = lipschitz(
@@ -68,6 +69,7 @@ def test_lipschitz_of_a_linear_field_is_its_largest_singular_value():
     assert (found <= largest * (1 + 1e-9)).all() and (found > 0.95 * largest).all()
 
 
+@pytest.mark.slow
 def test_the_mean_lipschitz_constant_weighs_times_evenly_whatever_the_grid():
     """u = t x has constant t at time t: 1/2 on average, up to the grid, whose steps are short where it is dense."""
     for shift in (1.0, 5.0):

@@ -41,6 +41,7 @@ def test_settings_are_chosen_on_digits_that_no_figure_is_quoted_on(digits, root)
     assert not reference & test and not training & test and not reference & training
 
 
+@pytest.mark.slow
 def test_the_score_tells_copies_from_new_digits(digits, root):
     found = digits.prepare(root, "validation")
 

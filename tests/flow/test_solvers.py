@@ -209,6 +209,7 @@ def test_gm_sde_1_has_order_1_where_positions_depend_on_each_other():
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([0.95, 0.98], abs=0.02)
 
 
+@pytest.mark.slow
 def test_gm_sde_2_gains_an_order_but_for_its_damping():
     count = 100_000
 

@@ -84,6 +84,7 @@ def test_white_spectral_draws_have_the_moments_of_independent_ones():
         assert x.var((0, 2, 3)).mean().item() == pytest.approx(matched.variance[0].mean().item(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_network_learns_the_spectrum_of_the_data():
     """Data drawn with a known spectrum: minimising the loss finds it."""
     torch.manual_seed(0)

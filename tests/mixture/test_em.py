@@ -198,6 +198,7 @@ def test_a_mode_that_is_emptied_in_the_last_iteration_does_not_touch_the_others(
     assert (kept.modes[kept.probabilities > 0] != 3).all()
 
 
+@pytest.mark.slow
 def test_an_empty_mode_is_initialised_again_where_it_is_of_use() -> None:
     # three modes on four far clusters, and one on none
     x, labels = mixture_data(4000, modes=4, size=3, spread=8.0)

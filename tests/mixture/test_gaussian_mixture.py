@@ -236,6 +236,7 @@ def test_product_of_mixtures_is_the_normalised_pointwise_product(shared):
     torch.testing.assert_close(product.log_weights.exp().sum(1), torch.ones(2, 1, 2, 2, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_kl_by_sampling_is_that_of_two_gaussians():
     """Closed form for K = 1: ((v + |a - b|^2 / C) / w - 1 - log(v / w)) C / 2; and 0 of a mixture to itself."""
     first, second = (random_mixture(seed, components=1, channels=2, spatial=(1,)) for seed in (24, 25))

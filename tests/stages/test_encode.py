@@ -197,6 +197,7 @@ def test_killed_at_many_moments_it_still_ends_the_same(
     assert [path.name for path in tmp_path.iterdir()] == ["latents.h5"]
 
 
+@pytest.mark.slow
 def test_killed_between_finishing_and_renaming(
     folder: Path, whole: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:

@@ -34,6 +34,7 @@ def planned(small: Small, config: TrainConfig) -> tuple[TrainPlan, StepCost]:
     return plan, step_cost(plan.architecture, plan.method, torch.float32)
 
 
+@pytest.mark.slow
 def test_a_forecast_counts_the_run_and_writes_nothing(small: Small, tmp_path: Path) -> None:
     found = forecast(small.latents("classes"), tmp_path / "run", QUICK)
     work, (plan, cost) = dict(found.work), planned(small, QUICK)

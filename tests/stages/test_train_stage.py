@@ -326,6 +326,7 @@ def test_previews_change_nothing(small: Small, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_the_seed_decides(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "one")
     run(small, tmp_path / "two", changed(QUICK, {"seed": 1}))

@@ -56,6 +56,7 @@ def test_precision_changes_memory_but_no_operation() -> None:
     assert half.fixed_bytes > full.fixed_bytes  # the weights are kept in half precision too
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_keeps_the_input_of_each_block_alone() -> None:
     """A block more keeps its input, (tokens, width) float32; the condition, which all share, is kept anyway."""
     deep, shallow = (
