@@ -36,6 +36,7 @@ PHRASES = {
     r"\bkeep the input of each block alone\b": "activation checkpointing",
     r"\bleave to each process\b": "shard",
     r"\bwhose condition is hidden\b": "condition dropout",
+    r"pip install (?:-\S+ )*['\"]?gmtool\b": "pip install '.[EXTRA]', since the index's gmtool is another project",
 }
 
 ACROSS_LINES = r"\s+(?:#\s+|\"\s*\")?"

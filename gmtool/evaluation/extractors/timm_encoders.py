@@ -42,7 +42,7 @@ class TimmEncoder:
         try:
             import_module("timm")  # which is wanted before a long download
         except ImportError as error:
-            raise MachineError(f"{self.name} takes timm: pip install 'gmtool[fdr]' ({error})") from error
+            raise MachineError(f"{self.name} needs timm: pip install '.[fdr]' ({error})") from error
         return self._source(settings).prepare(patience)
 
     def feature_size(self, settings: ExtractorSettings, _: Described | None) -> int:
