@@ -26,7 +26,7 @@ CHECKSUM = "checksum"
 
 T = TypeVar("T")
 
-Kind = Literal["latents", "gmm", "run", "samples", "sweep", "decoder"]
+Kind = Literal["latents", "gmm", "run", "samples", "sweep", "decoder", "reconstruction", "likelihood"]
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "latents": ("a latents file", "gmtool encode"),
@@ -35,6 +35,8 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "samples": ("a folder of samples", "gmtool sample"),
     "sweep": ("a sweep", "gmtool sweep"),
     "decoder": ("a trained decoder", "gmtool train-decoder"),
+    "reconstruction": ("a folder of reconstructions", "gmtool reconstruct"),
+    "likelihood": ("a likelihood", "gmtool likelihood"),
 }
 """Each kind of artifact in words, and the command that makes it."""
 
@@ -44,8 +46,10 @@ RECORDS: Mapping[str, str] = {
     "run": "config.json",
     "samples": "sampling.json",
     "sweep": "sweep.json",
+    "reconstruction": "reconstruction.json",
 }
-"""The file that holds the manifest in those artifacts that are folders; HDF5 files hold it in an attribute.
+"""The file that holds the manifest in those artifacts that are folders; HDF5 files hold it in an attribute, and a
+likelihood is one.
 
 A decoder comes first: its folder also holds a ``config.json``, which is diffusers'.
 """

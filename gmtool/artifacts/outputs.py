@@ -168,7 +168,11 @@ def kind_of(path: Path) -> str | None:
         if path.is_dir():
             record = next((path / name for name in RECORDS.values() if (path / name).is_file()), None)
             return None if record is None else parse_manifest(record.read_bytes(), record).kind
-        if not path.is_file() or not h5py.is_hdf5(path):
+        if not path.is_file():
+            return None
+        if path.suffix == ".json":
+            return parse_manifest(path.read_bytes(), path).kind
+        if not h5py.is_hdf5(path):
             return None
         with h5py.File(path, "r", locking="best-effort") as file:
             return read_manifest(file, path).kind

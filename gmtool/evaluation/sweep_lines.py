@@ -51,11 +51,19 @@ def value_of(group: Group, metric: str, real: bool = False) -> Value | None:
     return Value(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
-def floor_of(sweep: Sweep, metric: str) -> float | None:
-    """The metric of real images in the samples' place, the mean over all points; None where it is not known."""
-    floors = [value_of(group, metric, real=True) for group in sweep.groups]
-    values = [floor.mean for floor in floors if floor is not None]
-    return fmean(values) if values else None
+def floors_of(sweep: Sweep, metric: str) -> dict[int, float]:
+    """The metric of real images in the samples' place by the number of images, the mean over all points of so many."""
+    values: dict[int, list[float]] = {}
+    for group in sweep.groups:
+        floor = value_of(group, metric, real=True)
+        if floor is not None:
+            values.setdefault(group[0].images, []).append(floor.mean)
+    return {images: fmean(means) for images, means in sorted(values.items())}
+
+
+def floor_words(images: int, sizes: int) -> str:
+    """What a floor is called, where there is one for each of so many sizes."""
+    return "real images in their place" + (f" ({images:,})" if sizes > 1 else "")
 
 
 def best_of(groups: Sequence[Group], metric: str) -> Group | None:

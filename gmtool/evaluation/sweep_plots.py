@@ -13,7 +13,8 @@ from gmtool.evaluation.sweep_lines import (
     SCALE,
     Line,
     Value,
-    floor_of,
+    floor_words,
+    floors_of,
     lines,
     position_of,
     value_of,
@@ -32,6 +33,9 @@ DECADE = 5.0
 
 MARKED = 4
 """Places along a line of precision and recall that are marked with their value, at most."""
+
+FLOOR_LINES, FLOOR_MARKS = ("dashed", "dotted", "dashdot", (0, (8, 2))), "*PXD"
+"""Of real images, by the number of images."""
 
 
 def draw_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
@@ -82,9 +86,10 @@ def _draw_tradeoff(sweep: Sweep) -> Figure | None:
     figure, (axes,) = _figure(1)
     for number, line in enumerate(lines(sweep, along, "precision")):
         _draw_pairs(axes, line, along, _colour(number))
-    recall, precision = floor_of(sweep, "recall"), floor_of(sweep, "precision")
-    if recall is not None and precision is not None:
-        axes.plot(recall, precision, "k*", markersize=10, label="real images in their place")
+    recalls, precisions = floors_of(sweep, "recall"), floors_of(sweep, "precision")
+    for number, images in enumerate(sorted(set(recalls) & set(precisions))):
+        place, words = (recalls[images], precisions[images]), floor_words(images, len(recalls))
+        axes.plot(*place, linestyle="none", color="black", marker=FLOOR_MARKS[number % 4], markersize=9, label=words)
     axes.set(xlabel="recall", ylabel="precision", title=f"along the {_words(along)}", box_aspect=1)
     _legend(axes)
     return figure
@@ -160,9 +165,10 @@ def _points(line: Line, along: str, metric: str) -> list[tuple[float | None, Val
 
 
 def _draw_floor(axes: Axes, sweep: Sweep, metric: str) -> None:
-    floor = floor_of(sweep, metric)
-    if floor is not None:
-        axes.axhline(floor, color="black", linestyle="dashed", linewidth=1, label="real images in their place")
+    floors = floors_of(sweep, metric)
+    for number, (images, floor) in enumerate(floors.items()):
+        words = floor_words(images, len(floors))
+        axes.axhline(floor, color="black", linestyle=FLOOR_LINES[number % 4], linewidth=1, label=words)
 
 
 def _scale_evaluations(axes: Axes, drawn: tuple[Line, ...]) -> None:

@@ -14,14 +14,14 @@ from gmtool.evaluation.sweep_lines import (
     SCALE,
     Value,
     best_of,
-    floor_of,
+    floors_of,
     lines,
     position_of,
     run_names,
     setting_words,
     value_of,
 )
-from gmtool.evaluation.sweep_plots import draw_sweep
+from gmtool.evaluation.sweep_plots import _draw_score, _draw_tradeoff, draw_sweep
 from gmtool.evaluation.sweep_table import Axis, Sweep, SweepPoint
 
 
@@ -82,8 +82,37 @@ def test_seeds_are_a_mean_and_a_spread() -> None:
 
 
 def test_the_floor() -> None:
-    assert floor_of(grid(), "frechet_distance") == pytest.approx(0.25)
-    assert floor_of(grid(), "kernel_distance") is None
+    assert floors_of(grid(), "frechet_distance") == {9: pytest.approx(0.25)}
+    assert floors_of(grid(), "kernel_distance") == {}
+
+
+def of_two_sizes() -> Sweep:
+    """A sweep over two numbers of samples, of which the smaller one has the higher floor."""
+    few = grid()
+    many = [
+        replace(
+            point,
+            images=90,
+            settings={**point.settings, "num": 90},
+            figures=tuple(
+                replace(figure, real=replace(figure.real, value=figure.real.value / 2)) for figure in point.figures
+            ),
+        )
+        for point in few.points
+    ]
+    points = [replace(point, settings={**point.settings, "num": 9}) for point in few.points]
+    return replace(few, axes=(*few.axes, Axis("num", (9, 90))), points=(*points, *many))
+
+
+def test_each_number_of_samples_has_its_own_floor() -> None:
+    sweep = of_two_sizes()
+    assert floors_of(sweep, "frechet_distance") == {9: pytest.approx(0.25), 90: pytest.approx(0.125)}
+    (axes,), (tradeoff,) = _draw_score(sweep).axes, _draw_tradeoff(sweep).axes
+    lines_at = {line.get_label(): line.get_ydata()[0] for line in axes.lines if "real images" in line.get_label()}
+    assert lines_at == {"real images in their place (9)": 0.25, "real images in their place (90)": 0.125}
+    stars = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in tradeoff.lines}
+    assert stars["real images in their place (90)"] == pytest.approx((0.35, 0.4))
+    assert len({*stars.values()}) == len(stars)
 
 
 def test_the_best_is_by_the_direction_of_the_metric() -> None:

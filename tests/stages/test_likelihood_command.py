@@ -101,15 +101,18 @@ def test_images_are_encoded_as_the_runs_were(small: Small, runs: dict[str, Path]
     assert images.count == latents.count and images.normalised[0] == pytest.approx(latents.normalised[0], abs=1e-3)
 
 
-def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments = ["likelihood", str(small.latents("classes")), str(runs["union"]), "--num", "8", "--device", "cpu"]
     assert main([*arguments, "--dry-run"]) == 0
     assert "an upper bound" in " ".join(capsys.readouterr().out.split())
     assert main([*arguments, "--output", str(tmp_path / "found.json")]) == 0
     captured = capsys.readouterr()
     assert "velocity, averaged over time" in captured.out and "is what" in captured.err
-    assert main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "found.json").read_text())
+    assert main([*arguments, "--json"]) == 0  # and likelihood.json
+    printed = json.loads(capsys.readouterr().out)
+    for path in (tmp_path / "found.json", tmp_path / "likelihood.json"):
+        assert json.loads(path.read_text())["details"] == printed
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,7 @@ def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, c
         (lambda given, path: [str(path / "nowhere"), given[1]], "nowhere does not exist"),
         (lambda given, path: [given[0], str(path)], "holds no config.json"),
         (lambda given, path: [*given, "--output", str(path / "mine.json")], "no earlier result"),
+        (lambda given, path: [*given, "--output", str(path / "found.txt")], "ends in .json"),
         (lambda given, path: [*given, "--json", "--dry-run"], "--json"),
         (lambda given, path: [str(path / "classes"), given[1]], "has the class z"),
         (lambda given, path: [*given, "--tolerance", "0"], "--tolerance"),

@@ -104,7 +104,7 @@ def test_statistics_that_do_not_belong(place: Path, tmp_path: Path) -> None:
     encode = ["encode", str(place / "images"), "--workers", "0", "--device", "cpu", "--tokenizer"]
     assert execute([*encode, ENCODER, str(latents), "--image-size", "32"]) == 0
     assert execute(arguments(place, tmp_path / "out", "--statistics", str(latents), "--json")) == 0
-    written = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    written = json.loads((tmp_path / "out" / "reconstruction.json").read_text())["details"]
     (found,) = written["statistics"].values()
     assert found == pytest.approx(1, abs=0.05)
     shape = (32, 2, 2)
@@ -167,4 +167,6 @@ def test_a_tokenizer_that_decodes_by_itself(small: Small, tmp_path: Path, capsys
     assert execute([*command, "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
     assert execute([*command, "--json"]) == 0
-    assert json.loads((tmp_path / "out" / "reconstruction.json").read_text())["qualities"]["psnr"]["mean"] > 20
+    assert (
+        json.loads((tmp_path / "out" / "reconstruction.json").read_text())["details"]["qualities"]["psnr"]["mean"] > 20
+    )

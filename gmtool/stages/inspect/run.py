@@ -12,7 +12,7 @@ from gmtool.artifacts.files import reading
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.hdf5 import open_hdf5, read_manifest
 from gmtool.artifacts.latents import open_latents
-from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, parse_manifest
+from gmtool.artifacts.manifest import KINDS, RECORDS, Input, Manifest, file_fingerprint, parse_manifest
 from gmtool.artifacts.run import CONFIG, MIXTURE, open_run
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.samples import MANIFEST, open_samples
@@ -45,7 +45,7 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Describe a latents file, a mixture, a run, a decoder, samples or a sweep. Raises UserError for anything else."""
+    """Describe anything with a manifest (`gmtool.artifacts.manifest.KINDS`). Raises UserError for anything else."""
     manifest, facts = _open(path)
     return Description(path, manifest, tuple(InputState(used, _state(used)) for used in manifest.inputs), facts)
 
@@ -98,6 +98,13 @@ def _open(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     if (path / SWEEP).is_file():
         record = parse_manifest((path / SWEEP).read_bytes(), path / SWEEP)
         return replace(record, details={}), (("points", f"{len(read_sweep(path).points):,}"),)
+    if (path / RECORDS["reconstruction"]).is_file():
+        path = path / RECORDS["reconstruction"]
+    if path.suffix == ".json" and path.is_file():
+        record = parse_manifest(path.read_bytes(), path)
+        if record.kind not in ("likelihood", "reconstruction"):
+            raise UserError(f"{path} is part of {KINDS[record.kind][0]}: give its folder")
+        return record, ()
     if path.is_dir():
         raise UserError(f"{path} is no run, samples or sweep: it holds no {CONFIG}, {MANIFEST} or {SWEEP}")
     if not path.is_file():
@@ -155,6 +162,8 @@ def _fingerprints(role: str, path: Path) -> Iterable[str]:
     if role == "gmm":
         with open_gmm(path) as gmm:
             return {gmm.manifest.fingerprint}
+    if role == "decoder":
+        return {open_decoder_run(path).manifest.fingerprint}
     if role == "encoder":
         return {model_record(str(path), "the encoder")["weights"]}
     if path.is_file():  # of another program: weights, statistics, a mixture

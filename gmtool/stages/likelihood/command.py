@@ -29,8 +29,8 @@ def command(
     *,
     _preset: PresetName = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="JSON file for the result. Default: none.", metavar="FILE")
-    ] = None,
+        Path, typer.Option("--output", help="JSON file for the result, which gmtool report shows.", metavar="FILE")
+    ] = Path("likelihood.json"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
     ] = False,

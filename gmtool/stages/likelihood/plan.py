@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gmtool.artifacts.files import check_writable
+from gmtool.artifacts.outputs import kind_of
 from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
@@ -25,6 +25,9 @@ from gmtool.evaluation.references import (
 from gmtool.forecast import FileSize, Forecast
 from gmtool.sampling.model import find_weights
 from gmtool.stages.likelihood.config import LikelihoodConfig
+
+RESULT = Path("likelihood.json")
+"""What is written by default."""
 
 Data = ImagesReference | ArrayReference | LatentsReference
 
@@ -44,7 +47,7 @@ class LikelihoodPlan:
     data: Data
     labels: np.ndarray
     trained_on: bool
-    output: Path | None
+    output: Path
     world: World
 
     @property
@@ -65,7 +68,7 @@ class LikelihoodPlan:
         return Forecast(
             title=f"Would compute the likelihood of {self.data.path} under {self.run.path}",
             reads=(FileSize(self.weights, self.weights.stat().st_size), FileSize(self.data.path, None)),
-            writes=() if self.output is None else (FileSize(self.output, None),),
+            writes=(FileSize(self.output, None),),
             work=(
                 ("images", f"{len(self.data):,}"),
                 ("density", f"dopri5, tolerance {self.config.tolerance:g}, {self.config.probes} probes; {self.method}"),
@@ -74,13 +77,12 @@ class LikelihoodPlan:
         )
 
 
-def plan_likelihood(data: Path, run: Path, config: LikelihoodConfig, output: Path | None = None) -> LikelihoodPlan:
+def plan_likelihood(data: Path, run: Path, config: LikelihoodConfig, output: Path = RESULT) -> LikelihoodPlan:
     """Open and check all inputs. Raises UserError for what is missing, damaged or does not fit together."""
     require_torchdiffeq()
     folder = open_run(run)
     checkpoint, weights = find_weights(config.weight, folder)
-    if output is not None:
-        _check_output(output)
+    _check_output(output)
     try:
         opened = open_reference(data)
     except UserError as error:
@@ -135,8 +137,7 @@ def _is_trained_on(data: Data, run: RunFolder) -> bool:
 def _check_output(path: Path) -> None:
     """Raise UserError unless the result can be written to ``path``, where nothing but an earlier one may be."""
     check_writable(path, "output")
-    if path.exists():
-        with suppress(OSError, ValueError, TypeError):
-            if {"data_fingerprint", "normalised"} <= set(json.loads(path.read_bytes())):
-                return
+    if path.suffix != ".json":
+        raise UserError(f"--output {path}: the result is JSON, give a name that ends in .json")
+    if path.exists() and kind_of(path) != "likelihood":
         raise UserError(f"--output {path} exists, and is no earlier result: choose another name")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from gmtool import __version__
 
@@ -37,3 +39,10 @@ class LikelihoodReport:
     def to_json(self) -> str:
         """The report as indented JSON text."""
         return json.dumps(asdict(self), indent=1)
+
+
+def parse_likelihood(details: Mapping[str, Any]) -> LikelihoodReport:
+    """The report in the details of a manifest. Raises KeyError or TypeError for those of something else."""
+    pairs = {name: tuple(details[name]) for name in ("latents", "normalised")}
+    velocity = details["velocity"]
+    return LikelihoodReport(**{**details, **pairs, "velocity": None if velocity is None else tuple(velocity)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.gmm import open_gmm
+from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, fingerprint
 from gmtool.artifacts.run import MIXTURE
 from gmtool.errors import UserError
 from gmtool.evaluation.likelihood import (
@@ -29,8 +30,9 @@ from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.sampling.model import TrainedModel, load_model, load_network
 from gmtool.sampling.sampler import conditions_of
+from gmtool.settings import as_flat
 from gmtool.stages.likelihood.config import LikelihoodConfig
-from gmtool.stages.likelihood.plan import LikelihoodPlan, plan_likelihood
+from gmtool.stages.likelihood.plan import RESULT, LikelihoodPlan, plan_likelihood
 from gmtool.stages.likelihood.report import LikelihoodReport
 from gmtool.streams import Noise, key_seed
 from gmtool.tokenizers.base import Encoded, Tokenizer, is_grey
@@ -60,9 +62,9 @@ class Given:
 
 
 def likelihood(
-    data: Path, run: Path, config: LikelihoodConfig, progress: Progress, output: Path | None = None
+    data: Path, run: Path, config: LikelihoodConfig, progress: Progress, output: Path = RESULT
 ) -> LikelihoodReport:
-    """The negative log-likelihood of data under a run. Raises what `plan_likelihood` does.
+    """The negative log-likelihood of data under a run, also written to ``output``. Raises what `plan_likelihood` does.
 
     Of several processes each takes its share, and all have the result.
     """
@@ -119,10 +121,22 @@ def _report(plan: LikelihoodPlan, model: TrainedModel, figures: list[Tensor], ca
         tolerance=plan.config.tolerance,
         seed=plan.config.seed,
     )
-    if plan.output is not None and world.first:
+    if world.first:
         with written_aside(plan.output) as part:
-            part.write_text(report.to_json() + "\n")
+            part.write_text(_manifest(plan, report).to_json() + "\n")
     return report
+
+
+def _manifest(plan: LikelihoodPlan, report: LikelihoodReport) -> Manifest:
+    """The result with what it was computed of, and how."""
+    role = "latents" if isinstance(plan.data, LatentsReference) else "images"
+    inputs = (
+        Input("run", str(plan.run.path.absolute()), file_fingerprint(plan.weights)),
+        Input(role, str(plan.data.path.absolute()), plan.data.fingerprint),
+    )
+    settings, details = as_flat(plan.config), asdict(report)
+    digest = fingerprint([repr(sorted(details.items())), *(used.fingerprint for used in inputs)])
+    return Manifest("likelihood", "likelihood", digest, settings, inputs, details=details)
 
 
 def _parts(plan: LikelihoodPlan, model: TrainedModel, share: range) -> Iterator[Part]:

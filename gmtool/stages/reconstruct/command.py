@@ -14,8 +14,6 @@ from gmtool.stages.reconstruct.config import ReconstructConfig
 if TYPE_CHECKING:
     from gmtool.stages.reconstruct.report import ReconstructionReport
 
-LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "l1": "L1 of [0, 1]", "lpips": "LPIPS (VGG16)"}
-BETTER = {"psnr": "higher", "ssim": "higher", "l1": "lower", "lpips": "lower"}
 LISTED = 5
 """Of the worst images."""
 
@@ -61,8 +59,9 @@ def command(
 
 def _print(report: ReconstructionReport, output: Path) -> None:
     from gmtool.console import print_table
+    from gmtool.stages.reconstruct.report import BETTER, LABELS
 
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (LABELS[name], BETTER[name], f"{quality.mean:.4g}", f"{quality.std:.2g}")
         for name, quality in report.qualities.items()
     ]

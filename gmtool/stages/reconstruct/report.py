@@ -5,8 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from gmtool import __version__
+from gmtool.evaluation.metrics import Better
+
+PAIRS, WORST = "pairs.png", "worst.png"
+"""The grids in the folder that is written."""
+
+LABELS: Mapping[str, str] = {"psnr": "PSNR (dB)", "ssim": "SSIM", "l1": "L1 of [0, 1]", "lpips": "LPIPS (VGG16)"}
+BETTER: Mapping[str, Better] = {"psnr": "higher", "ssim": "higher", "l1": "lower", "lpips": "lower"}
+"""Of the figures of single images, by name."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +64,15 @@ class ReconstructionReport:
     def to_json(self) -> str:
         """The report as one JSON object."""
         return json.dumps(asdict(self), indent=1)
+
+
+def parse_reconstruction(details: Mapping[str, Any]) -> ReconstructionReport:
+    """The report in the details of a manifest. Raises KeyError or TypeError for those of something else."""
+    return ReconstructionReport(
+        **{
+            **details,
+            "qualities": {name: Quality(**values) for name, values in details["qualities"].items()},
+            "distances": tuple(Distance(**values) for values in details["distances"]),
+            "worst": tuple(WorstImage(**values) for values in details["worst"]),
+        }
+    )

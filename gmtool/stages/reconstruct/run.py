@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gmtool.artifacts.decoder_run import TRAINING, open_decoder_run
 from gmtool.artifacts.files import check_writable, written_aside
+from gmtool.artifacts.manifest import RECORDS, Input, Manifest, fingerprint, parse_manifest
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images, spread
 from gmtool.data.images import ImageSample, default_workers, image_batches
@@ -28,8 +30,17 @@ from gmtool.progress import Progress
 from gmtool.reconstruction.perceptual import Lpips, load_lpips, vgg_file
 from gmtool.reconstruction.quality import psnr, ssim
 from gmtool.runtime import allow_tf32
+from gmtool.settings import as_flat
 from gmtool.stages.reconstruct.config import ReconstructConfig
-from gmtool.stages.reconstruct.report import Distance, Quality, ReconstructionReport, WorstImage
+from gmtool.stages.reconstruct.report import (
+    PAIRS,
+    WORST,
+    Distance,
+    Quality,
+    ReconstructionReport,
+    WorstImage,
+    parse_reconstruction,
+)
 from gmtool.stages.reconstruct.statistics_check import (
     NamedStatistics,
     expect_belonging,
@@ -42,8 +53,8 @@ from gmtool.tokenizers.choose import choose_tokenizer, fit_tokenizer
 from gmtool.tokenizers.rae import recorded_encoder
 from gmtool.tokenizers.settings import TokenizerSettings
 
-RECORD, PAIRS, WORST, TABLE = "reconstruction.json", "pairs.png", "worst.png", "images.csv"
-"""In the folder that is written."""
+RECORD, TABLE = RECORDS["reconstruction"], "images.csv"
+"""In the folder that is written, beside the grids."""
 CHECKED = 256
 """Latents at most that statistics are held against."""
 SECONDS = 15.0
@@ -330,15 +341,24 @@ def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report:
     rows = zip(_joined(parts, "indices").tolist(), *(_joined(parts, name).tolist() for name in names), strict=True)
     lines = [",".join(["image", *(name.removeprefix("figure.") for name in names)])]
     lines += [",".join([json.dumps(plan.images.names[index]), *map(repr, values)]) for index, *values in rows]
-    for name, text in ((TABLE, "\n".join(lines)), (RECORD, report.to_json())):
+    for name, text in ((TABLE, "\n".join(lines)), (RECORD, _manifest(plan, report).to_json())):
         with written_aside(plan.folder / name) as part:
             part.write_text(text + "\n")
 
 
 def _read_report(folder: Path) -> ReconstructionReport:
     """What the first process wrote."""
-    raw = json.loads((folder / RECORD).read_text())
-    raw["qualities"] = {name: Quality(**values) for name, values in raw["qualities"].items()}
-    raw["distances"] = tuple(Distance(**values) for values in raw["distances"])
-    raw["worst"] = tuple(WorstImage(**values) for values in raw["worst"])
-    return ReconstructionReport(**raw)
+    return parse_reconstruction(parse_manifest((folder / RECORD).read_bytes(), folder / RECORD).details)
+
+
+def _manifest(plan: ReconstructPlan, report: ReconstructionReport) -> Manifest:
+    """The report with what was reconstructed by what."""
+    inputs = [Input("images", str(plan.images.root.absolute()), plan.images.fingerprint)]
+    decoder = plan.config.decoder
+    if decoder is not None and (Path(decoder) / TRAINING).is_file():
+        inputs.append(
+            Input("decoder", str(Path(decoder).absolute()), open_decoder_run(Path(decoder)).manifest.fingerprint)
+        )
+    settings, details = as_flat(plan.config), asdict(report)
+    digest = fingerprint([repr(sorted(details.items())), *(used.fingerprint for used in inputs)])
+    return Manifest("reconstruction", "reconstruct", digest, settings, tuple(inputs), details=details)

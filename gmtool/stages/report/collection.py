@@ -19,8 +19,8 @@ from gmtool.stages.inspect.run import open_manifest
 DEPTH = 3
 """Levels of folders, below one that a user names, that are searched for artifacts."""
 
-HDF5 = (".h5", ".hdf5")
-"""Names of latents and mixtures end so."""
+FILES = (".h5", ".hdf5", "likelihood.json")
+"""Names of artifacts that are files end so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def _inside(folder: Path, depth: int) -> Iterator[Path]:
     for entry in inside:
         path = folder / entry.name
         if not entry.is_dir(follow_symlinks=False):
-            if path.suffix in HDF5:
+            if path.name.endswith(FILES):
                 yield path
         elif not _may_be_artifact(path):
             yield from _inside(path, depth - 1) if depth > 1 else ()

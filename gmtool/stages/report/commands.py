@@ -11,21 +11,27 @@ from gmtool.artifacts.manifest import Manifest
 from gmtool.evaluation.report import Report
 from gmtool.settings import Setting, as_text, flag, is_repeated, settings_of
 from gmtool.stages.import_run.config import ImportConfig
+from gmtool.stages.likelihood.config import LikelihoodConfig
 from gmtool.stages.presets import STAGES
 
-CONFIGS: Mapping[str, type] = {**STAGES, "import": ImportConfig}
+CONFIGS: Mapping[str, type] = {**STAGES, "import": ImportConfig, "likelihood": LikelihoodConfig}
 """Settings of the commands, by which defaults are told from what was chosen."""
 
-READS: Mapping[str, str] = {
-    "encode": "images",
-    "fit-gmm": "latents",
-    "train": "latents",
-    "sample": "run",
-    "distill": "teacher",
-    "train-decoder": "images",
-    "sweep": "run",
+READS: Mapping[str, tuple[str, ...]] = {
+    "encode": ("images",),
+    "fit-gmm": ("latents",),
+    "train": ("latents",),
+    "sample": ("run",),
+    "distill": ("teacher",),
+    "train-decoder": ("images",),
+    "sweep": ("run",),
+    "reconstruct": ("images",),
+    "likelihood": ("images", "latents", "run"),
 }
-"""The role of the inputs that a command is told first."""
+"""The roles of the inputs that a command is told first, in their order."""
+
+BY_FLAG = ("likelihood",)
+"""Commands that are told what to write by ``--output``."""
 
 
 def command_of(manifest: Manifest, path: str, inputs: Mapping[str, Sequence[str]]) -> str:
@@ -34,7 +40,8 @@ def command_of(manifest: Manifest, path: str, inputs: Mapping[str, Sequence[str]
     path: where it lies. inputs: role -> paths. Flags that have their default values are left out.
     """
     words = ["gmtool", manifest.stage]
-    words += [*inputs.get(READS.get(manifest.stage, ""), ()), path]
+    words += [given for role in READS.get(manifest.stage, ()) for given in inputs.get(role, ())]
+    words += ["--output", path] if manifest.stage in BY_FLAG else [path]
     return " ".join((shlex.join(words), *_flags(manifest.stage, manifest.config, inputs)))
 
 

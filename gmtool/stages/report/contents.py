@@ -12,6 +12,7 @@ from gmtool.artifacts.run import PREVIEWS
 from gmtool.artifacts.samples import GRID
 from gmtool.errors import GmtoolError
 from gmtool.progress import Progress
+from gmtool.stages.reconstruct.report import PAIRS, WORST
 from gmtool.stages.report.collection import Artifact, Collection
 from gmtool.stages.report.config import ReportConfig
 from gmtool.stages.report.curves import Curve, panels_of, read_curves
@@ -19,6 +20,7 @@ from gmtool.stages.report.layout import Drawing, lay_out
 from gmtool.stages.report.pictures import png_of, read_picture
 from gmtool.stages.report.provenance import Graph, trace
 from gmtool.stages.report.real_images import real_grid
+from gmtool.stages.report.results import ResultTable, likelihood_tables, reconstruction_tables
 from gmtool.stages.report.scores import ScoreTable, drawn_with, score_tables, sweep_table
 from gmtool.stages.report.settings_table import SettingsTable, compare
 from gmtool.training.checkpoint import list_checkpoints
@@ -39,7 +41,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Strip:
-    """The grids of a run's samples, in the order of their evaluations, real images last."""
+    """The grids of a run's samples, in the order of their evaluations, real images last; or of reconstructions."""
 
     run: str
     pictures: tuple[Shown, ...]
@@ -83,6 +85,9 @@ class Contents:
     tables: tuple[ScoreTable, ...]
     sweeps: tuple[tuple[Artifact, ScoreTable], ...]
     strips: tuple[Strip, ...]
+    likelihoods: tuple[ResultTable, ...]
+    reconstructions: tuple[ResultTable, ...]
+    pairs: tuple[Strip, ...]
     runs: tuple[RunFacts, ...]
     panels: Mapping[str, tuple[str, tuple[str, ...]]]
     settings: tuple[SettingsOfKind, ...]
@@ -122,7 +127,8 @@ class _Gallery:
 
 def contents_of(collection: Collection, config: ReportConfig, progress: Progress) -> Contents:
     """Read all that the page shows. What is damaged is left out, with a line that names it."""
-    shown = [artifact for kind in (*TRAINED, "samples", "gmm") for artifact in collection.of(kind)]
+    kinds = (*TRAINED, "samples", "gmm", "reconstruction")
+    shown = [artifact for kind in kinds for artifact in collection.of(kind)]
     progress.begin("report", len(shown), "artifacts")
     graph, gallery = trace(collection), _Gallery()
     run_of = _runs_of_samples(collection, graph)
@@ -130,6 +136,7 @@ def contents_of(collection: Collection, config: ReportConfig, progress: Progress
     strips = _strips(samples, run_of, config, gallery, progress)
     runs = tuple(_run(artifact, config, gallery, progress) for kind in TRAINED for artifact in collection.of(kind))
     mixtures = tuple(_mixture(artifact, gallery, progress) for artifact in collection.of("gmm"))
+    pairs = tuple(_pairs(artifact, gallery, progress) for artifact in collection.of("reconstruction"))
     progress.end()
     sweeps = tuple(
         (artifact, sweep_table(artifact.sweep, _runs_of_sweep(artifact, collection)))
@@ -146,6 +153,9 @@ def contents_of(collection: Collection, config: ReportConfig, progress: Progress
         tables=score_tables(samples, run_of),
         sweeps=sweeps,
         strips=strips,
+        likelihoods=likelihood_tables(collection.of("likelihood"), gallery.wrong),
+        reconstructions=reconstruction_tables(collection.of("reconstruction"), gallery.wrong),
+        pairs=tuple(strip for strip in pairs if strip.pictures),
         runs=runs,
         panels=panels_of([run.curves for run in runs]),
         settings=tuple(
@@ -159,6 +169,19 @@ def contents_of(collection: Collection, config: ReportConfig, progress: Progress
         files=tuple(gallery.files),
         left_out=(*collection.left_out, *gallery.wrong),
     )
+
+
+def _pairs(artifact: Artifact, gallery: _Gallery, progress: Progress) -> Strip:
+    """The grids of pairs of a folder of reconstructions."""
+    grids = ((PAIRS, "the first images"), (WORST, "the worst"))
+    pictures = (
+        gallery.read(
+            artifact.path / name, words, f"Pairs of {artifact.name}, image left, reconstruction right: {words}"
+        )
+        for name, words in grids
+    )
+    progress.advance()
+    return Strip(artifact.name, tuple(picture for picture in pictures if picture is not None))
 
 
 def _runs_of_samples(collection: Collection, graph: Graph) -> dict[Artifact, str]:

@@ -36,7 +36,11 @@ def _score_chart(table: ScoreTable, colours: Mapping[str, int]) -> dict[str, Any
     metrics = {
         column.name: {
             "label": column.label,
-            "floor": table.floors[column.name].value if column.name in table.floors else None,
+            "floors": [
+                {"name": floors.words, "y": floors.values[column.name].value}
+                for floors in table.floors
+                if column.name in floors.values
+            ],
         }
         for column in table.columns
     }

@@ -21,9 +21,11 @@ PLACES: Mapping[str, int] = {
     "latents": 1,
     "decoder": 1,
     "gmm": 2,
+    "reconstruction": 2,
     "run": 3,
     "samples": 4,
     "sweep": 4,
+    "likelihood": 4,
     "scores": 5,
 }
 """The columns of kinds of nodes; what is of another kind, such as imported weights, stands where images do."""

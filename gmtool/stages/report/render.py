@@ -97,6 +97,8 @@ def _sections(contents: Contents) -> list[tuple[str, str]]:
         "scores": contents.tables,
         "samples": contents.strips,
         "sweeps": contents.sweeps,
+        "likelihood": contents.likelihoods,
+        "reconstructions": contents.reconstructions,
         "training": contents.panels,
         "previews": contents.preview_steps,
         "settings": contents.runs,
@@ -116,6 +118,8 @@ def _summary(contents: Contents) -> str:
         "gmm": ("a mixture", "mixtures"),
         "latents": ("a latents file", "latents files"),
         "decoder": ("a decoder", "decoders"),
+        "reconstruction": ("a set of reconstructions", "sets of reconstructions"),
+        "likelihood": ("a likelihood", "likelihoods"),
     }
     counts = Counter(artifact.kind for artifact in contents.collection.artifacts)
     parts = [

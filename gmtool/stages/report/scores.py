@@ -10,6 +10,7 @@ from typing import Any
 
 from gmtool.evaluation.metrics import Better, label, metrics_by_name
 from gmtool.evaluation.report import Figure, Measurement
+from gmtool.evaluation.sweep_lines import floor_words
 from gmtool.evaluation.sweep_table import Sweep
 from gmtool.sampling.plan import SamplePlan
 from gmtool.sampling.sampler import evaluations_of
@@ -38,13 +39,16 @@ class MetricColumn:
 
 @dataclass(frozen=True)
 class Scored:
-    """Samples with scores. settings: how they were drawn, by name. evaluations: of the network for one sample."""
+    """Samples with scores. settings: how they were drawn, by name. evaluations: of the network for one sample. images:
+    how many.
+    """
 
     name: str
     run: str
     settings: Mapping[str, Any]
     evaluations: int
     figures: Mapping[str, Figure]
+    images: int
     command: str = ""
 
 
@@ -58,17 +62,29 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Floors:
+    """What real images reach in the place of samples, by metric. words: what they are called."""
+
+    words: str
+    values: Mapping[str, Measurement]
+
+
+@dataclass(frozen=True)
 class ScoreTable:
     """Samples that were compared with the same images by the same features.
 
-    settings: the flags that differ. floors: what real images reach, by metric, where that is the same for all rows.
+    settings: the flags that differ. floors: of each number of images, where all rows of so many agree.
     """
 
     title: str
     columns: tuple[MetricColumn, ...]
     settings: tuple[str, ...]
     rows: tuple[Row, ...]
-    floors: Mapping[str, Measurement]
+    floors: tuple[Floors, ...]
+
+    def shows(self, name: str, real: Measurement) -> bool:
+        """Whether one of the floors is what real images reach by a metric."""
+        return any(floors.values.get(name) == real for floors in self.floors)
 
 
 def _evaluations(plan: Mapping[str, Any]) -> int:
@@ -112,7 +128,8 @@ def _of_samples(samples: Sequence[Artifact], run_of: Mapping[Artifact, str]) -> 
         plan = manifest.details.get("plan", {})
         settings = drawn_with(manifest.config, plan)
         figures = _by_name(report.figures, report.features)
-        scored.append(Scored(artifact.name, run_of[artifact], settings, _evaluations(plan), figures))
+        images = int(manifest.details.get("count", 0))
+        scored.append(Scored(artifact.name, run_of[artifact], settings, _evaluations(plan), figures, images))
     first = samples[0].scores
     assert first is not None
     title = f"{'; '.join(first.extractors.values())}, against {first.reference_kind} {first.reference}"
@@ -128,6 +145,7 @@ def sweep_table(sweep: Sweep, run_of: Mapping[str, str]) -> ScoreTable:
             {"steps": point.plan["steps"], **point.settings, "seed": point.seed},
             point.evaluations,
             _by_name(point.figures, sweep.features),
+            point.images,
             point.command,
         )
         for number, point in enumerate(sweep.points, 1)
@@ -152,8 +170,7 @@ def score_table(title: str, features: str, scored: Sequence[Scored]) -> ScoreTab
         for index, entry in enumerate(scored)
     ]
     rows.sort(key=lambda row: (row.scored.run, [_sortable(text) for text in row.settings]))
-    floors = {name: floor for name in names if (floor := _floor(name, scored)) is not None}
-    return ScoreTable(title, columns, tuple(differing), tuple(rows), floors)
+    return ScoreTable(title, columns, tuple(differing), tuple(rows), _floors(names, scored))
 
 
 def _by_name(figures: Iterable[Figure], features: str) -> dict[str, Figure]:
@@ -201,6 +218,18 @@ def _badness(better: Better, figure: Figure | None) -> float | None:
     return value if better == "lower" else -value
 
 
+def _floors(names: Sequence[str], scored: Sequence[Scored]) -> tuple[Floors, ...]:
+    """What real images reach, one line for each number of images."""
+    sizes = sorted({entry.images for entry in scored})
+    lines = []
+    for size in sizes:
+        of_size = [entry for entry in scored if entry.images == size]
+        values = {name: floor for name in names if (floor := _floor(name, of_size)) is not None}
+        if values:
+            lines.append(Floors(floor_words(size, len(sizes)), values))
+    return tuple(lines)
+
+
 def _floor(name: str, scored: Sequence[Scored]) -> Measurement | None:
     """What real images reach, where all that have the metric say the same."""
     floors = {entry.figures[name].real for entry in scored if name in entry.figures}
@@ -225,7 +254,7 @@ def headline(table: ScoreTable) -> str:
         for name, text in zip(table.settings, row.settings, strict=True)
         if text != ABSENT
     )
-    floor = table.floors.get(column.name)
+    floor = row.scored.figures[column.name].real
     real = "" if floor is None else f"; real images in their place reach {short(floor.value)}"
     value = row.scored.figures[column.name].generated.value
     return f"Best {column.label}: {short(value)}, by {row.scored.run}{' (' + how + ')' if how else ''}{real}."

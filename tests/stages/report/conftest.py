@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from golden import DATA
 from small import Small
 
 from gmtool.artifacts.manifest import Input, Manifest
+from gmtool.cli.app import execute
 from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.evaluation.report import Figure, Measurement
 from gmtool.evaluation.sweep_table import Axis, Sweep, SweepPoint
@@ -18,6 +20,10 @@ from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
+
+ENCODER = str(DATA / "rae_encoder")
+CPU = ["--device", "cpu", "--batch-size", "4"]
+IMAGES = ["--workers", "0", "--tokenizer", ENCODER, "--image-size", "32"]
 
 STEPS = (1, 2)
 SOURCES = {"gmflow": "gaussian", "union": "gmm"}
@@ -39,6 +45,27 @@ def experiments(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
             scoring = EvaluateConfig(root / "latents.h5", ExtractorSettings("tokenizer"), device="cpu")
             evaluate(folder, scoring, Progress())
     write_sweep(root / "sweep", root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def results(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiments with likelihoods of both runs, a trained decoder, and what two decoders reconstruct."""
+    pytest.importorskip("diffusers")
+    root = tmp_path_factory.mktemp("results") / "digits"
+    shutil.copytree(experiments, root)
+    for run in ("gmflow", "union"):
+        output = ["--output", str(root / f"{run}-likelihood.json"), "--num", "4", "--times", "2", "--tolerance", "0.01"]
+        assert execute(["likelihood", str(root / "latents.h5"), str(root / run), *output, *CPU]) == 0
+    images = str(root / "images")
+    training = ["--size", "tiny", "--upscale", "--steps", "2", "--perceptual", "none", "--adversarial", "none"]
+    training += ["--validation", images, "--eval-every", "1", "--eval-num", "4", "--preview-every", "1"]
+    assert execute(["train-decoder", images, str(root / "decoder"), *training, *IMAGES, *CPU]) == 0
+    common = ["reconstruct", images, "--perceptual", "none", "--features", "tokenizer", "--limit", "8", *CPU]
+    trained = [str(root / "by-decoder"), "--decoder", str(root / "decoder"), "--workers", "0"]
+    assert execute([*common, *trained]) == 0
+    pixels = ["--tokenizer", "pixels", "--image-size", "16", "--patch-size", "4", "--workers", "0"]
+    assert execute([*common, str(root / "by-pixels"), *pixels]) == 0
     return root
 
 

@@ -180,7 +180,8 @@ def test_floors_are_those_of_the_files(experiments: Path, page: str) -> None:
     charts = data_of(page)["charts"]["scores-0"]["metrics"]
     for each in figures:
         if each["real"] is not None:
-            assert charts[each["metric"]]["floor"] == each["real"]["value"]
+            floor = {"name": "real images in their place", "y": each["real"]["value"]}
+            assert charts[each["metric"]]["floors"] == [floor]
 
 
 def test_plotted_scores_are_those_of_the_files(experiments: Path, page: str) -> None:

@@ -63,6 +63,18 @@ def test_it_fits_the_window(page: Page, path: Path, width: int, dark: bool) -> N
     assert shown(page, ".plot svg") >= 3
 
 
+@pytest.mark.parametrize("width", [400, 1400])
+def test_results_fit_the_window(page: Page, results: Path, tmp_path: Path, width: int) -> None:
+    report([results, tmp_path / "report.html"], ReportConfig(), Progress())
+    page.open(tmp_path / "report.html", width, 800)
+    assert page.run("document.documentElement.scrollWidth") == width
+    sizes = page.run("[...document.querySelectorAll('#reconstructions img')].map(each => each.naturalWidth)")
+    assert len(sizes) == 4 and all(sizes)
+    assert shown(page, "#likelihood tbody tr") == 2 == shown(page, "#reconstructions tbody tr")
+    lengths = page.run("[...document.querySelectorAll('.results tbody th')].map(each => each.offsetHeight)")
+    assert max(lengths) < 60  # names are not broken into letters
+
+
 def test_light_and_dark_can_be_chosen(page: Page) -> None:
     page.click("#theme")
     assert attribute(page, "#theme", "aria-pressed") == "true"

@@ -6,6 +6,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
+const FLOORS = ["6 4", "2 3", "10 3 2 3", "12 4"];
 
 function element(name, attributes, parent) {
   const made = document.createElementNS(SVG, name);
@@ -125,9 +126,9 @@ class Chart {
     const left = 14 + Math.max(30, ...labels.map((each) => each.length * 7));
     this.box = { left, right: width - 10, top: 22, bottom: height - 40 };
     this.axes(labels);
-    for (const floor of spec.floors) {
-      const y = this.toY(floor.y);
-      element("line", { class: "floor", x1: left, x2: this.box.right, y1: y, y2: y }, this.svg);
+    for (const [index, floor] of spec.floors.entries()) {
+      const y = this.toY(floor.y), dashes = FLOORS[index % 4];
+      element("line", { class: "floor", x1: left, x2: this.box.right, y1: y, y2: y, "stroke-dasharray": dashes }, this.svg);
     }
     for (const each of this.lines) this.line(each);
     this.cursor = element("line", { class: "cursor", y1: this.box.top, y2: this.box.bottom, visibility: "hidden" }, this.svg);

@@ -49,7 +49,7 @@ function choose(spec, axis, metric) {
   }));
   spec.xLabel = spec.axes[axis].label;
   spec.yLabel = about.label;
-  spec.floors = about.floor === null ? [] : [{ name: "real images", y: about.floor }];
+  spec.floors = about.floors;
 }
 
 function legend(list, spec, series, state, update) {
@@ -71,12 +71,12 @@ function legend(list, spec, series, state, update) {
     list.append(item);
     if (focused === name) button.focus();
   }
-  if (spec.floors.length) {
+  for (const [index, floor] of spec.floors.entries()) {
     const item = document.createElement("li");
     item.className = "floor-key";
     const svg = element("svg", { width: 26, height: 10, "aria-hidden": "true" });
-    element("line", { x1: 0, x2: 26, y1: 5, y2: 5, stroke: "currentColor", "stroke-dasharray": "6 4", "stroke-width": 1.2 }, svg);
-    item.append(svg, "real images");
+    element("line", { x1: 0, x2: 26, y1: 5, y2: 5, stroke: "currentColor", "stroke-dasharray": FLOORS[index % 4], "stroke-width": 1.2 }, svg);
+    item.append(svg, floor.name);
     list.append(item);
   }
 }
