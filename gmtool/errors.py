@@ -8,7 +8,7 @@ class GmtoolError(Exception):
 
 
 class UserError(GmtoolError):
-    """What was asked cannot be done: a wrong flag, path or file, or a combination that makes no sense."""
+    """The user's request is impossible: a wrong flag, path or file, or a combination that makes no sense."""
 
     exit_code = 2
 
@@ -26,7 +26,7 @@ class NotFinite(UserError):
 
 
 class MachineError(GmtoolError):
-    """What was asked is sound, but this machine cannot do it now: disk full, no network, a broken installation."""
+    """The request is valid, but this machine cannot serve it now: disk full, no network, a broken installation."""
 
     exit_code = 1
 
@@ -39,7 +39,7 @@ OUT_OF_MEMORY = (
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
 )
-"""What the libraries of a GPU, or the system, say where memory is not enough; each by an exception of its own."""
+"""Messages of GPU libraries and of the system when memory runs out, each in an exception of its own type."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -81,7 +81,7 @@ class Page:
         self.call("Page.navigate", url=path.absolute().as_uri())
         while not self._loaded:
             self._next()
-        self.run("Promise.all([...document.images].map(each => each.decode().catch(() => {}))).then(() => 1)")
+        self.run("Promise.all([...document.images].map(image => image.decode().catch(() => {}))).then(() => 1)")
 
     def resize(self, width: int, height: int, dark: bool = False) -> None:
         """Give the window another size, and the system light or dark colours."""
@@ -92,9 +92,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of an expression, awaited if it is a promise."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def settle(self) -> None:
         """Wait until what changed has been drawn."""
@@ -110,8 +110,8 @@ class Page:
 
     def place(self, selector: str) -> tuple[float, float]:
         """The middle of an element, after it has been scrolled to."""
-        script = f"""(() => {{ const each = document.querySelector({json.dumps(selector)});
-            each.scrollIntoView({{block: "center", inline: "center"}}); const at = each.getBoundingClientRect();
+        script = f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
+            element.scrollIntoView({{block: "center", inline: "center"}}); const at = element.getBoundingClientRect();
             return [at.left + at.width / 2, at.top + at.height / 2]; }})()"""
         x, y = self.run(script)
         return x, y
@@ -131,8 +131,8 @@ class Page:
     def screenshot(self, path: Path, whole: bool = True) -> None:
         """Write a PNG of the page, or of the window alone."""
         self.settle()
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
+        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(answer["data"]))
 
 
 @contextmanager

@@ -33,14 +33,14 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """60 digits 0, 1 and 2: 30, 20 and 10 of them. Not to be written to."""
     root, data = tmp_path_factory.mktemp("small"), load_digits()
-    found = Small(root / "classes", root / "flat")
+    world = Small(root / "classes", root / "flat")
     for digit, count in enumerate((30, 20, 10)):
         for index in np.flatnonzero(data.target == digit)[:count]:
             image = Image.fromarray((data.images[index] * 255 / 16).astype(np.uint8))
-            for folder in (found.classes / "images" / "abc"[digit], found.flat / "images"):
+            for folder in (world.classes / "images" / "abc"[digit], world.flat / "images"):
                 folder.mkdir(parents=True, exist_ok=True)
                 image.save(folder / f"{index:04d}.png")
-    for folder in (found.classes, found.flat):
+    for folder in (world.classes, world.flat):
         encode_images(folder / "images", folder / "latents.h5", PIXELS, Progress())
         fit_gmm(folder / "latents.h5", folder / "gmm.h5", MIXTURE, Progress())
-    return found
+    return world

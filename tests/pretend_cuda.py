@@ -49,7 +49,7 @@ class WrongDevice(RuntimeError):
 
 def _line() -> str:
     """The innermost line of gmtool that is running."""
-    frames = [each for each in traceback.extract_stack() if "/gmtool/" in each.filename]
+    frames = [frame for frame in traceback.extract_stack() if "/gmtool/" in frame.filename]
     return f"{frames[-1].filename.rpartition('/gmtool/')[2]}:{frames[-1].lineno}" if frames else "outside"
 
 
@@ -84,10 +84,10 @@ class Gpu(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         copied = Gpu(self.numbers.detach().clone()).requires_grad_(self.requires_grad)
-        memo[id(self)] = found = (
+        memo[id(self)] = copy_made = (
             torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
         )
-        return found
+        return copy_made
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,10 +114,10 @@ class Gpu(Tensor):
         if kwargs.get("device") is not None:
             kwargs["device"] = CPU
         plain_args, plain_kwargs = tree_map(
-            lambda each: each.numbers if isinstance(each, Gpu) else each, (args, kwargs)
+            lambda leaf: leaf.numbers if isinstance(leaf, Gpu) else leaf, (args, kwargs)
         )
-        found = tree_map(_on_gpu, func(*plain_args, **plain_kwargs))
-        return return_and_correct_aliasing(func, args, kwargs, found)
+        moved = tree_map(_on_gpu, func(*plain_args, **plain_kwargs))
+        return return_and_correct_aliasing(func, args, kwargs, moved)
 
 
 def _on_gpu(value: Any) -> Any:
@@ -130,8 +130,8 @@ def _expect_one_device(func: Any, args: Any, kwargs: Any) -> None:
     given = list(args)
     if func in INDEXED and isinstance(args[0], Gpu):
         given.pop(1)
-    tensors = [each for each in tree_flatten((given, kwargs))[0] if isinstance(each, Tensor)]
-    beside = [each for each in tensors if not isinstance(each, Gpu) and (each.dim() or func in NO_SCALARS)]
+    tensors = [leaf for leaf in tree_flatten((given, kwargs))[0] if isinstance(leaf, Tensor)]
+    beside = [tensor for tensor in tensors if not isinstance(tensor, Gpu) and (tensor.dim() or func in NO_SCALARS)]
     if beside:
         raise WrongDevice(f"{func} on cuda:0 and cpu: {[(type(e).__name__, *e.shape) for e in tensors]} ({_line()})")
 
@@ -159,17 +159,19 @@ def _move(x: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
 def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`Tensor.to`; a method of the class, not of a mode, which other threads would not see."""
     device, dtype = kwargs.get("device"), kwargs.get("dtype")
-    for each in args:
-        if isinstance(each, Tensor):
-            device, dtype = each.device, each.dtype
-        elif isinstance(each, torch.dtype):
-            dtype = each
-        elif isinstance(each, (str, torch.device)):
-            device = each
+    for argument in args:
+        if isinstance(argument, Tensor):
+            device, dtype = argument.device, argument.dtype
+        elif isinstance(argument, torch.dtype):
+            dtype = argument
+        elif isinstance(argument, (str, torch.device)):
+            device = argument
     if device is not None:
         # Module.to passes non_blocking by its place
         x = _move(
-            x, torch.device(device), bool(kwargs.get("non_blocking", False)) or any(each is True for each in args)
+            x,
+            torch.device(device),
+            bool(kwargs.get("non_blocking", False)) or any(argument is True for argument in args),
         )
     with torch._C.DisableTorchFunctionSubclass():
         return x if dtype in (None, x.dtype) else _plain_to(x, dtype=dtype)
@@ -203,7 +205,7 @@ class _Factories(TorchFunctionMode):
         wanted = None if kwargs.get("device") is None else torch.device(kwargs["device"])
         stream = kwargs.get("generator")
         if isinstance(stream, PretendedGenerator):
-            like = next((each.device for each in tree_flatten(args)[0] if isinstance(each, Tensor)), CPU)
+            like = next((leaf.device for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)), CPU)
             if stream.device.type != (wanted or like).type:
                 raise WrongDevice(f"a generator on {stream.device} for {wanted or like} ({_line()})")
         if wanted is None or wanted.type != "cuda":
@@ -219,7 +221,10 @@ def _grouped(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def grouped(lists: Any, with_indices: bool = False) -> Any:
         return {
-            (next(each.device for part in parts for each in part if isinstance(each, Tensor)), dtype): (parts, indices)
+            (next(argument.device for part in parts for argument in part if isinstance(argument, Tensor)), dtype): (
+                parts,
+                indices,
+            )
             for (_, dtype), (parts, indices) in original(lists, with_indices).items()
         }
 

@@ -30,16 +30,16 @@ def execute(_arguments):
     with world.first_before_others():
         assert Path("made").exists() == bool(rank)
         Path("made").touch()
-    found = world.gather({"rows": torch.full((rank + 1, 2), rank), "half": torch.ones(rank, dtype=torch.float16)})
+    gathered = world.gather({"rows": torch.full((rank + 1, 2), rank), "half": torch.ones(rank, dtype=torch.float16)})
     if rank:
-        assert found == []
+        assert gathered == []
     else:
-        assert [each["rows"].tolist() for each in found] == [[[0, 0]], [[1, 1], [1, 1]]]
-        assert [len(each["half"]) for each in found] == [0, 1] and found[1]["half"].dtype == torch.float16
+        assert [part["rows"].tolist() for part in gathered] == [[[0, 0]], [[1, 1], [1, 1]]]
+        assert [len(part["half"]) for part in gathered] == [0, 1] and gathered[1]["half"].dtype == torch.float16
     print("said by", rank)
     print("noted by", rank, file=sys.stderr)
     if rank == 1:
-        raise UserError("the second cannot go on")
+        raise UserError("the second process fails")
     world.barrier()
 
 app.execute = execute
@@ -55,7 +55,7 @@ def test_two_processes_agree_and_the_one_that_fails_says_why(tmp_path: Path) -> 
     assert done.returncode != 0
     assert done.stdout.splitlines() == ["said by 0"]
     ours = done.stderr.split("torch/distributed")[0].splitlines()[:-1]  # then torchrun tells that a process failed
-    assert sorted(ours) == ["gmtool: error: the second cannot go on", "noted by 0"]
+    assert sorted(ours) == ["gmtool: error: the second process fails", "noted by 0"]
 
 
 def test_one_process_is_a_world() -> None:
@@ -65,7 +65,7 @@ def test_one_process_is_a_world() -> None:
     assert world.share(5) == range(5)
     assert world.sum(values).tolist() == world.mean(values).tolist() == [1, 2]
     assert world.any(True) and not world.any(False)
-    assert [each["x"].tolist() for each in (world.broadcast({"x": values}), *world.gather({"x": values}))] == [
+    assert [tensors["x"].tolist() for tensors in (world.broadcast({"x": values}), *world.gather({"x": values}))] == [
         [1, 2]
     ] * 2
     with world.first_before_others():
@@ -75,7 +75,7 @@ def test_one_process_is_a_world() -> None:
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 4), (0, 2), (8, 8)])
 def test_shares_are_even_and_make_up_the_whole(count: int, size: int) -> None:
     shares = [World(rank, size).share(count) for rank in range(size)]
-    assert [each for share in shares for each in share] == list(range(count))
+    assert [tensor for share in shares for tensor in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

@@ -60,7 +60,7 @@ def test_a_generator_of_the_gpu_repeats_itself() -> None:
 
 def test_a_fused_step_in_float32_is_that_of_the_cpu() -> None:
     """From the same numbers: those of the GPU's generator differ, so both take the CPU's."""
-    found = {}
+    by_device = {}
     architecture = DiTArchitecture((4, 4, 4), depth=2, width=32, heads=2)
     for device in ("cpu", "cuda"):
         stepper = stepper_for(build_network(architecture, 0).to(device), {"lr": 1e-3, "time_shift": 1.0})
@@ -69,9 +69,11 @@ def test_a_fused_step_in_float32_is_that_of_the_cpu() -> None:
         prepared = each_tensor(prepared, lambda value, device=device: value.to(device))
         stepper._accumulate(prepared, torch.ones(16, device=device))
         stepper.state.optimizer.step(1e-3, torch.tensor(False, device=device))
-        found[device] = {name: each.detach().cpu() for name, each in stepper.state.network.named_parameters()}
-    for name, value in found["cpu"].items():
-        torch.testing.assert_close(found["cuda"][name], value, atol=2e-5, rtol=1e-3, msg=name)
+        by_device[device] = {
+            name: parameter.detach().cpu() for name, parameter in stepper.state.network.named_parameters()
+        }
+    for name, value in by_device["cpu"].items():
+        torch.testing.assert_close(by_device["cuda"][name], value, atol=2e-5, rtol=1e-3, msg=name)
 
 
 def test_a_loss_in_bfloat16_is_near_that_in_float32_and_float32_itself(small: Small, tmp_path: Path) -> None:
@@ -80,8 +82,8 @@ def test_a_loss_in_bfloat16_is_near_that_in_float32_and_float32_itself(small: Sm
         run = tmp_path / precision
         train(small.latents("classes"), run, changed(CONFIG, {"precision": precision}), Progress())
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        losses[precision] = [each["loss"] for each in lines if "loss" in each]
-        assert all(each.dtype == torch.float32 for each in weights(run).values())
+        losses[precision] = [record["loss"] for record in lines if "loss" in record]
+        assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
 
 
@@ -101,14 +103,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path, wo
 def test_an_iteration_of_em_is_that_of_the_cpu() -> None:
     draws = np.random.default_rng(0)
     data = draws.standard_normal((2000, 6)).astype(np.float32)
-    found = {}
+    by_device = {}
     for name in ("cpu", "cuda"):
         device = torch.device(name)
         means = torch.from_numpy(data[:5]).double().to(device)
         mixture = DiagonalMixture(torch.full((5,), 0.2, dtype=torch.float64, device=device), means, 1 + 0 * means)
         moments = expected_moments(Blocks(data, block_rows(5, device), device), mixture)
-        found[name] = (moments.log_likelihood, maximise(moments, mixture, 1e-6))
-    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-5)
+        by_device[name] = (moments.log_likelihood, maximise(moments, mixture, 1e-6))
+    assert by_device["cuda"][0] == pytest.approx(by_device["cpu"][0], rel=1e-5)
     for part in ("weights", "means", "variances"):
-        one, two = (getattr(found[name][1], part).cpu() for name in ("cpu", "cuda"))
+        one, two = (getattr(by_device[name][1], part).cpu() for name in ("cpu", "cuda"))
         torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-3)

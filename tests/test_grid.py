@@ -95,16 +95,16 @@ def test_each_value_is_checked(values: dict, words: str) -> None:
 
 def run_flags(*arguments: str) -> SweepConfig:
     """The configuration of a command line."""
-    app, found = typer.Typer(), []
+    app, configs = typer.Typer(), []
 
     @app.command()
     @with_options(SweepConfig)
     def command(*, config: SweepConfig) -> None:
-        found.append(config)
+        configs.append(config)
 
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return found[0]
+    return configs[0]
 
 
 def test_flags_with_commas_and_several_flags() -> None:
@@ -147,5 +147,7 @@ def test_a_component_s_settings_keep_their_title() -> None:
     grid = several(SelectionSettings, without=("seed",))
     assert grid.TITLE == SelectionSettings.TITLE
     assert "seed" not in settings_of(grid)
-    assert {each.group for each in settings_of(grid).values()} == {""}  # titles are those of groups within a config
+    assert {setting.group for setting in settings_of(grid).values()} == {
+        ""
+    }  # titles are those of groups within a config
     assert settings_of(SweepConfig)["num"].group == SelectionSettings.TITLE

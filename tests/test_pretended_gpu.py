@@ -67,8 +67,8 @@ CASES: dict[str, tuple[dict[str, Any], DiTArchitecture]] = {
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # which torchao does, where there is a GPU
     monkeypatch.setattr(adamw8bit, "SMALLEST", 1 << 40)  # its tensors in 8 bits ask for a driver
-    with pretend_cuda() as found:
-        yield found
+    with pretend_cuda() as devices:
+        yield devices
 
 
 def stepper_of(case: str, device: torch.device, micro_batch: int | None = None) -> Stepper:
@@ -81,7 +81,7 @@ def batch(count: int, device: torch.device) -> Batch:
     x, mean, width = (torch.randn(count, *SHAPE, generator=draw) for _ in range(3))
     labels = torch.arange(count)
     made = Batch(x, labels % CLASSES, labels % MODES, ModeStatistics(mean, width.abs() + 0.5), mean)
-    return each_tensor(made, lambda each: each.to(device))
+    return each_tensor(made, lambda leaf: leaf.to(device))
 
 
 def test_the_pretence_refuses_what_a_gpu_refuses() -> None:
@@ -144,7 +144,7 @@ def mixture_of(device: torch.device) -> ModeMixture:
 
 
 def test_batches_are_made_without_waiting(waits: Counter[str]) -> None:
-    draw, found = torch.Generator().manual_seed(0), {}
+    draw, by_device = torch.Generator().manual_seed(0), {}
     latents = torch.randn(12, *SHAPE, generator=draw)
     stored = StoredAssignments(torch.arange(12)[:, None] % MODES, torch.ones(12, 1))
     modes = ModeDraws(stored, torch.full((MODES,), 1 / MODES))
@@ -154,11 +154,11 @@ def test_batches_are_made_without_waiting(waits: Counter[str]) -> None:
         builder = BatchBuilder(np.arange(12) % CLASSES, CLASSES, modes, table, statistics, True, True, True, device)
         raw = [LatentBatch(np.arange(12)[rows], slice(None), latents[rows]) for rows in (slice(0, 6), slice(6, 12))]
         waits.clear()
-        found[device.type] = list(builder.batches(iter(raw), 0, 0))
+        by_device[device.type] = list(builder.batches(iter(raw), 0, 0))
         assert not waits
-    for one, two in zip(found["cpu"], found["cuda"], strict=True):
-        assert all(each.is_cuda for each in (two.x, two.classes, two.modes, two.source_modes.std, two.mode_mean))
-        back = each_tensor(two, lambda each: each.cpu())
+    for one, two in zip(by_device["cpu"], by_device["cuda"], strict=True):
+        assert all(tensor.is_cuda for tensor in (two.x, two.classes, two.modes, two.source_modes.std, two.mode_mean))
+        back = each_tensor(two, lambda tensor: tensor.cpu())
         for name in ("x", "classes", "modes", "mode_mean"):
             torch.testing.assert_close(getattr(back, name), getattr(one, name))
 
@@ -191,17 +191,17 @@ def test_statistics_of_modes_come_without_waiting(
         expected = ModeTable(gmm, statistics, CPU, whitened=True).at(picked)
         table = ModeTable(gmm, statistics, torch.device(name), whitened=True)
         waits.clear()
-        found = table.at(picked)
+        looked_up = table.at(picked)
         assert not waits
-        assert found.mean.is_cuda and table.at(picked.to("cuda")).std.is_cuda
-        torch.testing.assert_close(found.mean.cpu(), expected.mean)
-        torch.testing.assert_close(found.std.cpu(), expected.std)
+        assert looked_up.mean.is_cuda and table.at(picked.to("cuda")).std.is_cuda
+        torch.testing.assert_close(looked_up.mean.cpu(), expected.mean)
+        torch.testing.assert_close(looked_up.std.cpu(), expected.std)
 
 
 @pytest.mark.parametrize("solver", ["gm-ode", "gm-sde", "euler"])
 def test_samples_are_those_of_the_cpu(solver: str) -> None:
     settings, architecture = CASES["union"]
-    record, found = method_for(architecture, settings), {}
+    record, by_device = method_for(architecture, settings), {}
     for device in (CPU, CUDA):
         network = build_network(architecture, 0)
         for parameter in network.parameters():  # a new network's head is zero
@@ -214,9 +214,9 @@ def test_samples_are_those_of_the_cpu(solver: str) -> None:
             *(statistics, mixture, device, torch.float32),
         )
         plan = make_plan(SamplingSettings(steps=3, solver=solver), record, spectral=0, seed=0)
-        found[device.type] = generate(model, plan, range(4), torch.arange(4) % CLASSES)
-    assert found["cuda"].is_cuda
-    torch.testing.assert_close(found["cuda"].cpu(), found["cpu"], atol=1e-5, rtol=1e-4)
+        by_device[device.type] = generate(model, plan, range(4), torch.arange(4) % CLASSES)
+    assert by_device["cuda"].is_cuda
+    torch.testing.assert_close(by_device["cuda"].cpu(), by_device["cpu"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -257,11 +257,11 @@ def test_a_whole_run_is_trained(small: Small, tmp_path: Path, settings: dict[str
     quick |= {"model": "tiny", "precision": "float32", "tensorboard": False, **settings}
     for name in ("cuda", "cpu"):
         train(small.latents("classes"), tmp_path / name, make(TrainConfig, {**quick, "device": name}), Progress())
-    found, expected = (
+    on_gpu, expected = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("cuda", "cpu")
     )
-    assert [each.keys() for each in found] == [each.keys() for each in expected]
-    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-4)
+    assert [record.keys() for record in on_gpu] == [record.keys() for record in expected]
+    assert on_gpu[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-4)
     assert len(list((tmp_path / "cuda/previews").iterdir())) == 2
-    assert [each.step for each in list_checkpoints(tmp_path / "cuda/checkpoints")] == [1, 2]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "cuda/checkpoints")] == [1, 2]

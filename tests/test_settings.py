@@ -35,7 +35,7 @@ class Twice(Settings):
 
 
 def test_settings_are_flat_outside() -> None:
-    assert {name: (each.group, each.path) for name, each in settings_of(Machine).items()} == {
+    assert {name: (setting.group, setting.path) for name, setting in settings_of(Machine).items()} == {
         "rate": ("Engine", ("engine", "rate")),
         "engine": ("Engine", ("engine", "kind")),
         "cold": ("Engine", ("engine", "cold")),

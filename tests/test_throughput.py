@@ -35,15 +35,15 @@ def test_a_product_counts_two_operations_a_multiply_add(monkeypatch: pytest.Monk
 def test_a_fast_device_is_measured_by_wider_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """At 1e14 operations a second those of 8192 take 11 ms; a slower device is not kept for minutes."""
     for rate, width in ((1e14, 8192), (1e12, 2048), (1e9, 1024)):
-        found: list[int] = []
+        sizes: list[int] = []
 
-        def seconds(act: Callable[[], object], *_: object, rate: float = rate, found: list[int] = found) -> float:
-            found.append(act().shape[0])  # type: ignore[attr-defined]
-            return 2 * found[-1] ** 3 / rate
+        def seconds(act: Callable[[], object], *_: object, rate: float = rate, sizes: list[int] = sizes) -> float:
+            sizes.append(act().shape[0])  # type: ignore[attr-defined]
+            return 2 * sizes[-1] ** 3 / rate
 
         monkeypatch.setattr(speed, "seconds_of", seconds)
         assert matmul_rate(torch.device("meta"), torch.float32) == pytest.approx(rate)
-        assert found[-1] == width
+        assert sizes[-1] == width
 
 
 def test_what_was_found_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,13 +100,13 @@ def copy_half(run: Path, target: Path) -> None:
 def expect_same_training(one: Path, two: Path) -> None:
     """The same loss curve to 1e-5, and the same checkpoint to the rounding of four steps."""
     first, second = (
-        [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in (one, two)
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)
     )
-    assert [each["step"] for each in second] == [1, 2, 3, 4]
+    assert [record["step"] for record in second] == [1, 2, 3, 4]
     for here, there in zip(first, second, strict=True):
         assert there == pytest.approx(here, rel=1e-5, abs=1e-5)
     for name in ("model", "ema", "optimizer"):
-        here, there = (load_file(each / f"checkpoints/step-00000004/{name}.safetensors") for each in (one, two))
+        here, there = (load_file(run / f"checkpoints/step-00000004/{name}.safetensors") for run in (one, two))
         assert here.keys() == there.keys()
         for key, values in here.items():
             torch.testing.assert_close(there[key], values, rtol=1e-4, atol=2e-6, msg=lambda text, key=key: key + text)
@@ -126,7 +126,9 @@ def test_mixtures_are_the_same(chains: Chains) -> None:
     """To the rounding of sums over the images of two processes."""
     with h5py.File(chains.one / "gmm.h5") as one, h5py.File(chains.two / "gmm.h5") as two:
         arrays: dict[str, np.ndarray] = {}
-        one.visititems(lambda name, each: arrays.update({name: each[...]} if isinstance(each, h5py.Dataset) else {}))
+        one.visititems(
+            lambda name, stored: arrays.update({name: stored[...]} if isinstance(stored, h5py.Dataset) else {})
+        )
         assert len(arrays) > 6
         for name, values in arrays.items():
             np.testing.assert_allclose(two[name][...], values, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -138,7 +140,7 @@ def test_training_is_the_same_whole_or_in_shards(chains: Chains) -> None:
     assert (chains.two / "run" / "previews" / "step-00000004.png").is_file()
 
 
-def test_a_run_goes_on_with_another_number_of_processes(chains: Chains, tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_processes(chains: Chains, tmp_path: Path) -> None:
     expect_same_training(chains.one / "given", chains.two / "resumed")
     copy_half(chains.two / "optimal", tmp_path / "optimal")
     shutil.copy(chains.one / "latents.h5", tmp_path)
@@ -157,8 +159,8 @@ def test_what_cannot_be_divided_is_refused(chains: Chains) -> None:
 
 def test_samples_are_identical(chains: Chains) -> None:
     one, two = (folder / "samples" for folder in (chains.one, chains.two))
-    assert sorted(each.relative_to(one) for each in one.rglob("*")) == sorted(
-        each.relative_to(two) for each in two.rglob("*")
+    assert sorted(path.relative_to(one) for path in one.rglob("*")) == sorted(
+        path.relative_to(two) for path in two.rglob("*")
     )
     for name in ("samples.npz", "grid.png", *(f"images/{index:06d}.png" for index in range(20))):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name

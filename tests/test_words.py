@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXTS = [
     *sorted((ROOT / "gmtool").rglob("*.py")),
+    *(path for path in sorted((ROOT / "tests").rglob("*.py")) if path != Path(__file__)),
     *sorted((ROOT / "gmtool").rglob("*.toml")),
+    *sorted((ROOT / "gmtool").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.py")),
     *sorted((ROOT / "examples").rglob("*.md")),
     ROOT / "README.md",
@@ -23,7 +25,8 @@ PHRASES = {
     r"\bgo(?:es)? over (?:its|the|a) preset\b": "override the preset",
     r"\bimages a network call\b": "batch size",
     r"\bdecay a step\b": "decay per step",
-    r"\b(?:one|two|order|number|evaluations?|rows?|files?|coefficients?) a (?:step|sample|position|mode)\b": "per",
+    r"\b(?:one|order|number|evaluation|row|file|line|coefficient|figure|tensor|descriptor|matrix)s? an? "
+    r"(?:step|sample|position|mode|batch|token|image|class|evaluation|method|call)\b": "per",
     r"\bleft open\b": "resolve defaults",
     r"\bin so many words\b": "explicitly",
     r"\bcan mend\b|\bmended?\b": "fix, repair",
@@ -48,13 +51,13 @@ VAGUE = {"each", "found"}
 
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_no_phrase_of_the_list_is_left(phrase: str) -> None:
-    found = []
+    matches = []
     for path in TEXTS:
         text = path.read_text()
         for match in re.finditer(phrase.replace(" ", ACROSS_LINES), text, re.IGNORECASE):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(f"{path.relative_to(ROOT)}:{line}: {match.group()}")
-    assert not found, f"use: {PHRASES[phrase]}"
+            matches.append(f"{path.relative_to(ROOT)}:{line}: {match.group()}")
+    assert not matches, f"use: {PHRASES[phrase]}"
 
 
 def test_names_say_what_they_hold() -> None:

@@ -3,7 +3,7 @@
 HDF5, with N samples of shape (C, H, W)::
 
     patches    (N, C, H, W) float16   the latents, one after another, not normalised
-    cls        (N, D) float32         one descriptor an image: DINOv2's [CLS] token, or its stand-in
+    cls        (N, D) float32         one descriptor per image: DINOv2's [CLS] token, or its stand-in
     labels     (N,) int64             index into classes; -1 where there is none
     names      (N,) UTF-8             the image's path relative to the image root
     flipped    (N,) bool              whether the sample is the image mirrored left to right

@@ -6,7 +6,7 @@
         model.safetensors       the weights;  ema.safetensors  their moving average, which is what is sampled
         ema-NAME.safetensors    further averages, such as ema-0.9999 and ema-power-0.1
         optimizer.safetensors   the optimizer's moments;  state.json  the position, and the sizes of the other files
-    run/metrics.jsonl           a line a step: loss, gradient norm, learning rate, steps left out so far
+    run/metrics.jsonl           a line per step: loss, gradient norm, learning rate, steps skipped so far
     run/throughput.jsonl        how fast it went, now and then: images/s, share of the time spent waiting for data
     run/previews/               grids of samples with fixed noise
     run/lock                    locked while a process trains the run
@@ -56,7 +56,7 @@ VARIANCE_EPS = 1e-5
 class LatentStatistics:
     """What turns latents into the network's coordinates and back, (x - mean) / std, and how often modes occur.
 
-    mean, std (C, H, W) float32. mode_weights (R, K) float32: p(mode | class), a row a class, or one row for all; None
+    mean, std (C, H, W) float32. mode_weights (R, K) float32: p(mode | class), a row per class, or one row for all; None
     where the run knows no modes.
     """
 

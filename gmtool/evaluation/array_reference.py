@@ -63,7 +63,7 @@ def samples_images(folder: SamplesFolder) -> ArrayReference:
 
 
 NPZ = "give an .npz of square images, such as uint8 (N, S, S, 3), or of mu and sigma of features"
-"""What mends an .npz."""
+"""The remedy for an unusable .npz."""
 
 
 def open_npz(path: Path, whose: str) -> ArrayReference:

@@ -37,7 +37,7 @@ def known_from_features(
     statistics: FeatureStatistics | None = None,
     spatial: FeatureStatistics | None = None,
 ) -> Known:
-    """What the features of some images and of their reference tell.
+    """The inputs of the metrics, from the features of some images and of their reference.
 
     statistics, spatial: of a larger set that the reference was drawn from, for the metrics of statistics.
     """

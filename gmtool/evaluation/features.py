@@ -1,4 +1,4 @@
-"""What images are compared by: a vector of features an image, and the mean and covariance of such vectors."""
+"""What images are compared by: a feature vector per image, and the mean and covariance of such vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gmtool.progress import Progress
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What an extractor finds, a row an image, float32 on the CPU.
+    """The features of images, a row per image, float32 on the CPU.
 
     vectors: (N, D). logits: (N, classes) of Inception's classifier, or None. spatial: (N, 2023), features of sFID, or
     None.

@@ -51,7 +51,7 @@ class Reference(Protocol):
 
     @property
     def kind(self) -> str:
-        """Its form in words."""
+        """Kind of reference, in words."""
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +154,7 @@ class LatentsReference:
         return torch.from_numpy(self.file.patches(part)).float()
 
     def pictures(self) -> LatentsReference | ImagesReference:
-        """What gives the images: latents themselves where they decode exactly (``pixels``), else the encoded images.
+        """The source of the images: the latents if they decode exactly (``pixels``), else the encoded images.
 
         Raises UserError when those images are gone or have changed.
         """
@@ -287,7 +287,7 @@ def image_features(
 
 
 def _identity(extractor: Extractor) -> str:
-    """All that an extractor's features depend on."""
+    """Everything that an extractor's features depend on, as text."""
     if not isinstance(extractor, TokenizerExtractor):
         return extractor.name
     spec = extractor.spec
@@ -296,7 +296,7 @@ def _identity(extractor: Extractor) -> str:
 
 
 def pictures_of(reference: Reference) -> Reference | None:
-    """What gives a reference's images; None where it has none: it is statistics, or latents whose images are gone."""
+    """The source of a reference's images; None for statistics, and for latents whose images are gone."""
     if isinstance(reference, LatentsReference):
         try:
             return reference.pictures()

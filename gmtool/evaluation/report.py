@@ -1,4 +1,4 @@
-"""What an evaluation found: each metric's value, and what is needed to compare it with another one."""
+"""The report of an evaluation: the value of each metric, and what is needed to compare it with another report."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ class RealFeatures:
     extractor: Extractor
 
     def known(self, generated: Features) -> Known:
-        """What the features of generated images and of the reference tell."""
+        """The inputs of the metrics, for the features of generated images."""
         known = known_from_features(generated, self.reference, self._statistics, self._spatial)
         return replace(known, training=known.features) if self.on_training_images else known
 
     def in_place(self, count: int, seed: int) -> Known:
-        """The same of real images in the place of ``count`` generated ones; see `real_pair`."""
+        """The inputs of the metrics, for real images in the place of ``count`` generated ones; see `real_pair`."""
         if self.reference is None:
             return Known()
         pair = real_pair(self.reference, self._training_descriptors(count, seed), count, seed)

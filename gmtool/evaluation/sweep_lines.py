@@ -16,7 +16,7 @@ MANY = 8
 """Lines beyond which a plot keeps one a run and solver, at the best of the other settings."""
 
 EVALUATIONS, SCALE, STEPS = "evaluations", "guidance_scale", "steps"
-"""What lines run along: evaluations follow from steps."""
+"""Possible x axes; evaluations follow from steps."""
 
 Group = tuple[SweepPoint, ...]
 """Points that differ in the seed alone."""

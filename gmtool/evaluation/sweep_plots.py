@@ -50,14 +50,14 @@ def draw_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
 
 
 def score_metrics(sweep: Sweep) -> tuple[str, ...]:
-    """What a sweep is judged by first: the first of its metrics that is lower for better images, on all features."""
+    """The main metric of a sweep: its first one that is lower for better images, on each extractor's features."""
     known = metrics_by_name()
     metrics = [name for name in sweep.metrics if known[split_name(name)[1]].better == "lower"]
     return tuple(name for name in metrics if split_name(name)[1] == split_name(metrics[0])[1])
 
 
 def along_of(sweep: Sweep) -> str:
-    """What precision, recall and saturation are followed along: the scale where it takes several values."""
+    """The x axis of precision, recall and saturation: the guidance scale if it has several values, else evaluations."""
     return SCALE if sweep.axis(SCALE) is not None else EVALUATIONS
 
 

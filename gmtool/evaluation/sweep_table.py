@@ -64,7 +64,7 @@ class SweepPoint:
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """What the point has in common with those that differ from it in the seed alone; it can be hashed."""
+        """A hashable key that is equal for points that differ only in the seed."""
         return (self.run, *sorted((name, str(value)) for name, value in self.settings.items()))
 
 

@@ -1,6 +1,6 @@
 """Students of few network evaluations: a policy learns to do what a teacher would do where the policy goes.
 
-Time is cut into one segment an evaluation. In a segment the student's network is called once, at its start (x_T, T).
+Time is cut into one segment per evaluation. In a segment the student's network is called once, at its start (x_T, T).
 Its policy (`gmtool.flow.policy`) is followed, without gradients, to a few points x_a, at each of which the teacher is
 asked for its velocity v; the loss is
 
@@ -31,7 +31,7 @@ SUBSTEPS = 128
 
 @dataclass(frozen=True)
 class Segments:
-    """Raw time cut into ``count`` segments, one a network evaluation.
+    """Raw time cut into ``count`` segments, one per network evaluation.
 
     last: length of the one next to the data in units of the others'. shift: s of the times that raw ones stand for.
     """

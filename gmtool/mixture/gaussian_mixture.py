@@ -29,7 +29,7 @@ COMPONENT, CHANNEL = 1, 2
 
 
 def rows(x: Tensor) -> Tensor:
-    """(B, K, C, *S) as (B, P, K, C), channels innermost: a matrix a position. A view when they lie so in memory."""
+    """(B, K, C, *S) as (B, P, K, C), channels innermost: a matrix per position. A view when they lie so in memory."""
     matrices = x.reshape(*x.shape[: CHANNEL + 1], -1).movedim(-1, 1)
     return matrices if matrices.stride(-1) == 1 else matrices.contiguous()
 

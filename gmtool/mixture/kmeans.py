@@ -3,7 +3,7 @@
 Random seeds, FAISS's own default, end in much worse optima than k-means++ when clusters are many. A seed is drawn
 with probability proportional to the squared distance to the nearest earlier seed; the greedy form draws a few
 candidates and keeps the one that leaves the smallest sum of squared distances. FAISS's own k-means++, which draws one
-candidate per seed, leads EM to mixtures that are less likely by 0.06 nats an image.
+candidate per seed, leads EM to mixtures that are less likely by 0.06 nats per image.
 
 Where FAISS is not installed, or has no GPU support on a GPU, Lloyd's iterations are done by PyTorch instead.
 """

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a head predicts at a position: ``components`` of a mixture over ``channels`` numbers; where these are 0, so
-    many ``velocities``.
+    """What a head predicts at a position: a mixture of ``components`` over ``channels`` numbers, or, if ``components``
+    is 0, ``velocities`` of ``channels`` numbers.
     """
 
     channels: int
@@ -39,10 +39,10 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that defines a network's weights and what it computes; stored in a run so that its weights load anywhere.
+    """Everything that defines a network's weights and what it computes; a run stores it to load its weights.
 
     Each kind of network has a subclass beside it, with its own fields; these are what the rest of gmtool relies on.
-    Raises ValueError for numbers that make no network.
+    Raises ValueError for impossible numbers.
 
     kind: its row in `gmtool.nn.NETWORKS`.
     shape: (C, H, W) of the latents.
@@ -83,7 +83,7 @@ class Architecture:
 
     @property
     def head(self) -> HeadShape:
-        """What it predicts at a position."""
+        """What the head predicts at a position."""
         return HeadShape(self.channels, self.components, self.velocities)
 
     @property
@@ -92,7 +92,7 @@ class Architecture:
         return self.channels + self.context
 
     def configured(self, settings: NetworkSettings) -> Self:
-        """The same with what --patch-size, --blocks and --qk-norm ask for.
+        """The architecture, changed as --patch-size, --blocks and --qk-norm ask.
 
         Raises UserError, naming the flag, for what a network of this kind cannot do: here, any of them.
         """
@@ -161,7 +161,7 @@ class TransformerArchitecture(Architecture):
         return changed if settings.blocks == "auto" else changed.with_blocks(modern=settings.blocks == "modern")
 
     def with_blocks(self, modern: bool) -> Self:
-        """The same with blocks of RMSNorm, SwiGLU and RoPE, or of LayerNorm and GELU."""
+        """The architecture with RMSNorm, SwiGLU and RoPE (modern), or with LayerNorm and GELU."""
         return replace(self, rms_norm=modern, swiglu=modern, rope=modern)
 
 

@@ -26,7 +26,7 @@ class Conditioning:
     hides: Condition
 
     def given(self, classes: Tensor | None, modes: Tensor | None, mean: Tensor | None) -> Conditions:
-        """What the network takes of the samples' labels (B,) int64 and the means of their modes (B, C, H, W)."""
+        """The conditions that the network uses, of labels (B,) int64 and the means of modes (B, C, H, W)."""
         return Conditions(
             classes if self.classes else None, modes if self.modes else None, mean if self.mode_mean else None
         )

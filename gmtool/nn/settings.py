@@ -83,7 +83,7 @@ class NetworkSettings(Settings):
         return 0
 
     def resolved(self, mixture: bool, gpu: bool) -> NetworkSettings:
-        """The same with the defaults that depend on objective and device; components are None without a mixture.
+        """The settings with the defaults that depend on objective and device; components are None without a mixture.
 
         Raises UserError as `components_of` does.
         """

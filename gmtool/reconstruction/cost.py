@@ -1,4 +1,4 @@
-"""What a step of a decoder's training costs, found without computing it; see `gmtool.training.cost`.
+"""The cost of a step of a decoder's training, estimated without computing it; see `gmtool.training.cost`.
 
 An image passes the encoder once, and the decoder forward and backward, and once more to make a fake image. LPIPS takes
 three passes of VGG16 (two images, and back to one of them); the discriminator's ViT four (the fake image forward and

@@ -25,7 +25,7 @@ from gmtool.tokenizers.rae import load_decoder, record_encoder
 from gmtool.tokenizers.vit import facts_of
 
 CLASS_TOKEN_STD = 0.02
-"""Of the class token at the start, as in ViT-MAE."""
+"""Standard deviation of the initial class token, as in ViT-MAE."""
 
 
 @dataclass(frozen=True)

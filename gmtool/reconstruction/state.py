@@ -1,4 +1,4 @@
-"""What the training of a decoder changes, and the files that it is kept in: the decoder's, and the discriminator's."""
+"""The state of a decoder's training, that of the decoder and of the discriminator, and its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DiscriminatorState:
 
     @property
     def trained(self) -> nn.Module:
-        """What is trained; its weights have the names of RAE's public implementation, ``heads.0.0.0.weight_orig``."""
+        """The trained part, with the weights named as in RAE's public implementation, ``heads.0.0.0.weight_orig``."""
         return _trained(self.network)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:

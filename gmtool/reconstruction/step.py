@@ -45,7 +45,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the losses: LPIPS, the adversarial term, and the largest adaptive weight."""
+    """Weights of the loss terms, lambda_P and lambda_A, and the upper bound of the adaptive weight."""
 
     perceptual: float = 1.0
     adversarial: float = 0.75
@@ -54,7 +54,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class DiscriminatorLoss:
-    """What is done with the discriminator: augmentation, the margin of its loss, its learning rate."""
+    """The discriminator's augmentation, the margin of its loss, and its learning rate."""
 
     augmentation: Augmentation
     margin: MarginName
@@ -93,7 +93,7 @@ class _Draws:
 
 @dataclass
 class _Gradients:
-    """Of one micro-batch, at its images (b, 3, S, S): those of L1 and LPIPS, and that of the adversarial term."""
+    """Gradients at a micro-batch's images (b, 3, S, S): of L1 and LPIPS, and of the adversarial term."""
 
     plain: Tensor
     adversarial: Tensor | None
@@ -101,10 +101,11 @@ class _Gradients:
 
 @dataclass(frozen=True)
 class DecoderStepper:
-    """What takes steps.
+    """Takes the training steps of a decoder.
 
-    encode: images uint8 to latents. noise_tau: see the module. clip: largest norm of the decoder's gradient at a step.
-    autocast: makes the context of the networks' arithmetic. micro_batch: images computed at once; default: all.
+    encode: images uint8 to latents. noise_tau: see the module. clip: bound of the norm of the decoder's gradient, by
+    step. autocast: makes the context in which networks are called. micro_batch: images per forward and backward pass;
+    None for the whole batch.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -282,7 +283,7 @@ class DecoderStepper:
         return torch.stack([torch.autograd.grad(made, weight, gradient, retain_graph=True)[0] for gradient in both])
 
     def _adaptive_weight(self, at_last: Sequence[Tensor | None]) -> Tensor:
-        """Of the whole batch of all processes, from the gradients of this one's micro-batches."""
+        """The adaptive weight of the whole batch, from the gradients of the micro-batches of all processes."""
         plain, adversarial = self.world.mean(torch.stack([norms for norms in at_last if norms is not None]).sum(0))
         return adaptive_weight(plain, adversarial, self.weights.adaptive_limit)
 

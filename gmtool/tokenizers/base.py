@@ -1,4 +1,4 @@
-"""What a tokenizer is: images to latents and back, and one descriptor an image (an encoder's [CLS], or its stand-in).
+"""What a tokenizer is: images to latents and back, and one descriptor per image (an encoder's [CLS], or its stand-in).
 
 A `TokenizerFamily` makes tokenizers of one kind: it resolves defaults, fits what has to be fitted, and
 opens a tokenizer from its record. `gmtool.tokenizers.table` lists the families.

@@ -152,7 +152,7 @@ class EncoderFamily(TokenizerFamily):
         return config.get("model_type") in self.kinds
 
     def default_shape(self, image_size: int) -> tuple[int, int, int]:
-        """See `TokenizerFamily.default_shape`: the default models have 768 numbers a token."""
+        """See `TokenizerFamily.default_shape`: the default models have 768 numbers per token."""
         return 768, image_size // TOKEN_PIXELS, image_size // TOKEN_PIXELS
 
     def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:

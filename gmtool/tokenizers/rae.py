@@ -1,4 +1,4 @@
-"""An encoder's latents to images, by the decoder of diffusers' ``AutoencoderRAE``: a ViT on tokens, one patch a token.
+"""An encoder's latents to images, by the decoder of diffusers' ``AutoencoderRAE``: a ViT with a patch per token.
 
 A decoder fits the latents that it was trained on: those of one encoder, and of one number k of its last blocks. A
 folder says which in ``encoder.json`` (the record of the tokenizer, `record_encoder`); without it, ``config.json`` tells

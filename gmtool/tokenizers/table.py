@@ -1,4 +1,4 @@
-"""The tokenizers there are: a row each. A new one is a file with a `TokenizerFamily`, and a row here.
+"""The tokenizers, a row each. A new one is a file with a `TokenizerFamily`, and a row here.
 
 A row names its family by an import string, so that ``--help`` reads this table without importing a network.
 """

@@ -27,7 +27,7 @@ _Item = TypeVar("_Item")
 
 
 class Assignments(Protocol):
-    """How samples belong to modes."""
+    """The assignment of samples to modes."""
 
     def of(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
         """The modes of a share's samples, and their probabilities, both (b, n)."""
@@ -65,7 +65,7 @@ class FreshAssignments:
 
 
 def fresh_assignments(gmm: GmmFile, device: torch.device) -> FreshAssignments:
-    """How images belong to the modes of a mixture that is fitted to descriptors, those that `fit-gmm` would keep.
+    """The assignment of images to the modes of a mixture by their own descriptors, as `fit-gmm` would store it.
 
     Raises UserError when the file has no mixture over descriptors.
     """
@@ -78,7 +78,7 @@ def fresh_assignments(gmm: GmmFile, device: torch.device) -> FreshAssignments:
 
 
 def stored_assignments(gmm: GmmFile) -> StoredAssignments:
-    """What a mixture's file says of every sample."""
+    """The assignment of every sample that is stored in a mixture's file."""
     kept = gmm.kept(slice(None))
     return StoredAssignments(torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities))
 
@@ -211,7 +211,7 @@ def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
 
 
 def mode_weights(latents: LatentsFile, gmm: GmmFile, by_class: bool, part: np.ndarray | None = None) -> Tensor:
-    """p(mode | class), a row a class, or p(mode) in one row: sums of the data's probabilities, normalised, float32.
+    """p(mode | class), a row per class, or p(mode) in one row: sums of the data's probabilities, normalised, float32.
 
     A class without images gets the row of all; images without a class count for none. part: the rows of the file that
     are trained on; default: all.

@@ -26,7 +26,7 @@ from gmtool.training.optimizer import Optimizer
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 
 NOT_WHOLE = "was cut short or changed since it was written"
-"""What is wrong with a checkpoint that is passed over."""
+"""Why a checkpoint is passed over."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Checkpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the choice of this checkpoint, a line each."""
+        """Notes for the user on the choice of this checkpoint."""
         return tuple(f"{path} {NOT_WHOLE}: taking step {self.step:,} instead" for path in self.passed_over)
 
     def weights(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
 
 
 def cut_short(folder: Path) -> tuple[Path, ...]:
-    """What is named like a checkpoint in a run's ``checkpoints`` folder, but is not whole, oldest first."""
+    """Incomplete checkpoints in a run's ``checkpoints`` folder, oldest first."""
     return tuple(sorted((path for path in _folders(folder) if _open(path) is None), key=_step_of))
 
 

@@ -1,4 +1,4 @@
-"""What a training step costs, found without computing it: its arithmetic, and the memory that it takes.
+"""The cost of a training step, estimated without computing it: its operations and its memory.
 
 The step is traced with tensors that have shapes and no numbers, at one and at two data: what grows between the two is
 the cost of a sample, the rest is paid once a step. Floating-point operations are those of matrix products, convolutions
@@ -65,7 +65,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Teaching:
-    """What a student's step asks of its teacher: a network of an architecture, so many evaluations per sample."""
+    """The teacher's part of a student's step: its architecture and its evaluations per sample."""
 
     architecture: Architecture
     method: MethodRecord
@@ -119,7 +119,7 @@ class Trace:
 
 
 def _loss_of(network: Network, task: Task) -> Callable[[int], object]:
-    """What computes the losses of so many samples."""
+    """A function of a number of samples that computes their losses."""
     if task.method.coupling.whole_batch:  # an assignment looks at numbers, and costs none of what is counted
         task = replace(task, method=replace(task.method, coupling=Independent()))
 

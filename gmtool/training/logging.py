@@ -50,7 +50,7 @@ class Logger(Protocol):
 
 
 class MetricsFile:
-    """Figures of some groups as lines of JSON: a line a step, and one for each score of samples.
+    """Figures of some groups as lines of JSON: a line per step, and one for each score of samples.
 
     ``metrics.jsonl`` leaves out how fast it went, which ``throughput.jsonl`` tells: a run that was interrupted leaves
     the same metrics as one that was not.

@@ -1,4 +1,4 @@
-"""The loop of a training run: it takes a step a batch, and leaves records and checkpoints.
+"""The loop of a training run: it takes a step per batch, and writes records and checkpoints.
 
 Every random number of step n is drawn from (seed, n), and the order of the data from (seed, epoch): a run resumed at
 step n is therefore identical to an uninterrupted one.
@@ -25,7 +25,7 @@ READ_EVERY = 50
 
 
 class Batch(Protocol):
-    """What a step is taken on."""
+    """The part of a batch that a process computes."""
 
     @property
     def x(self) -> Tensor:
@@ -33,7 +33,7 @@ class Batch(Protocol):
 
 
 class StepResult(Protocol):
-    """A step that was taken, on the device: its loss (), and whether it was called off, () bool."""
+    """The result of a step, on the device: its loss () and whether it was skipped, () bool."""
 
     @property
     def loss(self) -> Tensor:
@@ -41,14 +41,14 @@ class StepResult(Protocol):
 
     @property
     def skipped(self) -> Tensor:
-        """Whether the step was called off."""
+        """Whether the step was skipped, as it was not finite."""
 
     def record(self) -> Record:
         """The step's figures. Waits for the device."""
 
 
 class Stepper(Protocol):
-    """What takes steps."""
+    """Takes training steps."""
 
     @property
     def world(self) -> World:
@@ -89,7 +89,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Loop:
-    """What takes steps and what becomes of them: checkpoints, records, and what else is done now and then."""
+    """The training loop: a stepper, and the checkpoints, records and events that follow from its steps."""
 
     settings: LoopSettings
     stepper: Stepper
@@ -99,7 +99,7 @@ class Loop:
     pace: ThroughputMeter = field(default_factory=ThroughputMeter)
 
     def run(self, batches: Iterable[Batch], start: Position, seed: int, progress: Progress) -> None:
-        """Take the steps ``start.step`` ... ``settings.steps`` - 1, one a batch; ``seed`` is the
+        """Take the steps ``start.step`` ... ``settings.steps`` - 1, one per batch; ``seed`` is the
         run's.
 
         Told to stop (Ctrl-C, SIGTERM), it finishes the step, saves a checkpoint and raises KeyboardInterrupt. Raises

@@ -75,7 +75,7 @@ def _coupling(settings: MethodSettings, source: SourceName) -> tuple[CouplingNam
 
 
 def _transition_ratio(settings: MethodSettings) -> float | None:
-    """That of GMFlow where none is given; None for the objectives without transitions."""
+    """lambda of gm-kl, GMFlow's by default; None for objectives without transitions."""
     if settings.transition_ratio is None and settings.objective == "gm-kl":
         return 0.5
     return settings.transition_ratio

@@ -1,4 +1,4 @@
-"""How many data of a batch are computed at once: as asked, or the most that fit on the GPU."""
+"""The micro-batch size: as asked, or the largest that fits on the GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gmtool.errors import MachineError, UserError, is_out_of_memory
 
 
 class Rehearsing(Protocol):
-    """What takes steps, as far as its memory can be tried out."""
+    """A stepper whose memory can be tried out."""
 
     @property
     def world(self) -> World:
@@ -21,7 +21,7 @@ class Rehearsing(Protocol):
 
     @property
     def parameters(self) -> Sequence[Tensor]:
-        """Those that have gradients, and moments in the optimizer."""
+        """The trained parameters."""
 
     def rehearse(self, size: int, count: int, device: torch.device) -> None:
         """Compute a gradient as a step on ``count`` samples does, ``size`` at once and within this process."""

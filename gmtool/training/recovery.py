@@ -1,4 +1,4 @@
-"""What keeps a run alive: stopping between two steps instead of within one, and going back when training diverges."""
+"""Interruptions and divergence: a run stops between two steps, and rolls back when training diverges."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def finishing_the_step() -> Iterator[Callable[[], bool]]:
 
 
 class Trainee(Protocol):
-    """What a checkpoint holds, in memory."""
+    """The state that a checkpoint holds, in memory."""
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""

@@ -1,4 +1,4 @@
-"""What a training run changes, and the files that it is kept in."""
+"""The state of a training run, and its files."""
 
 from __future__ import annotations
 

@@ -54,10 +54,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Stepper:
-    """What takes steps.
+    """Takes training steps.
 
-    clip: largest norm of the gradient at a step from 0; infinite for no bound. autocast: makes the context of the
-    network's arithmetic. micro_batch: samples computed at once; default: all.
+    clip: bound of the gradient's norm by step, from 0; infinite for none. autocast: makes the context in which the
+    network is called. micro_batch: samples per forward and backward pass; None for the whole batch.
     """
 
     task: Task
@@ -96,7 +96,7 @@ class Stepper:
 
     @property
     def parameters(self) -> Sequence[Tensor]:
-        """Those that have gradients, and moments in the optimizer."""
+        """The trained parameters."""
         return list(self.state.network.parameters())
 
     def rehearse(self, size: int, count: int, device: torch.device) -> None:
@@ -152,7 +152,7 @@ def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
 
 
 def too_large(size: int, network: str = "--model") -> MachineError:
-    """What to do when ``size`` data at once are too many."""
+    """The error that says what to do if ``size`` samples do not fit in memory."""
     if size == 1:
         return MachineError(f"out of memory at --micro-batch 1: use a smaller {network}")
     smaller = next(divisor for divisor in range(size // 2, 0, -1) if size % divisor == 0)

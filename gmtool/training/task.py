@@ -1,4 +1,4 @@
-"""What a network is trained for: batches and random numbers in, a loss per sample out.
+"""The training task: from a batch and random numbers to a loss per sample.
 
 The random numbers of a step are drawn for its whole batch, then cut with it into what is computed at once: so they
 depend neither on the micro-batch nor on the number of processes.

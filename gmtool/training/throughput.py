@@ -1,4 +1,4 @@
-"""How fast steps are taken, against what the machine could do, and how much of the time went into waiting for data."""
+"""Throughput: steps and images per second, the fraction of the peak rate, and the time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class ThroughputMeter:
             yield batch
 
     def begin_lap(self) -> None:
-        """Forget what was measured up to now."""
+        """Reset all counts."""
         self._began, self._waited, self._images, self.steps = self.clock(), 0.0, 0, 0
 
     def count(self, images: int) -> None:
-        """Take in a step on so many images."""
+        """Count a step on ``images`` images."""
         self._images += images
         self.steps += 1
 

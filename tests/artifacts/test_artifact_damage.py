@@ -81,10 +81,12 @@ def state(path: Path) -> Path:
 
 
 def digest(*parts: object) -> str:
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for part in parts:
-        found.update(part.tobytes() + str(part.dtype).encode() if isinstance(part, np.ndarray) else repr(part).encode())
-    return found.hexdigest()
+        hasher.update(
+            part.tobytes() + str(part.dtype).encode() if isinstance(part, np.ndarray) else repr(part).encode()
+        )
+    return hasher.hexdigest()
 
 
 def read_latents(path: Path) -> str:
@@ -103,8 +105,14 @@ def read_gmm(path: Path) -> str:
 
 
 def read_all_tensors(path: Path) -> str:
-    found = read_tensors(path)
-    return digest(*(part for name in sorted(found) for part in (name, found[name].dtype, found[name].float().numpy())))
+    tensors_read = read_tensors(path)
+    return digest(
+        *(
+            part
+            for name in sorted(tensors_read)
+            for part in (name, tensors_read[name].dtype, tensors_read[name].float().numpy())
+        )
+    )
 
 
 def read_images(path: Path) -> str:
@@ -113,10 +121,10 @@ def read_images(path: Path) -> str:
 
 
 def read_state(path: Path) -> str:
-    found = ResumeFile(path.parent.with_name(path.parent.name[1:].removesuffix(".gmtool")), "key").load(Progress())
-    if found is None:
+    loaded = ResumeFile(path.parent.with_name(path.parent.name[1:].removesuffix(".gmtool")), "key").load(Progress())
+    if loaded is None:
         raise UserError("one that cannot be read is as good as none")
-    return digest(found.record, *found.arrays.values())
+    return digest(loaded.record, *loaded.arrays.values())
 
 
 ARTIFACTS: dict[str, tuple[Callable[[Path], Path], str, Callable[[Path], str]]] = {
@@ -131,7 +139,7 @@ ARTIFACTS: dict[str, tuple[Callable[[Path], Path], str, Callable[[Path], str]]] 
 
 def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
     rng = np.random.default_rng(len(content))
-    used = np.flatnonzero(np.frombuffer(content, np.uint8))  # most of the rest is room for a longer manifest
+    used = np.flatnonzero(np.frombuffer(content, np.uint8))  # most of the rest is reserved for a longer manifest
     anywhere, meaningful = rng.choice(len(content), PLACES // 4), rng.choice(used, PLACES - PLACES // 4)
     for place in (*anywhere, *meaningful):
         changed = bytearray(content)
@@ -253,7 +261,7 @@ def test_changed_content_is_found_without_checksums(tmp_path: Path) -> None:
 
 
 def test_the_bytes_of_a_file_do_not_depend_on_the_order_of_its_tensors(tmp_path: Path) -> None:
-    """That of an optimiser's state is another one in a run that was resumed."""
+    """That of an optimizer's state is another one in a run that was resumed."""
     values = {"b": torch.ones(3), "a": torch.zeros(2, 2), "c": torch.tensor(1, dtype=torch.uint8)}
     write_tensors(tmp_path / "one", values)
     write_tensors(tmp_path / "two", {name: values[name] for name in "cab"})

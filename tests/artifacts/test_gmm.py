@@ -30,7 +30,7 @@ def latents_file(path: Path, seed: int = 0) -> Path:
         patches=rng.normal(size=(DATA, *SHAPE)),
         descriptors=rng.normal(size=(DATA, SIZE)).astype(np.float32),
         labels=np.zeros(DATA, np.int64),
-        names=[f"{each}.png" for each in range(DATA)],
+        names=[f"{index}.png" for index in range(DATA)],
         classes=["a"],
         tokenizer=TokenizerSpec("pixels", {}),
         provenance=Provenance("encode", {}),

@@ -25,16 +25,16 @@ def path(data: np.ndarray, tmp_path: Path) -> Path:
 
 
 def read(stored: StoredRows, file: h5py.File, rows: np.ndarray, ahead: ReadAhead = ReadAhead()) -> np.ndarray:
-    found = np.empty((len(rows), *stored.shape), stored.dtype)
+    buffer = np.empty((len(rows), *stored.shape), stored.dtype)
     parts: list[tuple[int, int]] = []
 
     def note(first: int, last: int) -> None:
         parts.append((first, last))
-        np.testing.assert_array_equal(found[first:last], file["rows"][:][rows[first:last]])
+        np.testing.assert_array_equal(buffer[first:last], file["rows"][:][rows[first:last]])
 
-    stored.read(file.id.get_vfd_handle(), rows, found, note, ahead)
+    stored.read(file.id.get_vfd_handle(), rows, buffer, note, ahead)
     assert [row for first, last in parts for row in range(first, last)] == list(range(len(rows)))
-    return found
+    return buffer
 
 
 @pytest.mark.parametrize("rows", [[], [7], [0, 49], [3, 4, 5, 9, 20, 21], list(range(50))])
@@ -70,19 +70,19 @@ def test_rows_are_announced_once_in_advance_and_in_short_parts(
         assert size <= length <= 2 * size
         announced.extend(range(offset, offset + length))
 
-    def counting(descriptor: int, rooms: list[memoryview], offset: int) -> int:
-        assert offset + len(rooms[0]) - 1 in announced
+    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        assert offset + len(buffers[0]) - 1 in announced
         # what comes next has been announced, unless nothing does
-        assert announced[-1] >= min(offset + len(rooms[0]) + size - 1, last)
-        return preadv(descriptor, rooms, offset)
+        assert announced[-1] >= min(offset + len(buffers[0]) + size - 1, last)
+        return preadv(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "posix_fadvise", announce)
     monkeypatch.setattr(os, "preadv", counting)
     with h5py.File(path, "r") as file:
         stored, wanted = stored_rows(file["rows"]), np.array(rows)
         last = stored.offset + (int(wanted[-1]) + 1) * size - 1
-        found = read(stored, file, wanted, ReadAhead(parts=3, part_bytes=2 * size + 1))
-    np.testing.assert_array_equal(found, data[wanted])
+        rows_read = read(stored, file, wanted, ReadAhead(parts=3, part_bytes=2 * size + 1))
+    np.testing.assert_array_equal(rows_read, data[wanted])
     assert announced == [stored.offset + row * size + byte for row in rows for byte in range(size)]
 
 
@@ -102,15 +102,15 @@ def test_a_file_that_ends_early_is_an_error(data: np.ndarray, path: Path) -> Non
 
 def test_several_threads_may_read(data: np.ndarray, path: Path) -> None:
     with h5py.File(path, "r") as file:
-        stored, found = stored_rows(file["rows"]), {}
+        stored, by_thread = stored_rows(file["rows"]), {}
 
         def run(start: int) -> None:
-            found[start] = read(stored, file, np.arange(start, 50, 4))
+            by_thread[start] = read(stored, file, np.arange(start, 50, 4))
 
         threads = [threading.Thread(target=run, args=(start,)) for start in range(4)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     for start in range(4):
-        np.testing.assert_array_equal(found[start], data[start::4])
+        np.testing.assert_array_equal(by_thread[start], data[start::4])

@@ -85,17 +85,17 @@ def test_rows_come_in_the_order_asked(path: Path, rows: list[int]) -> None:
 
 
 @pytest.mark.parametrize("chunks", [(1, *SHAPE), (2, *SHAPE)], ids=["by place", "by HDF5"])
-def test_rows_are_read_into_a_room(path: Path, chunks: tuple[int, ...]) -> None:
+def test_rows_are_read_into_a_buffer(path: Path, chunks: tuple[int, ...]) -> None:
     with h5py.File(path, "r+") as file:
         stored = file["patches"][:]
         del file["patches"]
         file.create_dataset("patches", data=stored, chunks=chunks)
-    room, rows = np.full((6, *SHAPE), np.nan, np.float16), np.array([3, 4, 9, 36])
+    buffer, rows = np.full((6, *SHAPE), np.nan, np.float16), np.array([3, 4, 9, 36])
     with open_latents(path) as latents:
-        found = latents.patches(rows, room)
-    assert np.shares_memory(found, room)
-    np.testing.assert_array_equal(room[:4], PATCHES.astype(np.float16)[rows])
-    assert np.isnan(room[4:]).all()
+        patches = latents.patches(rows, buffer)
+    assert np.shares_memory(patches, buffer)
+    np.testing.assert_array_equal(buffer[:4], PATCHES.astype(np.float16)[rows])
+    assert np.isnan(buffer[4:]).all()
 
 
 @pytest.mark.parametrize("rows", [[-1], [COUNT]])
@@ -116,9 +116,9 @@ def test_an_open_file_may_go_to_other_processes(path: Path, method: str) -> None
         latents.patches([0])  # this process has a handle of its own by now
         child = context.Process(target=_sum_in_child, args=(latents, queue))
         child.start()
-        found = queue.get(timeout=60)
+        answer = queue.get(timeout=60)
         child.join()
-    assert found == pytest.approx(PATCHES.astype(np.float16).astype(np.float64).sum())
+    assert answer == pytest.approx(PATCHES.astype(np.float16).astype(np.float64).sum())
 
 
 def test_a_pickled_file_opens_itself(path: Path) -> None:

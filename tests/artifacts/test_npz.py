@@ -30,9 +30,9 @@ def refused(path: Path, name: str = "a") -> str:
 )
 def test_arrays_come_back_as_numpy_reads_them(save, array, tmp_path):
     save(tmp_path / "x.npz", a=array, other=np.array([{"k": 1}], dtype=object))
-    found = read_npz(tmp_path / "x.npz", "a", REPAIR)
-    assert found.dtype == np.asarray(array).dtype and found.flags.writeable
-    np.testing.assert_array_equal(found, array)
+    array_read = read_npz(tmp_path / "x.npz", "a", REPAIR)
+    assert array_read.dtype == np.asarray(array).dtype and array_read.flags.writeable
+    np.testing.assert_array_equal(array_read, array)
     header = npz_header(tmp_path / "x.npz", "a", REPAIR)
     assert header is not None and header.shape == np.shape(array)
     assert npz_header(tmp_path / "x.npz", "b", REPAIR) is None

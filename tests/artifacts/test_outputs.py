@@ -47,13 +47,13 @@ def make(path: Path, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_an_output_appears_and_nothing_else(tmp_path: Path, kind: Kind) -> None:
     make(tmp_path / "new/out", kind)
-    assert [each.name for each in (tmp_path / "new").iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("kind", ["latents", "gmm", "samples", "sweep"])
 def test_an_output_of_the_same_kind_is_replaced(tmp_path: Path, kind: Kind) -> None:
     make(artifact(tmp_path / "out", kind), kind)
-    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     record = tmp_path / "out" / RECORDS.get(kind, "")
     assert "new" in record.read_text()
 
@@ -73,11 +73,11 @@ def test_whatever_else_is_there_is_refused_and_kept(tmp_path: Path, kind: Kind, 
         h5py.File(path, "w").close()
     else:
         path.write_text("thesis")
-    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    before = {entry: entry.read_bytes() for entry in tmp_path.rglob("*") if entry.is_file()}
     with pytest.raises(UserError, match=r"out .*choose another|out .*give a file name") as caught:
         output_of(path, kind)
     assert "\n" not in str(caught.value)
-    assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
+    assert {entry: entry.read_bytes() for entry in tmp_path.rglob("*") if entry.is_file()} == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "images/me.png", "images/sub/000001.png", "gmm.h5"])
@@ -137,8 +137,8 @@ def test_links_are_followed_to_the_target_s_disk(tmp_path: Path, kind: Kind) -> 
         assert (tmp_path / "link").is_symlink()
         if kind == "latents":
             artifact(tmp_path / "x", kind).replace(output.target)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "link"]
-    assert [each.name for each in (tmp_path / "disk").iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -177,7 +177,7 @@ def test_names_are_short_enough_and_paths_may_go_up(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"too long|cannot be used"):
             output_of(tmp_path / name, "latents")
     make(tmp_path / "a/b/../../c", "run")
-    assert [each.name for each in tmp_path.iterdir()] == ["c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert resolved(tmp_path / "a/b/../../c") == (tmp_path / "c").resolve()
     check_writable(tmp_path / "a/b/../../d", "it")
 
@@ -206,7 +206,7 @@ def test_the_second_process_says_who_holds_it(tmp_path: Path) -> None:
             pass
         other.kill()
     make(path, "gmm")  # the lock went with the process
-    assert [each.name for each in tmp_path.iterdir()] == ["gmm.h5"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["gmm.h5"]
 
 
 def test_what_is_kept_to_a_process_cannot_be_written_by_another(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_what_is_kept_to_a_process_cannot_be_written_by_another(tmp_path: Path) 
                 raise AssertionError("not reached")
     with kept_to_this_process(path, path):
         pass
-    assert [each.name for each in tmp_path.iterdir()] == ["samples"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
 
 
 def test_where_there_are_no_locks_a_process_that_runs_is_believed(
@@ -257,7 +257,7 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
     folder.rename(output.work / OLD)
     with output_of(folder, "samples").locked():
         assert (folder / "sampling.json").exists()
-    assert [each.name for each in tmp_path.iterdir()] == ["samples"]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
 
 
 def test_a_hidden_folder_of_the_user_s_is_left_alone(tmp_path: Path) -> None:

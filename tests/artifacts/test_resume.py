@@ -21,10 +21,10 @@ def test_a_state_comes_back_for_its_own_key_alone(tmp_path):
     assert file.load(SILENT) is None
     assert not file.exists()
     file.save(STATE)
-    found = file.load(SILENT)
-    assert found.record == STATE.record
-    assert found.arrays.keys() == STATE.arrays.keys()
-    np.testing.assert_array_equal(found.arrays["mean"], STATE.arrays["mean"])
+    loaded = file.load(SILENT)
+    assert loaded.record == STATE.record
+    assert loaded.arrays.keys() == STATE.arrays.keys()
+    np.testing.assert_array_equal(loaded.arrays["mean"], STATE.arrays["mean"])
     notes = Notes()
     assert ResumeFile(tmp_path / "out.h5", "other").load(notes) is None
     assert notes.lines == [f"{tmp_path / 'out.h5'} was begun with other inputs or settings: starting over"]

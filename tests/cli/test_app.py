@@ -54,27 +54,27 @@ def test_the_stages_are_there() -> None:
 def test_help_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = COMMANDS[name]
     assert f"Example: gmtool {name}" in command.help
-    for each in command.params:
-        assert each.help, each.name
-        assert each.help.endswith("."), each.help
-        if each.param_type_name == "option":
-            assert all("_" not in spelling for spelling in each.opts), each.opts
-            number = each.type.name in ("integer", "float", "integer range", "float range")
-            assert each.metavar or not number, f"{each.name} has no unit"
+    for option in command.params:
+        assert option.help, option.name
+        assert option.help.endswith("."), option.help
+        if option.param_type_name == "option":
+            assert all("_" not in spelling for spelling in option.opts), option.opts
+            number = option.type.name in ("integer", "float", "integer range", "float range")
+            assert option.metavar or not number, f"{option.name} has no unit"
     assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
-    for each in command.params:
-        for spelling in each.opts if each.param_type_name == "option" else [each.metavar]:
+    for option in command.params:
+        for spelling in option.opts if option.param_type_name == "option" else [option.metavar]:
             assert spelling in shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_defaults_are_told(name: str) -> None:
     """Shown, or put in words where they depend on the rest."""
-    for each in COMMANDS[name].params:
-        if each.param_type_name != "option" or each.is_flag:
+    for option in COMMANDS[name].params:
+        if option.param_type_name != "option" or option.is_flag:
             continue
-        assert each.show_default or "efault" in each.help, f"{name} --{each.name}"
+        assert option.show_default or "efault" in option.help, f"{name} --{option.name}"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def trained(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         ("alone", "classes", {"objective": "gm-kl", "condition": "none"}),
     ):
         train(small.latents(kind), root / name, make(TrainConfig, {**base, **settings}), Progress())
-    return {each.name: each for each in root.iterdir()}
+    return {path.name: path for path in root.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_read_only_folder(
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
     before = sorted(work.rglob("*"))
-    assert main([str(trained["plain"]) if each == "RUN" else each for each in arguments]) == 2
+    assert main([str(trained["plain"]) if argument == "RUN" else argument for argument in arguments]) == 2
     shown = capsys.readouterr()
     assert one_line(shown.err) and "is read-only; choose another output" in shown.err
     assert sorted(work.rglob("*")) == before
@@ -398,7 +398,7 @@ def lines(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on(work: Path, small: Small) -> None:
+def test_an_interrupted_training_resumes(work: Path, small: Small) -> None:
     arguments = ["train", "--steps", "24", "--batch-size", "8", "--save-every", "4", "--preview-every", "0"]
     arguments += ["--device", "cpu", "--workers", "1"]  # a worker hears of Ctrl-C too
     process = start_gmtool(arguments, work, own_group=True)
@@ -487,7 +487,7 @@ def fill(place: Path, leave: int) -> Path:
 def test_a_disk_that_is_full_during_training(
     small: Small, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Too full to begin, then full at the second checkpoint; with room it goes on."""
+    """Too full to begin, then full at the second checkpoint; with free space it resumes."""
     run, latents = str(disk / "run"), str(small.latents("classes"))
     arguments = ["train", latents, run, *QUICK, "--save-every", "1", "--keep", "1"]
     filler = fill(disk, 2**20)
@@ -500,7 +500,7 @@ def test_a_disk_that_is_full_during_training(
     assert main(arguments) == 1
     shown = capsys.readouterr()
     assert ends_in_one_line(shown.err) and "the disk is full" in shown.err
-    assert [each.name for each in (disk / "run/checkpoints").iterdir()] == ["step-00000001"]
+    assert [path.name for path in (disk / "run/checkpoints").iterdir()] == ["step-00000001"]
     assert not list(disk.rglob(".*"))
     filler.unlink()
     monkeypatch.undo()
@@ -535,7 +535,7 @@ def test_flags_of_several_values(capsys: pytest.CaptureFixture[str], small: Smal
     averages = ["--ema", "0.5", "--ema", "0.75", "--ema-power", "0.1"]
     assert main([*arguments, *schedule, *averages]) == 0
     shown = {tuple(line.strip("│ ").split("│")) for line in capsys.readouterr().out.splitlines() if "│" in line}
-    settings = {name.strip(): value.strip() for name, value in (each for each in shown if len(each) == 2)}
+    settings = {name.strip(): value.strip() for name, value in (text for text in shown if len(text) == 2)}
     assert settings["--lr-knots"] == "9:1e-4,50%:0"
     assert settings["--betas"] == "0.8 0.9"
     assert settings["--ema"] == "0.5 0.75"

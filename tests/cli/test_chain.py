@@ -31,7 +31,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder; no Inception weights are at hand, and none can be fetched."""
+    """The current folder; no Inception weights are available, and none can be fetched."""
     from torch_fidelity import feature_extractor_inceptionv3 as upstream
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path.parent / "no-cache"))
@@ -57,8 +57,8 @@ def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.C
         (folder / "DIR" / name).symlink_to(image)
     types("encode DIR --tokenizer pixels", "fit-gmm --modes 8", "train --objective gm-kl --steps 3")
     types("sample --steps 6 --guidance prob --num 24", "eval")
-    found = {each.name for each in folder.iterdir()}
-    assert found == {"DIR", "latents.h5", "gmm.h5", "gmm.png", "run", "samples"}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"DIR", "latents.h5", "gmm.h5", "gmm.png", "run", "samples"}
     assert not list(folder.rglob(".*"))
     run = open_run(folder / "run")
     assert run.method.condition == ("mode" if flat else "class")
@@ -70,10 +70,10 @@ def test_the_chain(folder: Path, photographs: Path, flat: bool, capsys: pytest.C
         assert np.bincount(latents.labels + 1).tolist() == ([24] if flat else [0, 12, 12])
     metrics = json.loads((folder / "samples/metrics.json").read_text())
     assert metrics["features"] == "tokenizer"
-    assert all(np.isfinite(each["generated"]["value"]) for each in metrics["figures"])
+    assert all(np.isfinite(figure["generated"]["value"]) for figure in metrics["figures"])
     shown = capsys.readouterr()
     assert "Fréchet distance" in shown.out
-    # each command again: it goes on where it was, or does the same again
+    # each command again: it resumes, or does the same again
     types("encode DIR --tokenizer pixels", "fit-gmm --modes 8", "train --objective gm-kl --steps 3")
     assert "nothing to do" in capsys.readouterr().out
     assert not list(folder.rglob(".*"))
@@ -97,7 +97,7 @@ def test_the_chain_with_a_dinov2_from_a_folder(
     shown = capsys.readouterr()
     assert "become images by a decoder trained for it: pip install '.[rae]'" in shown.out
     assert "no preview grids" in shown.err
-    assert sorted(each.name for each in (folder / "samples").iterdir()) == ["latents.h5", "sampling.json"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["latents.h5", "sampling.json"]
     with open_latents(folder / "samples/latents.h5") as latents:
         assert len(latents) == 24
         assert latents.shape == (16, 4, 4)
@@ -113,16 +113,16 @@ def test_the_quickstart(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     for stage, count in {"encode": 1, "fit-gmm": 1, "train": 2, "sample": 8, "eval": 1, "report": 1}.items():
         assert shown.count(f"\n$ gmtool {stage} ") == count
-    assert [each.name for each in folder.iterdir()] == ["quickstart"]
+    assert [path.name for path in folder.iterdir()] == ["quickstart"]
     samples = [f"{run}-{steps}" for run in ("gmflow", "union") for steps in (1, 2, 4, 6)]
-    assert {each.name for each in (folder / "quickstart").iterdir()} == {
+    assert {path.name for path in (folder / "quickstart").iterdir()} == {
         *("digits", "latents.h5", "gmm.h5", "gmm.png", "gmflow", "union", "report.html", *samples)
     }
     assert "open quickstart/report.html in a browser" in shown
     assert len(list(Path("quickstart/digits/train").rglob("*.png"))) == 1400
     assert len(list(Path("quickstart/digits/held-out").rglob("*.png"))) == 397
     runs = [open_run(Path("quickstart") / run).manifest for run in ("gmflow", "union")]
-    assert [each.config["source"] for each in runs] == ["gaussian", "gmm"]
+    assert [chosen.config["source"] for chosen in runs] == ["gaussian", "gmm"]
     page = Path("quickstart/report.html").read_text("utf-8")
     for name in samples:
         assert Image.open(Path("quickstart") / name / "grid.png").size > (100, 100)
@@ -130,7 +130,7 @@ def test_the_quickstart(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert metrics["reference"].endswith("held-out")
         assert repr(metrics["figures"][0]["generated"]["value"]) in page
     assert page.count("real images</figcaption>") == 2  # beside each run
-    # again, it goes on: what is there is not made a second time
+    # run again, it resumes: what exists is not made a second time
     types("quickstart --steps 12 --num 40 --device cpu")
     again = capsys.readouterr()
     assert again.err.count("nothing to do") == 1  # encode

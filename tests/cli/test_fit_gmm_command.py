@@ -19,7 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         patches=rng.normal(size=(80, 2, 4, 4)),
         descriptors=rng.normal(size=(80, 5)).astype(np.float32),
         labels=np.zeros(80, np.int64),
-        names=[f"{each:02d}.png" for each in range(80)],
+        names=[f"{index:02d}.png" for index in range(80)],
         classes=["all"],
         tokenizer=TokenizerSpec("pixels", {}),
         provenance=Provenance("encode", {}),
@@ -46,7 +46,7 @@ def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     assert "76 of 80" in shown
     assert "KiB" in shown
-    assert [each.name for each in folder.iterdir()] == ["latents.h5"]
+    assert [path.name for path in folder.iterdir()] == ["latents.h5"]
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ def test_failures_are_one_line(
     assert shown.out == ""
     assert shown.err.count("\n") == 1
     assert shown.err.startswith("gmtool: error: ")
-    for each in words:
-        assert each in shown.err
+    for word in words:
+        assert word in shown.err
     assert sorted(folder.rglob("*")) == before
 
 
@@ -104,7 +104,7 @@ def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
         patch.setattr("os.posix_fallocate", full)
         assert main(["fit-gmm", "--modes", "2"]) == 1
     assert "the disk is full" in capsys.readouterr().err
-    assert sorted(each.name for each in folder.iterdir()) == [".gmm.h5.gmtool", "latents.h5"]
+    assert sorted(path.name for path in folder.iterdir()) == [".gmm.h5.gmtool", "latents.h5"]
     assert main(["fit-gmm", "--modes", "2"]) == 0
     assert "resuming after" in capsys.readouterr().err
-    assert sorted(each.name for each in folder.iterdir()) == ["gmm.h5", "gmm.png", "latents.h5"]
+    assert sorted(path.name for path in folder.iterdir()) == ["gmm.h5", "gmm.png", "latents.h5"]

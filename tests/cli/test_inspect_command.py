@@ -24,7 +24,7 @@ def test_the_json(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
         "unit": "tokenizer output, not normalised",
         "checksum": "",
     }
-    assert [each["state"] for each in record["inputs"]] == ["matches"]
+    assert [source["state"] for source in record["inputs"]] == ["matches"]
     assert record["facts"] == {"samples": "60", "classes": "3"}
 
 

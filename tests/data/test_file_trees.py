@@ -137,9 +137,9 @@ def test_sparse_members_have_their_holes(tmp_path: Path, kind: list[str]) -> Non
     subprocess.run(["tar", "-S", *kind, "-cf", "x.tar", "images"], cwd=tmp_path, check=True)
     images = find_images(tmp_path / "x.tar")
     assert images.files.store.stat().st_size < 2**17, "the file system keeps no holes"
-    found = contents(images)
-    assert list(found) == ["a/1.png", "a/2.png"]
-    assert found["a/1.png"] == content and found["a/2.png"] == b"whole"
+    read = contents(images)
+    assert list(read) == ["a/1.png", "a/2.png"]
+    assert read["a/1.png"] == content and read["a/2.png"] == b"whole"
 
 
 @pytest.mark.parametrize("link", [None, "a/2.png"])
@@ -171,7 +171,7 @@ def test_a_tar_is_not_the_zip_in_it_nor_half_of_two(tmp_path: Path) -> None:
 
 def test_backslashes_in_a_zip_are_folders(tmp_path: Path) -> None:
     path = write_zip(
-        tmp_path / "x.zip", {name.replace("/", "\\"): each for name, each in CONTENT.items()} | {"e\\": b""}
+        tmp_path / "x.zip", {name.replace("/", "\\"): content for name, content in CONTENT.items()} | {"e\\": b""}
     )
     images = find_images(path)
     assert contents(images) == CONTENT
@@ -193,12 +193,12 @@ def test_members_that_are_replaced_are_counted(tmp_path: Path) -> None:
 
 def within(seconds: float, call: Callable[[], ImageSet]) -> ImageSet:
     """The result of a call that must not hang."""
-    found: list[ImageSet] = []
-    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    sets: list[ImageSet] = []
+    thread = threading.Thread(target=lambda: sets.append(call()), daemon=True)
     thread.start()
     thread.join(seconds)
-    assert found, "it hangs, or has failed"
-    return found[0]
+    assert sets, "it hangs, or has failed"
+    return sets[0]
 
 
 def test_pipes_devices_and_links_to_them_do_not_stop_it(tmp_path: Path) -> None:
@@ -225,9 +225,11 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
             (tmp_path / name / other).symlink_to(tmp_path / other)
     images = within(60, lambda: find_images(tmp_path))
     assert images.classes == tuple(names)
-    found = contents(images)
-    assert [found[f"{name}/1.png"] for name in names] == [name.encode() for name in names]
-    assert sorted(each for path, each in found.items() if path.startswith("a/")) == [name.encode() for name in names]
+    read = contents(images)
+    assert [read[f"{name}/1.png"] for name in names] == [name.encode() for name in names]
+    assert sorted(content for path, content in read.items() if path.startswith("a/")) == [
+        name.encode() for name in names
+    ]
     assert set(left_out(images)) == {AGAIN, ENCLOSING}
 
 

@@ -47,7 +47,7 @@ def test_an_image_and_its_mirrored_copy_stay_together(tmp_path: Path) -> None:
         patches=np.zeros((20, 1, 1, 1)),
         descriptors=np.zeros((20, 1), np.float32),
         labels=np.full(20, -1, np.int64),
-        names=[f"{each // 2}.png" for each in range(20)],
+        names=[f"{index // 2}.png" for index in range(20)],
         classes=[],
         tokenizer=TokenizerSpec("pixels", {}),
         provenance=Provenance("encode", {}),
@@ -62,11 +62,11 @@ def test_an_image_and_its_mirrored_copy_stay_together(tmp_path: Path) -> None:
 def test_batches_hold_the_part_alone_and_all_of_it(small: Small, workers: int | None) -> None:
     with open_latents(small.latents("classes")) as latents:
         part = part_of_data(latents, 0.2, 3)
-        found = list(latent_batches(latents, 4, 0, 0, 6, workers, part))
-        rows = np.concatenate([each.rows for each in found])
+        drawn = list(latent_batches(latents, 4, 0, 0, 6, workers, part))
+        rows = np.concatenate([batch.rows for batch in drawn])
         assert sorted(rows[:12]) == sorted(rows[12:]) == part.tolist()
-        for each in found:
-            np.testing.assert_array_equal(each.patches, latents.patches(each.rows))
+        for batch in drawn:
+            np.testing.assert_array_equal(batch.patches, latents.patches(batch.rows))
 
 
 def part_mixture(fraction: float, seed: int = 0, modes: int = 4) -> FitGmmConfig:
@@ -93,18 +93,18 @@ def test_a_mixture_of_a_part_is_that_of_a_file_with_nothing_else(small: Small, t
     config = part_mixture(0.5, 3)
     fit_gmm(small.latents("classes"), tmp_path / "part.h5", config, Progress())
     fit_gmm(tmp_path / "alone.h5", tmp_path / "alone-gmm.h5", changed(config, {"fraction": 1.0}), Progress())
-    with open_gmm(tmp_path / "part.h5") as found, open_gmm(tmp_path / "alone-gmm.h5") as expected:
+    with open_gmm(tmp_path / "part.h5") as gmm, open_gmm(tmp_path / "alone-gmm.h5") as expected:
         for name in ("weights", "population", "cls_weights", "cls_mean", "cls_var"):
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(getattr(gmm, name), getattr(expected, name), rtol=1e-6, atol=1e-9)
         modes = np.arange(4)
-        np.testing.assert_allclose(found.patch_mean(modes), expected.patch_mean(modes), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found.patch_std(modes), expected.patch_std(modes), rtol=1e-5)
-        kept, alone = found.kept(slice(None)), expected.kept(slice(None))
+        np.testing.assert_allclose(gmm.patch_mean(modes), expected.patch_mean(modes), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gmm.patch_std(modes), expected.patch_std(modes), rtol=1e-5)
+        kept, alone = gmm.kept(slice(None)), expected.kept(slice(None))
         np.testing.assert_array_equal(kept.modes[part], alone.modes)
         np.testing.assert_allclose(kept.probabilities[part], alone.probabilities, rtol=1e-5)
         others = np.setdiff1d(np.arange(60), part)
         assert len(others) == 30 and not kept.probabilities[others].any()
-        assert found.manifest.details["data"] == 30
+        assert gmm.manifest.details["data"] == 30
 
 
 def test_a_run_on_a_part_has_the_statistics_of_that_part(small: Small, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_a_run_on_a_part_has_the_statistics_of_that_part(small: Small, tmp_path:
     train(small.latents("classes"), tmp_path / "run", make(TrainConfig, values), Progress())
     with open_latents(small.latents("classes")) as latents:
         patches = latents.patches(part_of_data(latents, 0.2, 5)).astype(np.float64)
-    found = open_run(tmp_path / "run").statistics()
-    np.testing.assert_allclose(found.mean, patches.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.std, np.sqrt(patches.var(0) + 1e-5), rtol=1e-5)
+    statistics = open_run(tmp_path / "run").statistics()
+    np.testing.assert_allclose(statistics.mean, patches.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(statistics.std, np.sqrt(patches.var(0) + 1e-5), rtol=1e-5)
 
 
 def test_a_run_that_was_begun_keeps_its_statistics(small: Small, tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_a_run_on_a_part_draws_the_modes_of_that_part(small: Small, tmp_path: Pa
         expected = mode_weights(latents, gmm, False, part)[0]
         kept = gmm.kept(part)
         np.testing.assert_allclose(expected, kept.population(4) / len(part), rtol=1e-5)
-    found = open_run(tmp_path / "run").statistics().mode_weights
-    assert found is not None
-    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+    weights = open_run(tmp_path / "run").statistics().mode_weights
+    assert weights is not None
+    np.testing.assert_allclose(weights[0], expected, rtol=1e-6)
     with pytest.raises(UserError, match=r"was begun with --fraction 0\.1, not 0\.5"):
         train(small.latents("classes"), tmp_path / "run", changed(config, {"fraction": 0.5}), Progress())
 

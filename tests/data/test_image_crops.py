@@ -25,8 +25,8 @@ def test_a_crop_of_the_enlarged_image(sides: tuple[int, int]) -> None:
     for down, right in ((0.0, 0.0), (0.999, 0.0), (0.0, 0.999), (0.5, 0.3)):
         top, left = int(down * (large.height - 32 + 1)), int(right * (large.width - 32 + 1))
         expected = np.asarray(large)[top : top + 32, left : left + 32].transpose(2, 0, 1)
-        found = random_crop(image, down, right, size=32, enlarged=48)
-        assert np.abs(found.astype(int) - expected).max() <= 2
+        crop = random_crop(image, down, right, size=32, enlarged=48)
+        assert np.abs(crop.astype(int) - expected).max() <= 2
 
 
 def test_an_image_smaller_than_the_crop() -> None:
@@ -54,12 +54,12 @@ def test_batches_follow_from_the_seed_and_the_step(folder: Path) -> None:
     crops = source(folder)
     crops.check()
     whole = batches(crops, 0)
-    assert [each.shape for each in whole] == [(4, 3, 32, 32)] * 6
-    for later, each in zip(whole[4:], batches(crops, 4), strict=True):
-        assert np.array_equal(later, each)
+    assert [batch.shape for batch in whole] == [(4, 3, 32, 32)] * 6
+    for later, batch in zip(whole[4:], batches(crops, 4), strict=True):
+        assert np.array_equal(later, batch)
     parts = [batches(crops, 0, share) for share in (slice(0, 2), slice(2, 4))]
-    for each, one, other in zip(whole, *parts, strict=True):
-        assert np.array_equal(each, np.concatenate([one, other]))
+    for batch, one, other in zip(whole, *parts, strict=True):
+        assert np.array_equal(batch, np.concatenate([one, other]))
     assert not np.array_equal(whole[0], next(crops.batches(4, 2, 0, 1, 0, slice(None))))
 
 

@@ -31,10 +31,10 @@ def test_without_mirrors_it_is_the_latents_file(small: Small) -> None:
         subject = source(small, latents, flip=False)
         np.testing.assert_array_equal(subject.labels, latents.labels)
         stored = list(latent_batches(latents, 7, 3, 5, 12, None))
-    for found, expected in zip(drawn(subject, 5, 12), stored, strict=True):
-        np.testing.assert_array_equal(found.rows, expected.rows)
-        torch.testing.assert_close(found.patches, expected.patches.float(), atol=1e-3, rtol=1e-3)
-        assert not found.patches.requires_grad
+    for sample, expected in zip(drawn(subject, 5, 12), stored, strict=True):
+        np.testing.assert_array_equal(sample.rows, expected.rows)
+        torch.testing.assert_close(sample.patches, expected.patches.float(), atol=1e-3, rtol=1e-3)
+        assert not sample.patches.requires_grad
 
 
 def test_mirrors_are_fair_coins_anew_each_time(small: Small) -> None:
@@ -42,16 +42,16 @@ def test_mirrors_are_fair_coins_anew_each_time(small: Small) -> None:
         plain, subject = source(small, latents, flip=False), source(small, latents, flip=True)
         mirrored = torch.cat([subject.tokenizer.encode(_all_images(small).flip(-1)).patches])
     straight = {
-        int(row): each for batch in drawn(plain, 0, 9) for row, each in zip(batch.rows, batch.patches, strict=True)
+        int(row): patch for batch in drawn(plain, 0, 9) for row, patch in zip(batch.rows, batch.patches, strict=True)
     }
     heads: dict[int, list[bool]] = {}
     for batch in drawn(subject, 0, 90):
-        for row, each in zip(batch.rows.tolist(), batch.patches, strict=True):
-            heads.setdefault(row, []).append(bool(torch.equal(each, mirrored[row])))
-            assert heads[row][-1] or torch.equal(each, straight[row])
-    every = [each for row in heads.values() for each in row]
+        for row, patch in zip(batch.rows.tolist(), batch.patches, strict=True):
+            heads.setdefault(row, []).append(bool(torch.equal(patch, mirrored[row])))
+            assert heads[row][-1] or torch.equal(patch, straight[row])
+    every = [patch for row in heads.values() for patch in row]
     assert abs(np.mean(every) - 0.5) < 4 * 0.5 / len(every) ** 0.5
-    assert sum(len(set(each)) == 2 for each in heads.values()) > 50  # most images come both ways
+    assert sum(len(set(head)) == 2 for head in heads.values()) > 50  # most images come both ways
 
 
 def _all_images(small: Small) -> torch.Tensor:
@@ -65,8 +65,8 @@ def test_neither_start_nor_workers_change_a_batch(small: Small) -> None:
         subject = source(small, latents, flip=True)
     whole = drawn(subject, 0, 6)
     for start, workers in ((0, 2), (3, 0)):
-        for found, expected in zip(drawn(subject, start, 6, workers), whole[start:], strict=True):
-            assert torch.equal(found.patches, expected.patches)
+        for sample, expected in zip(drawn(subject, start, 6, workers), whole[start:], strict=True):
+            assert torch.equal(sample.patches, expected.patches)
 
 
 def test_images_that_cannot_serve(small: Small, tmp_path: Path) -> None:

@@ -170,12 +170,12 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: P
 def test_a_thin_image_is_cropped_before_it_is_enlarged(shape: tuple[int, int]) -> None:
     """1 x 60,000 pixels at size 256 would be an image of 4 gigapixels. The middle is what a crop of less gives."""
     pixels = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    found = centre_crop(Image.fromarray(pixels), 256)
+    cropped = centre_crop(Image.fromarray(pixels), 256)
     # the middle alone, with an even rest so that it stays the middle; near enough to be resized as a whole
     middle = tuple(slice((side - 4) // 2 - 3 * (side > 99), (side + 4) // 2 + 3 * (side > 99)) for side in shape)
     part = pixels[middle[0] if shape[0] > 99 else slice(None), middle[1] if shape[1] > 99 else slice(None)]
     expected = centre_crop(Image.fromarray(part), 256)
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 3  # the scales differ by how the sides round
+    assert np.abs(cropped.astype(int) - expected.astype(int)).max() <= 3  # the scales differ by how the sides round
 
 
 def test_want_of_memory_is_the_machine_s_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,10 +204,10 @@ def test_workers_that_cannot_start_are_one_line(folder: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1])}
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert found.returncode == 0, found.stderr
-    assert "the 11 processes that decode images cannot start" in found.stdout
-    assert "--workers 0" in found.stdout
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "the 11 processes that decode images cannot start" in done.stdout
+    assert "--workers 0" in done.stdout
 
 
 def test_the_crop_of_an_image_of_that_size_is_itself() -> None:

@@ -21,7 +21,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentsFile:
         patches=np.random.default_rng(0).normal(size=(COUNT, 2, 3, 1)),
         descriptors=np.zeros((COUNT, 1), np.float32),
         labels=np.zeros(COUNT, np.int64),
-        names=[f"{each}.png" for each in range(COUNT)],
+        names=[f"{index}.png" for index in range(COUNT)],
         classes=["all"],
         tokenizer=TokenizerSpec("pixels", {}),
         provenance=Provenance("encode", {}),
@@ -61,9 +61,9 @@ def test_a_step_can_be_asked_for_in_any_order() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_and_disk_give_the_same(latents: LatentsFile, workers: int) -> None:
-    expected, found = take(latents, 0, 11, None), take(latents, 0, 11, workers)
-    assert len(found) == 11
-    for one, other in zip(expected, found, strict=True):
+    expected, taken = take(latents, 0, 11, None), take(latents, 0, 11, workers)
+    assert len(taken) == 11
+    for one, other in zip(expected, taken, strict=True):
         np.testing.assert_array_equal(one.rows, other.rows)
         assert one.patches.dtype == other.patches.dtype == torch.float16
         assert torch.equal(one.patches, other.patches)
@@ -73,7 +73,7 @@ def test_memory_and_disk_give_the_same(latents: LatentsFile, workers: int) -> No
 @pytest.mark.parametrize("workers", [None, 0, 2])
 def test_from_the_middle(latents: LatentsFile, workers: int | None) -> None:
     whole, rest = take(latents, 0, 11, None), take(latents, 7, 11, workers)
-    assert [each.rows.tolist() for each in rest] == [each.rows.tolist() for each in whole[7:]]
+    assert [batch.rows.tolist() for batch in rest] == [batch.rows.tolist() for batch in whole[7:]]
     assert take(latents, 11, 11, workers) == []
 
 
@@ -91,11 +91,11 @@ def test_what_does_not_fit_in_memory_is_read_from_disk(
         return real(self, rows)
 
     monkeypatch.setattr(LatentsFile, "patches", patches)
-    found = []
+    batches_read = []
     for batch in latent_batches(latents, 5, 7, 0, 30, None):
-        found.append(batch)
-        assert len(reads) <= len(found) + 1 + 2 * 4 or not disk  # two batches each of four threads, and no more
-    assert all(torch.equal(one.patches, other.patches) for one, other in zip(expected, found, strict=True))
+        batches_read.append(batch)
+        assert len(reads) <= len(batches_read) + 1 + 2 * 4 or not disk  # two batches each of four threads, and no more
+    assert all(torch.equal(one.patches, other.patches) for one, other in zip(expected, batches_read, strict=True))
     in_threads = [size for size, main in reads if not main]
     assert in_threads == ([5] * 30 if disk else [])
     assert reads[0] == ((1, True) if disk else (COUNT, True))  # the file is opened before threads share it

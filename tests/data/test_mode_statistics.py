@@ -23,10 +23,10 @@ def test_statistics_are_those_of_the_modes_in_normalised_coordinates(small: Smal
     picked = torch.tensor([2, 0, 2, 3])
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         statistics = latent_statistics(latents)
-        found = ModeTable(gmm, statistics, CPU, True, place).at(picked)
-        mean, std = (torch.from_numpy(each(picked.numpy())) for each in (gmm.patch_mean, gmm.patch_std))
-    torch.testing.assert_close(statistics.restore(found.mean), mean, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.std, (std / statistics.std).clamp(min=FLOOR))
+        looked_up = ModeTable(gmm, statistics, CPU, True, place).at(picked)
+        mean, std = (torch.from_numpy(moment(picked.numpy())) for moment in (gmm.patch_mean, gmm.patch_std))
+    torch.testing.assert_close(statistics.restore(looked_up.mean), mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(looked_up.std, (std / statistics.std).clamp(min=FLOOR))
 
 
 def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
@@ -44,12 +44,12 @@ def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
     )
     statistics = LatentStatistics(torch.zeros(shape), torch.full(shape, 2.0))
     with open_gmm(tmp_path / "gmm.h5") as gmm:
-        found = ModeTable(gmm, statistics, CPU, whitened=True).at(torch.tensor([0]))
+        looked_up = ModeTable(gmm, statistics, CPU, whitened=True).at(torch.tensor([0]))
         drawn_from = ModeTable(gmm, statistics, CPU, whitened=False).at(torch.tensor([0]))
     torch.testing.assert_close(drawn_from.std, torch.tensor([[[[5e-8, 1.5]]]]))
-    torch.testing.assert_close(found.std, torch.tensor([[[[FLOOR, 1.5]]]]))
+    torch.testing.assert_close(looked_up.std, torch.tensor([[[[FLOOR, 1.5]]]]))
     x = torch.tensor([[[[0.3, -2.0]]]])
-    torch.testing.assert_close(Whitened().leave(Whitened().enter(x, found), found), x)
+    torch.testing.assert_close(Whitened().leave(Whitened().enter(x, looked_up), looked_up), x)
 
 
 @pytest.mark.gpu
@@ -61,7 +61,7 @@ def test_statistics_are_the_same_on_a_gpu(small: Small, place: Place) -> None:
         expected = ModeTable(gmm, statistics, CPU, whitened=True).at(picked)
         table = ModeTable(gmm, statistics.to(torch.device("cuda")), torch.device("cuda"), True, place)
         for modes in (picked, picked.cuda()):
-            found = table.at(modes)
-            assert found.mean.is_cuda and found.std.is_cuda
-            torch.testing.assert_close(found.mean.cpu(), expected.mean)
-            torch.testing.assert_close(found.std.cpu(), expected.std)
+            looked_up = table.at(modes)
+            assert looked_up.mean.is_cuda and looked_up.std.is_cuda
+            torch.testing.assert_close(looked_up.mean.cpu(), expected.mean)
+            torch.testing.assert_close(looked_up.std.cpu(), expected.std)

@@ -19,13 +19,13 @@ def write(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def read(path: Path, batch_size: int = 3) -> np.ndarray:
-    found = find_array_images(path, str(path), "mend it")
-    return torch.cat(list(found.batches(batch_size, range(len(found))))).permute(0, 2, 3, 1).numpy()
+    images = find_array_images(path, str(path), "repair it")
+    return torch.cat(list(images.batches(batch_size, range(len(images))))).permute(0, 2, 3, 1).numpy()
 
 
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        find_array_images(path, str(path), "mend it")
+        find_array_images(path, str(path), "repair it")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -62,11 +62,11 @@ def test_compressed_files_and_other_batches_give_the_same(tmp_path):
 
 
 def test_a_part_and_every_second_image(tmp_path):
-    found = find_array_images(write(tmp_path, arr_0=IMAGES), "x", "mend it")
-    (part,) = found.batches(10, range(2, 5))
+    images = find_array_images(write(tmp_path, arr_0=IMAGES), "x", "repair it")
+    (part,) = images.batches(10, range(2, 5))
     np.testing.assert_array_equal(part.permute(0, 2, 3, 1).numpy(), IMAGES[2:5])
-    thin = found.thinned(2).thinned(2)
-    assert len(thin) == 2 and len(found.thinned(3)) == 3
+    thin = images.thinned(2).thinned(2)
+    assert len(thin) == 2 and len(images.thinned(3)) == 3
     np.testing.assert_array_equal(torch.cat(list(thin.batches(1, range(2)))).permute(0, 2, 3, 1), IMAGES[::4])
 
 
@@ -76,9 +76,9 @@ def test_damage_at_the_end_is_noticed_by_whoever_reads_the_start(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(images[-1].tobytes()) + 5] ^= 1
     path.write_bytes(content)
-    found = find_array_images(path, "x", "mend it")
-    with pytest.raises(UserError, match=r"x\.npz is damaged.*mend it"):
-        list(found.batches(2, range(2)))
+    damaged = find_array_images(path, "x", "repair it")
+    with pytest.raises(UserError, match=r"x\.npz is damaged.*repair it"):
+        list(damaged.batches(2, range(2)))
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_what_could_be_read_in_two_ways_or_in_none(arrays, message, tmp_path):
 
 
 def test_arrays_that_are_no_images_are_passed_over(tmp_path):
-    assert find_array_images(write(tmp_path, mu=np.zeros((3, 3, 3)), labels=np.zeros(3)), "x", "mend it") is None
+    assert find_array_images(write(tmp_path, mu=np.zeros((3, 3, 3)), labels=np.zeros(3)), "x", "repair it") is None

@@ -32,9 +32,9 @@ def test_what_was_kept_comes_back_and_what_is_damaged_does_not(tmp_path):
     cache, key = FeatureCache(tmp_path / "cache", 10**6), feature_key("inception", "images", 8)
     assert cache.load(key) is None
     cache.save(key, features(5), Progress())
-    found = cache.load(key)
-    assert torch.equal(found.vectors, features(5).vectors) and torch.equal(found.spatial, features(5).spatial)
-    assert found.logits is None and cache.load(feature_key("inception", "images", 16)) is None
+    loaded = cache.load(key)
+    assert torch.equal(loaded.vectors, features(5).vectors) and torch.equal(loaded.spatial, features(5).spatial)
+    assert loaded.logits is None and cache.load(feature_key("inception", "images", 16)) is None
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
     for content in (b"", whole[:-20], whole[:-3] + bytes(3), b"no tensors"):
@@ -52,7 +52,7 @@ def test_those_not_used_for_longest_make_room(tmp_path):
         os.utime(tmp_path / f"{key}.safetensors", (1000 + age, 1000 + age))
     assert [cache.load(key) is not None for key in keys] == [False, True, True]
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    cache.save(keys[0], features(4000), Progress())  # more than the room for all
+    cache.save(keys[0], features(4000), Progress())  # more than the cache holds
     assert cache.load(keys[0]) is None and cache.load(keys[2]) is not None
     assert FeatureCache(tmp_path, 0).load(keys[2]) is None
 

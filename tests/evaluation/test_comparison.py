@@ -61,21 +61,23 @@ def both(pair: Pair[Features]) -> Known:
 
 def test_all_metrics_stand_beside_their_real_values():
     reference = normal(80, 0, logits=True)
-    found = figures(known_from_features(normal(30, 1, logits=True), reference), both(real_pair(reference, None, 30, 0)))
-    assert [each.metric for each in found] == [
+    compared = figures(
+        known_from_features(normal(30, 1, logits=True), reference), both(real_pair(reference, None, 30, 0))
+    )
+    assert [figure.metric for figure in compared] == [
         "frechet_distance", "inception_score", "kernel_distance", "precision", "recall", "density", "coverage", "mind",
     ]  # fmt: skip
-    for each in found:
-        sizes = {"inception_score": (None, None), "mind": (30, 30)}.get(each.metric, (80, 50))
-        assert (each.generated.images, each.generated.reference_images) == (30, sizes[0])
-        assert (each.real.images, each.real.reference_images) == (30, sizes[1])
-        assert np.isfinite(each.generated.value) and np.isfinite(each.real.value)
+    for figure in compared:
+        sizes = {"inception_score": (None, None), "mind": (30, 30)}.get(figure.metric, (80, 50))
+        assert (figure.generated.images, figure.generated.reference_images) == (30, sizes[0])
+        assert (figure.real.images, figure.real.reference_images) == (30, sizes[1])
+        assert np.isfinite(figure.generated.value) and np.isfinite(figure.real.value)
 
 
 def test_statistics_alone_give_the_frechet_distance_alone():
     reference = normal(50, 2)
-    found = feature_statistics(reference.vectors)
-    statistics = FeatureStatistics(found.mean, found.covariance)
+    feature_moments = feature_statistics(reference.vectors)
+    statistics = FeatureStatistics(feature_moments.mean, feature_moments.covariance)
     (figure,) = figures(known_from_features(normal(30, 3), None, statistics))
     expected = figures(known_from_features(normal(30, 3), reference))[0]
     assert (figure.metric, figure.real, figure.generated.reference_images) == ("frechet_distance", None, None)
@@ -84,17 +86,17 @@ def test_statistics_alone_give_the_frechet_distance_alone():
 
 def test_statistics_of_a_larger_set_replace_those_of_its_sample():
     reference, wide = normal(50, 2), FeatureStatistics(np.full(4, 10.0), np.eye(4))
-    found = figures(known_from_features(normal(30, 3), reference, wide))
-    assert found[0].generated.value == pytest.approx(400, rel=0.1)
-    assert found[0].metric == "frechet_distance" and len(found) > 4
+    compared = figures(known_from_features(normal(30, 3), reference, wide))
+    assert compared[0].generated.value == pytest.approx(400, rel=0.1)
+    assert compared[0].metric == "frechet_distance" and len(compared) > 4
 
 
 @pytest.mark.parametrize("module", ["kernel_distance", "precision_recall", "density_coverage"])
 def test_metrics_of_pairs_look_at_a_bounded_number_of_images(module):
     measure = import_module(f"gmtool.evaluation.metrics.{module}").measure
     known = Pair(normal(30, 1).vectors, normal(80, 0).vectors)
-    for each in measure(known, CONTEXT, images=20, references=25):
-        assert (each.images, each.reference_images) == (20, 25)
+    for measurement in measure(known, CONTEXT, images=20, references=25):
+        assert (measurement.images, measurement.reference_images) == (20, 25)
     few = bounded(known, 0, 20, 25)
     assert len({tuple(row) for row in few.images.tolist()} & {tuple(row) for row in known.images.tolist()}) == 20
     assert torch.equal(bounded(known, 0, 30, 80).images, known.images)
@@ -103,10 +105,10 @@ def test_metrics_of_pairs_look_at_a_bounded_number_of_images(module):
 def test_a_metric_is_a_file_and_a_row():
     """The whole of what a new one takes: nothing else knows its name."""
     row = Row(f"{__name__}:mean_gap", "features", (Metric("mean_gap", "gap of means", "lower"),))
-    (found,) = figures(
+    (compared,) = figures(
         known_from_features(numbered(4, first=10), numbered(4)), both(Pair(numbered(4), numbered(4))), (row,)
     )
-    assert (found.metric, found.generated.value, found.real.value) == ("mean_gap", 10, 0)
+    assert (compared.metric, compared.generated.value, compared.real.value) == ("mean_gap", 10, 0)
 
 
 def mean_gap(known: Pair[torch.Tensor], _: Context) -> tuple[Measurement]:

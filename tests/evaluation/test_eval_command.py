@@ -44,12 +44,12 @@ def test_the_table_and_the_json_show_the_same_figures(samples, capsys):
     assert main(["eval", str(samples), "--features", "tokenizer"]) == 0
     table = capsys.readouterr().out
     assert main(["eval", str(samples), "--features", "tokenizer", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((samples / "metrics.json").read_text())
-    for each in found["figures"]:
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((samples / "metrics.json").read_text())
+    for figure in report["figures"]:
         for side in ("generated", "real"):
-            assert f"{each[side]['value']:.4g}" in table
-    for text in ("Fréchet distance", "precision", "200 / 500", "200 / 300", found["reference_fingerprint"][:8]):
+            assert f"{figure[side]['value']:.4g}" in table
+    for text in ("Fréchet distance", "precision", "200 / 500", "200 / 300", report["reference_fingerprint"][:8]):
         assert text in table
 
 
@@ -257,11 +257,13 @@ def test_without_torch_fidelity_its_metrics_alone_are_missing(packages, message,
     whole = json.loads((samples / "metrics.json").read_text())["figures"]
     done = without(packages, tmp_path / "blocked", [samples, "--features", "tokenizer", "--json"])
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["figures"]
+    figures = json.loads(done.stdout)["figures"]
     lost = {"kernel_distance", "precision", "recall"}
-    assert [each["metric"] for each in found] == [each["metric"] for each in whole if each["metric"] not in lost]
-    for each in found:
-        assert each == next(other for other in whole if other["metric"] == each["metric"])
+    assert [figure["metric"] for figure in figures] == [
+        figure["metric"] for figure in whole if figure["metric"] not in lost
+    ]
+    for figure in figures:
+        assert figure == next(other for other in whole if other["metric"] == figure["metric"])
     (note,) = (line for line in done.stderr.splitlines() if "left out" in line)
     assert message in note and "pip install --upgrade torch torchvision torch-fidelity" in note
     assert note.startswith("kernel distance, precision, recall are left out: ")
@@ -302,7 +304,7 @@ def test_a_dry_run_lists_the_metrics_that_are_then_computed(world, samples, tmp_
         config = make(EvaluateConfig, {"features": "tokenizer", "reference": given})
         work = dict(plan_evaluation(samples, config, Progress(), fetch=False).forecast().work)
         figures = evaluate(samples, config, Progress()).figures
-        assert work["metrics"] == ", ".join(metrics_by_name()[each.metric].label for each in figures)
+        assert work["metrics"] == ", ".join(metrics_by_name()[figure.metric].label for figure in figures)
 
 
 def test_a_dry_run_refuses_what_the_run_would(samples, tmp_path, capsys):
@@ -336,12 +338,12 @@ def test_inception_figures_are_torch_fidelitys(world, tmp_path, capsys, digits, 
         == 0
     )
     captured = capsys.readouterr()
-    found = json.loads(captured.out)
-    figures = {each["metric"]: each for each in found["figures"]}
-    assert found["features"] == "inception" and "torch-fidelity" in found["extractor"]
+    report = json.loads(captured.out)
+    figures = {figure["metric"]: figure for figure in report["figures"]}
+    assert report["features"] == "inception" and "torch-fidelity" in report["extractor"]
     assert "compare with no published figure" in captured.err
     # three real images give no real-against-real pair, whose square roots of 2048 x 2048 matrices would take long
-    assert all(each["real"] is None for each in found["figures"][:5])
+    assert all(figure["real"] is None for figure in report["figures"][:5])
     expected = torch_fidelity.calculate_metrics(
         input1=Images(digits[800:808]),
         input2=Images(digits[500:503]),

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def figures(text: str) -> dict[str, float]:
-    return {each["metric"]: each["generated"]["value"] for each in json.loads(text)["figures"]}
+    return {figure["metric"]: figure["generated"]["value"] for figure in json.loads(text)["figures"]}
 
 
 def run(*arguments: object) -> None:
@@ -63,8 +63,8 @@ def test_the_same_images_from_any_tool_have_the_same_figures(world, others, caps
     reports = [others / "samples" / "metrics.json", *(others / f"{name}.metrics.json" for name in names[1:])]
     first, *rest = (figures(path.read_text()) for path in reports)
     first.pop("memorisation")  # only of samples is it known that the reference is what their run was trained on
-    for found in rest:
-        assert found == first
+    for batch in rest:
+        assert batch == first
     assert sorted(path.name for path in others.iterdir()) == sorted([*before, *(path.name for path in reports[1:])])
 
 
@@ -74,7 +74,7 @@ def test_one_file_for_all_reports(world, others, capsys):
     run(*arguments, "--output", others / "all.json", "--json")
     captured = capsys.readouterr()
     written = json.loads((others / "all.json").read_text())
-    assert written == json.loads(captured.out) and [Path(each["samples"]).name for each in written] == [
+    assert written == json.loads(captured.out) and [Path(line["samples"]).name for line in written] == [
         "folder",
         "nchw.npz",
     ]
@@ -194,8 +194,8 @@ def figures_by_world(world: Path, path: Path, reference: Path) -> dict[str, floa
         described = Described(latents.tokenizer, latents.descriptor_size)
     extractor = extractor_row("tokenizer").load().open_extractor(ExtractorSettings(), described, CPU, Progress())
     first, second = (
-        image_features(open_npz(each, str(each)), extractor, 8, 4, World(), Progress(), "x")
-        for each in (path, reference)
+        image_features(open_npz(path_given, str(path_given)), extractor, 8, 4, World(), Progress(), "x")
+        for path_given in (path, reference)
     )
-    found = measured(METRICS, known_from_features(first, second), Context(MetricSettings(), 0, CPU))
-    return {name: each.value for name, each in found.items()}
+    values = measured(METRICS, known_from_features(first, second), Context(MetricSettings(), 0, CPU))
+    return {name: figure.value for name, figure in values.items()}

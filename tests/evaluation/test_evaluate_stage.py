@@ -34,7 +34,7 @@ def run(samples: Path, reference: Path | None = None, **settings) -> Report:
 
 
 def values(report: Report) -> dict[str, float]:
-    return {each.metric: each.generated.value for each in report.figures}
+    return {figure.metric: figure.generated.value for figure in report.figures}
 
 
 def test_real_images_score_like_real_images(world):
@@ -44,12 +44,12 @@ def test_real_images_score_like_real_images(world):
     assert abs(report.figure("kernel_distance").generated.value) < 0.05
     for metric in ("precision", "recall"):
         assert report.figure(metric).generated.value > 0.75
-    assert [each.metric for each in report.figures] == [
+    assert [figure.metric for figure in report.figures] == [
         "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage", "mind",
         "magnitude", "saturated_share", "colour_saturation",
     ]  # fmt: skip
-    for each in report.figures[-3:]:
-        assert each.generated.value == pytest.approx(each.real.value, abs=0.03)
+    for figure in report.figures[-3:]:
+        assert figure.generated.value == pytest.approx(figure.real.value, abs=0.03)
 
 
 @pytest.mark.slow
@@ -72,25 +72,25 @@ def test_saturation_tells_washed_out_samples_from_glaring_ones(world, tmp_path, 
     for name, content, expected in (("grey", grey, (1 / 255, 0)), ("glaring", glaring, (1, 1))):
         report = run(make_samples(tmp_path / name, content, world / "latents.h5"))
         for metric, value in zip(("magnitude", "saturated_share"), expected, strict=True):
-            found = report.figure(metric)
-            assert found.generated.value == pytest.approx(value) and found.generated.images == 50
-            assert 0.3 < found.real.value < 0.9 and found.real.images == 500
+            figure = report.figure(metric)
+            assert figure.generated.value == pytest.approx(value) and figure.generated.images == 50
+            assert 0.3 < figure.real.value < 0.9 and figure.real.images == 500
 
 
 def test_training_images_stand_in_when_the_reference_is_other(world):
     report = run(world / "samples", world / "held_out")
-    for each in report.figures[:4]:
-        assert (each.generated.images, each.generated.reference_images) == (200, 300)
-        assert (each.real.images, each.real.reference_images) == (200, 300)
+    for figure in report.figures[:4]:
+        assert (figure.generated.images, figure.generated.reference_images) == (200, 300)
+        assert (figure.real.images, figure.real.reference_images) == (200, 300)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", ["latents.h5", "train", None])
 def test_the_training_images_as_reference_are_split(world, reference):
     report = run(world / "samples", None if reference is None else world / reference)
-    for each in report.figures[:4]:
-        assert (each.generated.images, each.generated.reference_images) == (200, 500)
-        assert (each.real.images, each.real.reference_images) == (200, 300)
+    for figure in report.figures[:4]:
+        assert (figure.generated.images, figure.generated.reference_images) == (200, 500)
+        assert (figure.real.images, figure.real.reference_images) == (200, 300)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_statistics_as_reference_give_the_frechet_distance(world, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     report = run(world / "samples", tmp_path / "ref.npz")
     figure, *alone = report.figures
-    assert [each.metric for each in alone] == ["magnitude", "saturated_share", "colour_saturation"]
+    assert [entry.metric for entry in alone] == ["magnitude", "saturated_share", "colour_saturation"]
     assert alone[0].real is None
     assert (figure.metric, figure.real, figure.generated.reference_images) == ("frechet_distance", None, None)
     assert figure.generated.value == pytest.approx(values(run(world / "samples"))["frechet_distance"], rel=1e-5)
@@ -203,7 +203,7 @@ def test_a_report_of_an_earlier_version_is_still_read():
  ],
  "gmtool": "0.1.0"
 }"""
-    found = parse_report(text)
-    assert found.figure("frechet_distance").generated.value == 2.5 and found.figure("recall") is None
-    assert found.figure("magnitude").real.images == 8
-    assert parse_report(found.to_json()) == found
+    report = parse_report(text)
+    assert report.figure("frechet_distance").generated.value == 2.5 and report.figure("recall") is None
+    assert report.figure("magnitude").real.images == 8
+    assert parse_report(report.to_json()) == report

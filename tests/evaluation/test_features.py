@@ -80,9 +80,11 @@ def test_a_name_that_is_in_no_row_is_refused():
 
 def test_several_extractors_and_those_that_are_not_there(inception_weights):
     with_file = ExtractorSettings("tokenizer,inception", inception_weights)
-    assert [each.value for each in choose_extractors(with_file, Progress()).choices] == ["tokenizer", "inception"]
-    found = choose_extractors(ExtractorSettings("inception,tokenizer"), Progress())
-    assert [each.value for each in found.choices] == ["tokenizer"] and "could not be fetched" in found.missing[0]
+    assert [choice.value for choice in choose_extractors(with_file, Progress()).choices] == ["tokenizer", "inception"]
+    selected = choose_extractors(ExtractorSettings("inception,tokenizer"), Progress())
+    assert [choice.value for choice in selected.choices] == [
+        "tokenizer"
+    ] and "could not be fetched" in selected.missing[0]
     with pytest.raises(MachineError, match=r"could not be fetched.*; no latents"):
         choose_extractors(ExtractorSettings("inception,tokenizer"), Progress(), refused={"tokenizer": "no latents"})
     with pytest.raises(UserError, match="names an extractor twice"):
@@ -93,11 +95,11 @@ def test_tokenizer_features_equal_the_stored_descriptors(described, world, digit
     family = extractor_row("tokenizer").load()
     extractor = family.open_extractor(ExtractorSettings("tokenizer"), described, CPU, Progress())
     assert family.feature_size(AUTO, described) == extractor.size
-    found = extract_features(extractor, array_batches(digits[:500], 64), 500, "digits", Progress())
-    assert found.logits is None
+    features = extract_features(extractor, array_batches(digits[:500], 64), 500, "digits", Progress())
+    assert features.logits is None
     with open_latents(world / "latents.h5") as latents:
-        np.testing.assert_allclose(found.vectors, latents.descriptors(slice(None)), rtol=1e-4, atol=1e-4)
-    assert found.vectors.shape[1] == extractor.size
+        np.testing.assert_allclose(features.vectors, latents.descriptors(slice(None)), rtol=1e-4, atol=1e-4)
+    assert features.vectors.shape[1] == extractor.size
 
 
 def test_rows_of_features_stay_together():
@@ -109,16 +111,16 @@ def test_rows_of_features_stay_together():
 def test_arrays_come_in_batches_with_channels_first():
     images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), dtype=np.uint8)
     batches = list(array_batches(images, 2))
-    assert [len(each) for each in batches] == [2, 2, 1]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
     assert np.array_equal(torch.cat(batches).permute(0, 2, 3, 1).numpy(), images)
 
 
 def test_statistics_equal_numpys_over_several_chunks():
     features = normal(50, 6, 0, shift=1000.0)
-    found = feature_statistics(features, rows_at_once=7)
-    np.testing.assert_allclose(found.mean, features.double().numpy().mean(0), rtol=1e-13)
-    np.testing.assert_allclose(found.covariance, np.cov(features.double().numpy(), rowvar=False), rtol=1e-10)
-    assert found.count == 50
+    statistics = feature_statistics(features, rows_at_once=7)
+    np.testing.assert_allclose(statistics.mean, features.double().numpy().mean(0), rtol=1e-13)
+    np.testing.assert_allclose(statistics.covariance, np.cov(features.double().numpy(), rowvar=False), rtol=1e-10)
+    assert statistics.count == 50
 
 
 def test_features_that_are_no_numbers_are_refused():

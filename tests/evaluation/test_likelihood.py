@@ -38,10 +38,10 @@ def test_the_density_of_a_gaussian_is_known():
     """Its Jacobian is diagonal, of which random signs give the trace exactly."""
     x = data(20)
     probes = [random_signs(x, torch.Generator().manual_seed(1))]
-    found = flow_density(gaussian_velocity, normal_density, x, probes, tolerance=1e-8)
+    density = flow_density(gaussian_velocity, normal_density, x, probes, tolerance=1e-8)
     expected = torch.distributions.Normal(MEAN, STD).log_prob(x).flatten(1).sum(1)
-    torch.testing.assert_close(found.log_density, expected, rtol=1e-5, atol=1e-5)
-    assert found.evaluations > 10
+    torch.testing.assert_close(density.log_density, expected, rtol=1e-5, atol=1e-5)
+    assert density.evaluations > 10
     entropy = float(torch.distributions.Normal(MEAN, STD).entropy().sum())
     many = data(4000, seed=2)
     nats = -flow_density(gaussian_velocity, normal_density, many, [random_signs(many, torch.Generator())]).log_density
@@ -61,9 +61,9 @@ def test_hutchinsons_estimate_is_unbiased_where_the_jacobian_is_not_diagonal():
     deviations = []
     for count in (1, 4):
         probes = [random_signs(x, random) for _ in range(count)]
-        found = flow_density(field, normal_density, x, probes, tolerance=1e-7).log_density
-        deviations.append(float(found.std()))
-        assert float(found.mean()) == pytest.approx(expected, abs=5 * deviations[-1] / 2000**0.5)
+        density = flow_density(field, normal_density, x, probes, tolerance=1e-7).log_density
+        deviations.append(float(density.std()))
+        assert float(density.mean()) == pytest.approx(expected, abs=5 * deviations[-1] / 2000**0.5)
     assert deviations[0] / deviations[1] == pytest.approx(2, rel=0.15)
 
 
@@ -81,13 +81,13 @@ def test_a_mixtures_density_is_scipys():
         for mean, std, weight in zip(means, stds, weights, strict=True)
     )
     for at_once in (2, 100):
-        found = mixture_density(
+        density = mixture_density(
             x,
             torch.from_numpy(weights).expand(7, -1),
             lambda modes: ModeStatistics(table.mean[modes], table.std[modes]),
             at_once,
         )
-        np.testing.assert_allclose(found.numpy(), np.log(expected), rtol=1e-10)
+        np.testing.assert_allclose(density.numpy(), np.log(expected), rtol=1e-10)
 
 
 def test_the_nll_of_a_velocity_is_that_of_its_mixture():
@@ -102,9 +102,9 @@ def test_the_nll_of_a_velocity_is_that_of_its_mixture():
             variance=torch.full((5, 1, 1, 1, 1), std**2),
         )
 
-    found = velocity_nll(predict, x, z, t)
+    nll = velocity_nll(predict, x, z, t)
     residual = (z - x) - 2 * (0.75 * x + 0.25 * z)
     expected = 0.5 * (residual / std).square() + math.log(std) + 0.5 * math.log(2 * math.pi)
-    torch.testing.assert_close(found, expected.flatten(1).mean(1))
+    torch.testing.assert_close(nll, expected.flatten(1).mean(1))
     with pytest.raises(TypeError, match="velocity, not a mixture"):
         velocity_nll(lambda x_t, _: x_t, x, z, t)

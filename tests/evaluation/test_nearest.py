@@ -22,12 +22,12 @@ CPU = torch.device("cpu")
 def test_copies_come_first_by_their_distance_in_units_of_the_real_ones() -> None:
     real = normal(30, 4, 0)
     generated = torch.cat([normal(5, 4, 1), real[[7, 3]] + 1e-4])
-    found = nearest_pairs(generated, real, CPU, pairs=3)
-    assert set(found.generated[:2].tolist()) == {5, 6} and set(found.real[:2].tolist()) == {7, 3}
+    pairs = nearest_pairs(generated, real, CPU, pairs=3)
+    assert set(pairs.generated[:2].tolist()) == {5, 6} and set(pairs.real[:2].tolist()) == {7, 3}
     distances = torch.cdist(generated.double(), real.double())
     between = torch.cdist(real.double(), real.double()).fill_diagonal_(torch.inf).min(1).values
     ratios = (distances.min(1).values / between[distances.argmin(1)]).sort().values
-    torch.testing.assert_close(found.ratio, ratios[:3])
+    torch.testing.assert_close(pairs.ratio, ratios[:3])
 
 
 @pytest.mark.parametrize("name", ["held_out", "samples", "latents.h5"])
@@ -52,8 +52,8 @@ def test_latents_without_a_decoder_are_shown_by_their_images(world: Path, tmp_pa
         provenance=Provenance("encode", {}, (images,)),
         flipped=np.arange(6) % 2 == 1,
     )
-    found = pick(open_reference(tmp_path / "opaque.h5"), torch.tensor([4, 1, 2]), 8)
-    np.testing.assert_array_equal(found, digits[[507, 502, 500]])
+    picked = pick(open_reference(tmp_path / "opaque.h5"), torch.tensor([4, 1, 2]), 8)
+    np.testing.assert_array_equal(picked, digits[[507, 502, 500]])
 
 
 def test_the_picture_shows_copies_beside_their_originals(world: Path, tmp_path: Path, digits: np.ndarray) -> None:

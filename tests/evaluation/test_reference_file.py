@@ -26,7 +26,7 @@ def folders(tmp_path, digits):
 
 def scored(capsys, *arguments: object) -> dict[str, float]:
     assert main(["eval", *map(str, arguments), "--json"]) == 0
-    return {each["metric"]: each["generated"]["value"] for each in json.loads(capsys.readouterr().out)["figures"]}
+    return {figure["metric"]: figure["generated"]["value"] for figure in json.loads(capsys.readouterr().out)["figures"]}
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,11 @@ def test_reference_and_samples_in_adms_form_give_the_same_figures(folders, dinov
 def test_spatial_statistics_are_written_and_read(tmp_path):
     features = Features(normal(9, 3, 0), None, normal(9, 5, 1))
     write_reference_file(tmp_path / "ref.npz", features, None, 8)
-    found = open_npz(tmp_path / "ref.npz", "ref.npz")
+    reference = open_npz(tmp_path / "ref.npz", "ref.npz")
     expected = feature_statistics(features.spatial)
-    np.testing.assert_array_equal(found.spatial.mean, expected.mean)
-    np.testing.assert_array_equal(found.spatial.covariance, expected.covariance)
-    assert found.statistics.mean.shape == (3,) and len(found) == 0
+    np.testing.assert_array_equal(reference.spatial.mean, expected.mean)
+    np.testing.assert_array_equal(reference.spatial.covariance, expected.covariance)
+    assert reference.statistics.mean.shape == (3,) and len(reference) == 0
 
 
 def test_nothing_is_replaced_and_a_reference_is_an_npz(folders, capsys):

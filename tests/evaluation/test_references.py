@@ -129,8 +129,8 @@ def test_few_evenly_spaced_images_stand_for_a_large_reference(world, name, digit
     for most, step in ((500, 1), (180, 3), (1, 500)):
         batches = some_images(reference, 8, 64, most=most)
         for _ in range(2):  # it can be read again
-            found = torch.cat(list(batches())).permute(0, 2, 3, 1).numpy()
-            np.testing.assert_array_equal(found, digits[:500:step])
+            pixels = torch.cat(list(batches())).permute(0, 2, 3, 1).numpy()
+            np.testing.assert_array_equal(pixels, digits[:500:step])
 
 
 def test_statistics_alone_have_no_images(tmp_path):

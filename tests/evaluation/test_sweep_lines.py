@@ -58,23 +58,23 @@ def grid(
     seeds: int = 3,
 ) -> Sweep:
     """The sweep of a made-up grid; a scale of None is no guidance."""
-    points = [point(*each) for each in itertools.product(runs, solvers, steps, scales, range(seeds))]
+    points = [point(*combination) for combination in itertools.product(runs, solvers, steps, scales, range(seeds))]
     values = {
         "run": runs,
         "solver": solvers,
         "steps": steps,
-        "guidance": tuple(dict.fromkeys("none" if each is None else "prob" for each in scales)),
-        "guidance_scale": tuple(each for each in scales if each is not None),
+        "guidance": tuple(dict.fromkeys("none" if scale is None else "prob" for scale in scales)),
+        "guidance_scale": tuple(scale for scale in scales if scale is not None),
     }
-    axes = tuple(Axis(name, each) for name, each in values.items() if len(each) > 1)
+    axes = tuple(Axis(name, value) for name, value in values.items() if len(value) > 1)
     return Sweep(axes, tuple(points), (), "tokenizer", "pixels", "held-out", "images", "abc")
 
 
 def test_seeds_are_a_mean_and_a_spread() -> None:
     (group, *_) = grid().groups
-    found = value_of(group, "frechet_distance")
-    assert found == Value(pytest.approx(4.1), pytest.approx(stdev([4.0, 4.1, 4.2])))
-    assert str(found) == "4.1 ± 0.1"
+    value = value_of(group, "frechet_distance")
+    assert value == Value(pytest.approx(4.1), pytest.approx(stdev([4.0, 4.1, 4.2])))
+    assert str(value) == "4.1 ± 0.1"
     assert value_of(group, "frechet_distance", real=True) == Value(0.25, 0.0)
     assert value_of(group[:1], "frechet_distance") == Value(4.0, None)
     assert value_of(group, "kernel_distance") is None
@@ -131,25 +131,25 @@ def test_the_best_is_by_the_direction_of_the_metric() -> None:
 
 def test_lines_along_evaluations() -> None:
     sweep = grid(runs=("a/run", "b/run"), scales=(None, 0.1))
-    found = lines(sweep, EVALUATIONS)
-    assert [each.label for each in found] == [
+    curves = lines(sweep, EVALUATIONS)
+    assert [curve.label for curve in curves] == [
         f"{run}/run, gm-ode, {words}" for run in "ab" for words in ("unguided", "prob")
     ]
-    assert [[position_of(group, EVALUATIONS) for group in line.groups] for line in found] == [[1, 2, 4], [2, 4, 8]] * 2
+    assert [[position_of(group, EVALUATIONS) for group in line.groups] for line in curves] == [[1, 2, 4], [2, 4, 8]] * 2
 
 
 def test_lines_along_the_scale() -> None:
-    found = lines(grid(steps=(4, 8), scales=(0.2, None, 0.1)), SCALE)
-    assert [[position_of(group, SCALE) for group in line.groups] for line in found] == [[0.1, 0.2], [None]] * 2
-    assert [each.label for each in found][::2] == ["gm-ode, steps 4, prob", "gm-ode, steps 8, prob"]
+    curves = lines(grid(steps=(4, 8), scales=(0.2, None, 0.1)), SCALE)
+    assert [[position_of(group, SCALE) for group in line.groups] for line in curves] == [[0.1, 0.2], [None]] * 2
+    assert [curve.label for curve in curves][::2] == ["gm-ode, steps 4, prob", "gm-ode, steps 8, prob"]
 
 
 def test_many_lines_become_one_a_solver_at_the_best() -> None:
-    sweep = grid(solvers=("gm-ode", "gm-sde"), scales=tuple(0.1 * each for each in range(6)))
+    sweep = grid(solvers=("gm-ode", "gm-sde"), scales=tuple(0.1 * index for index in range(6)))
     assert len(lines(sweep, EVALUATIONS)) == 12
-    found = lines(sweep, EVALUATIONS, "frechet_distance")
-    assert [each.label for each in found] == ["gm-ode", "gm-sde"]
-    for line in found:
+    curves = lines(sweep, EVALUATIONS, "frechet_distance")
+    assert [curve.label for curve in curves] == ["gm-ode", "gm-sde"]
+    for line in curves:
         assert [group[0].settings["guidance_scale"] for group in line.groups] == [0.0, 0.0, 0.0]
         assert [position_of(group, EVALUATIONS) for group in line.groups] == [2, 4, 8]
 
@@ -180,19 +180,19 @@ def test_settings_in_words() -> None:
 )
 def test_the_plots(sweep: Sweep, tmp_path: Path) -> None:
     drawn = draw_sweep(sweep, tmp_path)
-    assert [each.name for each in drawn] == ["score.png", "precision-recall.png", "saturation.png"]
+    assert [picture.name for picture in drawn] == ["score.png", "precision-recall.png", "saturation.png"]
     for path in drawn:
         with Image.open(path) as image:
             assert image.info["Software"] == "gmtool sweep"
             assert len(image.convert("RGB").getcolors(2**16) or ()) > 3
-    before = [each.read_bytes() for each in drawn]
+    before = [picture.read_bytes() for picture in drawn]
     draw_sweep(sweep, tmp_path)
-    assert [each.read_bytes() for each in drawn] == before
+    assert [picture.read_bytes() for picture in drawn] == before
 
 
 def test_plots_of_what_was_not_measured_are_left_out(tmp_path: Path) -> None:
     sweep = grid()
-    only = tuple(replace(each, figures=each.figures[1:2]) for each in sweep.points)
-    assert [each.name for each in draw_sweep(replace(sweep, points=only), tmp_path)] == ["score.png"]
-    none = tuple(replace(each, figures=()) for each in sweep.points)
+    only = tuple(replace(drawn_point, figures=drawn_point.figures[1:2]) for drawn_point in sweep.points)
+    assert [picture.name for picture in draw_sweep(replace(sweep, points=only), tmp_path)] == ["score.png"]
+    none = tuple(replace(drawn_point, figures=()) for drawn_point in sweep.points)
     assert draw_sweep(replace(sweep, points=none), tmp_path) == ()

@@ -50,13 +50,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_seeds_stand_together() -> None:
     sweep = table(*POINTS)
-    assert [[each.seed for each in group] for group in sweep.groups] == [[0, 1], [0], [1]]
+    assert [[member.seed for member in group] for group in sweep.groups] == [[0, 1], [0], [1]]
     assert sweep.metrics == ("frechet_distance", "precision")
 
 
 def test_settings_of_a_point() -> None:
-    assert [setting_of(each, "guidance_scale") for each in POINTS] == ["", "", 0.1, ""]
-    assert [setting_of(each, "steps") for each in POINTS] == [1, 1, 2, 2]
+    assert [setting_of(candidate, "guidance_scale") for candidate in POINTS] == ["", "", 0.1, ""]
+    assert [setting_of(candidate, "steps") for candidate in POINTS] == [1, 1, 2, 2]
     assert setting_of(POINTS[0], "solver") == "gm-ode"
     assert setting_of(POINTS[0], "ema") == ""
 
@@ -67,7 +67,7 @@ def test_the_csv_has_every_figure() -> None:
     assert [float(row["frechet_distance"]) for row in rows] == [1, 2, 2, 3]
     assert [(row["real_frechet_distance"], row["real_precision"]) for row in rows] == [("0.5", "")] * 4
     assert [row["steps"] for row in rows] == ["1", "1", "2", "2"]
-    assert [row["command"] for row in rows] == [each.command for each in POINTS]
+    assert [row["command"] for row in rows] == [candidate.command for candidate in POINTS]
 
 
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path) -> None:

@@ -33,20 +33,20 @@ def rotation(x, t):
 
 def test_a_constant_field_is_straight():
     speed = normal(3, 2, 2)
-    found = trace(lambda x, t: speed.expand_as(x), normal(4, 3, 2, 2), full_grid(5, 2.0))
-    torch.testing.assert_close(found.length(), speed.norm().expand(4))
-    torch.testing.assert_close(found.straightness(), torch.zeros(4, dtype=torch.float64), atol=1e-20, rtol=0)
-    torch.testing.assert_close(found.points[-1], found.points[0] - speed)
+    path = trace(lambda x, t: speed.expand_as(x), normal(4, 3, 2, 2), full_grid(5, 2.0))
+    torch.testing.assert_close(path.length(), speed.norm().expand(4))
+    torch.testing.assert_close(path.straightness(), torch.zeros(4, dtype=torch.float64), atol=1e-20, rtol=0)
+    torch.testing.assert_close(path.points[-1], path.points[0] - speed)
 
 
 def test_a_rotation_goes_along_circles():
     """Length is the arc; int |(x_1 - x_0) - u|^2 = int |u|^2 - |x_1 - x_0|^2, with the chord 2 r sin(angle / 2)."""
     start = normal(6, 2, 1, 1)
-    found = trace(rotation, start, full_grid(4000, 1.0))
+    path = trace(rotation, start, full_grid(4000, 1.0))
     radius = start.flatten(1).norm(dim=1)
-    torch.testing.assert_close(found.length(), TURN * radius, rtol=1e-3, atol=0)
+    torch.testing.assert_close(path.length(), TURN * radius, rtol=1e-3, atol=0)
     expected = radius.square() * (TURN**2 - (2 * math.sin(TURN / 2)) ** 2)
-    torch.testing.assert_close(found.straightness(), expected, rtol=2e-3, atol=0)
+    torch.testing.assert_close(path.straightness(), expected, rtol=2e-3, atol=0)
 
 
 def test_a_shifted_grid_measures_the_same_path():
@@ -59,14 +59,14 @@ def test_a_shifted_grid_measures_the_same_path():
 @pytest.mark.slow
 def test_lipschitz_of_a_linear_field_is_its_largest_singular_value():
     matrix = normal(12, 12)
-    found = lipschitz(
+    constant = lipschitz(
         lambda x, t: (per_sample(t, x).flatten(1) * x.flatten(1) @ matrix.T).view_as(x),
         normal(5, 3, 2, 2),
         torch.full((5,), 0.5, dtype=torch.float64),
         normal(5, 3, 2, 2, seed=1),
     )
     largest = 0.5 * torch.linalg.svdvals(matrix)[0]
-    assert (found <= largest * (1 + 1e-9)).all() and (found > 0.95 * largest).all()
+    assert (constant <= largest * (1 + 1e-9)).all() and (constant > 0.95 * largest).all()
 
 
 @pytest.mark.slow
@@ -74,8 +74,8 @@ def test_the_mean_lipschitz_constant_weighs_times_evenly_whatever_the_grid():
     """u = t x has constant t at time t: 1/2 on average, up to the grid, whose steps are short where it is dense."""
     for shift in (1.0, 5.0):
         path = trace(lambda x, t: per_sample(t, x) * x, normal(20_000, 1, 1, 1), full_grid(400, shift))
-        found = mean_lipschitz(lambda x, t: per_sample(t, x) * x, path, generator("times"))
-        assert float(found.mean()) == pytest.approx(0.5, abs=0.012)
+        constant = mean_lipschitz(lambda x, t: per_sample(t, x) * x, path, generator("times"))
+        assert float(constant.mean()) == pytest.approx(0.5, abs=0.012)
 
 
 def test_lipschitz_of_a_network_with_attention_is_that_of_its_whole_jacobian():
@@ -89,8 +89,8 @@ def test_lipschitz_of_a_network_with_attention_is_that_of_its_whole_jacobian():
         return network(x, t, Conditions())
 
     whole = torch.func.jacrev(lambda x: field(x, t))(point).reshape(8, 8)
-    found = lipschitz(field, point, t, normal(1, 2, 2, 2, seed=1).float())
-    assert float(found) == pytest.approx(float(torch.linalg.svdvals(whole)[0]), rel=0.02)
+    constant = lipschitz(field, point, t, normal(1, 2, 2, 2, seed=1).float())
+    assert float(constant) == pytest.approx(float(torch.linalg.svdvals(whole)[0]), rel=0.02)
 
 
 def test_distances_of_a_shifted_and_shuffled_copy():

@@ -51,7 +51,7 @@ def test_half_widths_are_the_deviations_over_other_samples(name):
     metric = METRICS[name]
     draws = [normal(120, 4, seed, shift=0.3) for seed in range(60)]
     truth = np.std([metric(x) for x in draws], ddof=1)
-    wide = [(found.high - found.low) / 2 for found in (interval(metric, x) for x in draws[:12])]
+    wide = [(estimate.high - estimate.low) / 2 for estimate in (interval(metric, x) for x in draws[:12])]
     assert np.mean(wide) / (2.093 * truth) == pytest.approx(1, abs=0.3)
 
 
@@ -69,20 +69,23 @@ def figure(value: float, real: float | None) -> Figure:
 
 
 def test_means_and_spreads_over_seeds():
-    (found,) = over_seeds([[figure(1.0, 5.0)], [figure(3.0, 5.0)]])
-    assert (found.generated.value, found.generated.spread) == (2.0, pytest.approx(2**0.5))
-    assert found.real == figure(1.0, 5.0).real and found.features == "inception"
+    (averaged,) = over_seeds([[figure(1.0, 5.0)], [figure(3.0, 5.0)]])
+    assert (averaged.generated.value, averaged.generated.spread) == (2.0, pytest.approx(2**0.5))
+    assert averaged.real == figure(1.0, 5.0).real and averaged.features == "inception"
     assert over_seeds([[figure(1.0, None)]]) == (figure(1.0, None),)
 
 
 def test_the_command_shows_both(world, capsys):
     arguments = ["eval", str(world / "samples"), "--features", "tokenizer"]
     assert main([*arguments, "--intervals", "3", "--repeats", "2", "--json"]) == 0
-    found = {each["metric"]: each for each in json.loads(capsys.readouterr().out)["figures"]}
+    by_metric = {entry["metric"]: entry for entry in json.loads(capsys.readouterr().out)["figures"]}
     for metric in ("frechet_distance", "precision", "kernel_distance", "mind", "memorisation"):
-        values = found[metric]["generated"]
+        values = by_metric[metric]["generated"]
         assert values["low"] <= values["value"] <= values["high"], metric
-    assert found["frechet_distance"]["real"]["spread"] > 0 and found["frechet_distance"]["generated"]["spread"] is None
+    assert (
+        by_metric["frechet_distance"]["real"]["spread"] > 0
+        and by_metric["frechet_distance"]["generated"]["spread"] is None
+    )
     assert main([*arguments, "--intervals", "1"]) == 2
     assert "--intervals 1" in capsys.readouterr().err
 
@@ -97,7 +100,7 @@ def test_an_interval_stays_within_the_range_of_the_metric():
     values = iter([0.5, 1.0, 0.7, 0.2])
     shares = Figure("recall", Measurement(0.95, None, 8, 8), None)
     distances = Figure("kernel_distance", Measurement(-0.01, None, 8, 8), None)
-    found = with_intervals(
+    figures = with_intervals(
         [shares, distances],
         lambda _: {name: Measurement(next(values), None, 4, 8) for name in ("recall", "kernel_distance")},
         8,
@@ -105,5 +108,5 @@ def test_an_interval_stays_within_the_range_of_the_metric():
         0,
         Progress(),
     )
-    assert found[0].generated.high == 1 and found[0].generated.low < 0.95
-    assert found[1].generated.low < -0.01  # unbiased, it may be below 0
+    assert figures[0].generated.high == 1 and figures[0].generated.low < 0.95
+    assert figures[1].generated.low < -0.01  # unbiased, it may be below 0

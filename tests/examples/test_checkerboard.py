@@ -63,7 +63,7 @@ def test_the_example_writes_its_tables_and_pictures(board, tiny, tmp_path, monke
     assert "600 samples" in said and "flow matching, heun 2, 64 evaluations" in said
     with Image.open(tmp_path / "K = 64.png") as picture:
         assert picture.size == (2 * 202, 11 * 202)
-    assert {each.name for each in tmp_path.iterdir()} == {"flow matching.png", "K = 64.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"flow matching.png", "K = 64.png"}
 
 
 @pytest.mark.parametrize(("name", "components"), [("flow matching", 0), ("K = 8", 4)])

@@ -28,14 +28,14 @@ def root(tmp_path_factory):
 
 
 def names(folder):
-    return {each.name for each in folder.glob("*/*.png")}
+    return {path.name for path in folder.glob("*/*.png")}
 
 
 @pytest.mark.slow
 def test_settings_are_chosen_on_digits_that_no_figure_is_quoted_on(digits, root):
     """The validation part lies within the training digits: its reference shares nothing with the test's."""
-    found = digits.prepare(root, "validation")
-    reference, training = names(found.reference), names(found.reference.with_name("train"))
+    prepared = digits.prepare(root, "validation")
+    reference, training = names(prepared.reference), names(prepared.reference.with_name("train"))
     test = names(root / "images" / "held-out")
     assert (len(reference), len(training), len(test)) == (397, 1003, 397)
     assert not reference & test and not training & test and not reference & training
@@ -43,12 +43,15 @@ def test_settings_are_chosen_on_digits_that_no_figure_is_quoted_on(digits, root)
 
 @pytest.mark.slow
 def test_the_score_tells_copies_from_new_digits(digits, root):
-    found = digits.prepare(root, "validation")
+    prepared = digits.prepare(root, "validation")
 
     def images(folder):
-        return np.stack([np.asarray(Image.open(each).convert("RGB")) for each in sorted(folder.glob("*/*.png"))])
+        return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*/*.png"))])
 
-    new, copies = (digits._score(found, images(each)) for each in (found.reference, found.reference.with_name("train")))
+    new, copies = (
+        digits._score(prepared, images(folder_of_part))
+        for folder_of_part in (prepared.reference, prepared.reference.with_name("train"))
+    )
     assert (new.distance, new.newness) == pytest.approx((0, 1), abs=1e-3)
     assert copies.newness == pytest.approx(0, abs=1e-3)
     assert copies.distance == pytest.approx(copies.floor, rel=1e-3)
@@ -79,20 +82,20 @@ def test_the_study_in_miniature_and_again(digits, study, root, monkeypatch, caps
 
 def test_lines_hold_mean_and_deviation_over_seeds(digits, study):
     method = study.Method("union", "gm-kl", 8)
-    found = [
+    curves = [
         study.Curve(method, "gm-ode", seed, {4: digits.Score(value, 0.25, 1 / value)})
         for seed, value in enumerate((1, 2, 4))
     ]
-    (line,) = study.lines(found, lambda score: 6 * score.newness)
+    (line,) = study.lines(curves, lambda score: 6 * score.newness)
     assert (line.label, line.means, line.spreads) == (
         "union, 8 modes, gm-ode",
         {4: 3.5},
         {4: pytest.approx(stdev((6, 3, 1.5)))},
     )
-    assert study.floor(found) == 0.25
+    assert study.floor(curves) == 0.25
 
 
 def test_settings_that_differ_are_trained_apart(digits):
     base = digits.budget(10, 0)
-    keys = {digits._key(each) for each in (base, changed(base, {"seed": 1}), changed(base, {"objective": "gm-kl"}))}
+    keys = {digits._key(config) for config in (base, changed(base, {"seed": 1}), changed(base, {"objective": "gm-kl"}))}
     assert len(keys) == 3 and digits._key(digits.budget(10, 0)) in keys

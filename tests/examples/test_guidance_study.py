@@ -20,8 +20,10 @@ def curve(study, *points):
 def test_figures_at_a_precision_lie_on_the_line_between_two_scales(study):
     falling = curve(study, (0.6, 0.8), (0.8, 0.6), (0.9, 0.2), (0.7, 0.1))
     for precision, recall in ((0.6, 0.8), (0.7, 0.7), (0.8, 0.6), (0.85, 0.4), (0.9, 0.2)):
-        found = study.at_precision(falling, precision)
-        assert (found.precision, found.recall, found.saturated) == pytest.approx((precision, recall, 1 - recall))
+        interpolated = study.at_precision(falling, precision)
+        assert (interpolated.precision, interpolated.recall, interpolated.saturated) == pytest.approx(
+            (precision, recall, 1 - recall)
+        )
     assert study.at_precision(falling, 0.95) is None and study.at_precision(falling, 0.5) is None
 
 

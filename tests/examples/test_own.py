@@ -1,4 +1,4 @@
-"""The examples for people who bring a network or a solver of their own."""
+"""The examples of a network and of a solver of one's own."""
 
 import re
 import sys

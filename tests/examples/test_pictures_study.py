@@ -39,14 +39,14 @@ def test_no_held_out_pixel_is_trained_on(photographs, width):
 def bands(part, width):
     """The columns of each band of a part that is wide enough for a crop."""
     first, last = {"train": (0, 96), "held-out": (96, 144)}[part]
-    found = [range(start + first, min(start + last, width)) for start in range(0, width, 144)]
-    return [band for band in found if len(band) >= 32]
+    columns = [range(start + first, min(start + last, width)) for start in range(0, width, 144)]
+    return [band for band in columns if len(band) >= 32]
 
 
 def test_photographs_are_in_colour(photographs):
-    found = photographs.photographs()
-    assert len(found) in (3, 11) and list(found) == sorted(found)
-    assert all(each.mode == "RGB" and min(each.size) >= 256 for each in found.values())
+    pictures = photographs.photographs()
+    assert len(pictures) in (3, 11) and list(pictures) == sorted(pictures)
+    assert all(picture.mode == "RGB" and min(picture.size) >= 256 for picture in pictures.values())
 
 
 @pytest.mark.slow
@@ -56,12 +56,12 @@ def test_the_study_in_miniature(study, tmp_path, monkeypatch):
     arguments = "--seeds 0 --budgets 2 --batch 8 --samples 33 --most 1"
     monkeypatch.setattr(sys, "argv", ["pictures_study.py", str(tmp_path), *arguments.split()])
     study.main()
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert [(each["draw"]["method"], each["draw"]["evaluations"]) for each in found] == [
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert [(entry["draw"]["method"], entry["draw"]["evaluations"]) for entry in report] == [
         ("flow matching", 1),
         ("union", 1),
     ]
-    assert all(each["distance"] > 0 and 0 <= each["recall"] <= 1 for each in found)
+    assert all(entry["distance"] > 0 and 0 <= entry["recall"] <= 1 for entry in report)
     assert "| union, gm-ode 2 |" in (tmp_path / "results.md").read_text()
     assert Image.open(tmp_path / "grid-2.png").height == 2 * 64
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("scores/*.json")}

@@ -48,11 +48,11 @@ def moments(name, model, steps, shift=1.0):
 @pytest.mark.parametrize("name", SDE)
 def test_moments_of_a_gaussian_come_back_at_the_declared_order(name, shift):
     model, counts = gaussian(0.7, 0.5), (256, 512)
-    found = [moments(name, model, steps, shift) for steps in counts]
-    errors = [abs(variance - 0.25) for _, variance in found]
+    by_steps = [moments(name, model, steps, shift) for steps in counts]
+    errors = [abs(variance - 0.25) for _, variance in by_steps]
     for (steps, error), (more, less) in itertools.pairwise(zip(counts, errors, strict=True)):
         assert math.log(error / less) / math.log(more / steps) == pytest.approx(SOLVERS[name].order, abs=0.3)
-    assert all(mean == pytest.approx(0.7, abs=1e-9) for mean, _ in found)
+    assert all(mean == pytest.approx(0.7, abs=1e-9) for mean, _ in by_steps)
     assert errors[-1] < 0.01
 
 
@@ -72,8 +72,8 @@ def test_ddpm_follows_the_recursion_of_its_moments(name, large, steps):
         first = pull_state * first + pull_data * (mean + gain * (first - math.sqrt(bar_t) * mean))
         added = beta if large else beta * (1 - bar_s) / (1 - bar_t)
         second = rate**2 * second + (added if s > 0 else 0)
-    found = moments(name, gaussian(mean, std), steps, shift)
-    assert found == pytest.approx((first, second), abs=1e-12)
+    drawn = moments(name, gaussian(mean, std), steps, shift)
+    assert drawn == pytest.approx((first, second), abs=1e-12)
 
 
 def test_small_variance_is_exact_for_data_of_one_value():

@@ -31,9 +31,9 @@ def test_rounding_never_draws_the_padding():
 def test_batch_transport_is_the_cheapest_permutation():
     draw = torch.Generator().manual_seed(0)
     x, z = torch.randn(6, 2, 3, generator=draw), torch.randn(6, 2, 3, generator=draw)
-    found = BatchOT().pair(x, z)
+    paired = BatchOT().pair(x, z)
     best = min(itertools.permutations(range(6)), key=lambda order: (x - z[list(order)]).square().sum().item())
-    assert torch.equal(found, z[list(best)])
+    assert torch.equal(paired, z[list(best)])
 
 
 @pytest.mark.parametrize("coupling", [Independent(), ModeCoupling()])

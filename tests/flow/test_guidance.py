@@ -20,16 +20,16 @@ G = golden.arrays("gmflow_math")
 @pytest.mark.parametrize("case", ["a", "b", "c"])
 def test_probabilistic_guidance_matches_the_reference(case):
     scale, orthogonal = float(G[f"guid_{case}_scale"]), float(G[f"guid_{case}_orthogonal"])
-    found = guide(golden.predicted(G), G["uncond_mean"], scale, orthogonal)
+    guided = guide(golden.predicted(G), G["uncond_mean"], scale, orthogonal)
     expected = golden.mixture(G, f"guid_{case}")
-    torch.testing.assert_close(found.guidance.bias, G[f"guid_{case}_bias"], **golden.TOLERANCE)
-    torch.testing.assert_close(found.gaussian.variance, G[f"guid_{case}_avg_var"], **golden.TOLERANCE)
+    torch.testing.assert_close(guided.guidance.bias, G[f"guid_{case}_bias"], **golden.TOLERANCE)
+    torch.testing.assert_close(guided.gaussian.variance, G[f"guid_{case}_avg_var"], **golden.TOLERANCE)
     torch.testing.assert_close(
-        found.gaussian.mean + found.guidance.bias, G[f"guid_{case}_gauss_mean"], **golden.TOLERANCE
+        guided.gaussian.mean + guided.guidance.bias, G[f"guid_{case}_gauss_mean"], **golden.TOLERANCE
     )
-    torch.testing.assert_close(found.mixture.means, expected.means, **golden.TOLERANCE)
-    torch.testing.assert_close(found.mixture.variance, expected.variance, **golden.TOLERANCE)
-    torch.testing.assert_close(found.mixture.log_weights, expected.log_weights, **golden.TOLERANCE)
+    torch.testing.assert_close(guided.mixture.means, expected.means, **golden.TOLERANCE)
+    torch.testing.assert_close(guided.mixture.variance, expected.variance, **golden.TOLERANCE)
+    torch.testing.assert_close(guided.mixture.log_weights, expected.log_weights, **golden.TOLERANCE)
 
 
 def test_bias_has_the_length_of_the_scale_and_is_orthogonal_to_the_mean():
@@ -43,15 +43,15 @@ def test_bias_has_the_length_of_the_scale_and_is_orthogonal_to_the_mean():
 def test_one_component_guides_to_the_shifted_gaussian():
     """With K = 1 and equal positions the mixture is its own Gaussian, and the product is the guided Gaussian."""
     mixture = random_mixture(3, components=1)
-    found = guide(mixture, random_point(4, mixture), scale=0.5, orthogonal=0.0)
-    torch.testing.assert_close(found.mixture.mean(), found.gaussian.mean + found.guidance.bias)
-    torch.testing.assert_close(found.mixture.variance, 0.75 * mixture.variance)
+    guided = guide(mixture, random_point(4, mixture), scale=0.5, orthogonal=0.0)
+    torch.testing.assert_close(guided.mixture.mean(), guided.gaussian.mean + guided.guidance.bias)
+    torch.testing.assert_close(guided.mixture.variance, 0.75 * mixture.variance)
 
 
 def test_no_scale_changes_nothing_but_rounding():
     mixture = random_mixture(5)
-    found = guide(mixture, random_point(6, mixture), scale=0.0, orthogonal=1.0)
-    torch.testing.assert_close(found.mixture.mean(), mixture.mean(), atol=1e-4, rtol=1e-4)
+    guided = guide(mixture, random_point(6, mixture), scale=0.0, orthogonal=1.0)
+    torch.testing.assert_close(guided.mixture.mean(), mixture.mean(), atol=1e-4, rtol=1e-4)
 
 
 def test_classifier_free_guidance_extrapolates():
@@ -69,10 +69,10 @@ def test_reweighting_follows_its_formula():
     conditional = random_mixture(0, components=3)
     unconditional = random_mixture(1, components=3)
     c, u = conditional.log_weights.exp(), unconditional.log_weights.exp()
-    found = reweight(conditional, unconditional, 2.5)
+    reweighted = reweight(conditional, unconditional, 2.5)
     expected = c * (c / u) ** 1.5
-    torch.testing.assert_close(found.log_weights.exp(), expected / expected.sum(1, keepdim=True))
-    assert torch.equal(found.means, conditional.means) and torch.equal(found.variance, conditional.variance)
+    torch.testing.assert_close(reweighted.log_weights.exp(), expected / expected.sum(1, keepdim=True))
+    assert torch.equal(reweighted.means, conditional.means) and torch.equal(reweighted.variance, conditional.variance)
 
 
 def test_reweighting_by_one_and_by_equal_mixtures_changes_nothing():
@@ -98,8 +98,8 @@ def test_reweighting_sends_more_samples_where_the_condition_points():
     centers = torch.tensor([[-3.0], [3.0]], dtype=torch.float64)
     models = [exact_posterior(centers, 0.2, torch.tensor(w, dtype=torch.float64)) for w in ([0.2, 0.8], [0.5, 0.5])]
     x, t = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    found = ComponentWeights(2.0)(*models)(x, t).mixture.log_weights.exp().flatten()
-    torch.testing.assert_close(found, torch.tensor([0.04, 0.64], dtype=torch.float64) / 0.68)
+    weights = ComponentWeights(2.0)(*models)(x, t).mixture.log_weights.exp().flatten()
+    torch.testing.assert_close(weights, torch.tensor([0.04, 0.64], dtype=torch.float64) / 0.68)
 
 
 def test_autoguidance_of_a_velocity_extrapolates_from_the_weaker_model():
@@ -113,11 +113,11 @@ def test_probabilistic_guidance_is_away_from_the_mean_of_the_other_velocity(name
     strong, weak = random_mixture(0), random_mixture(1)
     x, t = random_point(2, strong), torch.tensor([0.4, 0.9], dtype=torch.float64)
     scheme = GUIDANCES[name].forms["mixture"].make(0.3, 0.5)
-    found = scheme(lambda x, t: unguided(strong), lambda x, t: mean_velocity(x, t, weak.mean()))(x, t)
+    guided = scheme(lambda x, t: unguided(strong), lambda x, t: mean_velocity(x, t, weak.mean()))(x, t)
     expected = guide(strong, weak.mean(), 0.3, 0.5)
-    torch.testing.assert_close(found.mixture.mean(), expected.mixture.mean())
-    torch.testing.assert_close(found.guidance.bias, expected.guidance.bias)
-    assert found.guidance.scale == 0.3
+    torch.testing.assert_close(guided.mixture.mean(), expected.mixture.mean())
+    torch.testing.assert_close(guided.guidance.bias, expected.guidance.bias)
+    assert guided.guidance.scale == 0.3
 
 
 def on_velocity(x, t):
@@ -140,9 +140,9 @@ def test_every_form_of_the_table_makes_a_guided_model_of_its_kind(name, on):
     x, t = random_point(9, random_mixture(7)), torch.full((2,), 0.5, dtype=torch.float64)
 
     def value(model):
-        found = model(x, t)
-        assert isinstance(found, Prediction if on == "mixture" else torch.Tensor)
-        return found.mixture.mean() if on == "mixture" else found
+        predicted = model(x, t)
+        assert isinstance(predicted, Prediction if on == "mixture" else torch.Tensor)
+        return predicted.mixture.mean() if on == "mixture" else predicted
 
     def guided(scale):
         scheme = form.make(scale, 1.0)
@@ -159,7 +159,7 @@ def test_every_form_of_the_table_makes_a_guided_model_of_its_kind(name, on):
 def test_a_range_of_scales_holds_its_default_and_numbers_alone(name, on):
     scale = GUIDANCES[name].forms[on].scale
     assert scale.default in scale and scale.minimum in scale
-    assert all(each not in scale for each in (scale.minimum - 1e-9, float("nan"), float("inf"), -float("inf")))
+    assert all(refused not in scale for refused in (scale.minimum - 1e-9, float("nan"), float("inf"), -float("inf")))
     assert scale.below not in scale if scale.below is not None else 1e9 in scale
     assert str(scale) == ("at least 1" if scale.below is None else "in [0, 1)")
 
@@ -205,9 +205,9 @@ def test_the_interval_of_a_mixture_switches_to_the_conditional_prediction():
     away_from = lambda x, t: mean_velocity(x, t, other.mean())  # noqa: E731
     model = within((0.5, 1.0), Probabilistic(0.5)(plain, away_from), plain)
     x = random_point(2, mixture)
-    found, expected = model(x, torch.full((2,), 0.5)), guide(mixture, other.mean(), 0.5, 1.0)
-    torch.testing.assert_close(found.mixture.means, expected.mixture.means)
-    assert not torch.equal(found.mixture.means, mixture.means)
+    predicted, expected = model(x, torch.full((2,), 0.5)), guide(mixture, other.mean(), 0.5, 1.0)
+    torch.testing.assert_close(predicted.mixture.means, expected.mixture.means)
+    assert not torch.equal(predicted.mixture.means, mixture.means)
     assert model(x, torch.full((2,), 0.49)).mixture is mixture
 
 

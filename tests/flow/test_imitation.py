@@ -20,9 +20,9 @@ def reference():
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("last", [1.0, 0.5])
 def test_segments_are_the_reference_s(reference, count, last):
-    found = Segments(count, last).around(reference["segment_raw"])
-    torch.testing.assert_close(found.start, reference[f"segment_n{count}_f{last}_src"], **TOLERANCE)
-    torch.testing.assert_close(found.length, reference[f"segment_n{count}_f{last}_len"], **TOLERANCE)
+    segments = Segments(count, last).around(reference["segment_raw"])
+    torch.testing.assert_close(segments.start, reference[f"segment_n{count}_f{last}_src"], **TOLERANCE)
+    torch.testing.assert_close(segments.length, reference[f"segment_n{count}_f{last}_len"], **TOLERANCE)
 
 
 def test_grids_of_segments_are_the_reference_s(reference):
@@ -89,7 +89,7 @@ def draws_of(objective, count=6, seed=0, step=0):
     stream = torch.Generator().manual_seed(seed)
     t = torch.rand(count, generator=stream, dtype=torch.float64) * 0.99 + 0.005
     numbers = numbers_of(objective, count, seed, step)
-    double = ImitationDraws(*(each.double() for each in vars(numbers).values()))
+    double = ImitationDraws(*(value.double() for value in vars(numbers).values()))
     return Draws(t, torch.randn(count, 3, 2, 1, generator=stream, dtype=torch.float64), imitation=double)
 
 

@@ -43,10 +43,10 @@ def test_the_loss_of_the_union_is_that_of_gmflow_in_whitened_coordinates(ratio, 
     x, modes = normal(4, *SHAPE, seed=1), some_modes()
     method, other = union(ratio, spectrum), gmflow(ratio, spectrum)
     draws = method.draw(4, SHAPE, generator(0))
-    found = method.loss(network, method.pair(x, draws.noise, modes), draws)
+    losses = method.loss(network, method.pair(x, draws.noise, modes), draws)
     expected = other.loss(network, other.pair((x - modes.mean) / modes.std, draws.noise), draws)
-    torch.testing.assert_close(found, expected)
-    assert found.shape == (4,) and found.dtype == torch.float32
+    torch.testing.assert_close(losses, expected)
+    assert losses.shape == (4,) and losses.dtype == torch.float32
 
 
 def test_mm_fm_pairs_each_sample_with_noise_from_its_own_mode():
@@ -55,18 +55,18 @@ def test_mm_fm_pairs_each_sample_with_noise_from_its_own_mode():
     z = modes.mean + modes.std * noise
     torch.testing.assert_close(pairs.z, z)
     assert torch.equal(pairs.x, x)
-    found = mm_fm().loss(lambda x_t, t: torch.cos(x_t), pairs, Draws(t, noise))
+    losses = mm_fm().loss(lambda x_t, t: torch.cos(x_t), pairs, Draws(t, noise))
     x_t = (1 - t).reshape(4, 1, 1, 1) * x + t.reshape(4, 1, 1, 1) * z
-    torch.testing.assert_close(found, (torch.cos(x_t) - (z - x)).square().mean((1, 2, 3)).float())
+    torch.testing.assert_close(losses, (torch.cos(x_t) - (z - x)).square().mean((1, 2, 3)).float())
 
 
 def test_batch_transport_pairs_what_the_source_drew():
     x, noise, modes = normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2), some_modes()
     method = mm_fm(coupling=BatchOT())
-    found, z = method.pair(x, noise, modes), method.start(noise, modes)
+    pairs, z = method.pair(x, noise, modes), method.start(noise, modes)
     orders = itertools.permutations(range(4))
     best = min(orders, key=lambda order: (x - z[list(order)]).square().sum().item())
-    assert torch.equal(found.z, z[list(best)]) and torch.equal(found.x, x)
+    assert torch.equal(pairs.z, z[list(best)]) and torch.equal(pairs.x, x)
 
 
 @pytest.mark.parametrize("method", [fm(), gmflow(), mm_fm(), union()], ids=["fm", "gmflow", "mm-fm", "union"])
@@ -93,22 +93,22 @@ def test_the_field_is_the_derivative_of_the_path_in_latents(method):
     def at(time):
         return method.finish(interpolate(pairs.x, pairs.z, time), modes)
 
-    found = method.field(predict, modes)(at(t), t)
-    torch.testing.assert_close(found, (at(t + step) - at(t - step)) / (2 * step))
+    moved = method.field(predict, modes)(at(t), t)
+    torch.testing.assert_close(moved, (at(t + step) - at(t - step)) / (2 * step))
 
 
 def test_the_field_of_the_union_is_scaled_by_the_modes():
     modes, x_t, t = some_modes(), normal(4, *SHAPE, seed=3), torch.linspace(0.1, 0.9, 4, dtype=torch.float64)
-    found = union().field(network, modes)(x_t, t)
-    torch.testing.assert_close(found, modes.std * network((x_t - modes.mean) / modes.std, t).mean())
+    u = union().field(network, modes)(x_t, t)
+    torch.testing.assert_close(u, modes.std * network((x_t - modes.mean) / modes.std, t).mean())
 
 
 def test_models_are_of_the_kind_of_the_objective():
     x_t, t = normal(2, *SHAPE, seed=3), torch.tensor([0.4, 0.9], dtype=torch.float64)
     predicted = network(x_t, t)
-    found = gmflow().model(network)(x_t, t)
-    assert isinstance(found, Prediction)
-    torch.testing.assert_close(found.mixture.mean(), x_t - t.reshape(2, 1, 1, 1) * predicted.mean())
+    prediction = gmflow().model(network)(x_t, t)
+    assert isinstance(prediction, Prediction)
+    torch.testing.assert_close(prediction.mixture.mean(), x_t - t.reshape(2, 1, 1, 1) * predicted.mean())
     torch.testing.assert_close(mm_fm().model(network)(x_t, t), predicted.mean())
     with pytest.raises(TypeError, match="mixture"):
         gmflow().model(lambda x, t: x)(x_t, t)
@@ -121,8 +121,8 @@ def test_draws_are_those_that_the_objective_takes():
         assert draws.t.shape == (5,) and draws.noise.shape == (5, *SHAPE)
         assert [draws.onward is None, draws.uniform is None] == [taken < 2, taken < 3]
         repeated = method.draw(5, SHAPE, generator(1))
-        for name, each in vars(draws).items():
-            assert each is None or torch.equal(each, getattr(repeated, name))
+        for name, value in vars(draws).items():
+            assert value is None or torch.equal(value, getattr(repeated, name))
     assert draws.uniform.shape == (5, 1, 2, 2)
     late = dataclasses.replace(fm(), times=TrainingTimes(shift=50.0)).draw(500, (1,), generator(2))
     assert late.t.median() > 0.95
@@ -192,7 +192,7 @@ INNER = {
 
 def exact_network(modes):
     """The exact mixture over the velocity in the union's coordinates, given each sample's mode."""
-    posterior = exact_posterior(*(each[modes] for each in INNER.values()))
+    posterior = exact_posterior(*(value[modes] for value in INNER.values()))
 
     def predict(y_t, t):
         inverse = 1 / t.reshape(-1, 1)
@@ -216,11 +216,11 @@ def test_the_union_samples_the_data_where_its_network_is_exact(solver, evaluatio
     given = FITTED.at(modes)
     noise = SharedNoise(count, generator(6))
     start = method.start(noise.normal((2,)).double(), given)
-    found = method.finish(solve(solver, method.model(exact_network(modes)), start, evaluations, noise=noise), given)
+    samples = method.finish(solve(solver, method.model(exact_network(modes)), start, evaluations, noise=noise), given)
     shares = modes.bincount(minlength=3) / count
     torch.testing.assert_close(shares.double(), FITTED.weights, atol=5 * 0.5 / count**0.5, rtol=0)
     for k, (mean, std) in enumerate(zip(FITTED.means, FITTED.stds, strict=True)):
-        x, weights, centers = found[modes == k], INNER["weights"][k], INNER["centers"][k]
+        x, weights, centers = samples[modes == k], INNER["weights"][k], INNER["centers"][k]
         middle = weights @ centers
         spread = (INNER["std"][k] ** 2 + weights @ (centers - middle).square()).sqrt()
         error = 5 / len(x) ** 0.5 + 0.01

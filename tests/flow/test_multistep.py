@@ -37,8 +37,8 @@ def test_the_flow_with_constant_data_is_integrated_exactly():
     """x_t = (1 - t) x + t z: whatever the steps, from t = 1 and onto t = 0."""
     x = start()
     for time in (0.75, 0.2, 0.0):
-        found = deterministic_step(x, 1.0, time, torch.full_like(x, 0.3))
-        torch.testing.assert_close(found, (1 - time) * torch.full_like(x, 0.3) + time * x)
+        stepped = deterministic_step(x, 1.0, time, torch.full_like(x, 0.3))
+        torch.testing.assert_close(stepped, (1 - time) * torch.full_like(x, 0.3) + time * x)
     for solver in (Dpmpp2M(), UniPC()):
         torch.testing.assert_close(solve(solver, constant_data(0.3), x, 6, 2.0), torch.full_like(x, 0.3))
 
@@ -69,10 +69,10 @@ def test_the_corrector_integrates_parabolas_in_lambda_exactly(power):
     x = torch.zeros(1, 1, dtype=torch.float64)
     data = lambda offset: torch.full_like(x, offset**power)  # noqa: E731
     mean = corrected(data(h), DataStep(data(0.0), h), DataStep(data(-h_before), h_before))
-    found = deterministic_step(x, t, s, mean).item()
+    stepped = deterministic_step(x, t, s, mean).item()
     fine = torch.linspace(0, h, 20_001, dtype=torch.float64)
     integral = torch.trapezoid((fine + log_ratio(t)).exp() * fine**power, fine).item()
-    assert found == pytest.approx(s * integral, rel=1e-6)
+    assert stepped == pytest.approx(s * integral, rel=1e-6)
 
 
 def test_the_corrector_uses_the_two_ends_while_lambda_is_infinite():

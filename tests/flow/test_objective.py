@@ -127,16 +127,16 @@ def test_losses_stay_finite_at_the_ends_of_time():
 def test_transition_loss_is_the_nll_of_the_transition_mixture():
     """It forms no means of the data nor of the transition; in value and in all gradients it is the NLL under them."""
     mixture = random_mixture(3, dtype=torch.float32)
-    parameters = [each.clone().requires_grad_() for each in (mixture.means, mixture.log_weights, mixture.variance)]
+    parameters = [part.clone().requires_grad_() for part in (mixture.means, mixture.log_weights, mixture.variance)]
     x_t, x_s = random_point(4, mixture), random_point(5, mixture)
     t, s = torch.tensor([0.9, 0.4]), torch.tensor([0.3, 0.2])
-    found = transition_loss(GaussianMixture(*parameters), x_t, t, x_s, s)
+    nll = transition_loss(GaussianMixture(*parameters), x_t, t, x_s, s)
     pushed = transition_mixture(data_mixture(GaussianMixture(*parameters), x_t, t), x_t, t, s)
     expected = -pushed.log_density(x_s).flatten(1).mean(1) / 3 - 0.5 * torch.log(torch.tensor(2 * torch.pi))
-    torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad(loss.sum(), parameters, retain_graph=True) for loss in (found, expected)]
-    for each, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(each, other)
+    torch.testing.assert_close(nll, expected)
+    gradients = [torch.autograd.grad(loss.sum(), parameters, retain_graph=True) for loss in (nll, expected)]
+    for gradient, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 def test_squared_distance_is_differentiable_in_the_point_and_the_means():

@@ -20,24 +20,24 @@ G = golden.arrays("gmflow_math")
 
 
 def test_data_mixture_matches_the_reference():
-    found, expected = golden.predicted(G), golden.mixture(G, "x0")
-    torch.testing.assert_close(found.means, expected.means, **golden.TOLERANCE)
-    torch.testing.assert_close(found.variance, expected.variance, **golden.TOLERANCE)
-    torch.testing.assert_close(found.log_weights, expected.log_weights, **golden.TOLERANCE)
+    mixture, expected = golden.predicted(G), golden.mixture(G, "x0")
+    torch.testing.assert_close(mixture.means, expected.means, **golden.TOLERANCE)
+    torch.testing.assert_close(mixture.variance, expected.variance, **golden.TOLERANCE)
+    torch.testing.assert_close(mixture.log_weights, expected.log_weights, **golden.TOLERANCE)
 
 
 def test_transition_mixture_matches_the_reference():
-    found = transition_mixture(golden.predicted(G), G["x_t"], G["t"], G["s"])
+    mixture = transition_mixture(golden.predicted(G), G["x_t"], G["t"], G["s"])
     expected = golden.mixture(G, "trans")
-    torch.testing.assert_close(found.means, expected.means, **golden.TOLERANCE)
-    torch.testing.assert_close(found.variance, expected.variance, **golden.TOLERANCE)
+    torch.testing.assert_close(mixture.means, expected.means, **golden.TOLERANCE)
+    torch.testing.assert_close(mixture.variance, expected.variance, **golden.TOLERANCE)
 
 
 def test_reverse_transition_matches_the_reference_draw():
     t, s = torch.full((2,), G["sde_t"].item()), torch.full((2,), G["sde_s"].item())
     step = reverse_transition(G["x_t"], t, s)
-    found = step.from_x_t * G["x_t"] + step.from_x * G["sde_x0"] + step.variance.sqrt() * G["sde_noise"]
-    torch.testing.assert_close(found, G["sde_x_s"], **golden.TOLERANCE)
+    x_s = step.from_x_t * G["x_t"] + step.from_x * G["sde_x0"] + step.variance.sqrt() * G["sde_noise"]
+    torch.testing.assert_close(x_s, G["sde_x_s"], **golden.TOLERANCE)
 
 
 def test_velocity_is_the_derivative_of_the_path():
@@ -102,10 +102,10 @@ def test_posteriors_of_a_mixture_chain_to_the_one_of_both_steps():
 
     def transition(point, start, stop, to):
         """The density at each of ``to`` (n,) from each point (m, 1): (m, n)."""
-        times = (each.expand(len(point)) for each in (start, stop))
+        times = (time.expand(len(point)) for time in (start, stop))
         early, late = next(times), next(times)
         mixture = transition_mixture(model(point, early).mixture, point, early, late)
-        return torch.stack([mixture.log_density(each.expand_as(point)) for each in to], 1).exp()
+        return torch.stack([mixture.log_density(part.expand_as(point)) for part in to], 1).exp()
 
     direct = transition(x_t, t, r, x_r)
     step = grid[1] - grid[0]
@@ -138,10 +138,10 @@ def test_bridge_turns_one_exact_posterior_into_another():
     x_t, x_r = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
     t, r = torch.full((4,), 0.9, dtype=torch.float64), torch.full((4,), 0.4, dtype=torch.float64)
     mixture = model(x_t, t).mixture
-    found, expected = mixture.times(bridge_factor(x_r, r, x_t, t, mixture.mean())), model(x_r, r).mixture
-    torch.testing.assert_close(found.means, expected.means)
-    torch.testing.assert_close(found.log_weights, expected.log_weights)
-    torch.testing.assert_close(found.variance.expand_as(expected.variance), expected.variance)
+    seen_from_r, expected = mixture.times(bridge_factor(x_r, r, x_t, t, mixture.mean())), model(x_r, r).mixture
+    torch.testing.assert_close(seen_from_r.means, expected.means)
+    torch.testing.assert_close(seen_from_r.log_weights, expected.log_weights)
+    torch.testing.assert_close(seen_from_r.variance.expand_as(expected.variance), expected.variance)
 
 
 def test_bridge_to_the_same_point_is_flat():

@@ -32,8 +32,10 @@ def exact_student(centers, std, weights):
     data = exact_posterior(centers, std, weights)
 
     def predict(x, t):
-        found, time = data(x, t).mixture, t.reshape(-1, *[1] * x.dim())
-        return GaussianMixture((x.unsqueeze(1) - found.means) / time, found.log_weights, found.variance / time.square())
+        posterior, time = data(x, t).mixture, t.reshape(-1, *[1] * x.dim())
+        return GaussianMixture(
+            (x.unsqueeze(1) - posterior.means) / time, posterior.log_weights, posterior.variance / time.square()
+        )
 
     return predict, velocity_model(predict)
 
@@ -54,26 +56,26 @@ def test_velocities_are_the_reference_s(reference):
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_temperature_is_the_reference_s(reference, index):
     cooled = gm_policy(reference).cooled(float(reference[f"temp{index}"]))
-    for name, found in (
+    for name, cooled_part in (
         ("x0_means", cooled.mixture.means),
         ("x0_vars", cooled.mixture.variance),
         ("x0_logweights", cooled.mixture.log_weights),
         ("velocity", cooled.velocity(reference["x_r"], reference["t_r"])),
     ):
-        torch.testing.assert_close(found, reference[f"temp{index}_{name}"], **TOLERANCE)
+        torch.testing.assert_close(cooled_part, reference[f"temp{index}_{name}"], **TOLERANCE)
 
 
 def test_dropped_components_are_the_reference_s(reference):
     kept = gm_policy(reference).detach(reference["dropout_mask"] > 0)
-    found = kept.velocity(reference["x_r"], reference["t_r"])
-    torch.testing.assert_close(found, reference["dropout_velocity"], **TOLERANCE)
+    velocity = kept.velocity(reference["x_r"], reference["t_r"])
+    torch.testing.assert_close(velocity, reference["dropout_velocity"], **TOLERANCE)
 
 
 @pytest.mark.parametrize(("name", "key"), [("dx", "grid"), ("dx-poly", "poly")])
 def test_data_policies_are_the_reference_s(reference, name, key):
     policy = POLICIES[name](reference["dx_output"], reference["x_src"], segment_of(reference))
-    found = policy.velocity(reference["x_r"], reference["t_r"])
-    torch.testing.assert_close(found, reference[f"dx_{key}_velocity"], **TOLERANCE)
+    velocity = policy.velocity(reference["x_r"], reference["t_r"])
+    torch.testing.assert_close(velocity, reference[f"dx_{key}_velocity"], **TOLERANCE)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -1,4 +1,4 @@
-"""A student's solver: the reference's times, one evaluation a step, and the noise that it renews."""
+"""A student's solver: the reference's times, one evaluation per step, and the noise that it renews."""
 
 import itertools
 import math
@@ -92,8 +92,8 @@ def test_a_network_speaks_other_coordinates_than_the_flow():
     def predict(x_t, _t):
         return 2 * x_t
 
-    found = converted(predict, Plain(), Whitened(), modes)(y, t)
-    torch.testing.assert_close(found, 2 * (modes.mean + modes.std * y) / modes.std)
+    velocity = converted(predict, Plain(), Whitened(), modes)(y, t)
+    torch.testing.assert_close(velocity, 2 * (modes.mean + modes.std * y) / modes.std)
     there_and_back = converted(converted(predict, Plain(), Whitened(), modes), Whitened(), Plain(), modes)
     torch.testing.assert_close(there_and_back(x, t), predict(x, t))
     means, variance = torch.randn(2, 4, 3, 2, 1), torch.rand(2, 1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Two forms of the posterior: the definition is the truth, the reduced one must be it on a few numbers a position."""
+"""Two forms of the posterior: the definition is the truth, the reduced one must be it on a few numbers per position."""
 
 import itertools
 
@@ -25,11 +25,11 @@ def along(posterior, points):
 
 def assert_same_way(reduced, direct, points, **tolerance):
     """The same end and the same mean there."""
-    for found, expected in zip(along(reduced, points), along(direct, points), strict=True):
+    for mean, expected in zip(along(reduced, points), along(direct, points), strict=True):
         if expected is None:
-            assert found is None
+            assert mean is None
         else:
-            torch.testing.assert_close(found.to(expected), expected, **tolerance)
+            torch.testing.assert_close(mean.to(expected), expected, **tolerance)
 
 
 def some_factor(seed, like):
@@ -48,7 +48,7 @@ def factors_of(seed, mixture):
 
 def cast(value, dtype):
     """A mixture or a factor in another precision."""
-    return None if value is None else type(value)(*(each.to(dtype) for each in vars(value).values()))
+    return None if value is None else type(value)(*(part.to(dtype) for part in vars(value).values()))
 
 
 def grids(substeps):
@@ -115,10 +115,10 @@ def test_points_pass_between_the_posteriors_of_several_factors(components, chann
         for one, other in ((first, second), (first, None), (None, second), (first, first)):
             leading, ahead = reduced_posteriors(mixture, x, t, (one, other), form=form)
             point = s / t * leading.start + (1 - s / t) * leading.mean_at(leading.start, t)
-            found, mean = leading.lift(s, point, ahead.mean_at(point, s))
-            led, seen = (mixture if each is None else mixture.times(each) for each in (one, other))
-            torch.testing.assert_close(found, s / t * x + (1 - s / t) * led.mean())
-            torch.testing.assert_close(mean, DirectPosterior(seen, x, t).mean_at(found, s))
+            lifted, mean = leading.lift(s, point, ahead.mean_at(point, s))
+            led, seen = (mixture if factor is None else mixture.times(factor) for factor in (one, other))
+            torch.testing.assert_close(lifted, s / t * x + (1 - s / t) * led.mean())
+            torch.testing.assert_close(mean, DirectPosterior(seen, x, t).mean_at(lifted, s))
 
 
 def test_a_mean_that_is_known_is_not_needed_exactly():
@@ -138,10 +138,10 @@ def test_the_form_is_the_cheaper_one(components, channels, kind):
 
 
 @FORMS
-@pytest.mark.parametrize("each", [(4, 1, 1), (1, 2, 2), (4, 2, 2)], ids=["component", "position", "both"])
-def test_variances_of_components_and_positions_follow_the_definition(each, form):
+@pytest.mark.parametrize("shape_of_variance", [(4, 1, 1), (1, 2, 2), (4, 2, 2)], ids=["component", "position", "both"])
+def test_variances_of_components_and_positions_follow_the_definition(shape_of_variance, form):
     mixture = random_mixture(2)
-    components, *spatial = each
+    components, *spatial = shape_of_variance
     varied = torch.rand(2, components, 1, *spatial, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mixture = GaussianMixture(mixture.means, mixture.log_weights, varied + 0.1)
     x, factor = random_point(3, mixture), some_factor(4, mixture)
@@ -182,8 +182,8 @@ def test_float32_is_exact_to_rounding(name, channels, form):
     for points in grids(16):
         (reduced,) = reduced_posteriors(single, x, points[0], form=form)
         direct = DirectPosterior(cast(single, torch.float64), x.double(), points[0])
-        found, truth = along(reduced, points)[0], along(direct, points)[0]
-        torch.testing.assert_close(found.double(), truth, atol=2e-6 * max(1, size), rtol=2e-6)
+        means, truth = along(reduced, points)[0], along(direct, points)[0]
+        torch.testing.assert_close(means.double(), truth, atol=2e-6 * max(1, size), rtol=2e-6)
 
 
 def test_the_memory_layout_of_the_means_does_not_matter():
@@ -191,7 +191,7 @@ def test_the_memory_layout_of_the_means_does_not_matter():
     inner = mixture.means.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
     other = GaussianMixture(inner, mixture.log_weights, mixture.variance)
     x, points = random_point(7, mixture), grids(5)[1]
-    first, second = (reduced_posteriors(each, x, points[0])[0] for each in (mixture, other))
+    first, second = (reduced_posteriors(gaussians, x, points[0])[0] for gaussians in (mixture, other))
     assert_same_way(first, second, points)
 
 
@@ -200,7 +200,7 @@ def test_nothing_is_written_into_the_arguments(form):
     mixture = random_mixture(8)
     x, factor = random_point(9, mixture), some_factor(10, mixture)
     arguments = [x, *vars(mixture).values(), *vars(factor).values()]
-    before = [each.clone() for each in arguments]
+    before = [argument.clone() for argument in arguments]
     points = grids(4)[0]
     along(reduced_posteriors(mixture, x, points[0], [factor], form=form)[0], points)
-    assert all(torch.equal(each, old) for each, old in zip(arguments, before, strict=True))
+    assert all(torch.equal(argument, old) for argument, old in zip(arguments, before, strict=True))

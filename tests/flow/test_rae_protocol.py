@@ -22,9 +22,9 @@ NULL = 10
 
 @pytest.mark.parametrize("points", [2, 10, 50])
 def test_the_grid(points: int) -> None:
-    found = rae_grid(points - 1, SHIFT)
-    torch.testing.assert_close(found.float(), VALUES[f"grid_n{points}_s6.9282"], **golden.TOLERANCE)
-    assert found[-1] == pytest.approx(0.0069, abs=5e-5)
+    times = rae_grid(points - 1, SHIFT)
+    torch.testing.assert_close(times.float(), VALUES[f"grid_n{points}_s6.9282"], **golden.TOLERANCE)
+    assert times[-1] == pytest.approx(0.0069, abs=5e-5)
 
 
 def test_the_grid_without_shift() -> None:
@@ -48,5 +48,5 @@ def test_whole_runs(name: str, scale: float, interval: tuple[float, float]) -> N
     plain = given(VALUES["y"])
     guided = ClassifierFree(scale)(plain, given(torch.full_like(VALUES["y"], NULL)))
     model = plain if scale == 1 else within(interval, guided, plain)
-    found = integrate(Euler(), model, VALUES["ode_x_init"], rae_grid(9, SHIFT))
-    torch.testing.assert_close(found, VALUES[name], **golden.TOLERANCE)
+    end = integrate(Euler(), model, VALUES["ode_x_init"], rae_grid(9, SHIFT))
+    torch.testing.assert_close(end, VALUES[name], **golden.TOLERANCE)

@@ -46,7 +46,7 @@ def guided(model, other, scale):
 
 
 def average(x):
-    """<x>, a number a sample."""
+    """<x>, a number per sample."""
     return x.flatten(1).mean(1).reshape(-1, *[1] * (x.dim() - 1))
 
 
@@ -102,14 +102,14 @@ def test_gm_ode_takes_the_published_steps(components, channels, spatial, scale, 
         remembered, h_before, x_t = (first, x, t), h, x
         for r, after in itertools.pairwise(times):
             x = x + (x - seen_at(mixture, x_t, t, x, r).mean()) / r * (after - r)
-    found = solve(GmOde(2, substeps, shift), guided(model, other, scale), noise, steps, shift)
-    torch.testing.assert_close(found, x, atol=1e-9, rtol=1e-9)
+    end = solve(GmOde(2, substeps, shift), guided(model, other, scale), noise, steps, shift)
+    torch.testing.assert_close(end, x, atol=1e-9, rtol=1e-9)
     change = (solve(GmOde(1, substeps, shift), guided(model, other, scale), noise, steps, shift) - x).abs().max()
     assert change < 1e-12 if (scale, shift) == (0.8, 2.0) else change > 1e-3  # these steps are damped altogether
 
 
 class Given(Noise):
-    """Numbers that the test chooses, one tensor a call."""
+    """Numbers that the test chooses, one tensor per call."""
 
     def __init__(self, uniforms, normals):
         self.uniforms, self.normals = iter(uniforms), iter(normals)
@@ -163,9 +163,9 @@ def test_gm_sde_2_has_the_published_transition(components, channels, spatial, sc
     variance = ((gain * (1 - s)) ** 2 * mixture.variance + gain * s**2)[0, 0]
     for k in range(components):
         middle = (weights.cumsum(1)[:, k] - 0.5 * weights[:, k]).expand(count, 1, *spatial)
-        found, _ = solver.step(whole, x, t, s, state, Given([middle], [first_units, second_units]))
+        stepped, _ = solver.step(whole, x, t, s, state, Given([middle], [first_units, second_units]))
         expected = ratio**2 * fade * x_t + gain * (1 - s) * mixture.means[:, k]
-        torch.testing.assert_close(found[:1], expected, atol=1e-9, rtol=1e-9)
-        columns = (found[1:] - found[:1]).flatten(1)
+        torch.testing.assert_close(stepped[:1], expected, atol=1e-9, rtol=1e-9)
+        columns = (stepped[1:] - stepped[:1]).flatten(1)
         widths = variance.expand(channels, *spatial).flatten().diag()
         torch.testing.assert_close(columns.T @ columns, widths, atol=1e-9, rtol=1e-9)

@@ -62,11 +62,11 @@ def truth(count=8):
     return almost - 1e-6 * exact_velocity(almost, torch.full((len(x),), 1e-6, dtype=torch.float64))
 
 
-def slope(found, steps):
+def slope(solution, steps):
     """The measured order: the slope of log error against log step."""
     x = start()
     expected = truth()
-    errors = [(found(x, n) - expected).norm().item() for n in steps]
+    errors = [(solution(x, n) - expected).norm().item() for n in steps]
     return [math.log(a / b) / math.log(m / n) for (n, a), (m, b) in itertools.pairwise(zip(steps, errors, strict=True))]
 
 
@@ -74,8 +74,8 @@ def test_mean_at_another_point_matches_the_reference():
     mixture, t, s = golden.predicted(G), G["t"].tolist(), G["s"].tolist()
     for i in range(len(t)):
         one = GaussianMixture(mixture.means[i : i + 1], mixture.log_weights[i : i + 1], mixture.variance[i : i + 1])
-        found = DirectPosterior(one, G["x_t"][i : i + 1], t[i]).mean_at(G["x_s"][i : i + 1], s[i])
-        torch.testing.assert_close(found, G["x0_mean_at_s"][i : i + 1], **golden.TOLERANCE)
+        mean = DirectPosterior(one, G["x_t"][i : i + 1], t[i]).mean_at(G["x_s"][i : i + 1], s[i])
+        torch.testing.assert_close(mean, G["x0_mean_at_s"][i : i + 1], **golden.TOLERANCE)
 
 
 @pytest.mark.parametrize("run", golden.runs(), ids=lambda run: f"run{run['run']}")
@@ -86,8 +86,8 @@ def test_whole_runs_match_the_reference(run):
         scheme = Probabilistic(run["guidance_scale"], run["orthogonal"])
         model = scheme(exact_posterior(G["data_centers"], std, G["data_cond_weights"]), velocity_of(model))
     solver = GmOde(run["order"], run["substeps"], run["shift"])
-    found = solve(solver, model, G["noise"], run["steps"], run["shift"])
-    torch.testing.assert_close(found, G[f"run{run['run']}_x"], **golden.TOLERANCE)
+    end = solve(solver, model, G["noise"], run["steps"], run["shift"])
+    torch.testing.assert_close(end, G[f"run{run['run']}_x"], **golden.TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [name for name in VELOCITY if not SOLVERS[name].noisy])
@@ -105,9 +105,9 @@ def test_gm_ode_with_many_substeps_follows_the_exact_flow_in_one_evaluation():
         calls.append(t)
         return MODEL(x_t, t)
 
-    found = solve(GmOde(order=1, substeps=4096), model, x, 1)
+    end = solve(GmOde(order=1, substeps=4096), model, x, 1)
     assert len(calls) == 1
-    torch.testing.assert_close(found, truth(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(end, truth(), atol=1e-3, rtol=0)
 
 
 def one_gaussian(x, t):
@@ -153,8 +153,8 @@ def test_gm_ode_is_the_same_however_its_substeps_are_split(order, tolerance):
 
 def test_gm_ode_with_one_substep_is_euler():
     x = start()
-    found = solve(GmOde(order=1, substeps=1), MODEL, x, 9, 3.0)
-    torch.testing.assert_close(found, solve(Euler(), exact_velocity, x, 9, 3.0))
+    end = solve(GmOde(order=1, substeps=1), MODEL, x, 9, 3.0)
+    torch.testing.assert_close(end, solve(Euler(), exact_velocity, x, 9, 3.0))
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -164,12 +164,12 @@ def test_gm_sde_draws_from_the_data(order):
     draw = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     noise = SharedNoise(count, generator(2))
-    found = solve(GmSde(order), MODEL, draw, 16 if order == 2 else 4, noise=noise)
+    end = solve(GmSde(order), MODEL, draw, 16 if order == 2 else 4, noise=noise)
     mean = (WEIGHTS[:, None] * CENTERS).sum(0)
     variance = STD**2 + (WEIGHTS[:, None] * (CENTERS - mean).square()).sum(0)
     tolerance = 0.02 if order == 1 else 0.06  # the second order is a correction, not exact
-    torch.testing.assert_close(found.mean(0), mean, atol=tolerance, rtol=0)
-    torch.testing.assert_close(found.var(0), variance, atol=tolerance, rtol=0)
+    torch.testing.assert_close(end.mean(0), mean, atol=tolerance, rtol=0)
+    torch.testing.assert_close(end.var(0), variance, atol=tolerance, rtol=0)
 
 
 PAIR = torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
@@ -233,18 +233,18 @@ def test_solvers_count_network_evaluations(name, steps):
         calls.append(t)
         return exact_velocity(x, t)
 
-    found = solve_by_name(name, model, start(), steps, noise=Noise(0, range(8)))
+    end = solve_by_name(name, model, start(), steps, noise=Noise(0, range(8)))
     assert len(calls) == steps
-    assert torch.isfinite(found).all()
+    assert torch.isfinite(end).all()
 
 
 @pytest.mark.parametrize("name", VELOCITY)
 def test_one_step_is_one_euler_step(name):
     """From t = 1 onto t = 0 every solver gives the mean of the data seen at pure noise."""
     x = start()
-    found = solve_by_name(name, exact_velocity, x, 1, noise=Noise(0, range(8)))
+    end = solve_by_name(name, exact_velocity, x, 1, noise=Noise(0, range(8)))
     ones = torch.ones(len(x), dtype=torch.float64)
-    torch.testing.assert_close(found, MODEL(x, ones).gaussian.mean)
+    torch.testing.assert_close(end, MODEL(x, ones).gaussian.mean)
 
 
 def guided(weights, order=(0, 1, 2)):
@@ -265,8 +265,10 @@ def test_whole_runs_depend_neither_on_the_batch_nor_on_the_order_of_components()
 
 def exact_prediction(x, t):
     """The mixture over the velocity that a perfect network predicts."""
-    found, time = MODEL(x, t).mixture, per_sample(t, x).unsqueeze(1)
-    return GaussianMixture((x.unsqueeze(1) - found.means) / time, found.log_weights, found.variance / time.square())
+    posterior, time = MODEL(x, t).mixture, per_sample(t, x).unsqueeze(1)
+    return GaussianMixture(
+        (x.unsqueeze(1) - posterior.means) / time, posterior.log_weights, posterior.variance / time.square()
+    )
 
 
 MODELS = {"velocity": exact_velocity, "mixture": MODEL, "policy": exact_prediction}
@@ -333,10 +335,10 @@ def test_a_solver_from_elsewhere_is_a_row_like_any_other(where):
 def test_the_observer_sees_every_time_of_the_grid_and_the_point_there():
     seen = []
     grid = full_grid(4, 2.0)
-    found = integrate(
+    end = integrate(
         Euler(), lambda x, t: torch.ones_like(x), torch.zeros(2, 1), grid, observe=lambda *at: seen.append(at)
     )
     assert [t for t, _ in seen] == grid.tolist()
     for t, x in seen:
         torch.testing.assert_close(x, torch.full((2, 1), t - 1))
-    assert torch.equal(seen[-1][1], found)
+    assert torch.equal(seen[-1][1], end)

@@ -64,12 +64,12 @@ def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum
     x = Spectrum(spectrum, leading).draw(mixture, Noise(0, range(count)))
     z = to_gaussian(mixture, x, principal_axes(mixture))
     for channel in range(2):
-        # one position a sample: those of a sample depend on each other
+        # one position per sample: those of a sample depend on each other
         assert stats.kstest(z[:, channel, 2, 3].numpy(), "norm").pvalue > 1e-3
     expected = spectrum(mixture.moment_matched()).exp()[0, 0]
-    found = transform(z[:, :leading]).square().mean((0, 1))
+    power = transform(z[:, :leading]).square().mean((0, 1))
     torch.testing.assert_close(
-        found / expected, torch.ones_like(found), atol=6 * (2 / (count * leading)) ** 0.5, rtol=0
+        power / expected, torch.ones_like(power), atol=6 * (2 / (count * leading)) ** 0.5, rtol=0
     )
 
 
@@ -97,8 +97,8 @@ def test_the_network_learns_the_spectrum_of_the_data():
         optimizer.zero_grad()
         spectral_loss(Spectrum(network, 2), mixture, x, uniform).mean().backward()
         optimizer.step()
-    found, expected = network(mixture.moment_matched())[0], falling(mixture.moment_matched())[0]
-    assert (found - expected).abs().mean() < 0.15 * expected.abs().mean()
+    output, expected = network(mixture.moment_matched())[0], falling(mixture.moment_matched())[0]
+    assert (output - expected).abs().mean() < 0.15 * expected.abs().mean()
 
 
 def test_the_loss_trains_the_spectrum_alone_in_float32():
@@ -140,6 +140,6 @@ def test_latents_of_few_positions_have_a_finite_loss_and_draw(size):
     assert torch.isfinite(loss).all()
     assert torch.isfinite(spectrum.draw(mixture, Noise(0, range(2)))).all()
     loss.sum().backward()
-    assert all(torch.isfinite(each.grad).all() for each in spectrum.model.parameters())
+    assert all(torch.isfinite(parameter.grad).all() for parameter in spectrum.model.parameters())
     if size == (1, 1):
         assert not loss.any()

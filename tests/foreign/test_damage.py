@@ -109,9 +109,9 @@ def test_a_flipped_byte_of_a_checkpoint_is_never_another_number(tmp_path: Path, 
     refused = 0
     for position in range(0, len(raw), max(1, len(raw) // 200)):
         (tmp_path / name).write_bytes(raw[:position] + bytes([raw[position] ^ 0x41]) + raw[position + 1 :])
-        found = outcome(read, tmp_path / name)
-        refused += found is None
-        assert found is None or equal(found, expected), position
+        result = outcome(read, tmp_path / name)
+        refused += result is None
+        assert result is None or equal(result, expected), position
     assert refused > 50
 
 
@@ -231,7 +231,7 @@ def tensor(
 ) -> bytes:
     """A dict of one tensor, pickled as torch.save does, of ``numbers`` numbers in its storage."""
     place = b"(" + text("storage") + f"ctorch\n{storage}\n".encode() + text("0") + text("cpu") + whole(numbers) + b"tQ"
-    shape = b"".join(b"(" + b"".join(map(whole, each)) + b"t" for each in (sizes, strides))
+    shape = b"".join(b"(" + b"".join(map(whole, extents)) + b"t" for extents in (sizes, strides))
     head = HEAD + b"}" + text("w") + b"ctorch._utils\n_rebuild_tensor_v2\n("
     return head + place + whole(offset) + shape + b"\x89ccollections\nOrderedDict\n)RtRs."
 

@@ -24,10 +24,10 @@ def published(name: str) -> DiT:
 @torch.no_grad()
 def test_weights_of_the_reference_load_and_give_its_mixture(name: str) -> None:
     network, values = published(name), golden.arrays(name)
-    found = network(values["hidden_states"], values["timestep"] / 1000, Conditions(values["class_labels"]))
-    torch.testing.assert_close(found.means, values["means"], **golden.TOLERANCE)
-    torch.testing.assert_close(found.log_weights, values["logweights"], **golden.TOLERANCE)
-    torch.testing.assert_close(found.variance, (2 * values["logstds"]).exp(), **golden.TOLERANCE)
+    output = network(values["hidden_states"], values["timestep"] / 1000, Conditions(values["class_labels"]))
+    torch.testing.assert_close(output.means, values["means"], **golden.TOLERANCE)
+    torch.testing.assert_close(output.log_weights, values["logweights"], **golden.TOLERANCE)
+    torch.testing.assert_close(output.variance, (2 * values["logstds"]).exp(), **golden.TOLERANCE)
 
 
 def test_a_weight_too_many_or_too_few_is_an_error() -> None:

@@ -43,13 +43,13 @@ def test_modes_come_back_in_the_latents_own_coordinates(tmp_path: Path, kind: st
     draw = torch.Generator().manual_seed(0)
     statistics = LatentStatistics(torch.randn(SHAPE, generator=draw), torch.rand(SHAPE, generator=draw) + 0.5)
     modes = list(patch_modes(read_mixture(save(tmp_path / "gmm.pkl", model)), statistics))
-    assert [each.mode for each in modes] == [0, 1, 2]
-    for each in modes:
-        normalised = statistics.normalise(torch.from_numpy(each.mean)).flatten().numpy()
-        np.testing.assert_allclose(normalised, model.means_[each.mode], atol=1e-5, rtol=1e-5)
-        std = (torch.from_numpy(each.std) / statistics.std).flatten().numpy()
-        np.testing.assert_allclose(std**2, np.broadcast_to(model.covariances_[each.mode], (18,)), rtol=1e-5)
-        assert each.mean.dtype == each.std.dtype == np.float32
+    assert [mode.mode for mode in modes] == [0, 1, 2]
+    for mode in modes:
+        normalised = statistics.normalise(torch.from_numpy(mode.mean)).flatten().numpy()
+        np.testing.assert_allclose(normalised, model.means_[mode.mode], atol=1e-5, rtol=1e-5)
+        std = (torch.from_numpy(mode.std) / statistics.std).flatten().numpy()
+        np.testing.assert_allclose(std**2, np.broadcast_to(model.covariances_[mode.mode], (18,)), rtol=1e-5)
+        assert mode.mean.dtype == mode.std.dtype == np.float32
 
 
 def test_what_is_no_mixture_is_one_line(tmp_path: Path) -> None:

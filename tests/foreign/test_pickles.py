@@ -29,8 +29,8 @@ def test_arrays_and_plain_data(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "file.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
     read = read_pickle(path, ())
-    for array, found in zip(ARRAYS, read["arrays"], strict=True):
-        value = as_array(found)
+    for array, read_back in zip(ARRAYS, read["arrays"], strict=True):
+        value = as_array(read_back)
         assert value is not None and value.dtype == array.dtype
         np.testing.assert_array_equal(value, array)
     assert as_array(read["number"]) == 0.1
@@ -91,7 +91,7 @@ def test_nothing_that_a_pickle_names_is_run(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(UserError, match="which is not data: it is not read") as caught:
             read_pickle(tmp_path / "file.pkl", ())
         assert "\n" not in str(caught.value)
-    assert [each.name for each in tmp_path.iterdir()] == ["file.pkl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pkl"]
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,10 @@ def log_factor(factor, x):
     return (factor.shift * offset - 0.5 * factor.precision * offset.square()).sum(1)
 
 
-def assert_same(found, expected):
-    torch.testing.assert_close(found.means, expected.means, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(found.log_weights, expected.log_weights, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(*torch.broadcast_tensors(found.variance, expected.variance), atol=1e-9, rtol=1e-9)
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual.means, expected.means, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(actual.log_weights, expected.log_weights, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(*torch.broadcast_tensors(actual.variance, expected.variance), atol=1e-9, rtol=1e-9)
 
 
 @SEEDS
@@ -81,7 +81,10 @@ def test_products_are_pointwise_and_normalised(seed):
     case = Case(seed)
     factor, x, y = case.factor(), case.point(), case.point()
     product = case.mixture.times(factor)
-    excess = [product.log_density(each) - case.mixture.log_density(each) - log_factor(factor, each) for each in (x, y)]
+    excess = [
+        product.log_density(variable) - case.mixture.log_density(variable) - log_factor(factor, variable)
+        for variable in (x, y)
+    ]
     torch.testing.assert_close(*excess, atol=1e-8, rtol=1e-9)
     ones = torch.ones(case.batch, 1, *case.spatial, dtype=torch.float64)
     torch.testing.assert_close(product.log_weights.exp().sum(1), ones)
@@ -99,9 +102,9 @@ def test_a_quotient_times_its_denominator_is_the_numerator(seed):
     case = Case(seed)
     wide = case.gaussian()
     narrow = IsotropicGaussian(case.point(), wide.variance * 0.5)
-    found = quotient(narrow, wide).times(power(wide, 1)).gaussian()
-    torch.testing.assert_close(found.mean, narrow.mean)
-    torch.testing.assert_close(found.variance, narrow.variance)
+    gaussian = quotient(narrow, wide).times(power(wide, 1)).gaussian()
+    torch.testing.assert_close(gaussian.mean, narrow.mean)
+    torch.testing.assert_close(gaussian.variance, narrow.variance)
 
 
 @SEEDS
@@ -112,8 +115,8 @@ def test_affine_maps_compose_invert_and_move_the_density(seed):
     assert_same(moved.affine(-1 / scale, offset / scale), case.mixture)
     assert_same(moved.affine(2.0, offset), case.mixture.affine(-2 * scale, 3 * offset))
     change = case.channels * scale.log().flatten().reshape(-1, *[1] * len(case.spatial))
-    found = moved.log_density(offset - scale * x)
-    torch.testing.assert_close(found, case.mixture.log_density(x) - change)
+    density = moved.log_density(offset - scale * x)
+    torch.testing.assert_close(density, case.mixture.log_density(x) - change)
 
 
 @SEEDS

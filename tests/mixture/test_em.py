@@ -72,12 +72,12 @@ def test_equals_scikit_learn(dtype: type, tolerance: float) -> None:
     x, _ = mixture_data(1500, modes=6, size=5)
     x = x.astype(dtype)
     start = start_at(x, 8)
-    found = fit(x, start, 30, variance_floor=1e-3).mixture
+    fitted = fit(x, start, 30, variance_floor=1e-3).mixture
     reference = sklearn_fit(x.astype(np.float64), start, 30, 1e-3)
-    np.testing.assert_allclose(found.weights, reference.weights_, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(found.means, reference.means_, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(found.variances, reference.covariances_, rtol=tolerance, atol=tolerance)
-    kept = posterior(Blocks(x, 64, CPU), found, 8)
+    np.testing.assert_allclose(fitted.weights, reference.weights_, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(fitted.means, reference.means_, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(fitted.variances, reference.covariances_, rtol=tolerance, atol=tolerance)
+    kept = posterior(Blocks(x, 64, CPU), fitted, 8)
     np.testing.assert_allclose(kept.log_likelihood.mean(), reference.score(x), rtol=tolerance)
 
 
@@ -93,15 +93,15 @@ def test_likelihood_never_falls() -> None:
 def test_recovers_the_mixture_that_made_the_data() -> None:
     x, labels = mixture_data(30_000, modes=4, size=3, spread=6.0)
     start = start_at(np.stack([x[labels == k][0] for k in range(4)]), 4)
-    found = fit(x, start, 50).mixture
-    order = [int((found.means - torch.from_numpy(x[labels == k].mean(0))).norm(dim=1).argmin()) for k in range(4)]
+    fitted = fit(x, start, 50).mixture
+    order = [int((fitted.means - torch.from_numpy(x[labels == k].mean(0))).norm(dim=1).argmin()) for k in range(4)]
     assert sorted(order) == [0, 1, 2, 3]
     for k, mode in enumerate(order):
         own = x[labels == k]
         # within a few standard errors of the sample's own moments
-        np.testing.assert_allclose(found.means[mode], own.mean(0), atol=0.05)
-        np.testing.assert_allclose(found.variances[mode], own.var(0), rtol=0.05)
-        np.testing.assert_allclose(found.weights[mode], len(own) / len(x), atol=0.005)
+        np.testing.assert_allclose(fitted.means[mode], own.mean(0), atol=0.05)
+        np.testing.assert_allclose(fitted.variances[mode], own.var(0), rtol=0.05)
+        np.testing.assert_allclose(fitted.weights[mode], len(own) / len(x), atol=0.005)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 299, 300, 1000])
@@ -111,7 +111,7 @@ def test_block_size_changes_nothing(rows: int) -> None:
     whole, blocked = fit(x, start, 10, rows=300).mixture, fit(x, start, 10, rows=rows).mixture
     np.testing.assert_allclose(blocked.means, whole.means, rtol=1e-9)
     np.testing.assert_allclose(blocked.variances, whole.variances, rtol=1e-9)
-    first, second = (posterior(Blocks(x, each, CPU), whole, 3) for each in (300, rows))
+    first, second = (posterior(Blocks(x, rows_of_block, CPU), whole, 3) for rows_of_block in (300, rows))
     np.testing.assert_array_equal(first.modes, second.modes)
     np.testing.assert_allclose(first.probabilities, second.probabilities, rtol=1e-5)
 
@@ -142,10 +142,10 @@ def test_stops_at_the_tolerance() -> None:
 def test_start_is_not_changed() -> None:
     x, _ = mixture_data(100, modes=3, size=3)
     start = start_at(x, 3)
-    before = [each.clone() for each in (start.weights, start.means, start.variances)]
+    before = [parameters.clone() for parameters in (start.weights, start.means, start.variances)]
     fit(x, start, 3)
-    for each, old in zip((start.weights, start.means, start.variances), before, strict=True):
-        assert torch.equal(each, old)
+    for parameters, old in zip((start.weights, start.means, start.variances), before, strict=True):
+        assert torch.equal(parameters, old)
 
 
 def test_label_moments_are_those_of_one_hot_responsibilities() -> None:
@@ -189,12 +189,12 @@ def test_a_mode_that_is_emptied_in_the_last_iteration_does_not_touch_the_others(
     x, _ = mixture_data(400, modes=3, size=3)
     start = start_at(x, 4)
     far = with_an_empty_mode(start)
-    found = fit(x, far, 1).mixture
-    assert found.weights[3] == 0
-    torch.testing.assert_close(found.means[3], far.means[3])
+    fitted = fit(x, far, 1).mixture
+    assert fitted.weights[3] == 0
+    torch.testing.assert_close(fitted.means[3], far.means[3])
     without = DiagonalMixture(start.weights[:3] / start.weights[:3].sum(), start.means[:3], start.variances[:3])
-    torch.testing.assert_close(found.means[:3], fit(x, without, 1).mixture.means)
-    kept = posterior(Blocks(x, 64, CPU), found, 4)
+    torch.testing.assert_close(fitted.means[:3], fit(x, without, 1).mixture.means)
+    kept = posterior(Blocks(x, 64, CPU), fitted, 4)
     assert (kept.modes[kept.probabilities > 0] != 3).all()
 
 
@@ -203,9 +203,9 @@ def test_an_empty_mode_is_initialised_again_where_it_is_of_use() -> None:
     # three modes on four far clusters, and one on none
     x, labels = mixture_data(4000, modes=4, size=3, spread=8.0)
     start = start_at(np.stack([x[labels == k][0] for k in range(4)]), 4)
-    found = fit(x, with_an_empty_mode(start), 100)
-    assert (found.mixture.weights > 0.1).all()
-    assert found.history[-1] == pytest.approx(fit(x, start, 100).history[-1], abs=0.02)
+    fitted = fit(x, with_an_empty_mode(start), 100)
+    assert (fitted.mixture.weights > 0.1).all()
+    assert fitted.history[-1] == pytest.approx(fit(x, start, 100).history[-1], abs=0.02)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
@@ -213,15 +213,15 @@ def test_empty_modes_split_the_largest(size: int) -> None:
     rng = np.random.default_rng(0)
     weights = torch.tensor([0.5, 0.0, 0.2, 0.3, 0.0], dtype=torch.float64)
     means, variances = (torch.from_numpy(rng.uniform(1, 2, (5, size))) for _ in range(2))
-    found = split_largest(DiagonalMixture(weights, means, variances))
-    torch.testing.assert_close(found.weights, torch.tensor([0.25, 0.25, 0.2, 0.15, 0.15], dtype=torch.float64))
+    split = split_largest(DiagonalMixture(weights, means, variances))
+    torch.testing.assert_close(split.weights, torch.tensor([0.25, 0.25, 0.2, 0.15, 0.15], dtype=torch.float64))
     for old, new in ((0, 1), (3, 4)):
-        torch.testing.assert_close((found.means[old] + found.means[new]) / 2, means[old])
-        apart = ((found.means[old] - found.means[new]) ** 2 / variances[old]).sum()
+        torch.testing.assert_close((split.means[old] + split.means[new]) / 2, means[old])
+        apart = ((split.means[old] - split.means[new]) ** 2 / variances[old]).sum()
         assert float(apart) == pytest.approx(8 / np.pi)  # each half of N(0, 1) has its centre at sqrt(2 / pi)
-        torch.testing.assert_close(found.variances[[old, new]], variances[[old, old]])
-    assert torch.equal(found.means[2], means[2])
-    assert split_largest(found) is found
+        torch.testing.assert_close(split.variances[[old, new]], variances[[old, old]])
+    assert torch.equal(split.means[2], means[2])
+    assert split_largest(split) is split
     alone = DiagonalMixture(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), means[:3], variances[:3])
     assert split_largest(alone).weights.tolist() == [0.5, 0.5, 0.0]  # a mode gives one half, whoever is in need
 
@@ -252,16 +252,16 @@ def test_going_on_is_never_having_stopped() -> None:
 def test_data_held_out_are_watched() -> None:
     x, _ = mixture_data(500, modes=3, size=3)
     blocks, others = Blocks(x[:400], 64, CPU), Blocks(x[400:], 64, CPU)
-    found = fit_em(blocks, Fit(start_at(x, 3)), EmSettings(4, tolerance=0.0), held_out=others)
-    assert len(found.history) == len(found.held_out) == 4
+    fits = fit_em(blocks, Fit(start_at(x, 3)), EmSettings(4, tolerance=0.0), held_out=others)
+    assert len(fits.history) == len(fits.held_out) == 4
     before = fit(x[:400], start_at(x, 3), 3).mixture
-    assert found.held_out[3] == pytest.approx(float(posterior(others, before, 1).log_likelihood.mean()), rel=1e-12)
-    assert found.history[3] == pytest.approx(log_likelihood(blocks, before), rel=1e-12)
+    assert fits.held_out[3] == pytest.approx(float(posterior(others, before, 1).log_likelihood.mean()), rel=1e-12)
+    assert fits.history[3] == pytest.approx(log_likelihood(blocks, before), rel=1e-12)
     assert fit(x[:400], start_at(x, 3), 4).held_out == ()
 
 
 def test_processes_that_share_the_data_find_the_same() -> None:
-    # one thread a process; the sum waits for all of them
+    # one thread per process; the sum waits for all of them
     x, _ = mixture_data(500, modes=3, size=3)
     start, count = Fit(start_at(x, 5)), 3
     barrier, given = Barrier(count), [None] * count
@@ -270,31 +270,31 @@ def test_processes_that_share_the_data_find_the_same() -> None:
         def total(own: torch.Tensor) -> torch.Tensor:
             given[rank] = own
             barrier.wait()
-            found = sum(each.clone() for each in given)
+            total = sum(tensor.clone() for tensor in given)
             barrier.wait()
-            return found
+            return total
 
         part = slice(rank * 200, rank * 200 + 200)  # the last one has half as many
         blocks, others = Blocks(x[:400][part], 50, CPU), Blocks(x[400:][rank::count], 50, CPU)
         return fit_em(blocks, start, EmSettings(10, tolerance=0.0), held_out=others, total=total)
 
     with ThreadPoolExecutor(count) as pool:
-        found = list(pool.map(climb, range(count)))
+        fits = list(pool.map(climb, range(count)))
     alone = fit_em(Blocks(x[:400], 50, CPU), start, EmSettings(10, tolerance=0.0), held_out=Blocks(x[400:], 50, CPU))
-    for each in found:
-        assert each.history == pytest.approx(alone.history, rel=1e-12)
-        assert each.held_out == pytest.approx(alone.held_out, rel=1e-12)
-        torch.testing.assert_close(each.mixture.means, alone.mixture.means, rtol=1e-9, atol=1e-12)
-        assert torch.equal(each.mixture.means, found[0].mixture.means)
+    for fit_of_start in fits:
+        assert fit_of_start.history == pytest.approx(alone.history, rel=1e-12)
+        assert fit_of_start.held_out == pytest.approx(alone.held_out, rel=1e-12)
+        torch.testing.assert_close(fit_of_start.mixture.means, alone.mixture.means, rtol=1e-9, atol=1e-12)
+        assert torch.equal(fit_of_start.mixture.means, fits[0].mixture.means)
 
 
 def test_a_mode_of_a_single_sample_has_the_floor_for_variance() -> None:
     x = np.array([[0.0, 0.0], [0.1, 0.1], [0.0, 0.1], [50.0, 50.0]], np.float32)
     mixture = maximise(label_moments(Blocks(x, 4, CPU), torch.tensor([0, 0, 0, 1]), 2), None, 1e-6)
-    found = fit(x, mixture, 20).mixture
-    np.testing.assert_allclose(found.variances[1], 1e-6)
-    np.testing.assert_allclose(found.means[1], 50.0)
-    assert torch.isfinite(found.variances).all()
+    fitted = fit(x, mixture, 20).mixture
+    np.testing.assert_allclose(fitted.variances[1], 1e-6)
+    np.testing.assert_allclose(fitted.means[1], 50.0)
+    assert torch.isfinite(fitted.variances).all()
 
 
 @pytest.mark.parametrize("modes", [4, 40])  # dense, and sparse products
@@ -346,9 +346,9 @@ def test_modes_of_one_sample_are_refused_or_finite(floor: float) -> None:
         with pytest.raises(UserError, match=r"20 of 20 modes have no spread .* use --variance-floor 1e-06"):
             fit(x, alone, 3, variance_floor=floor)
         return
-    found = fit(x, alone, 3, variance_floor=floor)
-    assert np.isfinite(found.history).all()
-    kept = posterior(Blocks(x, 7, CPU), found.mixture, 2)
+    fitted = fit(x, alone, 3, variance_floor=floor)
+    assert np.isfinite(fitted.history).all()
+    kept = posterior(Blocks(x, 7, CPU), fitted.mixture, 2)
     assert kept.log_likelihood.isfinite().all()
     if floor < 1e-3:
         np.testing.assert_array_equal(kept.modes[:, 0], np.arange(20))

@@ -53,10 +53,10 @@ def test_quotient_matches_the_reference():
 def test_log_density_is_that_of_scipy():
     mixture = random_mixture(0, batch=1, components=3, channels=2, spatial=())
     x = random_point(1, mixture)
-    each = [
+    densities = [
         stats.multivariate_normal(mixture.means[0, k], mixture.variance.item() * np.eye(2)).pdf(x[0]) for k in range(3)
     ]
-    expected = np.log(np.dot(mixture.log_weights[0, :, 0].exp().numpy(), each))
+    expected = np.log(np.dot(mixture.log_weights[0, :, 0].exp().numpy(), densities))
     assert mixture.log_density(x).item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -179,9 +179,9 @@ def test_full_gaussian_has_the_covariance_of_numpy():
     mixture = random_mixture(12, batch=1, components=3, channels=4, spatial=())
     weights, means = mixture.log_weights[0, :, 0].exp().numpy(), mixture.means[0].numpy()
     expected = np.cov(means.T, aweights=weights, ddof=0) + mixture.variance.item() * np.eye(4)
-    found = mixture.moment_matched_full()
-    torch.testing.assert_close(found.covariance[0], torch.as_tensor(expected))
-    torch.testing.assert_close(found.mean, mixture.mean())
+    gaussian = mixture.moment_matched_full()
+    torch.testing.assert_close(gaussian.covariance[0], torch.as_tensor(expected))
+    torch.testing.assert_close(gaussian.mean, mixture.mean())
 
 
 def test_full_gaussian_agrees_with_the_isotropic_one():
@@ -205,10 +205,10 @@ def test_powers_of_gaussians_multiply_pointwise():
 def test_powers_match_the_reference_quotient():
     first, second = IsotropicGaussian(G["ga_mean"], G["ga_var"]), IsotropicGaussian(G["gb_mean"], G["gb_var"])
     narrower = G["ga_var"] < G["gb_var"]
-    found = power(first, 1).times(power(second, -1)).gaussian()
-    torch.testing.assert_close(found.variance[narrower], G["ratio_var"][narrower], **golden.TOLERANCE)
-    everywhere = narrower.expand_as(found.mean)
-    torch.testing.assert_close(found.mean[everywhere], G["ratio_mean"][everywhere], **golden.TOLERANCE)
+    gaussian = power(first, 1).times(power(second, -1)).gaussian()
+    torch.testing.assert_close(gaussian.variance[narrower], G["ratio_var"][narrower], **golden.TOLERANCE)
+    everywhere = narrower.expand_as(gaussian.mean)
+    torch.testing.assert_close(gaussian.mean[everywhere], G["ratio_mean"][everywhere], **golden.TOLERANCE)
 
 
 def test_a_gaussian_over_itself_is_flat_and_its_own_power_is_itself():

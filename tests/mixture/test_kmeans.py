@@ -26,37 +26,37 @@ def test_lloyd_equals_scikit_learn_from_the_same_seeds(use_faiss: bool) -> None:
     points = blobs(600, clusters=12, size=4, spread=2.0)
     seeds = seed_centroids(points, 12, seed=0, device=CPU)
     for iterations in (1, 3, 60):
-        found = kmeans(points, seeds, iterations=iterations, device=CPU, use_faiss=use_faiss)
+        clusters = kmeans(points, seeds, iterations=iterations, device=CPU, use_faiss=use_faiss)
         reference = KMeans(12, init=seeds, n_init=1, max_iter=iterations, tol=0.0, algorithm="lloyd").fit(points)
-        np.testing.assert_allclose(inertia(points, found.centroids), reference.inertia_ / 600, rtol=1e-4)
+        np.testing.assert_allclose(inertia(points, clusters.centroids), reference.inertia_ / 600, rtol=1e-4)
         if iterations < 60:
-            np.testing.assert_allclose(found.centroids, reference.cluster_centers_, atol=1e-4)
-    assert 3 < len(found.history) < 60
-    assert min(-np.diff(found.history)) > -1e-6
-    assert found.history[0] == pytest.approx(inertia(points, seeds), rel=1e-4)
+            np.testing.assert_allclose(clusters.centroids, reference.cluster_centers_, atol=1e-4)
+    assert 3 < len(clusters.history) < 60
+    assert min(-np.diff(clusters.history)) > -1e-6
+    assert clusters.history[0] == pytest.approx(inertia(points, seeds), rel=1e-4)
 
 
 @pytest.mark.parametrize("use_faiss", [True, False])
 def test_labels_are_the_nearest_centroids(use_faiss: bool) -> None:
     points = blobs(300, clusters=5, size=3)
     seeds = seed_centroids(points, 5, seed=1, device=CPU)
-    found = kmeans(points, seeds, iterations=20, device=CPU, use_faiss=use_faiss)
-    nearest = ((points[:, None] - found.centroids[None]) ** 2).sum(-1).argmin(1)
-    np.testing.assert_array_equal(found.labels, nearest)
+    clusters = kmeans(points, seeds, iterations=20, device=CPU, use_faiss=use_faiss)
+    nearest = ((points[:, None] - clusters.centroids[None]) ** 2).sum(-1).argmin(1)
+    np.testing.assert_array_equal(clusters.labels, nearest)
 
 
 def test_seeds_find_every_one_of_many_far_blobs() -> None:
     points = blobs(2000, clusters=40, size=8, spread=30.0)
-    found = seed_centroids(points, 40, seed=0, device=CPU)
+    seeds = seed_centroids(points, 40, seed=0, device=CPU)
     # random seeds would miss a third of the blobs, each at a cost of thousands
-    assert inertia(points, found) < 3 * 8
+    assert inertia(points, seeds) < 3 * 8
 
 
 def test_seeds_are_as_good_as_scikit_learn_s() -> None:
     points = blobs(1500, clusters=60, size=6, spread=3.0)
-    ours = [inertia(points, seed_centroids(points, 50, seed=each, device=CPU)) for each in range(8)]
-    theirs = [inertia(points, sklearn_plus_plus(points, 50, random_state=each)[0]) for each in range(8)]
-    random = [inertia(points, points[np.random.default_rng(each).choice(1500, 50)]) for each in range(8)]
+    ours = [inertia(points, seed_centroids(points, 50, seed=index, device=CPU)) for index in range(8)]
+    theirs = [inertia(points, sklearn_plus_plus(points, 50, random_state=index)[0]) for index in range(8)]
+    random = [inertia(points, points[np.random.default_rng(index).choice(1500, 50)]) for index in range(8)]
     assert abs(np.mean(ours) - np.mean(theirs)) < 0.1 * np.mean(theirs)
     assert np.mean(ours) < 0.9 * np.mean(random)
 
@@ -101,16 +101,16 @@ def test_seeds_are_drawn_from_a_subset_of_many_points() -> None:
 def test_identical_points_do_no_harm(use_faiss: bool) -> None:
     points = np.ones((20, 3), np.float32)
     seeds = seed_centroids(points, 4, seed=0, device=CPU)
-    found = kmeans(points, seeds, iterations=5, device=CPU, use_faiss=use_faiss)
-    np.testing.assert_allclose(found.centroids, 1, rtol=1e-2)  # equal centroids are set apart by a little
-    assert found.labels.shape == (20,)
+    clusters = kmeans(points, seeds, iterations=5, device=CPU, use_faiss=use_faiss)
+    np.testing.assert_allclose(clusters.centroids, 1, rtol=1e-2)  # equal centroids are set apart by a little
+    assert clusters.labels.shape == (20,)
 
 
 def test_as_many_clusters_as_points() -> None:
     points = blobs(16, clusters=3, size=2)
-    found = kmeans(points, seed_centroids(points, 16, seed=0, device=CPU), iterations=5, device=CPU)
-    assert sorted(found.labels) == list(range(16))
-    np.testing.assert_allclose(found.centroids[found.labels], points, rtol=1e-5)
+    clusters = kmeans(points, seed_centroids(points, 16, seed=0, device=CPU), iterations=5, device=CPU)
+    assert sorted(clusters.labels) == list(range(16))
+    np.testing.assert_allclose(clusters.centroids[clusters.labels], points, rtol=1e-5)
 
 
 @pytest.mark.parametrize("use_faiss", [True, False])
@@ -143,8 +143,8 @@ def test_seed_decides() -> None:
 def test_an_emptied_cluster_is_placed_again(use_faiss: bool) -> None:
     points = blobs(400, clusters=4, size=2)
     seeds = np.concatenate([points[:3], np.full((1, 2), 1e4, np.float32)])
-    found = kmeans(points, seeds, iterations=20, device=CPU, use_faiss=use_faiss)
-    assert set(found.labels.tolist()) == {0, 1, 2, 3}
+    clusters = kmeans(points, seeds, iterations=20, device=CPU, use_faiss=use_faiss)
+    assert set(clusters.labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_points_too_far_apart_for_float32_come_to_an_end() -> None:

@@ -56,10 +56,10 @@ def test_leading_axes_are_those_of_the_whole_basis_and_the_rest_complete_it(lead
     mixture = random_mixture(2, components=6, channels=40)
     scale = 0.7 ** torch.arange(40, dtype=torch.float64)
     mixture = GaussianMixture(mixture.means * scale.reshape(-1, 1, 1), mixture.log_weights, mixture.variance)
-    found, whole = principal_axes(mixture, leading), principal_axes(mixture)
-    torch.testing.assert_close(found[:, :leading], whole[:, :leading], atol=1e-6, rtol=0)
+    few, whole = principal_axes(mixture, leading), principal_axes(mixture)
+    torch.testing.assert_close(few[:, :leading], whole[:, :leading], atol=1e-6, rtol=0)
     flat = GaussianMixture(torch.zeros_like(mixture.means), mixture.log_weights, mixture.variance)
-    for axes in (found, principal_axes(flat, leading)):
+    for axes in (few, principal_axes(flat, leading)):
         torch.testing.assert_close(axes @ axes.mT, torch.eye(40, dtype=torch.float64).expand(2, -1, -1))
 
 
@@ -78,8 +78,8 @@ def test_the_maps_invert_each_other(dtype, tolerance, varied):
 def assert_standard_normal(z):
     """By Kolmogorov and Smirnov a coordinate, and no correlation between coordinates."""
     count = z.shape[-1]
-    for each in z[0]:
-        assert stats.kstest(each.numpy(), "norm").pvalue > 1e-3
+    for point in z[0]:
+        assert stats.kstest(point.numpy(), "norm").pvalue > 1e-3
     correlation = torch.corrcoef(z[0]) - torch.eye(len(z[0]), dtype=z.dtype)
     assert correlation.abs().max() < 5 / count**0.5
 
@@ -119,8 +119,8 @@ def test_the_jacobian_is_the_ratio_of_the_densities():
     jacobian = torch.autograd.functional.jacobian(lambda x: to_gaussian(mixture, x, axes), x)
     z = to_gaussian(mixture, x, axes)
     normal = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
-    found = jacobian.reshape(3, 3).slogdet().logabsdet
-    torch.testing.assert_close(found, mixture.log_density(x).squeeze() - normal)
+    volume = jacobian.reshape(3, 3).slogdet().logabsdet
+    torch.testing.assert_close(volume, mixture.log_density(x).squeeze() - normal)
     inverse = torch.autograd.functional.jacobian(lambda z: from_gaussian(mixture, z, axes), z)
     identity = jacobian.reshape(3, 3) @ inverse.reshape(3, 3)
     torch.testing.assert_close(identity, torch.eye(3, dtype=torch.float64))
@@ -128,11 +128,11 @@ def test_the_jacobian_is_the_ratio_of_the_densities():
 
 @pytest.mark.parametrize("map_", [to_gaussian, from_gaussian])
 @pytest.mark.parametrize("leading", [None, 1])
-@pytest.mark.parametrize("each", [1, 3], ids=["shared", "own"])
-def test_gradients_match_finite_differences(map_, leading, each):
+@pytest.mark.parametrize("deviations", [1, 3], ids=["shared", "own"])
+def test_gradients_match_finite_differences(map_, leading, deviations):
     mixture = random_mixture(4, batch=1, components=3, channels=2, spatial=(2,))
     axes, uniform = principal_axes(mixture), torch.full((1, 1, 2), 0.4, dtype=torch.float64)
-    log_std = 0.2 * torch.randn(1, each, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log_std = 0.2 * torch.randn(1, deviations, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def mapped(point, means, logits, log_std):
         mixture = GaussianMixture(means, torch.log_softmax(logits, 1), (2 * log_std).exp())

@@ -85,7 +85,7 @@ def run(
 
 
 def fitted(*given: object, **settings: object) -> list[PatchMode]:
-    return [each.patch for each in run(*given, **settings)]
+    return [fitted_mode.patch for fitted_mode in run(*given, **settings)]
 
 
 def direct(source: Patches, kept: tuple[np.ndarray, np.ndarray], mode: int) -> tuple[float, np.ndarray, np.ndarray]:
@@ -100,15 +100,15 @@ def direct(source: Patches, kept: tuple[np.ndarray, np.ndarray], mode: int) -> t
 @pytest.mark.parametrize("at_once", [1, 3, 7])
 def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_once: int) -> None:
     source = Patches()
-    found = fitted(source, kept, at_once=at_once)
-    assert [each.mode for each in found] == list(range(MODES))
-    for each in found:
-        if each.mode == 5:
+    moments = fitted(source, kept, at_once=at_once)
+    assert [moment.mode for moment in moments] == list(range(MODES))
+    for moment in moments:
+        if moment.mode == 5:
             continue
-        _, mean, variance = direct(source, kept, each.mode)
-        assert each.mean.dtype == each.std.dtype == np.float32
-        np.testing.assert_allclose(each.mean, mean, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(each.std, np.sqrt(variance + FLOOR), rtol=1e-5)
+        _, mean, variance = direct(source, kept, moment.mode)
+        assert moment.mean.dtype == moment.std.dtype == np.float32
+        np.testing.assert_allclose(moment.mean, mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(moment.std, np.sqrt(variance + FLOOR), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(30, 20, 24), (1, 2, TILE + 1)], ids=["several tiles", "a long row"])
@@ -116,17 +116,17 @@ def test_equals_the_direct_computation(kept: tuple[np.ndarray, np.ndarray], at_o
 def test_grids_of_many_entries(mirror: bool, shape: tuple[int, int, int]) -> None:
     """Which are finished in tiles of whole channels, the last one shorter."""
     source, kept = Patches(30, shape=shape), hard(30)
-    found = fitted(source, kept, mirror=mirror)
+    moments = fitted(source, kept, mirror=mirror)
     if mirror:
         source.data, kept = (
             np.concatenate([source.data, source.data[..., ::-1]]),
             (*(np.tile(e, (2, 1)) for e in kept),),
         )
-    for each in found:
-        if each.mode != 5:
-            _, mean, variance = direct(source, kept, each.mode)
-            np.testing.assert_allclose(each.mean, mean, rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(each.std, np.sqrt(variance + FLOOR), rtol=1e-5)
+    for moment in moments:
+        if moment.mode != 5:
+            _, mean, variance = direct(source, kept, moment.mode)
+            np.testing.assert_allclose(moment.mean, mean, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(moment.std, np.sqrt(variance + FLOOR), rtol=1e-5)
 
 
 @pytest.mark.parametrize("spherical", [False, True])
@@ -134,10 +134,10 @@ def test_distances_of_grids_of_many_entries(spherical: bool) -> None:
     """Sums over all tiles, by their definition."""
     source, kept = Patches(30, shape=(30, 20, 24)), hard(30)
     scale = source.var + FLOOR
-    for each in run(source, kept, shrinkage=2.5, covariance="spherical" if spherical else "diagonal"):
-        if each.patch.mode == 5:
+    for fitted_mode in run(source, kept, shrinkage=2.5, covariance="spherical" if spherical else "diagonal"):
+        if fitted_mode.patch.mode == 5:
             continue
-        mass, mean, variance = direct(source, kept, each.patch.mode)
+        mass, mean, variance = direct(source, kept, fitted_mode.patch.mode)
         within, away = (variance / scale).mean(), ((mean - source.mean) ** 2 / scale).mean()
         given = (mass * variance + 2.5 * source.var) / (mass + 2.5) + FLOOR
         ratio = (given / scale).mean()
@@ -148,8 +148,8 @@ def test_distances_of_grids_of_many_entries(spherical: bool) -> None:
             (0.5 * (log_two_pi + np.log(ratio) + within / ratio), within + ratio),
             (0.5 * (log_two_pi + own), within + ratio),
         )
-        np.testing.assert_allclose(each.distances, expected, rtol=1e-6)
-        np.testing.assert_allclose(each.patch.std, np.sqrt(ratio * scale if spherical else given), rtol=1e-5)
+        np.testing.assert_allclose(fitted_mode.distances, expected, rtol=1e-6)
+        np.testing.assert_allclose(fitted_mode.patch.std, np.sqrt(ratio * scale if spherical else given), rtol=1e-5)
 
 
 NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs the extra fast")
@@ -176,10 +176,10 @@ def test_every_float16_number_is_added_exactly(add: Add | str) -> None:
 @NUMBA
 @pytest.mark.slow
 def test_the_compiled_loop_changes_no_bit() -> None:
-    for each, other in zip(run(Patches(), soft()), run(Patches(), soft(), add=numba_add()), strict=True):
-        np.testing.assert_array_equal(each.patch.mean, other.patch.mean)
-        np.testing.assert_array_equal(each.patch.std, other.patch.std)
-        assert each.distances == other.distances
+    for fitted_mode, other in zip(run(Patches(), soft()), run(Patches(), soft(), add=numba_add()), strict=True):
+        np.testing.assert_array_equal(fitted_mode.patch.mean, other.patch.mean)
+        np.testing.assert_array_equal(fitted_mode.patch.std, other.patch.std)
+        assert fitted_mode.distances == other.distances
 
 
 def test_without_numba_large_data_are_added_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +189,9 @@ def test_without_numba_large_data_are_added_by_torch(monkeypatch: pytest.MonkeyP
 
 def test_threads_change_nothing() -> None:
     one, three = (fitted(Patches(), soft(), threads=threads) for threads in (1, 3))
-    for each, other in zip(one, three, strict=True):
-        np.testing.assert_array_equal(each.mean, other.mean)
-        np.testing.assert_array_equal(each.std, other.std)
+    for moment, other in zip(one, three, strict=True):
+        np.testing.assert_array_equal(moment.mean, other.mean)
+        np.testing.assert_array_equal(moment.std, other.std)
 
 
 def test_a_mode_without_data_has_the_global_moments() -> None:
@@ -204,30 +204,30 @@ def test_a_mode_without_data_has_the_global_moments() -> None:
 
 def test_shrinkage_formula() -> None:
     source, kept = Patches(), soft()
-    for each in fitted(source, kept, shrinkage=2.5):
-        if each.mode == 5:
+    for moment in fitted(source, kept, shrinkage=2.5):
+        if moment.mode == 5:
             continue
-        mass, mean, variance = direct(source, kept, each.mode)
+        mass, mean, variance = direct(source, kept, moment.mode)
         shrunk = (mass * variance + 2.5 * source.var) / (mass + 2.5) + FLOOR
-        np.testing.assert_allclose(each.mean, mean, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(each.std, np.sqrt(shrunk), rtol=1e-5)
+        np.testing.assert_allclose(moment.mean, mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(moment.std, np.sqrt(shrunk), rtol=1e-5)
 
 
 def test_more_shrinkage_ends_at_the_global_variance() -> None:
     source = Patches()
-    for each in fitted(source, hard(), shrinkage=1e12):
-        np.testing.assert_allclose(each.std, np.sqrt(source.var + FLOOR), rtol=1e-5)
+    for moment in fitted(source, hard(), shrinkage=1e12):
+        np.testing.assert_allclose(moment.std, np.sqrt(source.var + FLOOR), rtol=1e-5)
 
 
 def test_spherical_is_one_number_in_normalised_coordinates() -> None:
     source, kept = Patches(), hard()
     scale = source.var + FLOOR
-    for each, diagonal in zip(
+    for moment, diagonal in zip(
         fitted(source, kept, covariance="spherical", shrinkage=1.0), fitted(source, kept, shrinkage=1.0), strict=True
     ):
-        ratios = each.std**2 / scale
+        ratios = moment.std**2 / scale
         np.testing.assert_allclose(ratios, (diagonal.std**2 / scale).mean(), rtol=1e-5)
-        np.testing.assert_array_equal(each.mean, diagonal.mean)
+        np.testing.assert_array_equal(moment.mean, diagonal.mean)
 
 
 def test_one_mode_is_the_standard_gaussian_of_normalised_latents() -> None:
@@ -235,9 +235,11 @@ def test_one_mode_is_the_standard_gaussian_of_normalised_latents() -> None:
     kept = np.zeros((60, 1), np.int32), np.ones((60, 1), np.float32)
     only, distances = run(source, kept, shrinkage=4.0)[0].patch, run(source, kept, shrinkage=4.0)[0].distances
     # a Gaussian's entropy, and the squared distance of two draws: what the floor takes off, normalisation does
-    for each in distances:
-        assert each.nats == pytest.approx(0.5 * np.log(2 * np.pi) + 0.5 * (source.var / (source.var + FLOOR)).mean())
-        assert each.travel == pytest.approx(2, rel=1e-3)
+    for distance in distances:
+        assert distance.nats == pytest.approx(
+            0.5 * np.log(2 * np.pi) + 0.5 * (source.var / (source.var + FLOOR)).mean()
+        )
+        assert distance.travel == pytest.approx(2, rel=1e-3)
     np.testing.assert_allclose(only.mean, source.mean, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(only.std**2 / (source.var + FLOOR), 1, rtol=1e-5)
 
@@ -245,9 +247,9 @@ def test_one_mode_is_the_standard_gaussian_of_normalised_latents() -> None:
 def test_nothing_cancels_far_from_the_origin() -> None:
     # float16 spacing at 2000 is 1: variances of the stored numbers against a mean square of 4 million
     source, kept = Patches(offset=2000.0), soft()
-    for each in fitted(source, kept):
-        if each.mode != 5:
-            np.testing.assert_allclose(each.std, np.sqrt(direct(source, kept, each.mode)[2] + FLOOR), rtol=1e-4)
+    for moment in fitted(source, kept):
+        if moment.mode != 5:
+            np.testing.assert_allclose(moment.std, np.sqrt(direct(source, kept, moment.mode)[2] + FLOOR), rtol=1e-4)
 
 
 def test_order_of_the_data_and_names_of_the_modes_change_nothing() -> None:
@@ -258,19 +260,19 @@ def test_order_of_the_data_and_names_of_the_modes_change_nothing() -> None:
     other.data = source.data[shuffle]
     first = fitted(source, (modes, probabilities), shrinkage=1.0)
     second = fitted(other, (renamed[modes[shuffle]], probabilities[shuffle]), shrinkage=1.0)
-    for each in first:
-        twin = second[renamed[each.mode]]
-        np.testing.assert_allclose(twin.mean, each.mean, rtol=1e-6, atol=1e-7)
-        np.testing.assert_allclose(twin.std, each.std, rtol=1e-6)
+    for moment in first:
+        twin = second[renamed[moment.mode]]
+        np.testing.assert_allclose(twin.mean, moment.mean, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(twin.std, moment.std, rtol=1e-6)
 
 
 def test_memory_bounds_the_reads_and_changes_nothing() -> None:
     kept = soft()
     source, generous = Patches(), Patches()
     tight = fitted(source, kept, rows=1)
-    for each, other in zip(tight, fitted(generous, kept, rows=1000), strict=True):
-        np.testing.assert_array_equal(each.mean, other.mean)
-        np.testing.assert_array_equal(each.std, other.std)
+    for moment, other in zip(tight, fitted(generous, kept, rows=1000), strict=True):
+        np.testing.assert_array_equal(moment.mean, other.mean)
+        np.testing.assert_array_equal(moment.std, other.std)
     np.testing.assert_array_equal(source.reads, 1)
     np.testing.assert_array_equal(generous.reads, 1)
 
@@ -318,14 +320,14 @@ def test_mirrored_data_count_beside_the_data() -> None:
     both.data = np.concatenate([source.data, source.data[..., ::-1]])
     x = both.data.astype(np.float64)
     both.mean, both.var = x.mean(0), x.var(0)
-    twice = tuple(np.concatenate([each, each]) for each in kept)
+    twice = tuple(np.concatenate([part, part]) for part in kept)
     for spherical in (False, True):
         stood_in = fitted(source, kept, mirror=True, shrinkage=2.5, covariance="spherical" if spherical else "diagonal")
-        for each, other in zip(stood_in, fitted(both, twice, shrinkage=2.5), strict=True):
-            np.testing.assert_allclose(each.mean, each.mean[..., ::-1], atol=1e-6)
-            np.testing.assert_allclose(each.mean, other.mean, rtol=1e-5, atol=1e-6)
+        for moment, other in zip(stood_in, fitted(both, twice, shrinkage=2.5), strict=True):
+            np.testing.assert_allclose(moment.mean, moment.mean[..., ::-1], atol=1e-6)
+            np.testing.assert_allclose(moment.mean, other.mean, rtol=1e-5, atol=1e-6)
             if not spherical:
-                np.testing.assert_allclose(each.std, other.std, rtol=1e-5)
+                np.testing.assert_allclose(moment.std, other.std, rtol=1e-5)
 
 
 def test_distances_are_those_of_draws() -> None:
@@ -337,16 +339,16 @@ def test_distances_are_those_of_draws() -> None:
     scale = np.sqrt(source.var + FLOOR)
     own = (x[modes[:, 0] == 2] - source.mean) / scale
     for spherical, name in ((False, "diagonal"), (True, "spherical")):
-        found = run(
+        last_mode = run(
             source, (modes, probabilities), shrinkage=30.0, covariance="spherical" if spherical else "diagonal"
         )[2]
-        mean, std = (found.patch.mean - source.mean) / scale, found.patch.std / scale
+        mean, std = (last_mode.patch.mean - source.mean) / scale, last_mode.patch.std / scale
         for at, spread, distance in (
-            (mean, std, getattr(found.distances, name)),
-            (0.0 * mean, 0 * std + 1, found.distances.gaussian),
+            (mean, std, getattr(last_mode.distances, name)),
+            (0.0 * mean, 0 * std + 1, last_mode.distances.gaussian),
         ):
             nats = 0.5 * np.log(2 * np.pi) + np.log(spread) + 0.5 * ((own - at) / spread) ** 2
             assert distance.nats == pytest.approx(nats.mean(), rel=1e-4)
             draws = at + spread * rng.normal(size=own.shape)
             assert distance.travel == pytest.approx(((own - draws) ** 2).mean(), rel=0.05)
-    assert found.distances.diagonal.travel < 0.8 * found.distances.gaussian.travel
+    assert last_mode.distances.diagonal.travel < 0.8 * last_mode.distances.gaussian.travel

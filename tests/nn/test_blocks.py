@@ -34,8 +34,8 @@ def test_patches_are_the_windows_of_a_convolution(side):
 def test_positions_undo_patches(side):
     x = torch.randn(2, 3, 4, 8)
     tokens = patches(x, side).unflatten(2, (3, side**2)).transpose(2, 3).flatten(2)  # channels innermost
-    found = positions(tokens, side, (4 // side, 8 // side))
-    assert torch.equal(found, x.flatten(2).transpose(1, 2))
+    rearranged = positions(tokens, side, (4 // side, 8 // side))
+    assert torch.equal(rearranged, x.flatten(2).transpose(1, 2))
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (2, 5), (1, 1)])
@@ -105,7 +105,9 @@ def test_swiglu_has_the_weights_of_the_mlp_that_it_replaces():
     width = 96
     mlp = Block(width, 2).mlp
     gated = Block(width, 2, swiglu=True).mlp
-    sizes = [sum(each.numel() for each in layer.parameters() if each.dim() == 2) for layer in (mlp, gated)]
+    sizes = [
+        sum(parameter.numel() for parameter in layer.parameters() if parameter.dim() == 2) for layer in (mlp, gated)
+    ]
     assert sizes[0] == sizes[1]
     layer = SwiGLU(4, 3)
     x = torch.randn(2, 4)
@@ -115,7 +117,7 @@ def test_swiglu_has_the_weights_of_the_mlp_that_it_replaces():
 
 def test_attention_is_the_softmax_of_scaled_products():
     attention, x = Attention(16, 2), torch.randn(3, 6, 16)
-    query, key, value = (each.unflatten(2, (2, 8)).transpose(1, 2) for each in attention.qkv(x).chunk(3, dim=2))
+    query, key, value = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=2))
     mixed = (query @ key.mT / math.sqrt(8)).softmax(-1) @ value
     expected = attention.proj(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-5)
@@ -125,10 +127,10 @@ def test_attention_is_the_softmax_of_scaled_products():
 def test_normalised_queries_and_keys_have_no_scale(rms_norm):
     attention = Attention(16, 2, qk_norm=True, rms_norm=rms_norm)
     x = torch.randn(2, 6, 16)
-    found = attention(x)
+    attended = attention(x)
     with torch.no_grad():
         attention.qkv.weight[:32] *= 7
-    torch.testing.assert_close(attention(x), found, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(attention(x), attended, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("modern", [False, True])
@@ -138,8 +140,8 @@ def test_a_block_begins_as_the_identity_and_takes_a_condition_a_token(modern):
     assert torch.equal(block(x, torch.randn(2, 1, 16)), x)
     torch.nn.init.normal_(block.adaLN_modulation[1].weight, std=0.3)
     condition = torch.randn(2, 1, 16)
-    found = block(x, condition)
-    torch.testing.assert_close(block(x, condition.expand(2, 6, 16)), found)
+    output = block(x, condition)
+    torch.testing.assert_close(block(x, condition.expand(2, 6, 16)), output)
     # a token's condition reaches its own MLP, and the others by attention
     changed = torch.cat([condition.expand(2, 5, 16), -condition], dim=1)
-    assert ((block(x, changed) - found).abs().amax(-1) > 1e-4).all()
+    assert ((block(x, changed) - output).abs().amax(-1) > 1e-4).all()

@@ -29,8 +29,8 @@ def trained(architecture: TransformerArchitecture, checkpointed: bool = False) -
     network = build_network(architecture, 0, checkpoint_activations=checkpointed)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for each in network.parameters():
-            each.add_(0.05 * torch.randn(each.shape, generator=draw))
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
     return network
 
 
@@ -44,7 +44,7 @@ def numbers(predicted: Tensor | GaussianMixture) -> Tensor:
     """All that a network says, as one vector."""
     if isinstance(predicted, Tensor):
         return predicted.flatten()
-    return torch.cat([each.flatten() for each in (predicted.means, predicted.log_weights, predicted.variance)])
+    return torch.cat([part.flatten() for part in (predicted.means, predicted.log_weights, predicted.variance)])
 
 
 def gradients(network: Network) -> list[Tensor]:
@@ -84,8 +84,8 @@ def test_blocks_of_a_width_are_compiled_once(kind: TransformerArchitecture, grap
     network, recorder = trained(replace(kind, depth=4), checkpointed), Recorder()
     names = list(network.state_dict())
     compile_network(network, recorder)
-    for each, other in zip(gradients(network), expected, strict=True):
-        torch.testing.assert_close(each, other, atol=1e-4, rtol=1e-4)
+    for gradient, other in zip(gradients(network), expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-4)
     assert len(recorder.graphs) == graphs
     assert list(network.state_dict()) == names
 
@@ -101,7 +101,7 @@ def test_checkpointed_activations_give_the_same_gradients(kind: TransformerArchi
 
 def kept_for_the_gradient(network: Network) -> int:
     """Numbers that a call keeps for the backward pass, weights aside."""
-    weights = {each.data_ptr() for each in network.parameters()}
+    weights = {parameter.data_ptr() for parameter in network.parameters()}
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:

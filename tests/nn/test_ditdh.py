@@ -32,8 +32,8 @@ both = pytest.mark.parametrize("name", ["ditdh", "ditdh_qknorm"])
 @torch.no_grad()
 def test_weights_of_the_reference_load_and_give_its_velocity(name: str) -> None:
     network, values = published(name)
-    found = network(values["x"], values["t"], Conditions(values["y"]))
-    torch.testing.assert_close(found, values["out"], **golden.TOLERANCE)
+    output = network(values["x"], values["t"], Conditions(values["y"]))
+    torch.testing.assert_close(output, values["out"], **golden.TOLERANCE)
 
 
 @both
@@ -43,8 +43,8 @@ def test_encoder_and_head_are_those_of_the_reference(name: str) -> None:
     time = network.t_embedder(values["t"])
     s = network.encode(values["x"], time, time + network.y_embedder(values["y"]))
     torch.testing.assert_close(s, values["s_cond"], **golden.TOLERANCE)
-    found = network.head(network.decode(values["x"], values["given_s"]), time)
-    torch.testing.assert_close(found, values["out_given_s"], **golden.TOLERANCE)
+    output = network.head(network.decode(values["x"], values["given_s"]), time)
+    torch.testing.assert_close(output, values["out_given_s"], **golden.TOLERANCE)
 
 
 @both
@@ -52,8 +52,8 @@ def test_encoder_and_head_are_those_of_the_reference(name: str) -> None:
 def test_the_position_table_is_read_from_the_weights(name: str) -> None:
     network, values = published(name)
     network.load_state_dict({**network.state_dict(), "pos_embed": values["pos_embed_perturbed"]})
-    found = network(values["x"], values["t"], Conditions(values["y"]))
-    torch.testing.assert_close(found, values["out_pos_perturbed"], **golden.TOLERANCE)
+    output = network(values["x"], values["t"], Conditions(values["y"]))
+    torch.testing.assert_close(output, values["out_pos_perturbed"], **golden.TOLERANCE)
 
 
 @pytest.mark.parametrize("table", ["enc_feat_rope.freqs_cos", "dec_feat_rope.freqs_sin", "t_embedder.W"])
@@ -62,22 +62,22 @@ def test_the_other_tables_are_read_from_the_weights_too(table: str) -> None:
     network, values = published("ditdh")
     weights = network.state_dict()
     network.load_state_dict({**weights, table: weights[table] + 0.1})
-    found = network(values["x"], values["t"], Conditions(values["y"]))
-    assert (found - values["out"]).abs().max() > 1e-2
+    output = network(values["x"], values["t"], Conditions(values["y"]))
+    assert (output - values["out"]).abs().max() > 1e-2
 
 
 @both
 @torch.no_grad()
 def test_guidance_of_the_reference(name: str) -> None:
     network, values = published(name)
-    x, t, labels = (values[f"cfg_{each}"] for each in "xty")
+    x, t, labels = (values[f"cfg_{key}"] for key in "xty")
 
     def model(labels: Tensor) -> VelocityModel:
         return lambda x_t, t: network(x_t, t, Conditions(labels))
 
     given, null = labels.chunk(2)
-    found = ClassifierFree(2.5)(model(given), model(null))(x[: len(given)], t[: len(given)])
-    torch.testing.assert_close(found, values["cfg_out"][: len(given)], atol=5e-5, rtol=1e-5)
+    guided = ClassifierFree(2.5)(model(given), model(null))(x[: len(given)], t[: len(given)])
+    torch.testing.assert_close(guided, values["cfg_out"][: len(given)], atol=5e-5, rtol=1e-5)
 
 
 @both
@@ -102,7 +102,7 @@ def test_equal_widths_need_no_projector() -> None:
 
 
 def test_a_mixture_head_reads_the_same_tokens() -> None:
-    """The wide head's K (C + 1) numbers a token; the log-std reads the encoder's embedding."""
+    """The wide head's K (C + 1) numbers per token; the log-std reads the encoder's embedding."""
     network = DiTDH(replace(REFERENCE, components=3))
     assert network.final_layer.linear.weight.shape == (3 * 17, 64)
     assert network.head.log_std[1].weight.shape == (32, 32)
@@ -116,4 +116,4 @@ def test_the_published_size() -> None:
     with torch.device("meta"):
         network = build_network(replace(named("DH-XL", (768, 16, 16)), classes=1000), 0)
     counted = [*network.parameters(), network.pos_embed, network.t_embedder.W]
-    assert round(sum(each.numel() for each in counted) / 1e6) == 839
+    assert round(sum(count.numel() for count in counted) / 1e6) == 839

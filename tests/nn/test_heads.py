@@ -38,9 +38,9 @@ def test_one_component_of_constant_std_learns_what_flow_matching_learns():
     square = flow_matching_loss(predicted.means.squeeze(1), velocity(x, z)) / (2 * std**2)
     torch.testing.assert_close(kl, square + (t * std).log())
     parameters = list(module.parameters())
-    found, expected = (torch.autograd.grad(loss.sum(), parameters, retain_graph=True) for loss in (kl, square))
-    for each, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(each, other, atol=1e-5, rtol=1e-4)
+    gradients, expected = (torch.autograd.grad(loss.sum(), parameters, retain_graph=True) for loss in (kl, square))
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-4)
 
 
 def test_the_network_passes_the_constant_on():

@@ -16,11 +16,11 @@ def point_network(*sizes: int, frequencies: int = 2, modes: int = 0) -> PointNet
 
 def test_octaves_hold_the_numbers_and_their_sines_and_cosines():
     values = torch.tensor([[0.5, -2.0]])
-    found = octaves(values)
-    assert found.shape == (1, 34)
-    torch.testing.assert_close(found[:, :2], values)
-    torch.testing.assert_close(found[0, 2 + 3], torch.tensor(0.5 * math.pi / 8 * 8).sin())
-    torch.testing.assert_close(found[0, 2 + 16 + 8], torch.tensor(-2.0 * math.pi / 8).cos())
+    encoded = octaves(values)
+    assert encoded.shape == (1, 34)
+    torch.testing.assert_close(encoded[:, :2], values)
+    torch.testing.assert_close(encoded[0, 2 + 3], torch.tensor(0.5 * math.pi / 8 * 8).sin())
+    torch.testing.assert_close(encoded[0, 2 + 16 + 8], torch.tensor(-2.0 * math.pi / 8).cos())
 
 
 def draw(seed: int, count: int = 256) -> tuple[Tensor, Tensor]:

@@ -37,8 +37,8 @@ def perturbed(architecture: Architecture) -> Network:
     network = build_network(architecture, 0)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for each in network.parameters():
-            each.add_(torch.randn(each.shape, generator=draw) * 0.1)
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.1)
     return network
 
 
@@ -52,9 +52,9 @@ def test_a_velocity_network_begins_at_zero_and_learns_each_position_of_a_patch(k
     """At u = 0 the gradient of sum |u - target|^2 / 2 by the last bias is minus the sum of the targets it adds to."""
     network, (x, t) = build_network(kind, 0), inputs(4)
     target = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
-    found = network(x, t, Conditions())
-    assert torch.equal(found, torch.zeros(4, 3, 4, 2))
-    (slope,) = torch.autograd.grad((found - target).square().sum() / 2, last_layer(network).bias)
+    output = network(x, t, Conditions())
+    assert torch.equal(output, torch.zeros(4, 3, 4, 2))
+    (slope,) = torch.autograd.grad((output - target).square().sum() / 2, last_layer(network).bias)
     side = kind.patch
     places = [(row, column, channel) for row in range(side) for column in range(side) for channel in range(3)]
     expected = torch.stack([-target[:, channel, row::side, column::side].sum() for row, column, channel in places])
@@ -86,13 +86,13 @@ def test_samples_of_a_batch_are_independent(kind: TransformerArchitecture, of) -
     order = torch.tensor([3, 0, 4, 1, 2])
 
     def run(rows: Tensor) -> Tensor:
-        found = network(x[rows], t[rows], Conditions(classes[rows], modes[rows]))
-        return found.means if isinstance(found, GaussianMixture) else found
+        output = network(x[rows], t[rows], Conditions(classes[rows], modes[rows]))
+        return output.means if isinstance(output, GaussianMixture) else output
 
     together = run(torch.arange(5))
     close = {"atol": 1e-5 * together.detach().std().item(), "rtol": 1e-5}
     torch.testing.assert_close(run(order), together[order], **close)
-    alone = torch.cat([run(torch.tensor([each])) for each in range(5)])
+    alone = torch.cat([run(torch.tensor([index])) for index in range(5)])
     torch.testing.assert_close(alone, together, **close)
 
 
@@ -103,7 +103,7 @@ def test_every_input_matters_and_the_null_label_is_one_of_its_own(kind: Transfor
     def means(x: Tensor, t: Tensor, label: int, mode: int) -> Tensor:
         return network(x, t, Conditions(torch.tensor([label]), torch.tensor([mode]))).means
 
-    found = means(x, t, 0, 0)
+    hidden = means(x, t, 0, 0)
     changed = [
         means(x, t, 5, 0),
         means(x, t, 1, 0),
@@ -111,8 +111,8 @@ def test_every_input_matters_and_the_null_label_is_one_of_its_own(kind: Transfor
         means(x, 0.5 * t, 0, 0),
         means(x.flip(2), t, 0, 0),
     ]
-    for index, one in enumerate([found, *changed]):
-        for other in [found, *changed][:index]:
+    for index, one in enumerate([hidden, *changed]):
+        for other in [hidden, *changed][:index]:
             assert (one - other).abs().max() > 1e-3
 
 
@@ -121,9 +121,9 @@ def test_every_input_matters_and_the_null_label_is_one_of_its_own(kind: Transfor
 def test_the_output_of_a_position_depends_on_all_of_them(kind: TransformerArchitecture, components: int) -> None:
     network, (x, t) = perturbed(replace(kind, components=components)), inputs(1)
     x.requires_grad_()
-    found = network(x, t, Conditions())
-    found = found.means if isinstance(found, GaussianMixture) else found
-    (reached,) = torch.autograd.grad(found[..., 3, 1].sum(), x)
+    output = network(x, t, Conditions())
+    output = output.means if isinstance(output, GaussianMixture) else output
+    (reached,) = torch.autograd.grad(output[..., 3, 1].sum(), x)
     assert (reached.abs() > 1e-6).all()
 
 
@@ -150,10 +150,10 @@ def test_half_precision_is_that_of_the_layers_alone(kind: TransformerArchitectur
     for block in network.blocks:
         block.register_forward_hook(lambda _module, _inputs, tokens: between.append(tokens.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        found = network(x, t, conditions)
+        output = network(x, t, conditions)
     assert set(between) == {torch.float32}
     for name in ("means", "log_weights", "variance"):
-        one, other = getattr(found, name), getattr(expected, name)
+        one, other = getattr(output, name), getattr(expected, name)
         assert one.dtype == torch.float32
         assert (one - other).square().mean() < 0.05**2 * other.square().mean()
 
@@ -175,7 +175,11 @@ def test_the_std_does_not_train_the_embedding(kind: TransformerArchitecture) -> 
     network = perturbed(everything(kind))
     labels = torch.zeros(2, dtype=torch.long)
     network(*inputs(2), Conditions(labels, labels)).variance.sum().backward()
-    reached = {name for name, each in network.named_parameters() if each.grad is not None and each.grad.abs().sum() > 0}
+    reached = {
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().sum() > 0
+    }
     assert reached
     assert all(name.startswith("head.log_std") for name in reached)
 
@@ -189,20 +193,20 @@ def test_the_std_knows_time_and_condition(kind: TransformerArchitecture) -> None
 
 def test_a_constant_label_is_a_learned_vector_that_needs_no_labels() -> None:
     network, (x, t) = perturbed(replace(DITDH, constant_label=True)), inputs(2)
-    found = network(x, t, Conditions())
+    output = network(x, t, Conditions())
     (table,) = network.y_embedder.parameters()
     assert table.shape == (1, 32)
     with torch.no_grad():
         table.zero_()
     plain = build_network(DITDH, 0)
-    plain.load_state_dict({name: each for name, each in network.state_dict().items() if "y_embedder" not in name})
+    plain.load_state_dict({name: tensor for name, tensor in network.state_dict().items() if "y_embedder" not in name})
     torch.testing.assert_close(network(x, t, Conditions()), plain(x, t, Conditions()))
-    assert (found - plain(x, t, Conditions())).abs().max() > 1e-3
+    assert (output - plain(x, t, Conditions())).abs().max() > 1e-3
 
 
 def size_of(architecture: Architecture) -> int:
     with torch.device("meta"):
-        return sum(each.numel() for each in build_network(architecture, 0).parameters())
+        return sum(parameter.numel() for parameter in build_network(architecture, 0).parameters())
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("S", 33e6), ("B", 130e6), ("L", 458e6), ("XL", 675e6)])

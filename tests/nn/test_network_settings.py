@@ -31,12 +31,12 @@ def test_what_is_not_given_depends_on_the_device_and_the_objective() -> None:
 
 
 def test_flags_change_patches_blocks_and_head() -> None:
-    found = architecture(model="tiny", patch_size=2, blocks="modern", qk_norm=True, components=3, constant_std=0.1)
-    assert found == DiTArchitecture(
+    made = architecture(model="tiny", patch_size=2, blocks="modern", qk_norm=True, components=3, constant_std=0.1)
+    assert made == DiTArchitecture(
         SHAPE, 4, 128, 4, patch=2, rms_norm=True, swiglu=True, rope=True, qk_norm=True, components=3, constant_std=0.1
     )
-    found = architecture(model="DH-tiny", blocks="classic", spectral=16)
-    assert found == DiTDHArchitecture(
+    made = architecture(model="DH-tiny", blocks="classic", spectral=16)
+    assert made == DiTDHArchitecture(
         SHAPE, 4, 128, 4, 1, 256, 4, rms_norm=False, swiglu=False, rope=False, components=COMPONENTS, spectral=16
     )
 

@@ -15,8 +15,8 @@ S = golden.arrays("spectrum_mlp")
 def test_weights_of_the_reference_load_and_give_its_spectrum(size):
     network = SpectrumMLP((4, 8, 8), hidden=(16, 8))
     network.load_state_dict(load_file(golden.DATA / "spectrum_mlp.safetensors"))
-    found = network(IsotropicGaussian(S["mean" + size], S["var" + size]))
-    torch.testing.assert_close(found, S["log_var" + size], **golden.TOLERANCE)
+    output = network(IsotropicGaussian(S["mean" + size], S["var" + size]))
+    torch.testing.assert_close(output, S["log_var" + size], **golden.TOLERANCE)
 
 
 def test_the_spectrum_starts_white_and_has_mean_power_one():

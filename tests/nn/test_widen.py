@@ -22,8 +22,8 @@ def trained(architecture):
     network = build_network(architecture, 0)
     stream = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for each in network.parameters():
-            each += 0.1 * torch.randn(each.shape, generator=stream)
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=stream)
     return network
 
 

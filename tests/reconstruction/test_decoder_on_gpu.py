@@ -20,8 +20,8 @@ pytest.importorskip("transformers").ViTModel  # noqa: B018
 
 @pytest.fixture(autouse=True)
 def waits() -> Iterator[Counter[str]]:
-    with pretend_cuda() as found:
-        yield found
+    with pretend_cuda() as devices:
+        yield devices
 
 
 def pooled(images: Tensor) -> Tensor:
@@ -37,9 +37,9 @@ def test_a_step_waits_for_nothing(micro_batch: int | None, waits: Counter[str]) 
     given = ImageBatch(images().to(CUDA))
     expected = [one.take(ImageBatch(images()), step, 0) for step in range(2)]
     waits.clear()
-    found = [two.take(given, step, 0) for step in range(2)]
+    on_gpu = [two.take(given, step, 0) for step in range(2)]
     assert not waits
-    for here, there in zip(expected, found, strict=True):
+    for here, there in zip(expected, on_gpu, strict=True):
         assert there.record() == pytest.approx(here.record(), rel=1e-3, abs=1e-4)
 
 

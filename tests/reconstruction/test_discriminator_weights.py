@@ -45,7 +45,7 @@ def test_a_folder_and_its_tokens(folder: Path) -> None:
 
 def test_only_the_heads_learn_and_the_seed_makes_them(folder: Path) -> None:
     one, other, third = (Discriminator(load_features(str(folder), (), CPU), seed=seed) for seed in (0, 0, 1))
-    assert all(name.startswith("heads.") for name, each in one.named_parameters() if each.requires_grad)
+    assert all(name.startswith("heads.") for name, parameter in one.named_parameters() if parameter.requires_grad)
     assert not any(module.training for module in one.train().features.network.modules())
     for a, b, c in zip(one.heads.parameters(), other.heads.parameters(), third.heads.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -56,13 +56,15 @@ def test_only_the_heads_learn_and_the_seed_makes_them(folder: Path) -> None:
 
 def test_a_file_of_the_authors_and_one_that_was_cut_short(tmp_path: Path) -> None:
     weights = load_file(DATA / "decoder_gan.safetensors")
-    dino = {name.removeprefix("dino."): each for name, each in weights.items() if name.startswith("dino.")}
+    dino = {name.removeprefix("dino."): tensor for name, tensor in weights.items() if name.startswith("dino.")}
     torch.save(dino, tmp_path / "dino.pth")
-    found = load_features(str(tmp_path / "dino.pth"), (), CPU)
-    assert (found.blocks, found.size, found.width) == ((0, 1, 2, 3), 224, 32)
+    features = load_features(str(tmp_path / "dino.pth"), (), CPU)
+    assert (features.blocks, features.size, features.width) == ((0, 1, 2, 3), 224, 32)
     (tmp_path / "cut.pth").write_bytes((tmp_path / "dino.pth").read_bytes()[:5000])
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
-    torch.save({name: each for name, each in dino.items() if "blocks.1.norm1" not in name}, tmp_path / "lacking.pth")
+    torch.save(
+        {name: tensor for name, tensor in dino.items() if "blocks.1.norm1" not in name}, tmp_path / "lacking.pth"
+    )
     for name in ("cut", "other", "lacking"):
         with pytest.raises(UserError, match=rf"{name}\.pth") as caught:
             load_features(str(tmp_path / f"{name}.pth"), (), CPU)

@@ -22,14 +22,14 @@ def golden() -> dict[str, Tensor]:
 def discriminator() -> Discriminator:
     """The reference's small discriminator, loaded strictly from its own layout."""
     weights = load_file(DATA / "decoder_gan.safetensors")
-    dino = {name.removeprefix("dino."): each for name, each in weights.items() if name.startswith("dino.")}
+    dino = {name.removeprefix("dino."): tensor for name, tensor in weights.items() if name.startswith("dino.")}
     network = vit_from(dino_weights(dino, heads=2))
-    found = Discriminator(DinoFeatures(network, default_blocks(4)))
-    heads = {name: each for name, each in weights.items() if name.startswith("heads.")}
-    report = found.load_state_dict(heads, strict=False)
+    judge = Discriminator(DinoFeatures(network, default_blocks(4)))
+    heads = {name: tensor for name, tensor in weights.items() if name.startswith("heads.")}
+    report = judge.load_state_dict(heads, strict=False)
     assert report.unexpected_keys == []
     assert all(name.startswith("features.") for name in report.missing_keys)
-    return found
+    return judge
 
 
 def test_features(discriminator: Discriminator, golden: dict[str, Tensor]) -> None:
@@ -47,8 +47,8 @@ def test_logits(discriminator: Discriminator, golden: dict[str, Tensor]) -> None
 def test_losses(golden: dict[str, Tensor]) -> None:
     real, fake = golden["logits_real_eval"], golden["logits_fake_eval"]
     for name, margin in MARGINS.items():
-        found = discriminator_loss(margin, real, fake).mean()
-        torch.testing.assert_close(found, golden[f"{name}_d"][0], **TOLERANCE)
+        loss = discriminator_loss(margin, real, fake).mean()
+        torch.testing.assert_close(loss, golden[f"{name}_d"][0], **TOLERANCE)
     torch.testing.assert_close(generator_loss(fake).mean(), golden["g"][0], **TOLERANCE)
 
 
@@ -69,8 +69,8 @@ def test_adaptive_weight(discriminator: Discriminator, golden: dict[str, Tensor]
     adversarial = generator_loss(discriminator.eval()(images)).mean()
     torch.testing.assert_close(l1, golden["aw_l1"][0], **TOLERANCE)
     torch.testing.assert_close(adversarial, golden["aw_g"][0], **TOLERANCE)
-    gradients = [torch.autograd.grad(each, weight, retain_graph=True)[0] for each in (l1, adversarial)]
-    found = adaptive_weight(*gradients)
-    torch.testing.assert_close(found, golden["aw_value"][0], **TOLERANCE)
-    (l1 + 0.75 * found * adversarial).backward()
+    gradients = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (l1, adversarial)]
+    adaptive = adaptive_weight(*gradients)
+    torch.testing.assert_close(adaptive, golden["aw_value"][0], **TOLERANCE)
+    (l1 + 0.75 * adaptive * adversarial).backward()
     torch.testing.assert_close(weight.grad, golden["aw_grad_total"], **TOLERANCE)

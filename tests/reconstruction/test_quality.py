@@ -23,8 +23,8 @@ def images(count: int, side: int, seed: int) -> Tensor:
 
 def test_psnr_of_a_constant_error() -> None:
     target = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
-    found = psnr(target + torch.tensor([1, 10], dtype=torch.uint8)[:, None, None, None], target)
-    torch.testing.assert_close(found, torch.tensor([48.1308, 28.1308]), atol=1e-4, rtol=0)
+    decibels = psnr(target + torch.tensor([1, 10], dtype=torch.uint8)[:, None, None, None], target)
+    torch.testing.assert_close(decibels, torch.tensor([48.1308, 28.1308]), atol=1e-4, rtol=0)
     torch.testing.assert_close(psnr(target, target), torch.full((2,), 100.0))
 
 
@@ -61,7 +61,7 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         features = vgg16(weights=None).features
     path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
-    torch.save({f"features.{name}": each for name, each in features.state_dict().items()}, path)
+    torch.save({f"features.{name}": tensor for name, tensor in features.state_dict().items()}, path)
     return path
 
 
@@ -79,7 +79,7 @@ def test_lpips_is_that_of_its_definition(lpips: Lpips, vgg: Path) -> None:
     x, y = (images(2, 32, seed).float() / 127.5 - 1 for seed in (0, 1))
     mean, std = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     expected = torch.zeros(2)
-    a, b = ((each - mean[:, None, None]) / std[:, None, None] for each in (x, y))
+    a, b = ((pictures - mean[:, None, None]) / std[:, None, None] for pictures in (x, y))
     with torch.no_grad():
         readings = {3: 0, 8: 1, 15: 2, 22: 3, 29: 4}
         for number, layer in enumerate(network[:30]):
@@ -88,8 +88,8 @@ def test_lpips_is_that_of_its_definition(lpips: Lpips, vgg: Path) -> None:
                 linear = lpips.network.get_parameter(f"lin{readings[number]}.model.1.weight")[0, :, 0, 0]
                 difference = a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)
                 expected += torch.einsum("bchw,c->bhw", difference**2, linear).mean((1, 2))
-        found = lpips(x, y)
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-5)  # its own norm has an epsilon
+        distances = lpips(x, y)
+    torch.testing.assert_close(distances, expected, rtol=2e-3, atol=1e-5)  # its own norm has an epsilon
     assert lpips(x, x).abs().max() < 1e-6
 
 
@@ -99,7 +99,7 @@ def test_gradients_reach_the_image_alone(lpips: Lpips) -> None:
     x.requires_grad_()
     lpips(x, y).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
-    assert not any(each.requires_grad for each in lpips.parameters())
+    assert not any(parameter.requires_grad for parameter in lpips.parameters())
 
 
 @pytest.mark.slow

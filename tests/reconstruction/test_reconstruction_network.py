@@ -22,14 +22,14 @@ CPU = torch.device("cpu")
 def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DecoderNetwork:
     """A decoder trained further from RAE's own layout, its position embedding moved from where it began."""
     golden = arrays("rae_decoder")
-    weights = {key.removeprefix("weight:"): each for key, each in golden.items() if key.startswith("weight:")}
+    weights = {key.removeprefix("weight:"): tensor for key, tensor in golden.items() if key.startswith("weight:")}
     torch.save(weights | {"decoder_pos_embed": golden["decoder_pos_embed_perturbed"]}, tmp_path / "model.pt")
     monkeypatch.setattr(rae_decoder, "HEADS", {48: 4})
     return decoder_from(str(tmp_path / "model.pt"), DINOV2.spec(str(DATA / "rae_encoder"), 16))
 
 
 def expected(network: DecoderNetwork) -> Tensor:
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
+    mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in IMAGENET)
     return network.decoder.unpatchify(arrays("rae_decoder")["logits_pos_perturbed"]) * std + mean
 
 
@@ -39,7 +39,7 @@ def latents() -> Tensor:
 
 def test_a_released_decoder_is_the_one_to_begin_with(released: DecoderNetwork) -> None:
     torch.testing.assert_close(released(latents()).detach(), expected(released), **TOLERANCE)
-    assert all(each.requires_grad for each in released.parameters())
+    assert all(parameter.requires_grad for parameter in released.parameters())
 
 
 def test_what_is_written_is_read_again(released: DecoderNetwork, tmp_path: Path) -> None:

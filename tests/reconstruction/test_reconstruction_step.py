@@ -29,14 +29,15 @@ def test_a_step_is_the_losses_written_out() -> None:
     network, judge, augment = decoder(), discriminator(), Augmentation()
     adam = {"lr": RATE, "betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
     optimizer, optimizer_d = (
-        torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], **adam) for each in (network, judge.heads)
+        torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], **adam)
+        for module in (network, judge.heads)
     )
 
     target = images().float() / 255
     made = network(noisy)
     plain = (made - target).abs().mean() + perceptual(2 * made - 1, 2 * target - 1).mean()
     adversarial = generator_loss(judge.eval()(augment(2 * made - 1, of_decoder))).mean()
-    at_last = [torch.autograd.grad(each, network.last_weight, retain_graph=True)[0] for each in (plain, adversarial)]
+    at_last = [torch.autograd.grad(term, network.last_weight, retain_graph=True)[0] for term in (plain, adversarial)]
     weight = adaptive_weight(*at_last)
     (plain + 0.75 * weight * adversarial).backward()
     optimizer.step()
@@ -67,23 +68,23 @@ def same(one: nn.Module, other: nn.Module, atol: float = 2e-5) -> None:
 def test_micro_batches_do_not_change_a_step(size: int) -> None:
     whole, parts = stepper(), stepper(micro_batch=size)
     for step in range(2):
-        one, other = (each.take(ImageBatch(images()), step, 0) for each in (whole, parts))
+        one, other = (subject.take(ImageBatch(images()), step, 0) for subject in (whole, parts))
         assert other.record() == pytest.approx(one.record(), rel=1e-4, abs=1e-6)
     same(whole.state.decoder.network, parts.state.decoder.network)
     # a level of a fake image between two may come out as either, and AdamW moves by the rate in any case
-    heads = [each.state.discriminator.network.heads for each in (whole, parts)]
+    heads = [subject.state.discriminator.network.heads for subject in (whole, parts)]
     same(*heads, atol=0.3 * RATE)
 
 
 def test_phases() -> None:
     taken = stepper(Phases(perceptual=1, discriminator=2, adversarial=3))
-    before = {name: each.clone() for name, each in taken.state.discriminator.trained.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in taken.state.discriminator.trained.state_dict().items()}
     seen = []
     for step in range(4):
         seen.append(set(taken.take(ImageBatch(images()), step, 0).record()))
         now = taken.state.discriminator.trained.state_dict()
-        assert (step >= 2) == any(not torch.equal(before[name], each) for name, each in now.items())
-    assert [name in each for each in seen for name in ("lpips", "loss_d", "adversarial")] == [
+        assert (step >= 2) == any(not torch.equal(before[name], tensor) for name, tensor in now.items())
+    assert [name in names for names in seen for name in ("lpips", "loss_d", "adversarial")] == [
         *(False, False, False),
         *(True, False, False),
         *(True, True, False),
@@ -101,19 +102,19 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
 
 def test_rehearsing_leaves_no_trace() -> None:
     taken = stepper()
-    heads = {name: each.clone() for name, each in taken.state.discriminator.trained.named_parameters()}
+    heads = {name: parameter.clone() for name, parameter in taken.state.discriminator.trained.named_parameters()}
     taken.rehearse(1, 4, CPU)
-    assert all(each.grad is not None for each in taken.parameters if each.requires_grad)
+    assert all(parameter.grad is not None for parameter in taken.parameters if parameter.requires_grad)
     taken.zero_grad()
-    assert all(each.grad is None for each in taken.parameters)
+    assert all(parameter.grad is None for parameter in taken.parameters)
     same(taken.state.decoder.network, decoder(), atol=0)
-    for name, each in taken.state.discriminator.trained.named_parameters():
-        assert torch.equal(each, heads[name])
+    for name, parameter in taken.state.discriminator.trained.named_parameters():
+        assert torch.equal(parameter, heads[name])
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
     one, other = stepper(), stepper()
     other.state.decoder.network.checkpoint_activations = True
-    for each in (one, other):
-        each.take(ImageBatch(images()), 0, 0)
+    for subject in (one, other):
+        subject.take(ImageBatch(images()), 0, 0)
     same(one.state.decoder.network, other.state.decoder.network)

@@ -33,7 +33,7 @@ def write(path: Path, seed: int) -> Path:
         patches=draw.standard_normal((12, 2, 2, 2)).astype(np.float16),
         descriptors=draw.standard_normal((12, 3)).astype(np.float32),
         labels=np.arange(12) % 2,
-        names=[f"{each}.png" for each in range(12)],
+        names=[f"{index}.png" for index in range(12)],
         classes=["even", "odd"],
         tokenizer=TokenizerSpec("dinov2", {}),
         provenance=Provenance("encode", {}),
@@ -60,8 +60,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def drawn(run: Path, target: Path, **changes: object) -> np.ndarray:
     sample(run, target, changed(FEW, changes), Progress())
-    with open_latents(target / "latents.h5") as found:
-        return found.patches(slice(None)).astype(np.float32)
+    with open_latents(target / "latents.h5") as latents:
+        return latents.patches(slice(None)).astype(np.float32)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_any_run_of_the_same_latents_guides(runs, tmp_path, strong, solver, scal
 def test_the_samples_name_the_weaker_run(runs, tmp_path):
     drawn(runs.velocity, tmp_path / "samples", guidance="auto", guide=runs.plain)
     record = open_samples(tmp_path / "samples").manifest
-    assert [each.role for each in record.inputs] == ["run", "latents", "guide"]
+    assert [source.role for source in record.inputs] == ["run", "latents", "guide"]
     assert record.inputs[2].path == str(runs.plain)
     assert record.details["plan"]["guidance"] == "auto" and record.details["plan"]["scale"] == 1.5
 

@@ -127,9 +127,9 @@ def test_an_exact_union_draws_the_data(settings: dict[str, object]) -> None:
     assert latents.shape == (count, *SHAPE) and latents.dtype == torch.float32
     modes, inside = modes_in(latents)
     for label, weights in enumerate(WEIGHTS.tolist()):
-        found = torch.bincount(modes[classes == label], minlength=MODES) / (count / CLASSES)
+        counts = torch.bincount(modes[classes == label], minlength=MODES) / (count / CLASSES)
         for mode, weight in enumerate(weights):
-            assert found[mode].item() == pytest.approx(
+            assert counts[mode].item() == pytest.approx(
                 weight, abs=SIGMAS * sqrt(weight * (1 - weight) * CLASSES / count)
             )
             mine = inside[(classes == label) & (modes == mode)]
@@ -153,8 +153,8 @@ def test_a_run_without_classes_has_one_row_of_weights() -> None:
     count = 2000
     model = replace(model_of(UNION), statistics=replace(STATISTICS, mode_weights=WEIGHTS[1:]))
     classes = torch.arange(count) % CLASSES
-    found = torch.bincount(modes_in(generate(model, plan_of(steps=2), range(count), classes))[0], minlength=MODES)
-    error = (found / count - WEIGHTS[1]).abs() / (WEIGHTS[1] * (1 - WEIGHTS[1]) / count).sqrt()
+    counts = torch.bincount(modes_in(generate(model, plan_of(steps=2), range(count), classes))[0], minlength=MODES)
+    error = (counts / count - WEIGHTS[1]).abs() / (WEIGHTS[1] * (1 - WEIGHTS[1]) / count).sqrt()
     assert (error < SIGMAS).all()
 
 

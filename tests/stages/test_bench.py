@@ -28,8 +28,8 @@ def test_a_recipe_is_measured_from_images_to_samples(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = ["bench", "--preset", "quickstart", "--num", "1000", "--seconds", "0", "--device", "cpu", "--json"]
     assert main(arguments) == 0
-    found = json.loads(capsys.readouterr().out)
-    rows = {each["stage"]: each for each in found["measurements"]}
+    report = json.loads(capsys.readouterr().out)
+    rows = {measurement["stage"]: measurement for measurement in report["measurements"]}
     assert list(rows) == ["encode: decode", "encode: tokenizer", "fit-gmm: k-means", "fit-gmm: EM", "train", "sample"]
     preset = load_preset("quickstart")
     units = {
@@ -43,7 +43,7 @@ def test_a_recipe_is_measured_from_images_to_samples(
     for stage, count in units.items():
         assert rows[stage]["seconds"] == pytest.approx(count / rows[stage]["rate"])
     kept = known_speed(device_name(CPU), "float32")
-    assert kept is not None and kept.matmul == found["matmul"] and kept.train > 0
+    assert kept is not None and kept.matmul == report["matmul"] and kept.train > 0
     # the speed that train --dry-run uses is the one of the table
     assert kept.train / rows["train"]["rate"] == pytest.approx(2.974e9, rel=1)
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
@@ -77,14 +77,14 @@ def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
         operations = 0 if affords is None else cost(affords).flops
     else:
         memory = 0 if affords is None else cost(affords).memory(CPU_BATCH, 1)
-    found, its_cost = affordable(plan(wanted), torch.float32, operations, lambda size: size <= memory)
-    assert found.model == measured and its_cost == cost(measured)
+    settled, its_cost = affordable(plan(wanted), torch.float32, operations, lambda size: size <= memory)
+    assert settled.model == measured and its_cost == cost(measured)
 
 
 def test_the_images_are_photographs_in_size(tmp_path: Path) -> None:
     write_images(tmp_path, 4)
-    found = find_images(tmp_path)
-    assert len(found) == 4 and found.classes == ("a", "b")
+    images = find_images(tmp_path)
+    assert len(images) == 4 and images.classes == ("a", "b")
     sizes = [file.stat().st_size for file in tmp_path.rglob("*.jpg")]
     assert all(50_000 < size < 250_000 for size in sizes), sizes
     assert Image.open(next(tmp_path.rglob("*.jpg"))).size == SIDE[::-1]

@@ -81,7 +81,7 @@ def losses(folder: Path) -> list[float]:
 TEACHERS = {
     "fm": {},
     "mm-fm": MM_FM,
-    "mm-fm told its mode": TOLD,
+    "mm-fm conditioned on the mode": TOLD,
     "gm-kl": GMFLOW,
     "union": UNION,
     "batch-ot": {"coupling": "batch-ot"},
@@ -95,7 +95,7 @@ TEACHERS = {
 def test_every_run_has_a_student_that_is_drawn_from(teacher_of, tmp_path, name, data_free):
     teacher = teacher_of(**TEACHERS[name])
     folder = student_of(teacher, tmp_path / "student", data_free=data_free, evaluations=2, last_segment=0.5)
-    assert all(0 < each < 100 for each in losses(folder))
+    assert all(0 < loss < 100 for loss in losses(folder))
     student, taught = open_run(folder), open_run(teacher)
     assert student.method.student is not None
     assert student.architecture.components == 4
@@ -116,7 +116,7 @@ def test_every_run_has_a_student_that_is_drawn_from(teacher_of, tmp_path, name, 
         (TOLD, Whitened(), GaussianSource(), Plain()),
         (UNION, Whitened(), GaussianSource(), None),
     ],
-    ids=["fm", "mm-fm", "told its mode", "union"],
+    ids=["fm", "mm-fm", "conditioned on the mode", "union"],
 )
 def test_coordinates_follow_the_teacher(teacher_of, tmp_path, settings, coordinates, source, native):
     method = open_run(student_of(teacher_of(**settings), tmp_path / "student")).method.method
@@ -201,13 +201,13 @@ def test_the_ways_to_draw_from_a_student_differ(teacher_of, tmp_path):
     drawn = {}
     for name, settings in (("ode", {}), ("cooled", {"temperature": 0.3}), ("renewed", {"renewal": 1.0})):
         sample(folder, tmp_path / name, changed(DRAWING, settings), Progress())
-        with open_latents(tmp_path / name / "latents.h5") as found:
-            drawn[name] = found.patches(slice(None)).astype(np.float32)
+        with open_latents(tmp_path / name / "latents.h5") as latents:
+            drawn[name] = latents.patches(slice(None)).astype(np.float32)
     assert not np.array_equal(drawn["ode"], drawn["cooled"])
     assert not np.array_equal(drawn["ode"], drawn["renewed"])
     sample(folder, tmp_path / "again", changed(DRAWING, {"steps": 2, "solver": "policy"}), Progress())
-    with open_latents(tmp_path / "again" / "latents.h5") as found:
-        assert np.array_equal(found.patches(slice(None)).astype(np.float32), drawn["ode"])
+    with open_latents(tmp_path / "again" / "latents.h5") as latents:
+        assert np.array_equal(latents.patches(slice(None)).astype(np.float32), drawn["ode"])
 
 
 # --- exact resume -----------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_the_ways_to_draw_from_a_student_differ(teacher_of, tmp_path):
 
 def assert_same_student(first: Path, second: Path) -> None:
     assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
-    one, two = (find_checkpoint(each / "checkpoints", None).path for each in (first, second))
+    one, two = (find_checkpoint(run / "checkpoints", None).path for run in (first, second))
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         here, there = load_file(one / name), load_file(two / name)
         assert all(torch.equal(here[key], there[key]) for key in here)
@@ -247,7 +247,7 @@ def test_a_killed_student_equals_an_uninterrupted_one(teacher_of, tmp_path):
     assert process.wait() == 0, process.communicate()
     settings = {"steps": 12, "save_every": 2, "warmup": 100}
     whole = student_of(teacher, tmp_path / "whole", **settings)
-    one, two = (find_checkpoint(each / "checkpoints", None).path for each in (tmp_path / "part", whole))
+    one, two = (find_checkpoint(run / "checkpoints", None).path for run in (tmp_path / "part", whole))
     here, there = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     assert all(torch.equal(here[key], there[key]) for key in here)
 
@@ -367,19 +367,19 @@ def test_settings_that_have_no_effect_are_refused():
 @pytest.mark.slow
 def test_a_forecast_counts_the_teacher(teacher_of, tmp_path):
     teacher = teacher_of()
-    found = {}
+    by_name = {}
     for name, settings in (
         ("one", {}),
         ("guided", {"guidance": "cfg"}),
         ("free", {"data_free": True, "evaluations": 3}),
     ):
         told = forecast(teacher, tmp_path / "student", changed(QUICK, settings))
-        found[name] = float(dict(told.work)["operations a step"].split()[0])
+        by_name[name] = float(dict(told.work)["operations a step"].split()[0])
         assert {"--lr", "--coordinates"} <= {choice.flag for choice in told.choices}
     assert not (tmp_path / "student").exists()
     # a student's step costs three of its forward passes, and two of its teacher's, nearly as large: 5, then 7, then 15
-    assert found["guided"] / found["one"] == pytest.approx(7 / 5, rel=0.05)
-    assert found["free"] / found["one"] == pytest.approx(3, rel=0.01)
+    assert by_name["guided"] / by_name["one"] == pytest.approx(7 / 5, rel=0.05)
+    assert by_name["free"] / by_name["one"] == pytest.approx(3, rel=0.01)
 
 
 @pytest.mark.slow

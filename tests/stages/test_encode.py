@@ -132,7 +132,7 @@ def test_batch_size_and_workers_change_nothing(
 
 
 @pytest.mark.parametrize("images", [1, 14, 70, 84, 90])
-def test_an_interrupted_encoding_goes_on(folder: Path, whole: Path, tmp_path: Path, images: int) -> None:
+def test_an_interrupted_encoding_resumes(folder: Path, whole: Path, tmp_path: Path, images: int) -> None:
     output = tmp_path / "latents.h5"
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, PIXELS, Stop(images))
@@ -220,7 +220,7 @@ def test_a_damaged_part_is_begun_again(folder: Path, whole: Path, tmp_path: Path
         spoilt.write_bytes(b"neither HDF5 nor a state")
         notes = Notes()
         encode_images(folder, output, PIXELS, notes)
-        (line,) = [each for each in notes.lines if "starting over" in each]
+        (line,) = [line_noted for line_noted in notes.lines if "starting over" in line_noted]
         assert line.startswith(f"{spoilt} is damaged")
         assert_same_datasets(output, whole)
         output.unlink()
@@ -325,7 +325,7 @@ def test_bad_images_stop_or_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a/003\.png.*--skip-bad"):
         encode_images(folder, output, PIXELS, Progress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
-    # one image a batch: then a gap does not change which images are computed together
+    # one image per batch: then a gap does not change which images are computed together
     skipping = EncodeConfig(TokenizerSettings("pixels"), batch_size=1, workers=0, skip_bad=True)
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, skipping, Stop(8))

@@ -57,7 +57,7 @@ def write(path: Path, patches: np.ndarray, descriptors: np.ndarray, names: list[
         patches=patches,
         descriptors=descriptors.astype(np.float32),
         labels=np.zeros(n, np.int64),
-        names=names or [f"{each:05d}.png" for each in range(n)],
+        names=names or [f"{index:05d}.png" for index in range(n)],
         classes=["all"],
         tokenizer=TokenizerSpec("pixels", {}),
         provenance=Provenance("encode", {}),
@@ -120,10 +120,10 @@ def test_likelihoods_are_those_of_the_stored_mixture(digits: Path, tmp_path: Pat
     with open_gmm(tmp_path / "gmm.h5") as gmm, open_latents(digits) as latents:
         x = latents.descriptors(slice(None)).astype(np.float64)
         parts = norm.logpdf(x[:, None], gmm.cls_mean, np.sqrt(gmm.cls_var)).sum(-1)
-        each = logsumexp(parts + np.log(gmm.cls_weights), axis=1)
+        densities = logsumexp(parts + np.log(gmm.cls_weights), axis=1)
         assert metrics.held_out_log_likelihood is not None
         total = metrics.log_likelihood * (1797 - 90) + metrics.held_out_log_likelihood * 90
-        assert total / 1797 == pytest.approx(each.mean(), abs=1e-3)
+        assert total / 1797 == pytest.approx(densities.mean(), abs=1e-3)
         np.testing.assert_array_equal(gmm.kept(slice(None)).modes[:, 0], (parts + np.log(gmm.cls_weights)).argmax(1))
 
 
@@ -157,7 +157,7 @@ def test_the_same_again_is_not_done_again(digits: Path, tmp_path: Path) -> None:
         fit_gmm(digits, output, CONFIG, Progress())
     output.unlink()
     assert not fit_gmm(digits, output, CONFIG, Progress()).reused
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["gmm.h5", "gmm.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gmm.h5", "gmm.png"]
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "spherical"])
@@ -261,7 +261,7 @@ def test_held_out_data_do_not_touch_the_descriptor_mixture(tmp_path: Path) -> No
 def test_an_image_and_its_mirror_are_held_out_together(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     descriptors = np.repeat(rng.normal(size=(60, 8)), 2, axis=0)
-    names = [f"{each // 2:03d}.png" for each in range(120)]
+    names = [f"{index // 2:03d}.png" for index in range(120)]
     path = write(
         tmp_path / "latents.h5", rng.normal(size=(120, 1, 2, 2)), descriptors, names, flipped=np.arange(120) % 2 == 1
     )
@@ -326,18 +326,18 @@ def test_interrupted_it_resumes(
     assert not output.exists()
     heard = Heard()
     assert fit_gmm(digits, output, config, heard).metrics == whole
-    assert any("resuming after" in each for each in heard.notes)
-    with open_gmm(output) as found, open_gmm(tmp_path / "whole.h5") as expected:
-        assert found.manifest.fingerprint == expected.manifest.fingerprint
+    assert any("resuming after" in note for note in heard.notes)
+    with open_gmm(output) as gmm, open_gmm(tmp_path / "whole.h5") as expected:
+        assert gmm.manifest.fingerprint == expected.manifest.fingerprint
     if task == "patch moments":
         assert set(heard.tasks) == {"patch moments"}
-    assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
+    assert sorted(path.name for path in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
     # what was begun with other settings is not resumed
     with pytest.raises(KeyboardInterrupt):
         fit_gmm(digits, output, changed(config, {"seed": 1}), Stops())
     heard = Heard()
     fit_gmm(digits, output, changed(config, {"seed": 2}), heard)
-    assert not any("resuming after" in each for each in heard.notes)
+    assert not any("resuming after" in note for note in heard.notes)
     assert f"{output} was begun with other inputs or settings: starting over" in heard.notes
 
 
@@ -353,11 +353,11 @@ def test_what_was_done_and_is_damaged_is_told_and_done_again(digits: Path, tmp_p
     for name in ("state.npz", "part"):
         with pytest.raises(KeyboardInterrupt):
             fit_gmm(digits, output, CONFIG, Stops())
-        (spoilt,) = [each for each in (tmp_path / ".gmm.h5.gmtool").iterdir() if name in each.name]
+        (spoilt,) = [path for path in (tmp_path / ".gmm.h5.gmtool").iterdir() if name in path.name]
         spoilt.write_bytes(b"neither HDF5 nor a state")
         heard = Heard()
         assert fit_gmm(digits, output, CONFIG, heard).metrics == whole
-        (line,) = [each for each in heard.notes if "starting over" in each]
+        (line,) = [note for note in heard.notes if "starting over" in note]
         assert line.startswith(f"{spoilt} is damaged")
         output.unlink()
 
@@ -377,7 +377,7 @@ def test_descriptors_that_cannot_be_clustered_are_named(tmp_path: Path, value: f
     path = write(tmp_path / "latents.h5", np.zeros((30, 1, 2, 2)), descriptors)
     with pytest.raises(UserError, match=rf"descriptor of 00017.png {words}"):
         fit_gmm(path, tmp_path / "gmm.h5", fit_config(modes=2), Progress())
-    assert [each.name for each in tmp_path.iterdir()] == ["latents.h5"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latents.h5"]
 
 
 @pytest.mark.parametrize("value", [-1e11, 1e6])
@@ -415,7 +415,7 @@ def test_modes_of_one_image_without_a_variance_floor(tmp_path: Path, em_iteratio
 def test_an_output_in_a_new_folder(digits: Path, tmp_path: Path, memory: float) -> None:
     config = fit_config(modes=6, em_iterations=2, memory=memory)
     report = fit_gmm(digits, tmp_path / "new" / "folder" / "gmm.h5", config, Progress(), save_seconds=0.0)
-    assert sorted(each.name for each in report.path.parent.iterdir()) == ["gmm.h5", "gmm.png"]
+    assert sorted(path.name for path in report.path.parent.iterdir()) == ["gmm.h5", "gmm.png"]
 
 
 @pytest.mark.parametrize("name", ["gmm.png", "mixture.h5"])
@@ -423,7 +423,7 @@ def test_a_picture_of_the_user_s_is_not_replaced(digits: Path, tmp_path: Path, n
     Image.new("RGB", (4, 4)).save(tmp_path / "mixture.png")
     with pytest.raises(UserError, match=r"(gmm|mixture).png .*(choose|name)"):
         fit_gmm(digits, tmp_path / name, CONFIG, Progress())
-    assert [each.name for each in tmp_path.iterdir()] == ["mixture.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mixture.png"]
 
 
 @pytest.mark.slow
@@ -469,10 +469,10 @@ def test_killed_it_resumes(digits: Path, tmp_path: Path) -> None:
         assert not output.exists()
     heard = Heard()
     assert fit_gmm(digits, output, config, heard).metrics == whole
-    assert any(re.search("resuming after [0-9]+ modes. patch moments", each) for each in heard.notes)
-    with open_gmm(output) as found, open_gmm(tmp_path / "whole.h5") as expected:
-        assert found.manifest.fingerprint == expected.manifest.fingerprint
-    assert sorted(each.name for each in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
+    assert any(re.search("resuming after [0-9]+ modes. patch moments", note) for note in heard.notes)
+    with open_gmm(output) as gmm, open_gmm(tmp_path / "whole.h5") as expected:
+        assert gmm.manifest.fingerprint == expected.manifest.fingerprint
+    assert sorted(path.name for path in tmp_path.glob("gmm*")) == ["gmm.h5", "gmm.png"]
 
 
 @pytest.mark.slow
@@ -486,7 +486,7 @@ def test_the_picture_comes_back(digits: Path, tmp_path: Path) -> None:
 
 
 def test_the_modes_means_are_in_the_picture(small: Small) -> None:
-    # beside the populations and curves there is room for them
+    # they are plotted beside the populations and curves
     width, height = Image.open(small.flat / "gmm.png").size
     assert height >= width
 

@@ -36,36 +36,38 @@ def planned(small: Small, config: TrainConfig) -> tuple[TrainPlan, StepCost]:
 
 @pytest.mark.slow
 def test_a_forecast_counts_the_run_and_writes_nothing(small: Small, tmp_path: Path) -> None:
-    found = forecast(small.latents("classes"), tmp_path / "run", QUICK)
-    work, (plan, cost) = dict(found.work), planned(small, QUICK)
+    estimate = forecast(small.latents("classes"), tmp_path / "run", QUICK)
+    work, (plan, cost) = dict(estimate.work), planned(small, QUICK)
     network = build_network(plan.architecture, 0)
     assert (work["--model"], work["--condition"]) == ("tiny", "class")
-    assert work["parameters"] == f"{sum(each.numel() for each in network.parameters()):,}"
+    assert work["parameters"] == f"{sum(parameter.numel() for parameter in network.parameters()):,}"
     assert (work["images a step (effective batch)"], work["images computed at once"], work["steps"]) == ("8", "8", "30")
     assert work["epochs"] == "4 of 60 images"  # 30 steps of 8
     assert work["operations a step"].startswith(f"{8 * cost.flops / 1e12:,.4g} TFLOP ")
-    assert found.memory == cost.memory(8, averages=1)
-    assert [each.path for each in found.reads] == [small.latents("classes")]
-    assert found.reads[0].bytes == small.latents("classes").stat().st_size
-    assert found.seconds is None
+    assert estimate.memory == cost.memory(8, averages=1)
+    assert [file.path for file in estimate.reads] == [small.latents("classes")]
+    assert estimate.reads[0].bytes == small.latents("classes").stat().st_size
+    assert estimate.seconds is None
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_the_files_that_are_foretold_are_those_that_come(small: Small, tmp_path: Path) -> None:
     config = changed(QUICK, {"steps": 2, "ema": (0.9, 0.99)})
-    found = forecast(small.latents("classes"), tmp_path / "run", config)
+    estimate = forecast(small.latents("classes"), tmp_path / "run", config)
     train(small.latents("classes"), tmp_path / "run", config, Progress())
-    for each in found.writes:
-        files = [each.path] if each.path.is_file() else [file for file in each.path.rglob("*") if file.is_file()]
-        assert sum(file.stat().st_size for file in files) == pytest.approx(each.bytes, rel=0.02, abs=400)
+    for written in estimate.writes:
+        files = (
+            [written.path] if written.path.is_file() else [file for file in written.path.rglob("*") if file.is_file()]
+        )
+        assert sum(file.stat().st_size for file in files) == pytest.approx(written.bytes, rel=0.02, abs=400)
 
 
 @pytest.mark.slow
 def test_the_fitted_mixture_is_read_where_it_is_used(small: Small, tmp_path: Path) -> None:
     config = changed(QUICK, {"objective": "gm-kl", "source": "gmm"})
-    found = forecast(small.latents("classes"), tmp_path / "run", config)
-    assert [each.path.name for each in found.reads] == ["latents.h5", "gmm.h5"]
+    estimate = forecast(small.latents("classes"), tmp_path / "run", config)
+    assert [file.path.name for file in estimate.reads] == ["latents.h5", "gmm.h5"]
     with pytest.raises(UserError, match="does not exist"):
         forecast(small.latents("classes"), tmp_path / "run", changed(config, {"gmm": tmp_path / "none.h5"}))
 
@@ -73,9 +75,9 @@ def test_the_fitted_mixture_is_read_where_it_is_used(small: Small, tmp_path: Pat
 @pytest.mark.slow
 def test_time_follows_from_the_measured_speed(small: Small, tmp_path: Path) -> None:
     keep_speed(Speed(device_name(torch.device("cpu")), "float32", matmul=1e11, train=5e10, network="B"))
-    found = forecast(small.latents("classes"), tmp_path / "run", QUICK)
+    estimate = forecast(small.latents("classes"), tmp_path / "run", QUICK)
     _, cost = planned(small, QUICK)
-    assert found.seconds == 30 * 8 * cost.flops / 5e10
+    assert estimate.seconds == 30 * 8 * cost.flops / 5e10
     other = forecast(small.latents("classes"), tmp_path / "run", changed(QUICK, {"precision": "bfloat16"}))
     assert other.seconds is None
 

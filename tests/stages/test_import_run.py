@@ -84,7 +84,7 @@ def save_checkpoint(path: Path, weights: Mapping[str, Tensor]) -> None:
     schedule.step()
     content = {
         "ema": dict(weights),
-        "model": {name: each + 1 for name, each in weights.items()},
+        "model": {name: tensor + 1 for name, tensor in weights.items()},
         "opt": optimizer.state_dict(),
         "scheduler": schedule.state_dict(),
         "train_steps": 7,
@@ -115,9 +115,9 @@ def imported(run: Path) -> Network:
 
 def velocity(network: Network, values: Mapping[str, Tensor], conditions: Conditions) -> Tensor:
     with torch.no_grad():
-        found = network(values["x"], values["t"], conditions)
-    assert isinstance(found, Tensor)
-    return found
+        output = network(values["x"], values["t"], conditions)
+    assert isinstance(output, Tensor)
+    return output
 
 
 @pytest.mark.parametrize("name", ["ditdh", "ditdh_qknorm"])
@@ -131,7 +131,7 @@ def test_a_ditdh_gives_the_reference_s_velocity(place: Path, dino: Path, name: s
         save_file(weights, file)
     else:
         prefix = "_orig_mod.module." if form == "wrapped" else ""
-        torch.save({prefix + key: each for key, each in weights.items()}, file)
+        torch.save({prefix + key: tensor for key, tensor in weights.items()}, file)
     assert main(["import", str(file), "run", "--tokenizer", str(dino)]) == 0
     network = imported(place / "run")
     torch.testing.assert_close(velocity(network, values, Conditions(values["y"])), values["out"], **golden.TOLERANCE)
@@ -165,7 +165,7 @@ def test_an_imported_run_samples_and_is_described(place: Path, dino: Path, capsy
     assert main(["inspect", "run", "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert described["stage"] == "import"
-    assert {each["role"]: each["state"] for each in described["inputs"]} == dict.fromkeys(
+    assert {source["role"]: source["state"] for source in described["inputs"]} == dict.fromkeys(
         ("weights", "statistics"), "matches"
     )
 
@@ -202,8 +202,8 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     run = open_run(place / "run")
     assert (run.method.condition, run.method.source, run.method.coupling) == ("mode", "gmm", "mode")
     known = values["y"] < 10
-    found = velocity(imported(place / "run"), values, Conditions(modes=values["y"].clamp(max=9)))
-    torch.testing.assert_close(found[known], values["out"][known], **golden.TOLERANCE)
+    output = velocity(imported(place / "run"), values, Conditions(modes=values["y"].clamp(max=9)))
+    torch.testing.assert_close(output[known], values["out"][known], **golden.TOLERANCE)
     statistics = run.statistics()
     torch.testing.assert_close(statistics.mode_weights, torch.from_numpy(model.weights_).float()[None])
     with open_gmm(place / "run/gmm.h5") as gmm:
@@ -260,7 +260,7 @@ def save_gmflow(folder: Path, name: str, vae: Path | None = None) -> dict[str, T
     shutil.copytree(vae, folder / "vae")
     torch.manual_seed(2)
     spectrum = SpectrumMLP((4, 8, 8))
-    state = {key: each + 0.1 * torch.randn_like(each) for key, each in spectrum.state_dict().items()}
+    state = {key: tensor + 0.1 * torch.randn_like(tensor) for key, tensor in spectrum.state_dict().items()}
     (folder / "spectrum_net").mkdir()
     save_file(state, folder / "spectrum_net/diffusion_pytorch_model.safetensors")
     names = {str(index): f"thing, synonym {index}" if index < 2 else f"kind{index}" for index in range(10)}
@@ -277,14 +277,14 @@ def test_gmflow_s_folder(place: Path, vae: Path, name: str, capsys: pytest.Captu
     assert "GM-DiT on latents of 4 x 8 x 8, 10 classes, a Gaussian source" in capsys.readouterr().out
     network = imported(place / "run")
     with torch.no_grad():
-        found = network(values["hidden_states"], values["timestep"] / 1000, Conditions(values["class_labels"]))
-    assert isinstance(found, Mixture)
-    torch.testing.assert_close(found.means, values["means"], **golden.TOLERANCE)
-    torch.testing.assert_close(found.log_weights, values["logweights"], **golden.TOLERANCE)
-    torch.testing.assert_close(found.variance, (2 * values["logstds"]).exp(), **golden.TOLERANCE)
+        output = network(values["hidden_states"], values["timestep"] / 1000, Conditions(values["class_labels"]))
+    assert isinstance(output, Mixture)
+    torch.testing.assert_close(output.means, values["means"], **golden.TOLERANCE)
+    torch.testing.assert_close(output.log_weights, values["logweights"], **golden.TOLERANCE)
+    torch.testing.assert_close(output.variance, (2 * values["logstds"]).exp(), **golden.TOLERANCE)
     assert network.spectrum is not None
-    for key, each in network.spectrum.state_dict().items():
-        assert torch.equal(each, spectrum[key])
+    for key, tensor in network.spectrum.state_dict().items():
+        assert torch.equal(tensor, spectrum[key])
     run = open_run(place / "run")
     assert run.classes[:3] == ("thing 0", "thing 1", "kind2")
     assert (run.architecture.components, run.architecture.spectral, run.method.time_shift) == (4, 4, 2.0)
@@ -315,10 +315,10 @@ def test_a_fixed_deviation_and_no_spectrum(place: Path, vae: Path, tmp_path: Pat
     assert run.architecture.constant_std == pytest.approx(np.exp(-0.5))
     assert run.architecture.spectral == 0 and run.classes == tuple(map(str, range(10)))
     with torch.no_grad():
-        found = imported(place / "run")(
+        output = imported(place / "run")(
             values["hidden_states"], values["timestep"] / 1000, Conditions(values["class_labels"])
         )
-    torch.testing.assert_close(found.means, values["means"], **golden.TOLERANCE)
+    torch.testing.assert_close(output.means, values["means"], **golden.TOLERANCE)
 
 
 class Harm:
@@ -332,7 +332,7 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
 ) -> None:
     weights = load_file(golden.DATA / "ditdh.safetensors")
     save_checkpoint(place / "model.pt", weights)
-    few = {name: each for name, each in weights.items() if name != "blocks.2.attn.proj.bias"}
+    few = {name: tensor for name, tensor in weights.items() if name != "blocks.2.attn.proj.bias"}
     for name, content in {
         "few": few,
         "many": weights | {"teacher.weight": torch.ones(2)},
@@ -420,7 +420,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     run = place / "run"
     plan = prepare("mode.pt", place / "again", ImportConfig(condition="mode", tokenizer=str(dino)))
     assert f"{plan.network.parameters:,}" in shown
-    written = {each.path.name: each.bytes for each in plan.forecast().writes}
+    written = {output.path.name: output.bytes for output in plan.forecast().writes}
     weights_of = (run / "checkpoints").rglob("*.safetensors")
     sizes = {"checkpoints": sum(file.stat().st_size for file in weights_of), "gmm.h5": (run / "gmm.h5").stat().st_size}
     for name, size in sizes.items():

@@ -45,7 +45,7 @@ def make(small: Small, root: Path) -> Path:
 
 
 def states(path: Path) -> dict[str, str]:
-    return {each.input.role: each.state for each in describe(path).inputs}
+    return {source.input.role: source.state for source in describe(path).inputs}
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def states(path: Path) -> dict[str, str]:
     ],
 )
 def test_what_things_are(finished: Path, name: str, kind: str, facts: dict[str, str], inputs: set[str]) -> None:
-    found = describe(finished / name)
-    assert found.manifest.kind == kind
-    assert dict(found.facts) == facts
+    description = describe(finished / name)
+    assert description.manifest.kind == kind
+    assert dict(description.facts) == facts
     assert states(finished / name) == dict.fromkeys(inputs, "matches")
 
 

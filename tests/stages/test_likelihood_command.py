@@ -39,7 +39,7 @@ def runs(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {name: root / name for name in settings}
 
 
-def found(data: Path, run: Path, config: LikelihoodConfig = FEW) -> LikelihoodReport:
+def likelihood_of(data: Path, run: Path, config: LikelihoodConfig = FEW) -> LikelihoodReport:
     return likelihood(data, run, config, Progress())
 
 
@@ -67,7 +67,7 @@ def modes(small: Small, run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_a_flow_that_stands_still_has_its_sources_density(small: Small, runs: dict[str, Path]) -> None:
     x, stretch = normalised(small, runs["fm"])
-    report = found(small.latents("classes"), runs["fm"])
+    report = likelihood_of(small.latents("classes"), runs["fm"])
     expected = -gaussian(x, np.zeros(1), np.ones(1)) / x[0].size
     assert (report.count, report.dimensions, report.bound, report.velocity) == (20, x[0].size, False, None)
     assert report.normalised[0] == pytest.approx(expected.mean(), abs=1e-3)
@@ -80,7 +80,7 @@ def test_a_mixture_source_is_summed_over_its_modes(small: Small, runs: dict[str,
     weights, mean, std = modes(small, runs["mm-fm"])
     joint = np.log(weights) + gaussian(x[:, None], mean, std)
     expected = -np.logaddexp.reduce(joint, axis=1) / x[0].size
-    report = found(small.latents("classes"), runs["mm-fm"])
+    report = likelihood_of(small.latents("classes"), runs["mm-fm"])
     assert report.normalised[0] == pytest.approx(expected.mean(), abs=2e-3) and not report.bound
 
 
@@ -89,7 +89,7 @@ def test_a_union_is_bounded_by_its_most_probable_mode(small: Small, runs: dict[s
     weights, mean, std = modes(small, runs["union"])
     joint = np.log(weights) + gaussian(x[:, None], mean, np.maximum(std, 0.05))
     best, every = -joint.max(1) / x[0].size, -np.logaddexp.reduce(joint, axis=1) / x[0].size
-    report = found(small.latents("classes"), runs["union"])
+    report = likelihood_of(small.latents("classes"), runs["union"])
     # the mode is that of the descriptor, which is seldom another one than the patches'
     assert report.bound and every.mean() - 0.02 < report.normalised[0]
     assert report.normalised[0] == pytest.approx(best.mean(), abs=0.2)
@@ -97,7 +97,9 @@ def test_a_union_is_bounded_by_its_most_probable_mode(small: Small, runs: dict[s
 
 
 def test_images_are_encoded_as_the_runs_were(small: Small, runs: dict[str, Path]) -> None:
-    latents, images = (found(path, runs["mm-fm"]) for path in (small.latents("classes"), small.classes / "images"))
+    latents, images = (
+        likelihood_of(path, runs["mm-fm"]) for path in (small.latents("classes"), small.classes / "images")
+    )
     assert images.count == latents.count and images.normalised[0] == pytest.approx(latents.normalised[0], abs=1e-3)
 
 
@@ -106,12 +108,12 @@ def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, c
     arguments = ["likelihood", str(small.latents("classes")), str(runs["union"]), "--num", "8", "--device", "cpu"]
     assert main([*arguments, "--dry-run"]) == 0
     assert "an upper bound" in " ".join(capsys.readouterr().out.split())
-    assert main([*arguments, "--output", str(tmp_path / "found.json")]) == 0
+    assert main([*arguments, "--output", str(tmp_path / "result.json")]) == 0
     captured = capsys.readouterr()
     assert "velocity, averaged over time" in captured.out and "is what" in captured.err
     assert main([*arguments, "--json"]) == 0  # and likelihood.json
     printed = json.loads(capsys.readouterr().out)
-    for path in (tmp_path / "found.json", tmp_path / "likelihood.json"):
+    for path in (tmp_path / "result.json", tmp_path / "likelihood.json"):
         assert json.loads(path.read_text())["details"] == printed
 
 

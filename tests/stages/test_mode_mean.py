@@ -120,7 +120,7 @@ def test_training_shows_the_mean_of_each_samples_mode(
         statistics = open_run(tmp_path / name).statistics()
         with open_gmm(small.gmm("classes")) as gmm:
             means = ModeTable(gmm, statistics, torch.device("cpu"), whitened=False).at(torch.arange(4)).mean
-        modes, contexts = (torch.cat([getattr(each, part) for each in seen]) for part in ("modes", "context"))
+        modes, contexts = (torch.cat([getattr(value, part) for value in seen]) for part in ("modes", "context"))
         hidden = modes == 4
         assert hidden.any() == (name == "mode") and len(modes) == 32
         assert not contexts[hidden].any()

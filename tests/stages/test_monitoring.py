@@ -50,21 +50,21 @@ def records(run: Path) -> list[dict]:
 
 
 def scores(run: Path) -> list[dict]:
-    return [each for each in records(run) if "frechet_distance" in each]
+    return [record for record in records(run) if "frechet_distance" in record]
 
 
 @pytest.mark.slow
 def test_scores_at_intervals(small: Small, tmp_path: Path) -> None:
     heard = Notes()
     train(small.latents("classes"), tmp_path / "run", CONFIG, heard)
-    found = scores(tmp_path / "run")
-    assert [each["step"] for each in found] == [2, 4]
-    assert found[0]["frechet_distance_of_real"] == found[1]["frechet_distance_of_real"]
+    scored = scores(tmp_path / "run")
+    assert [score["step"] for score in scored] == [2, 4]
+    assert scored[0]["frechet_distance_of_real"] == scored[1]["frechet_distance_of_real"]
     # a network of four steps is far from the digits
-    assert all(each["frechet_distance"] > 2 * each["frechet_distance_of_real"] > 0 for each in found)
-    (settings,) = [each for each in heard.notes if each.startswith("settings: ")]
+    assert all(score["frechet_distance"] > 2 * score["frechet_distance_of_real"] > 0 for score in scored)
+    (settings,) = [note for note in heard.notes if note.startswith("settings: ")]
     assert "--batch-size 8 " in settings and "--model tiny " in settings
-    assert "--condition class " in settings and any(each.startswith("--condition class: ") for each in heard.notes)
+    assert "--condition class " in settings and any(note.startswith("--condition class: ") for note in heard.notes)
     assert {"loss", "images/s", "waiting"} <= set(heard.figures[-1])
     # going on repeats no score, and finds the same ones
     whole = changed(CONFIG, {"steps": 6})
@@ -114,8 +114,8 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(small: Small, wi
 def test_the_parts_of_the_real_images_are_apart(small: Small) -> None:
     with open_latents(small.latents("classes")) as latents:
         few, many = (Scorer(lambda _: torch.empty(0), latents, None, count, [], seed=3) for count in (4, 1000))
-        assert [len(each) for each in few.rows] == [4, 40] and len(set(np.concatenate(few.rows).tolist())) == 44
-        assert [len(each) for each in many.rows] == [30, 30]
+        assert [len(row) for row in few.rows] == [4, 40] and len(set(np.concatenate(few.rows).tolist())) == 44
+        assert [len(row) for row in many.rows] == [30, 30]
         together = np.concatenate(many.rows)
         assert sorted(together.tolist()) == list(range(60)) and not np.array_equal(together, np.arange(60))
 

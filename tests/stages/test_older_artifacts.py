@@ -91,10 +91,10 @@ def test_its_run_with_another_rate_is_another_run(chain: Path, capsys: pytest.Ca
     assert "was begun with --lr-knots" in error and error.count("\n") == 1
 
 
-def test_its_run_goes_on_as_it_did_then(chain: Path) -> None:
+def test_its_run_resumes_as_it_did_then(chain: Path) -> None:
     types(f"{MM_FM} {FELL} --steps 6 --save-every 2")
     now, then = metrics(chain / "mm-fm/metrics.jsonl"), metrics(chain / "mm-fm-6-steps.jsonl")
-    assert [each["step"] for each in now] == [1, 2, 3, 4, 5, 6]
+    assert [name["step"] for name in now] == [1, 2, 3, 4, 5, 6]
     for one, other in zip(now, then, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
@@ -102,7 +102,7 @@ def test_its_run_goes_on_as_it_did_then(chain: Path) -> None:
 def test_its_samples_are_drawn_again(chain: Path) -> None:
     types("sample run again --gmm gmm.h5 --num 8 --steps 2 --solver gm-ode --device cpu")
     with open_latents(chain / "samples/latents.h5") as then, open_latents(chain / "again/latents.h5") as now:
-        one, other = (each.patches(slice(None)).astype(np.float32) for each in (then, now))
+        one, other = (folder.patches(slice(None)).astype(np.float32) for folder in (then, now))
         np.testing.assert_allclose(other, one, atol=2e-3, rtol=2e-3)
         assert (then.labels == now.labels).all()
     before, after = (open_samples(chain / name).images().astype(int) for name in ("samples", "again"))
@@ -112,4 +112,4 @@ def test_its_samples_are_drawn_again(chain: Path) -> None:
 def test_its_samples_are_scored(chain: Path) -> None:
     types("eval samples --reference latents.h5 --features tokenizer --device cpu")
     figures = json.loads((chain / "samples/metrics.json").read_text())["figures"]
-    assert figures and all(np.isfinite(each["generated"]["value"]) for each in figures)
+    assert figures and all(np.isfinite(figure["generated"]["value"]) for figure in figures)

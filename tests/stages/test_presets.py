@@ -79,14 +79,14 @@ def test_mm_fm_couples_softly_with_moments_of_hard_assignment(name: str) -> None
 def test_the_decoders_recipe_is_the_published_one() -> None:
     """16 epochs of 2502 steps: the discriminator from epoch 6, its loss from epoch 8."""
     config = load_preset("rae-decoder-imagenet256").config("train-decoder")
-    found = phases(config.losses, config.adversarial, config.loop.steps)
+    starts = phases(config.losses, config.adversarial, config.loop.steps)
     assert config.loop.steps == 16 * (1_281_167 // config.loop.batch_size)
-    assert (found.perceptual, found.discriminator, found.adversarial) == (0, 6 * 2502, 8 * 2502)
+    assert (starts.perceptual, starts.discriminator, starts.adversarial) == (0, 6 * 2502, 8 * 2502)
     schedule = config.schedule.resolve(1.0, config.loop.steps)
     both = (schedule, config.adversarial.schedule(schedule))
     middle = (2502 + 40_032) // 2
-    for each in both:
-        rates = [each.at(step) for step in (0, 1250, 2502, middle, 40_031)]
+    for run in both:
+        rates = [run.at(step) for step in (0, 1250, 2502, middle, 40_031)]
         assert rates == pytest.approx([2e-4 / 2502, 1e-4, 2e-4, 1.1e-4, 2e-5], rel=1e-3)
     assert (config.crops.resize, config.tokenizer.image_size, config.decoder.noise_tau) == (384, 256, 0.8)
     assert (config.losses.perceptual_weight, config.adversarial.adversarial_weight) == (1.0, 0.75)

@@ -74,7 +74,7 @@ def test_figures_are_those_of_encoding_and_decoding(
     assert [row["image"] for row in rows] == [f"{number}.png" for number in range(6)]
     assert [float(row["psnr"]) for row in rows] == pytest.approx(psnr.tolist(), rel=1e-5)
     worst = sorted(rows, key=lambda row: -float(row["lpips"]))[:2]
-    assert [each["name"] for each in report["worst"]] == [row["image"] for row in worst]
+    assert [image["name"] for image in report["worst"]] == [row["image"] for row in worst]
     with Image.open(tmp_path / "out" / "worst.png") as grid:
         tile = np.asarray(grid)[:32, :64]
     index = int(worst[0]["image"].split(".")[0])
@@ -105,8 +105,8 @@ def test_statistics_that_do_not_belong(place: Path, tmp_path: Path) -> None:
     assert execute([*encode, ENCODER, str(latents), "--image-size", "32"]) == 0
     assert execute(arguments(place, tmp_path / "out", "--statistics", str(latents), "--json")) == 0
     written = json.loads((tmp_path / "out" / "reconstruction.json").read_text())["details"]
-    (found,) = written["statistics"].values()
-    assert found == pytest.approx(1, abs=0.05)
+    (statistics,) = written["statistics"].values()
+    assert statistics == pytest.approx(1, abs=0.05)
     shape = (32, 2, 2)
     torch.save({"mean": torch.full(shape, 5.0), "var": torch.ones(shape)}, tmp_path / "stat.pt")
     torch.save({"mean": torch.zeros(8, 2, 2), "var": torch.ones(8, 2, 2)}, tmp_path / "small.pt")

@@ -69,8 +69,8 @@ def images(folder: Path) -> np.ndarray:
 
 
 def latents(folder: Path) -> np.ndarray:
-    with open_latents(folder / "latents.h5") as found:
-        return found.patches(slice(None)).astype(np.float32)
+    with open_latents(folder / "latents.h5") as file:
+        return file.patches(slice(None)).astype(np.float32)
 
 
 class Notes(Progress):
@@ -154,29 +154,29 @@ def test_what_is_written(small: Small, make_run: MakeRun, tmp_path: Path) -> Non
     report = sample(make_run(), tmp_path / "samples", changed(QUICK, {"batch_size": 5}), Progress())
     folder = tmp_path / "samples"
     assert (report.count, report.step, report.no_images) == (12, 2, None)
-    assert sorted(each.name for each in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         *("grid.png", "images", "latents.h5", "samples.npz", "sampling.json")
     ]
-    assert [each.name for each in tmp_path.iterdir()] == ["samples"]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
     with np.load(folder / "samples.npz") as arrays:  # as any other tool reads it
         assert arrays.files == ["arr_0", "arr_1"]
         pictures, labels = arrays["arr_0"], arrays["arr_1"]
     assert (pictures.shape, pictures.dtype) == ((12, 8, 8, 3), np.uint8)
     assert labels.tolist() == [0, 1, 2] * 4
-    assert sorted(each.name for each in (folder / "images").iterdir()) == [f"{index:06d}.png" for index in range(12)]
+    assert sorted(path.name for path in (folder / "images").iterdir()) == [f"{index:06d}.png" for index in range(12)]
     for index, picture in enumerate(pictures):
         with Image.open(folder / "images" / f"{index:06d}.png") as image:
             np.testing.assert_array_equal(np.asarray(image), picture)
-    with open_latents(folder / "latents.h5") as found:
-        assert found.labels.tolist() == labels.tolist()
-        assert found.classes == ("a", "b", "c")
-        tokenizer = build_tokenizer(found.tokenizer, torch.device("cpu"))
-        decoded = tokenizer.decode(torch.from_numpy(found.patches(slice(None)).astype(np.float32)))
+    with open_latents(folder / "latents.h5") as file:
+        assert file.labels.tolist() == labels.tolist()
+        assert file.classes == ("a", "b", "c")
+        tokenizer = build_tokenizer(file.tokenizer, torch.device("cpu"))
+        decoded = tokenizer.decode(torch.from_numpy(file.patches(slice(None)).astype(np.float32)))
         assert (decoded.permute(0, 2, 3, 1).numpy().astype(int) - pictures).__abs__().max() <= 1
         described = tokenizer.describe(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-        np.testing.assert_allclose(found.descriptors(slice(None)), described, atol=1e-4)
+        np.testing.assert_allclose(file.descriptors(slice(None)), described, atol=1e-4)
     record = open_samples(folder).manifest
-    assert [each.role for each in record.inputs] == ["run", "latents"]
+    assert [source.role for source in record.inputs] == ["run", "latents"]
     assert record.details["plan"]["solver"] == "euler"
     with open_latents(small.latents("classes")) as training:
         assert record.input("latents").fingerprint == training.manifest.fingerprint
@@ -191,7 +191,7 @@ class Shown(Progress):
 
 
 @pytest.mark.parametrize("stopped", [1, 5, 12])
-def test_an_interrupted_sampling_goes_on(make_run: MakeRun, tmp_path: Path, stopped: int) -> None:
+def test_an_interrupted_sampling_resumes(make_run: MakeRun, tmp_path: Path, stopped: int) -> None:
     config = changed(QUICK, {"batch_size": 4})
     sample(make_run(), tmp_path / "whole", config, Progress())
     with pytest.raises(KeyboardInterrupt):
@@ -206,7 +206,7 @@ def test_an_interrupted_sampling_goes_on(make_run: MakeRun, tmp_path: Path, stop
     for name in ("samples.npz", "grid.png", "images/000007.png"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     np.testing.assert_array_equal(latents(tmp_path / "cut"), latents(tmp_path / "whole"))
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["cut", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
 def test_another_plan_does_not_go_on_with_the_rest(make_run: MakeRun, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_stopped_while_putting_together(make_run: MakeRun, tmp_path: Path, monke
         assert not (tmp_path / "cut").exists()
     sample(make_run(), tmp_path / "cut", QUICK, Progress())
     np.testing.assert_array_equal(images(tmp_path / "cut"), images(tmp_path / "whole"))
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["cut", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
 def test_an_older_folder_of_samples_is_replaced_whole(make_run: MakeRun, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_older_folder_of_samples_is_replaced_whole(make_run: MakeRun, tmp_pat
     sample(make_run(), folder, QUICK, Progress())
     assert len(images(folder)) == len(list((folder / "images").iterdir())) == 12
     assert not (folder / "metrics.json").exists()
-    assert [each.name for each in tmp_path.iterdir()] == ["samples"]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
 
 
 def test_the_folder_where_one_stands(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_a_folder_of_other_things_is_refused(make_run: MakeRun, tmp_path: Path) 
         sample(make_run(), tmp_path / "file", QUICK, Progress())
     with pytest.raises(UserError, match="holds other things than samples"):
         sample(make_run(), make_run(), QUICK, Progress())
-    assert sorted(each.name for each in tmp_path.rglob("*")) == ["file", "mine", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "mine", "notes.txt"]
 
 
 def test_no_room(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,16 +339,16 @@ def test_modes_are_drawn_by_the_class(small: Small, make_run: MakeRun) -> None:
     assert (weights.sum(1) - 1).abs().max() < 1e-5
     assert (weights[0] - weights[1]).abs().max() > 0.3  # classes differ, so that it matters
     with open_gmm(small.gmm("classes")) as gmm:
-        means, stds = (torch.from_numpy(each(np.arange(4))) for each in (gmm.patch_mean, gmm.patch_std))
+        means, stds = (torch.from_numpy(moment(np.arange(4))) for moment in (gmm.patch_mean, gmm.patch_std))
     for label in range(3):
-        found = generate(model, plan, range(400), torch.full((400,), label))
+        samples = generate(model, plan, range(400), torch.full((400,), label))
         # moments of the class's mixture, latent by latent
         weight = weights[label].reshape(4, 1, 1, 1)
         mean = (weight * means).sum(0)
         variance = (weight * (stds.square() + means.square())).sum(0) - mean.square()
-        error = (found.mean(0) - mean) / (variance / 400).sqrt()
+        error = (samples.mean(0) - mean) / (variance / 400).sqrt()
         assert error.abs().max() < 5
-        torch.testing.assert_close(found.var(0).mean(), variance.mean(), rtol=0.1, atol=0)
+        torch.testing.assert_close(samples.var(0).mean(), variance.mean(), rtol=0.1, atol=0)
 
 
 def test_samples_take_the_chosen_modes_in_turn(small: Small, make_run: MakeRun) -> None:
@@ -360,12 +360,12 @@ def test_samples_take_the_chosen_modes_in_turn(small: Small, make_run: MakeRun) 
     assert modes is not None and modes.tolist() == [3, 1, 3, 1, 3, 1]
     nobody = torch.zeros(6, dtype=torch.long)
     first, second = (
-        generate(model, plan, range(6), nobody, torch.tensor(each)) for each in (modes, modes[::-1].copy())
+        generate(model, plan, range(6), nobody, torch.tensor(order)) for order in (modes, modes[::-1].copy())
     )
     assert model.modes is not None
     noise = [
-        Whitened().enter(model.statistics.normalise(found), model.modes.at(torch.tensor(each)))
-        for each, found in ((modes, first), (modes[::-1].copy(), second))
+        Whitened().enter(model.statistics.normalise(drawn), model.modes.at(torch.tensor(order)))
+        for order, drawn in ((modes, first), (modes[::-1].copy(), second))
     ]
     torch.testing.assert_close(noise[0], noise[1], atol=1e-4, rtol=0)
     assert (first - second).abs().max() > 0.1
@@ -405,18 +405,18 @@ def test_a_source_apart_from_the_data_is_the_whole_mixture(small: Small, make_ru
     loaded = load(make_run(**({"source": "gmm"} | settings)), Exact)
     model = loaded.model
     plan = loaded.plan(steps=1)
-    found = generate(model, plan, range(600), torch.zeros(600, dtype=torch.long))
+    samples = generate(model, plan, range(600), torch.zeros(600, dtype=torch.long))
     with open_gmm(small.gmm("classes")) as gmm:
         means = torch.from_numpy(gmm.patch_mean(np.arange(4)))
         stds = torch.from_numpy(gmm.patch_std(np.arange(4)))
         weight = torch.from_numpy(gmm.weights).float().reshape(4, 1, 1, 1)
     mean = (weight * means).sum(0)
     variance = (weight * (stds.square() + means.square())).sum(0) - mean.square()
-    assert ((found.mean(0) - mean) / (variance / 600).sqrt()).abs().max() < 5
+    assert ((samples.mean(0) - mean) / (variance / 600).sqrt()).abs().max() < 5
     if settings == {"condition": "mode"}:
         seen = model.network.seen.modes
         for mode in seen.unique():
-            part = found[seen == mode]
+            part = samples[seen == mode]
             assert ((part.mean(0) - mean) / (variance / len(part)).sqrt()).abs().max() < 5
 
 
@@ -433,10 +433,10 @@ def test_the_union_maps_back_from_the_modes_coordinates(small: Small, make_run: 
 
     loaded = load(make_run(**UNION), AtTheMean)
     model = loaded.model
-    found = generate(model, loaded.plan(), range(20), torch.arange(20) % 3)
+    samples = generate(model, loaded.plan(), range(20), torch.arange(20) % 3)
     with open_gmm(small.gmm("classes")) as gmm:
         means = torch.from_numpy(gmm.patch_mean(model.network.seen.modes.numpy()))
-    torch.testing.assert_close(found, means, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(samples, means, atol=1e-3, rtol=1e-3)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -461,12 +461,12 @@ def test_every_guidance_with_every_solver(
             loaded.plan(guidance=guidance, solver=solver)
         return
     plan = loaded.plan(steps=3, guidance=guidance, solver=solver)
-    found = generate(model, plan, range(4), torch.arange(4) % 3)
-    assert found.shape == (4, 16, 2, 2)
-    assert torch.isfinite(found).all()
+    samples = generate(model, plan, range(4), torch.arange(4) % 3)
+    assert samples.shape == (4, 16, 2, 2)
+    assert torch.isfinite(samples).all()
     if guidance != "none":
         unguided = loaded.plan(steps=3, solver=plan.solver)
-        assert (generate(model, unguided, range(4), torch.arange(4) % 3) - found).abs().max() > 1e-4
+        assert (generate(model, unguided, range(4), torch.arange(4) % 3) - samples).abs().max() > 1e-4
 
 
 def load_trained(path: Path) -> Loaded:
@@ -474,8 +474,8 @@ def load_trained(path: Path) -> Loaded:
     loaded = load(path)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for each in loaded.model.network.parameters():
-            each.add_(0.02 * torch.randn(each.shape, generator=draw))
+        for parameter in loaded.model.network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
     return loaded
 
 
@@ -547,10 +547,10 @@ def test_the_average_that_is_sampled(make_run: MakeRun, tmp_path: Path) -> None:
     names = (None, "0.2", "0.01", "power-0.1")
     for name in names:
         sample(run, tmp_path / str(name), changed(QUICK, {"ema": name}), Progress())
-    found = {name: latents(tmp_path / str(name)) for name in names}
-    np.testing.assert_array_equal(found[None], found["0.2"])
-    assert np.abs(found["0.2"] - found["0.01"]).max() > 1e-3
-    assert np.abs(found["0.2"] - found["power-0.1"]).max() > 1e-3
+    by_name = {name: latents(tmp_path / str(name)) for name in names}
+    np.testing.assert_array_equal(by_name[None], by_name["0.2"])
+    assert np.abs(by_name["0.2"] - by_name["0.01"]).max() > 1e-3
+    assert np.abs(by_name["0.2"] - by_name["power-0.1"]).max() > 1e-3
     with pytest.raises(UserError, match=r"--ema 0.9: the run keeps 0.2, 0.01, power-0.1"):
         sample(run, tmp_path / "none", changed(QUICK, {"ema": "0.9"}), Progress())
     with pytest.raises(UserError, match=r"--ema 0.2 has no effect with --weights model"):
@@ -564,8 +564,8 @@ def test_checkpoints_and_weights(small: Small, tmp_path: Path) -> None:
     assert report.step == 4
     assert sample(tmp_path / "run", tmp_path / "older", changed(QUICK, {"checkpoint": 2}), Progress()).step == 2
     sample(tmp_path / "run", tmp_path / "model", changed(QUICK, {"weights": "model"}), Progress())
-    found = [latents(tmp_path / name) for name in ("newest", "older", "model")]
-    assert all(np.abs(found[i] - found[j]).max() > 0 for i in range(3) for j in range(i))
+    drawn = [latents(tmp_path / name) for name in ("newest", "older", "model")]
+    assert all(np.abs(drawn[i] - drawn[j]).max() > 0 for i in range(3) for j in range(i))
     with pytest.raises(UserError, match=r"--checkpoint 3: .* has 2, 4"):
         sample(tmp_path / "run", tmp_path / "none", changed(QUICK, {"checkpoint": 3}), Progress())
     weights = tmp_path / "run/checkpoints/step-00000004/ema.safetensors"
@@ -609,7 +609,7 @@ def test_a_decoder_for_pixels_is_refused(make_run: MakeRun, tmp_path: Path) -> N
 def test_weights_that_give_no_numbers(make_run: MakeRun, tmp_path: Path) -> None:
     shutil.copytree(make_run(), tmp_path / "run")
     file = next((tmp_path / "run/checkpoints").iterdir()) / "ema.safetensors"
-    write_tensors(file, {name: each * float("nan") for name, each in read_tensors(file).items()})
+    write_tensors(file, {name: tensor * float("nan") for name, tensor in read_tensors(file).items()})
     with pytest.raises(UserError, match="the samples are not finite"):
         sample(tmp_path / "run", tmp_path / "samples", QUICK, Progress())
     assert not (tmp_path / "samples").exists()

@@ -63,12 +63,12 @@ def test_spectral_samples_do_not_depend_on_the_batch(run: Path, tmp_path: Path):
 
 def test_the_mixture_learns_as_without_the_spectrum(small: Small, tmp_path: Path):
     """The spectrum's loss reaches no other weight: but for the clipping, which is off here, nothing changes."""
-    found = []
+    seen = []
     for spectral in (0, 2):
         config = changed(TRAINING, {"spectral": spectral, "steps": 1, "clip": 0.0})
         train(small.latents("classes"), tmp_path / str(spectral), config, Progress())
-        found.append(load_file(tmp_path / str(spectral) / "checkpoints" / "step-00000001" / "model.safetensors"))
-    plain, both = found
+        seen.append(load_file(tmp_path / str(spectral) / "checkpoints" / "step-00000001" / "model.safetensors"))
+    plain, both = seen
     for name, weight in plain.items():
         assert torch.equal(weight, both[name]), name
     assert set(both) > set(plain)

@@ -47,37 +47,37 @@ def grid(runs: Path, *names: str, **values: object) -> Grid:
     return plan_grid(config(**values), [open_run(runs / name) for name in names])
 
 
-def settings(found: Grid) -> list[dict]:
+def settings(planned: Grid) -> list[dict]:
     """The settings of the points, in the order of their solvers."""
-    return sorted((dict(point.settings) for point in found.points), key=lambda each: each["solver"])
+    return sorted((dict(point.settings) for point in planned.points), key=lambda point: point["solver"])
 
 
 # --- the points -------------------------------------------------------------------------------------------------------
 
 
 def test_the_points_are_all_combinations_and_seeds(runs: Path) -> None:
-    found = grid(runs, "mixture", steps=(1, 3), solver=("gm-ode", "gm-sde"), seeds=2, seed=5)
-    assert found.axes == (Axis("steps", (1, 3)), Axis("solver", ("gm-ode", "gm-sde")))
-    assert [(*point.settings.values(), point.drawing.plan.seed) for point in found.points] == [
+    planned = grid(runs, "mixture", steps=(1, 3), solver=("gm-ode", "gm-sde"), seeds=2, seed=5)
+    assert planned.axes == (Axis("steps", (1, 3)), Axis("solver", ("gm-ode", "gm-sde")))
+    assert [(*point.settings.values(), point.drawing.plan.seed) for point in planned.points] == [
         (steps, solver, seed) for steps in (1, 3) for solver in ("gm-ode", "gm-sde") for seed in (5, 6)
     ]
-    assert [point.evaluations for point in found.points] == [1] * 4 + [3] * 4
-    assert (found.skipped, found.repeated) == ((), 0)
+    assert [point.evaluations for point in planned.points] == [1] * 4 + [3] * 4
+    assert (planned.skipped, planned.repeated) == ((), 0)
 
 
 def test_the_same_weights_stand_together(runs: Path) -> None:
-    found = grid(runs, "mixture", "velocity", ema=("0.5", "0.9"), guidance=("none",))
-    weights = [point.drawing.weights for point in found.points]
+    planned = grid(runs, "mixture", "velocity", ema=("0.5", "0.9"), guidance=("none",))
+    weights = [point.drawing.weights for point in planned.points]
     assert len(weights) == 8 and len(set(weights)) == 4
     assert weights == sorted(weights, key=weights.index)
 
 
 def test_a_setting_without_effect_is_left_out_and_drawn_once(runs: Path) -> None:
     """No scale without guidance, no sub-steps of gm-sde."""
-    found = grid(
+    planned = grid(
         runs, "mixture", steps=(2,), guidance=("none", "prob"), guidance_scale=(0.1, 0.2), solver=("gm-ode", "gm-sde")
     )
-    assert settings(found) == [
+    assert settings(planned) == [
         {"solver": "gm-ode", "guidance": "none"},
         {"solver": "gm-ode", "guidance": "prob", "guidance_scale": 0.1},
         {"solver": "gm-ode", "guidance": "prob", "guidance_scale": 0.2},
@@ -85,9 +85,9 @@ def test_a_setting_without_effect_is_left_out_and_drawn_once(runs: Path) -> None
         {"solver": "gm-sde", "guidance": "prob", "guidance_scale": 0.1},
         {"solver": "gm-sde", "guidance": "prob", "guidance_scale": 0.2},
     ]
-    assert found.repeated == 2 and found.skipped == ()
-    found = grid(runs, "mixture", steps=(2,), solver=("gm-ode", "gm-sde"), substeps=(4, 8))
-    assert settings(found) == [
+    assert planned.repeated == 2 and planned.skipped == ()
+    planned = grid(runs, "mixture", steps=(2,), solver=("gm-ode", "gm-sde"), substeps=(4, 8))
+    assert settings(planned) == [
         {"solver": "gm-ode", "substeps": 4},
         {"solver": "gm-ode", "substeps": 8},
         {"solver": "gm-sde"},
@@ -96,7 +96,7 @@ def test_a_setting_without_effect_is_left_out_and_drawn_once(runs: Path) -> None
 
 def test_what_sample_would_refuse_is_skipped_and_counted(runs: Path) -> None:
     """A scale of one scheme is none of the other; a run of velocities has no gm-ode."""
-    found = grid(
+    planned = grid(
         runs,
         "mixture",
         steps=(2,),
@@ -105,14 +105,16 @@ def test_what_sample_would_refuse_is_skipped_and_counted(runs: Path) -> None:
         guidance_scale=(0.5, 2.0),
         seeds=3,
     )
-    assert settings(found)[::3] == [
+    assert settings(planned)[::3] == [
         {"solver": "gm-ode", "guidance": "prob", "guidance_scale": 0.5},
         {"solver": "heun", "guidance": "cfg", "guidance_scale": 2.0},
     ]
-    assert sum(each.count for each in found.skipped) == 3 * 6
-    assert any("--guidance-scale of prob with gm-ode is in [0, 1), not 2" in each.reason for each in found.skipped)
-    found = grid(runs, "mixture", "velocity", steps=(2,), solver=("gm-ode", "euler"))
-    assert [(point.run.path.name, point.settings["solver"]) for point in found.points] == [
+    assert sum(reason.count for reason in planned.skipped) == 3 * 6
+    assert any(
+        "--guidance-scale of prob with gm-ode is in [0, 1), not 2" in reason.reason for reason in planned.skipped
+    )
+    planned = grid(runs, "mixture", "velocity", steps=(2,), solver=("gm-ode", "euler"))
+    assert [(point.run.path.name, point.settings["solver"]) for point in planned.points] == [
         ("mixture", "gm-ode"),
         ("mixture", "euler"),
         ("velocity", "euler"),
@@ -121,7 +123,7 @@ def test_what_sample_would_refuse_is_skipped_and_counted(runs: Path) -> None:
 
 def test_what_is_refused_without_a_setting_counts_once(runs: Path) -> None:
     """Of the run of velocities: gm-ode unguided, whatever the scale, and both solvers with two scales of prob."""
-    found = grid(
+    planned = grid(
         runs,
         "mixture",
         "velocity",
@@ -130,8 +132,8 @@ def test_what_is_refused_without_a_setting_counts_once(runs: Path) -> None:
         guidance=("none", "prob"),
         guidance_scale=(0.1, 0.2),
     )
-    assert sum(each.count for each in found.skipped) == 2 + 1 + 2 + 2
-    assert len(found.points) == 4 + 1 and found.repeated == 3
+    assert sum(reason.count for reason in planned.skipped) == 2 + 1 + 2 + 2
+    assert len(planned.points) == 4 + 1 and planned.repeated == 3
 
 
 @pytest.mark.parametrize(
@@ -154,8 +156,8 @@ def test_a_value_that_no_point_has_is_refused(runs: Path, names: list[str], valu
 
 
 def test_the_work_is_shared_evenly(runs: Path) -> None:
-    found = grid(runs, "velocity", steps=(1, 2, 4, 8), seeds=2)
-    tasks = [Task(point, str(number)) for number, point in enumerate(found.points)]
+    planned = grid(runs, "velocity", steps=(1, 2, 4, 8), seeds=2)
+    tasks = [Task(point, str(number)) for number, point in enumerate(planned.points)]
     parts = [shared(tasks, World(rank, 2)) for rank in range(2)]
     assert sorted(int(task.key) for part in parts for task in part) == list(range(8))
     assert len({sum(task.point.work for task in part) for part in parts}) == 1
@@ -193,9 +195,9 @@ def test_a_point_s_command_gives_its_figures(
             assert name == "gmtool" and main(arguments) == 0
         samples = re.search(r"samples-\w+", point.command)
         assert samples is not None
-        found = parse_report((tmp_path / samples.group() / "metrics.json").read_text())
-        assert found.figures == point.figures
-        assert {"frechet_distance", "precision", "recall", "magnitude"} <= {each.metric for each in point.figures}
+        alone = parse_report((tmp_path / samples.group() / "metrics.json").read_text())
+        assert alone.figures == point.figures
+        assert {"frechet_distance", "precision", "recall", "magnitude"} <= {figure.metric for figure in point.figures}
 
 
 @pytest.mark.slow
@@ -203,22 +205,22 @@ def test_what_is_written(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     values = config(seeds=2, steps=(1, 2, 4))
     report = sweep([runs / "mixture", runs / "velocity", folder], None, values, Progress())
-    assert sorted(each.name for each in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         *("precision-recall.png", "saturation.png", "score.png", "sweep.csv", "sweep.json")
     ]
-    assert [each.name for each in tmp_path.iterdir()] == ["sweep"]
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
     assert read_sweep(folder) == report.sweep
     assert report.sweep.axes == (Axis("run", (str(runs / "mixture"), str(runs / "velocity"))), Axis("steps", (1, 2, 4)))
     assert len((folder / "sweep.csv").read_text().splitlines()) == 1 + 12
-    values = {each.real.value for point in report.sweep.points for each in point.figures[:1]}
+    values = {figure.real.value for point in report.sweep.points for figure in point.figures[:1]}
     assert len(values) == 1  # real images are the same in the place of all samples
     manifest = json.loads((folder / "sweep.json").read_text())
-    assert [each["role"] for each in manifest["inputs"]] == ["run", "latents", "run"]
+    assert [source["role"] for source in manifest["inputs"]] == ["run", "latents", "run"]
     assert manifest["config"]["steps"] == [1, 2, 4]
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {each.name: each.read_bytes() for each in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.slow
@@ -235,7 +237,7 @@ def test_a_stopped_sweep_resumes_to_the_same_bytes(runs: Path, tmp_path: Path) -
     report = sweep([runs / "mixture", tmp_path / "cut"], None, values, Progress())
     assert report.drawn == 4 - drawn[-1]
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["cut", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
 @pytest.mark.slow

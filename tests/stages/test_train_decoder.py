@@ -71,12 +71,12 @@ def lines(folder: Path) -> list[dict]:
 @pytest.mark.slow
 def test_it_goes_through_all_phases(trained: Path) -> None:
     steps, score = lines(trained)[:7], lines(trained)[7]
-    assert [("loss_d" in each, "adversarial" in each) for each in steps] == [
+    assert [("loss_d" in step, "adversarial" in step) for step in steps] == [
         *[(False, False)] * 2,
         *[(True, False)] * 2,
         *[(True, True)] * 3,
     ]
-    assert all(np.isfinite(list(each.values())).all() for each in steps)
+    assert all(np.isfinite(list(step.values())).all() for step in steps)
     assert score["step"] == 7 and {"held_out_psnr", "held_out_ssim", "held_out_l1_8bit"} < set(score)
     with Image.open(trained / "previews" / "step-00000007.png") as pairs:
         assert pairs.width == 64  # an image beside its reconstruction; one is held out
@@ -114,7 +114,7 @@ def test_a_resumed_run_leaves_the_same_bytes(place: Path, trained: Path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train_decoder(place / "images", folder, config, Stop(stop))
     assert train_decoder(place / "images", folder, config, Progress()).resumed_from == stop - 1
-    names = [f"checkpoints/step-00000007/{each.name}" for each in (trained / "checkpoints/step-00000007").iterdir()]
+    names = [f"checkpoints/step-00000007/{path.name}" for path in (trained / "checkpoints/step-00000007").iterdir()]
     for name in ("metrics.jsonl", "config.json", "diffusion_pytorch_model.safetensors", "encoder.json", *names):
         assert (folder / name).read_bytes() == (trained / name).read_bytes(), name
 
@@ -124,9 +124,7 @@ def test_a_decoder_is_trained_further(place: Path, trained: Path, tmp_path: Path
     del more[more.index("--size") : more.index("--size") + 2]
     del more[more.index("--discriminator-weights") : more.index("--discriminator-weights") + 2]
     assert execute([*more, "--lr", "0"]) == 0
-    before, after = (
-        load_file(each / "diffusion_pytorch_model.safetensors") for each in (trained, tmp_path / "further")
-    )
+    before, after = (load_file(run / "diffusion_pytorch_model.safetensors") for run in (trained, tmp_path / "further"))
     assert before.keys() == after.keys()
     for name, values in before.items():
         torch.testing.assert_close(after[name], values, atol=1e-7, rtol=1e-6, equal_nan=name.startswith("encoder."))
@@ -208,7 +206,7 @@ def test_two_processes_equal_one(place: Path, trained: Path, tmp_path: Path) -> 
         assert there == pytest.approx(here, rel=1e-5, abs=1e-5)
     for name, atol in (("model", 1e-4), ("ema", 1e-4), ("discriminator", 1e-3)):
         one, two = (
-            load_file(each / f"checkpoints/step-00000007/{name}.safetensors") for each in (trained, tmp_path / "two")
+            load_file(run / f"checkpoints/step-00000007/{name}.safetensors") for run in (trained, tmp_path / "two")
         )
         for key, values in one.items():
             torch.testing.assert_close(two[key], values, rtol=1e-3, atol=atol, msg=lambda text, key=key: key + text)

@@ -51,10 +51,10 @@ def test_a_name_is_a_published_network(small: Small) -> None:
 
 
 def test_flags_change_its_patches_and_blocks(small: Small) -> None:
-    found = architecture(small, changed(QUICK, {"patch_size": 2, "blocks": "modern", "qk_norm": True}))
-    assert (found.patch, found.rms_norm, found.swiglu, found.rope, found.qk_norm) == (2, True, True, True, True)
-    found = architecture(small, changed(QUICK, {"model": "DH-S", "blocks": "classic"}))
-    assert (found.patch, found.rms_norm, found.swiglu, found.rope, found.qk_norm) == (1, False, False, False, False)
+    made = architecture(small, changed(QUICK, {"patch_size": 2, "blocks": "modern", "qk_norm": True}))
+    assert (made.patch, made.rms_norm, made.swiglu, made.rope, made.qk_norm) == (2, True, True, True, True)
+    made = architecture(small, changed(QUICK, {"model": "DH-S", "blocks": "classic"}))
+    assert (made.patch, made.rms_norm, made.swiglu, made.rope, made.qk_norm) == (1, False, False, False, False)
 
 
 def test_patches_that_do_not_fit(small: Small) -> None:
@@ -85,7 +85,7 @@ def test_every_kind_of_network_trains_and_is_sampled(small: Small, tmp_path: Pat
 def test_compiling_and_checkpointing_change_a_run_by_rounding_alone(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run without them goes on with them."""
+    """A run begun without them resumes with them."""
     monkeypatch.setattr(train_stage, "compile_network", partial(compile_network, backend="eager"))
     torch.compiler.reset()
     config = changed(QUICK, {"model": "DH-tiny", "objective": "gm-kl"})
@@ -99,7 +99,7 @@ def test_compiling_and_checkpointing_change_a_run_by_rounding_alone(
         torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_a_run_from_before_these_settings_opens_and_goes_on(small: Small, tmp_path: Path) -> None:
+def test_a_run_from_before_these_settings_opens_and_resumes(small: Small, tmp_path: Path) -> None:
     path = tmp_path / "run"
     train(small.latents("classes"), path, QUICK, Progress())
     record = json.loads((path / "config.json").read_text())

@@ -74,13 +74,13 @@ class Notes(Progress):
 
 def changes(folder: Path) -> dict[Path, int]:
     """When each file of a run was written last, but the lock's, which says who holds it."""
-    return {each: each.stat().st_mtime_ns for each in folder.rglob("*") if each.is_file() and each.name != "lock"}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
 
 
 def assert_same_run(first: Path, second: Path) -> None:
     """Metrics, and all files of the last checkpoints, to the last bit."""
     assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
-    one, two = (find_checkpoint(each / "checkpoints", None) for each in (first, second))
+    one, two = (find_checkpoint(folder / "checkpoints", None) for folder in (first, second))
     assert one.position == two.position
     assert one.weights() == two.weights()
     for name in (*one.weights(), OPTIMIZER):
@@ -113,10 +113,10 @@ def assert_same_run(first: Path, second: Path) -> None:
 )
 def test_defaults(small: Small, kind: str, with_gmm: bool, given: dict, settled: tuple[str, str, str]) -> None:
     with open_latents(small.latents(kind)) as latents, open_gmm(small.gmm(kind)) as gmm:
-        found = plan_training(make(TrainConfig, given), facts_of(latents, gmm if with_gmm else None), gpu=False)
-    assert (found.method.source, found.method.coupling, found.method.condition) == settled
-    assert (found.model, found.batch_size, found.schedule.rate, found.method.time_shift) == ("tiny", 32, 2e-3, 1.0)
-    shown = {name: found.settings[name] for name in ("source", "coupling", "condition", "model", "batch_size", "lr")}
+        plan = plan_training(make(TrainConfig, given), facts_of(latents, gmm if with_gmm else None), gpu=False)
+    assert (plan.method.source, plan.method.coupling, plan.method.condition) == settled
+    assert (plan.model, plan.batch_size, plan.schedule.rate, plan.method.time_shift) == ("tiny", 32, 2e-3, 1.0)
+    shown = {name: plan.settings[name] for name in ("source", "coupling", "condition", "model", "batch_size", "lr")}
     assert shown == dict(zip(shown, (*settled, "tiny", 32, 2e-3), strict=True))
 
 
@@ -126,10 +126,10 @@ def test_what_is_given_stays(small: Small) -> None:
         {"model": "small", "batch_size": 7, "lr": 0.5, "time_shift": 3.0, "condition": "none", "source": "gaussian"},
     )
     with open_latents(small.latents("classes")) as latents:
-        found = plan_training(config, facts_of(latents, None), gpu=False)
+        plan = plan_training(config, facts_of(latents, None), gpu=False)
     settled = {"coupling": "independent", "mode_mean": False}
-    assert found.settings == {**as_flat(config), **settled}
-    assert [each.flag for each in found.choices] == ["--coupling"]
+    assert plan.settings == {**as_flat(config), **settled}
+    assert [choice.flag for choice in plan.choices] == ["--coupling"]
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_what_was_open_is_told_with_its_value_and_the_reason(
 ) -> None:
     with open_latents(small.latents(kind)) as latents, open_gmm(small.gmm(kind)) as gmm:
         plan = plan_training(make(TrainConfig, given), facts_of(latents, gmm if with_gmm else None), gpu=False)
-    found = {each.flag: each for each in plan.choices}
+    choices = {choice.flag: choice for choice in plan.choices}
     expected = {name: choice for name, choice in {**DEFAULTS, **others}.items() if choice is not None}
-    assert found.keys() == expected.keys()
+    assert choices.keys() == expected.keys()
     for name, (value, why) in expected.items():
-        assert found[name].value == value and re.search(why, found[name].why)
+        assert choices[name].value == value and re.search(why, choices[name].why)
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_what_was_open_is_told_with_its_value_and_the_reason(
 )
 def test_the_network_takes_the_labels_it_needs(small: Small, given: dict, labels: tuple[int, int, int]) -> None:
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
-        found = plan_training(make(TrainConfig, given), facts_of(latents, gmm), gpu=False).architecture
-    assert (found.classes, found.modes, found.components) == labels
-    assert found.shape == (16, 2, 2)
+        architecture = plan_training(make(TrainConfig, given), facts_of(latents, gmm), gpu=False).architecture
+    assert (architecture.classes, architecture.modes, architecture.components) == labels
+    assert architecture.shape == (16, 2, 2)
 
 
 def test_a_mixture_beside_the_latents_is_found_on_its_own(small: Small, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_what_was_settled_is_told(small: Small, tmp_path: Path) -> None:
     assert "--condition class: the images come in 3 classes" in notes.lines
     other = Notes()
     run(small, tmp_path / "other", changed(QUICK, {"steps": 1}), "flat", progress=other)
-    (line,) = [each for each in other.lines if each.startswith("--condition ")]
+    (line,) = [noted for noted in other.lines if noted.startswith("--condition ")]
     assert line.startswith("--condition mode: the images have no classes, and ") and "gmm.h5 with 4 modes" in line
 
 
@@ -261,24 +261,24 @@ def test_mode_weights_are_those_of_the_data(small: Small) -> None:
 def test_the_run_folder(small: Small, tmp_path: Path) -> None:
     report = run(small, tmp_path / "run", changed(QUICK, {"objective": "gm-kl", "source": "gmm", "preview_every": 3}))
     assert (report.resumed_from, report.steps) == (0, 5)
-    found = open_run(tmp_path / "run")
-    assert found.method == report.plan.method
-    assert found.classes == ("a", "b", "c")
-    assert [each.role for each in found.manifest.inputs] == ["latents", "gmm"]
-    assert sorted(each.name for each in (tmp_path / "run").rglob("*") if each.is_file()) == sorted(
+    trained = open_run(tmp_path / "run")
+    assert trained.method == report.plan.method
+    assert trained.classes == ("a", "b", "c")
+    assert [source.role for source in trained.manifest.inputs] == ["latents", "gmm"]
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*") if path.is_file()) == sorted(
         ["config.json", "lock", "statistics.safetensors", "metrics.jsonl", "throughput.jsonl"]
         + ["step-00000003.png", "step-00000005.png"]
         + 2 * ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
     )
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
-        statistics = found.statistics()
+        statistics = trained.statistics()
         patches = torch.from_numpy(latents.patches(slice(None)))
         x = statistics.normalise(patches)
         torch.testing.assert_close(x.mean(0), torch.zeros(16, 2, 2), atol=1e-4, rtol=0)
         torch.testing.assert_close(statistics.restore(x), patches.float(), atol=1e-4, rtol=1e-4)
         assert statistics.mode_weights is not None
         torch.testing.assert_close(statistics.mode_weights, mode_weights(latents, gmm, by_class=True))
-        np.testing.assert_array_equal(found.tokenizer().arrays["components"], latents.tokenizer.arrays["components"])
+        np.testing.assert_array_equal(trained.tokenizer().arrays["components"], latents.tokenizer.arrays["components"])
 
 
 @pytest.mark.slow
@@ -371,8 +371,8 @@ def test_what_was_lost_between_a_checkpoint_and_its_preview_is_made_up(
     for _ in range(2):  # and the second time nothing
         assert run(small, tmp_path / "run", config).resumed_from in (stopped, 5)
     # what was not asked for at earlier steps stays away
-    wanted = [each for each in (4, 5) if each >= stopped]
-    assert sorted(each.name for each in (tmp_path / "run/previews").iterdir()) == [
+    wanted = [number for number in (4, 5) if number >= stopped]
+    assert sorted(path.name for path in (tmp_path / "run/previews").iterdir()) == [
         f"step-0000000{step}.png" for step in wanted
     ]
     scores = [
@@ -455,9 +455,9 @@ def test_more_steps_and_other_settings_that_may_change_stand_in_the_record(small
     run(small, tmp_path / "run", changed(QUICK, {"steps": 2}))
     fingerprint = open_run(tmp_path / "run").manifest.fingerprint
     run(small, tmp_path / "run", changed(QUICK, {"steps": 4, "keep": 5, "micro_batch": "1"}))
-    found = open_run(tmp_path / "run")
-    assert [found.manifest.config[name] for name in ("steps", "keep", "micro_batch")] == [4, 5, "1"]
-    assert found.manifest.fingerprint == fingerprint
+    longer = open_run(tmp_path / "run")
+    assert [longer.manifest.config[name] for name in ("steps", "keep", "micro_batch")] == [4, 5, "1"]
+    assert longer.manifest.fingerprint == fingerprint
 
 
 @pytest.mark.slow
@@ -497,7 +497,7 @@ def test_several_averages_muon_and_a_schedule_resume_too(small: Small, tmp_path:
     averages = {name: load_file(newest.path / name) for name in newest.weights() if name != MODEL}
     assert list(averages) == ["ema-0.99.safetensors", "ema-power-0.1.safetensors", "ema.safetensors"]
     first, *others = averages.values()
-    assert all(any(not torch.equal(first[key], each[key]) for key in first) for each in others)
+    assert all(any(not torch.equal(first[key], source[key]) for key in first) for source in others)
     state = load_file(newest.path / OPTIMIZER)
     assert "blocks.0.attn.qkv.weight.momentum_buffer" in state
     assert "blocks.0.attn.qkv.bias.exp_avg" in state
@@ -518,7 +518,7 @@ def test_training_on_images(small: Small, tmp_path: Path) -> None:
         for name in ("latents", "images")
     )
     assert fresh == pytest.approx(stored, rel=1e-3)
-    assert {each.role for each in open_run(tmp_path / "images").manifest.inputs} == {"latents", "images"}
+    assert {source.role for source in open_run(tmp_path / "images").manifest.inputs} == {"latents", "images"}
     flipped = changed(config, {"flip": True})
     run(small, tmp_path / "whole", flipped)
     assert (tmp_path / "whole/metrics.jsonl").read_text() != (tmp_path / "images/metrics.jsonl").read_text()
@@ -531,7 +531,7 @@ def test_training_on_images(small: Small, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was trained on another images file"):
         run(small, tmp_path / "images", changed(config, {"images": small.classes / "images/a"}))
     record = json.loads((tmp_path / "images/config.json").read_text())
-    (known,) = [each for each in record["inputs"] if each["role"] == "images"]
+    (known,) = [source for source in record["inputs"] if source["role"] == "images"]
     known["fingerprint"] = find_images(small.classes / "images").listing  # as earlier versions named images
     del record["checksum"]
     (tmp_path / "images/config.json").write_text(json.dumps(record))
@@ -550,7 +550,7 @@ def test_mm_fm_on_images_resumes_exactly(small: Small, tmp_path: Path) -> None:
         for name in ("latents", "plain")
     )
     assert fresh == pytest.approx(stored, rel=1e-3)
-    assert {each.role for each in open_run(tmp_path / "plain").manifest.inputs} == {"latents", "gmm", "images"}
+    assert {source.role for source in open_run(tmp_path / "plain").manifest.inputs} == {"latents", "gmm", "images"}
     flipped = changed(config, {"flip": True})
     run(small, tmp_path / "whole", flipped)
     with pytest.raises(KeyboardInterrupt):
@@ -600,13 +600,13 @@ def test_a_run_that_diverges_goes_back_with_other_data(
     taken, notes = poison(monkeypatch, lambda order, step: order == 0 and step in (3, 4, 5)), Notes()
     run(small, tmp_path / "run", config, progress=notes)
     assert taken == [(0, n) for n in range(6)] + [(1, n) for n in range(2, 9)]
-    assert any("3 steps in a row up to step 6" in each and "going back to step 2" in each for each in notes.lines)
+    assert any("3 steps in a row up to step 6" in noted and "going back to step 2" in noted for noted in notes.lines)
     assert notes.tasks == [1, -1, 1, -1]  # a terminal shows one bar at a time
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [each["step"] for each in records] == list(range(1, 10))
+    assert [record["step"] for record in records] == list(range(1, 10))
     assert find_checkpoint(tmp_path / "run/checkpoints", None).position == Position(9, 1, 0, 0)
-    assert [each.step for each in list_checkpoints(tmp_path / "run/checkpoints")] == [2, 4, 6, 8, 9]
-    for stopped in (7, 8):  # while it goes on after going back, before and after its next checkpoint
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "run/checkpoints")] == [2, 4, 6, 8, 9]
+    for stopped in (7, 8):  # after it has rolled back, before and after its next checkpoint
         with pytest.raises(KeyboardInterrupt):
             run(small, tmp_path / f"cut{stopped}", config, progress=Stop(stopped))
         run(small, tmp_path / f"cut{stopped}", config)
@@ -632,23 +632,23 @@ def test_a_run_that_always_diverges_stops_with_advice(
 def test_a_checkpoint_that_was_cut_short_is_passed_over_with_a_word(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run")
     older, newest = list_checkpoints(tmp_path / "run/checkpoints")
-    for each in list(newest.path.iterdir()):
-        whole = each.read_bytes()
+    for path in list(newest.path.iterdir()):
+        whole = path.read_bytes()
         for length in {0, 1, len(whole) // 2, len(whole) - 1}:
-            each.write_bytes(whole[:length])
+            path.write_bytes(whole[:length])
             assert list_checkpoints(tmp_path / "run/checkpoints") == (older,)
             assert find_checkpoint(tmp_path / "run/checkpoints", None) == older
-        each.write_bytes(whole)
+        path.write_bytes(whole)
     assert list_checkpoints(tmp_path / "run/checkpoints") == (older, newest)
     (newest.path / EMA).unlink()
     notes = Notes()
     assert run(small, tmp_path / "run", changed(QUICK, {"steps": 6}), progress=notes).resumed_from == older.step
-    assert any("passing over" in each and f"{newest.path} was cut short" in each for each in notes.lines)
+    assert any("passing over" in line and f"{newest.path} was cut short" in line for line in notes.lines)
 
 
 def test_checkpoints_for_ever_and_the_newest(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run", changed(QUICK, {"steps": 9, "save_every": 1, "keep": 2, "keep_every": 3}))
-    assert [each.step for each in list_checkpoints(tmp_path / "run/checkpoints")] == [3, 6, 8, 9]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "run/checkpoints")] == [3, 6, 8, 9]
     with pytest.raises(UserError, match="--keep-every 3 is not a multiple of --save-every 2"):
         changed(QUICK, {"keep_every": 3})
 
@@ -685,8 +685,8 @@ def test_two_trains_at_once_into_a_new_folder(small: Small, tmp_path: Path) -> N
     """One of them makes the run, and the other says who does."""
     arguments = ["train", str(small.latents("classes")), "run", "--steps", "40", "--batch-size", "7", "--device", "cpu"]
     both = [start_gmtool([*arguments, "--preview-every", "0"], tmp_path) for _ in range(2)]
-    errors = [each.communicate(timeout=120)[1] for each in both]
-    codes = [each.returncode for each in both]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    codes = [process.returncode for process in both]
     assert sorted(codes) in ([0, 2], [0, 0])  # the second may have come when the first had ended
     for code, error in zip(codes, errors, strict=True):
         assert not code or "run is being trained by process" in error.splitlines()[-1]
@@ -722,8 +722,8 @@ def test_a_damaged_checkpoint_is_passed_over(small: Small, tmp_path: Path) -> No
 
 def test_only_damaged_checkpoints_are_named(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run")
-    for each in list_checkpoints(tmp_path / "run/checkpoints"):
-        (each.path / MODEL).write_bytes((each.path / MODEL).read_bytes()[:1000])
+    for checkpoint in list_checkpoints(tmp_path / "run/checkpoints"):
+        (checkpoint.path / MODEL).write_bytes((checkpoint.path / MODEL).read_bytes()[:1000])
     with pytest.raises(UserError, match=r"no checkpoint is sound.*step-00000005 was cut short"):
         run(small, tmp_path / "run", changed(QUICK, {"steps": 7}))
 
@@ -773,7 +773,7 @@ def test_a_folder_of_other_things(small: Small, tmp_path: Path) -> None:
         run(small, tmp_path)
     with pytest.raises(UserError, match="exists and is not a run"):
         run(small, tmp_path / "notes.txt")
-    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_no_room_for_the_checkpoints(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -807,10 +807,10 @@ def test_images_beside_the_class_folders_have_no_class(small: Small, tmp_path: P
     with open_latents(small.latents("classes")) as latents, open_gmm(small.gmm("classes")) as gmm:
         expected = mode_weights(latents, gmm, by_class=True)[1:]
         latents.labels[latents.labels == 0] = -1
-        found = mode_weights(latents, gmm, by_class=True)
-    torch.testing.assert_close(found[1:], expected)
+        weights = mode_weights(latents, gmm, by_class=True)
+    torch.testing.assert_close(weights[1:], expected)
     # a class without images has all images' modes
-    np.testing.assert_allclose(found[0], np.array([20, 10]) / 30 @ expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(weights[0], np.array([20, 10]) / 30 @ expected.numpy(), rtol=1e-5)
     with open_latents(small.latents("classes")) as latents:
         write_latents(
             tmp_path / "latents.h5",

@@ -67,22 +67,22 @@ def test_the_flow_is_the_one_that_samples_follow(small: Small, tmp_path: Path, s
 @pytest.mark.slow
 def test_figures_are_those_of_the_samples(samples: Path) -> None:
     report = evaluate(samples, JUDGE, Progress())
-    found = {each: report.figure(each) for each in METRICS}
-    for metric, figure in found.items():
+    figures = {name: report.figure(name) for name in METRICS}
+    for metric, figure in figures.items():
         assert figure is not None and figure.generated.images == 30
         assert (figure.real is None) == (metric in METRICS[:3])
-    length, bend = (found[each].generated.value for each in METRICS[:2])
-    assert length > 0 and bend >= 0 and found["lipschitz"].generated.value > 0
+    length, bend = (figures[name].generated.value for name in METRICS[:2])
+    assert length > 0 and bend >= 0 and figures["lipschitz"].generated.value > 0
     # an untrained network hardly moves its samples: they stay as far from the data as the mixture is
-    real = found["transport"].real
-    assert real is not None and 0.2 * real.value < found["transport"].generated.value < 5 * real.value
+    real = figures["transport"].real
+    assert real is not None and 0.2 * real.value < figures["transport"].generated.value < 5 * real.value
     stored = json.loads((samples / "metrics.json").read_text())
-    assert {each["metric"] for each in stored["figures"]} >= set(METRICS)
+    assert {entry["metric"] for entry in stored["figures"]} >= set(METRICS)
 
 
 def test_without_the_flag_nothing_is_followed(samples: Path) -> None:
     report = evaluate(samples, changed(JUDGE, {"trajectories": 0}), Progress())
-    assert all(report.figure(each) is None for each in METRICS)
+    assert all(report.figure(metric) is None for metric in METRICS)
 
 
 def test_other_weights_than_those_that_drew_are_refused(samples: Path, small: Small, tmp_path: Path) -> None:

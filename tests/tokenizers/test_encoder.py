@@ -49,15 +49,15 @@ def interpolated(network: Any, pixels: Tensor) -> Any:
 def unmasked(network: Any, pixels: Tensor) -> Any:
     """All patches are kept whatever the noise, whose order is the tokens': put back by ``ids_restore``."""
     network.config.mask_ratio = 0.0
-    found = network(pixel_values=pixels, interpolate_pos_encoding=True, output_hidden_states=True)
+    output = network(pixel_values=pixels, interpolate_pos_encoding=True, output_hidden_states=True)
 
     def ordered(tokens: Tensor) -> Tensor:
-        back = found.ids_restore[..., None].expand(-1, -1, tokens.shape[-1])
+        back = output.ids_restore[..., None].expand(-1, -1, tokens.shape[-1])
         return torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, back)], 1)
 
-    found.last_hidden_state = ordered(found.last_hidden_state)
-    found.hidden_states = tuple(map(ordered, found.hidden_states))
-    return found
+    output.last_hidden_state = ordered(output.last_hidden_state)
+    output.hidden_states = tuple(map(ordered, output.hidden_states))
+    return output
 
 
 def naflex(network: Any, pixels: Tensor) -> Any:
@@ -201,18 +201,18 @@ def test_latents_and_descriptor_are_those_of_the_class_itself(made: Made) -> Non
     spec = encoder_spec(str(made.folder), SIDE, "--tokenizer")
     assert (spec.name, spec.layers) == (case.name, 1)
     tokenizer = build_tokenizer(spec, CPU)
-    found = tokenizer.encode(images())
+    latents = tokenizer.encode(images())
     output = case.call(made.network, pixels_of(case))
     tokens = output.last_hidden_state
     assert tokens.shape[1] == case.dropped + 16
     expected = tokens[:, case.dropped :].transpose(1, 2).reshape(2, 16, 4, 4)
-    torch.testing.assert_close(found.patches, expected, **CLOSE)
+    torch.testing.assert_close(latents.patches, expected, **CLOSE)
     pooled = getattr(output, "pooler_output", None)
     if case.dropped:
         pooled = tokens[:, 0]
     elif pooled is None:
         pooled = tokens.mean(1)
-    torch.testing.assert_close(found.descriptors, pooled, **CLOSE)
+    torch.testing.assert_close(latents.descriptors, pooled, **CLOSE)
     torch.testing.assert_close(tokenizer.describe(images()), pooled, **CLOSE)
     assert latent_sizes(spec, 1).shape == tokenizer.latent_shape == (16, 4, 4)
     assert latent_sizes(spec, 1).descriptor == tokenizer.descriptor_size == 16

@@ -75,10 +75,10 @@ def test_the_descriptor_is_a_pca(size: int, channels: int, count: int) -> None:
     small = signed.reshape(count, channels, side, size // side, side, size // side).mean((3, 5)).reshape(count, -1)
     expected = PCA(min(64, count - 1, small.shape[1]), svd_solver="full").fit(small).transform(small)
     pixels = tokenizer(size, 1, channels, count)
-    found = pixels.describe(torch.from_numpy(data)).numpy()
-    assert found.shape == (count, pixels.descriptor_size) == expected.shape
-    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=2e-4)
-    np.testing.assert_array_equal(found, pixels.encode(torch.from_numpy(data)).descriptors.numpy())
+    description = pixels.describe(torch.from_numpy(data)).numpy()
+    assert description.shape == (count, pixels.descriptor_size) == expected.shape
+    np.testing.assert_allclose(np.abs(description), np.abs(expected), atol=2e-4)
+    np.testing.assert_array_equal(description, pixels.encode(torch.from_numpy(data)).descriptors.numpy())
 
 
 def test_components_are_orthonormal_with_their_largest_entry_positive() -> None:

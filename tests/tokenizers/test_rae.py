@@ -108,13 +108,13 @@ def test_the_tokenizer_decodes_with_it(golden: dict[str, Tensor], tmp_path: Path
 def test_a_checkpoint_as_its_authors_store_it(
     golden: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = {key.removeprefix("weight:"): each for key, each in golden.items() if key.startswith("weight:")}
+    weights = {key.removeprefix("weight:"): tensor for key, tensor in golden.items() if key.startswith("weight:")}
     torch.save(weights | {"decoder_pos_embed": golden["decoder_pos_embed_perturbed"]}, tmp_path / "model.pt")
     with pytest.raises(UserError, match="--decoder: a width of 48 is none of RAE's"):
         load_decoder(str(tmp_path / "model.pt"), CPU, ENCODER)
     monkeypatch.setattr(rae_decoder, "HEADS", {48: 4})
     decoder = load_decoder(str(tmp_path / "model.pt"), CPU, ENCODER)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
+    mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in IMAGENET)
     expected = decoder.network.decoder.unpatchify(golden["logits_pos_perturbed"]) * std + mean
     torch.testing.assert_close(decoder.decode_float(grid(golden["latents"])), expected, **CLOSE)
     for name, content in {"few": {"decoder_embed.weight": torch.zeros(48, 32)}, "none": [1]}.items():

@@ -54,27 +54,27 @@ def save(folder: Path, step: int, keep: int = 2) -> tuple[DiT, Optimizer]:
     return network, optimizer
 
 
-def test_what_is_saved_comes_back_and_goes_on_alike(tmp_path: Path) -> None:
+def test_what_is_saved_comes_back_and_continues_alike(tmp_path: Path) -> None:
     network, optimizer = save(tmp_path, 1)
-    found = find_checkpoint(tmp_path, None)
+    checkpoint = find_checkpoint(tmp_path, None)
     again, its_optimizer = make(77)
-    load_weights(again, found.path / MODEL)
-    load_optimizer(its_optimizer, found.path / OPTIMIZER)
+    load_weights(again, checkpoint.path / MODEL)
+    load_optimizer(its_optimizer, checkpoint.path / OPTIMIZER)
     for seed in (5, 6):
         take_step(network, optimizer, seed)
         take_step(again, its_optimizer, seed)
-    for name, each in network.state_dict().items():
-        assert torch.equal(again.state_dict()[name], each), name
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
     average = build_network(ARCHITECTURE, 0)
-    load_weights(average, found.path / EMA)
+    load_weights(average, checkpoint.path / EMA)
     assert torch.equal(average.x_embedder.weight, build_network(ARCHITECTURE, 1001).x_embedder.weight)
 
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         save(tmp_path, step, keep=2)
-    assert [each.step for each in list_checkpoints(tmp_path)] == [15, 20]
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [15, 20]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
     assert find_checkpoint(tmp_path, None).step == 20
     assert find_checkpoint(tmp_path, 15).step == 15
     with pytest.raises(UserError, match=r"--checkpoint 5: .* has 15, 20"):
@@ -84,7 +84,7 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
 def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000, 5):
         save(tmp_path, step, keep=3)
-    assert [each.step for each in list_checkpoints(tmp_path)] == [5, 99_999_999, 100_000_000]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [5, 99_999_999, 100_000_000]
 
 
 def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_unfinished_checkpoint_is_none_and_is_written_over(tmp_path: Path) ->
     ):
         find_checkpoint(tmp_path, None)
     save(tmp_path, 7)
-    assert [each.step for each in list_checkpoints(tmp_path)] == [7]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [7]
     assert not part.exists() and not other.exists()
     assert not (tmp_path / "step-00000007" / "left over").exists()
     assert list_checkpoints(tmp_path / "none") == ()
@@ -115,9 +115,9 @@ def test_a_newer_checkpoint_that_is_not_whole_is_passed_over_with_a_word(tmp_pat
     assert find_checkpoint(tmp_path, None).notes == ()
     (tmp_path / "step-00000003" / EMA).unlink()
     (tmp_path / "step-00000001" / STATE).unlink()  # older ones do not matter
-    found = find_checkpoint(tmp_path, None)
-    (line,) = found.notes
-    assert found.step == 2 and f"{tmp_path / 'step-00000003'} was cut short" in line and "step 2 instead" in line
+    checkpoint = find_checkpoint(tmp_path, None)
+    (line,) = checkpoint.notes
+    assert checkpoint.step == 2 and f"{tmp_path / 'step-00000003'} was cut short" in line and "step 2 instead" in line
     with pytest.raises(UserError, match=r"--checkpoint 3: .*step-00000003 was cut short"):
         find_checkpoint(tmp_path, 3)
 
@@ -189,8 +189,8 @@ def test_decay_is_on_matrices_alone() -> None:
     network, optimizer = make(0)
     decayed, others = optimizer.parts[0].param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert {each.dim() for each in decayed["params"]} == {2}
-    assert {each.dim() for each in others["params"]} == {1}
+    assert {parameter.dim() for parameter in decayed["params"]} == {2}
+    assert {parameter.dim() for parameter in others["params"]} == {1}
     assert len(decayed["params"]) + len(others["params"]) == len(list(network.parameters()))
     assert decayed["betas"] == (0.9, 0.95)
 
@@ -208,4 +208,4 @@ def test_a_kill_during_a_removal_leaves_no_damaged_checkpoint(tmp_path: Path, mo
         remove_old(tmp_path, keep=2)
     assert cut_short(tmp_path) == ()
     remove_old(tmp_path, keep=2)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]

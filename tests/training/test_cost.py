@@ -46,7 +46,7 @@ def dit_products(architecture: DiTArchitecture) -> int:
 def test_operations_are_those_of_the_closed_form(method: MethodRecord, architecture: DiTArchitecture) -> None:
     cost = step_cost(architecture, method, torch.float32)
     assert cost.flops == 3 * 2 * dit_products(architecture)
-    assert cost.parameters == sum(each.numel() for each in build_network(architecture, 0).parameters())
+    assert cost.parameters == sum(parameter.numel() for parameter in build_network(architecture, 0).parameters())
 
 
 def test_precision_changes_memory_but_no_operation() -> None:
@@ -69,7 +69,7 @@ def test_activation_checkpointing_keeps_the_input_of_each_block_alone() -> None:
 def kept_bytes(count: int) -> int:
     """What a computed step of SMALL keeps for its backward pass, parameters left out."""
     network, kept = build_network(SMALL, 0), {}
-    own = {each.untyped_storage().data_ptr() for each in network.parameters()}
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # a storage that is held stays where it is

@@ -59,38 +59,38 @@ def test_the_steps_weights_follow_the_power(width: float) -> None:
     for step in reversed(range(steps)):
         weights.append(kept * (1 - power_law(width, step)))
         kept *= power_law(width, step)
-    found = torch.tensor(weights, dtype=torch.float64).flip(0)
+    profile = torch.tensor(weights, dtype=torch.float64).flip(0)
     expected = (torch.arange(steps, dtype=torch.float64) + 1) ** power_exponent(width)
-    assert float(found.sum()) == pytest.approx(1)
+    assert float(profile.sum()) == pytest.approx(1)
     late = slice(steps // 2, None)
-    torch.testing.assert_close(found[late] / found[-1], expected[late] / expected[-1], rtol=0.01, atol=0)
+    torch.testing.assert_close(profile[late] / profile[-1], expected[late] / expected[-1], rtol=0.01, atol=0)
 
 
 def test_several_averages_follow_their_own_recursions() -> None:
     subject = network()
     averages = make_averages(subject, CONFIG, 32)
     assert (
-        [each.name for each in averages]
+        [tracked.name for tracked in averages]
         == list(CONFIG.names)
         == ["0.9", "0.5", "images-640", "power-0.1", "power-0.25"]
     )
     expected = [subject.x_embedder.weight.detach().clone() for _ in averages]
     for step in range(20):
         with torch.no_grad():
-            for each in subject.parameters():
-                each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(step)))
+            for parameter in subject.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)))
         for index, average in enumerate(averages):
             average.update(subject, step)
             decay = min((0.9, 0.5)[index], (1 + step) / (10 + step)) if index < 2 else average.decay(step)
             expected[index] = decay * expected[index] + (1 - decay) * subject.x_embedder.weight.detach()
-    for average, each in zip(averages, expected, strict=True):
-        torch.testing.assert_close(average.network.x_embedder.weight, each, atol=1e-5, rtol=1e-5)
-        assert not any(each.requires_grad for each in average.network.parameters())
+    for average, value in zip(averages, expected, strict=True):
+        torch.testing.assert_close(average.network.x_embedder.weight, value, atol=1e-5, rtol=1e-5)
+        assert not any(parameter.requires_grad for parameter in average.network.parameters())
 
 
 def test_files_and_names() -> None:
     names = CONFIG.names
-    files = [average_file(each, names) for each in (None, *names)]
+    files = [average_file(name, names) for name in (None, *names)]
     others = [
         "ema-0.5.safetensors",
         "ema-images-640.safetensors",

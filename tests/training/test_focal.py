@@ -93,11 +93,13 @@ def test_the_weights_enter_the_gradient_and_not_the_loss(first_steps: int, micro
     plain = small_stepper(architecture, {}, micro_batch)
     stepper = replace(plain, state=replace(plain.state, focal=focal))
     reference = with_losses(small_stepper(architecture, {}), weighted)
-    found, loss = stepper.take(batch, 0, 0), small_stepper(architecture, {}).take(batch, 0, 0).loss
+    taken, loss = stepper.take(batch, 0, 0), small_stepper(architecture, {}).take(batch, 0, 0).loss
     reference.take(batch, 0, 0)
-    torch.testing.assert_close(found.loss, loss)
-    for each, expected in zip(stepper.state.network.parameters(), reference.state.network.parameters(), strict=True):
-        torch.testing.assert_close(each.grad, expected.grad)
+    torch.testing.assert_close(taken.loss, loss)
+    for parameter, expected in zip(
+        stepper.state.network.parameters(), reference.state.network.parameters(), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, expected.grad)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path) -> None:

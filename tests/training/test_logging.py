@@ -28,7 +28,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return {name: {each.step: each.value for each in events.Scalars(name)} for name in events.Tags()["scalars"]}
+    return {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
 
 
 def test_tensorboard_holds_the_figures_under_their_groups(tmp_path: Path) -> None:
@@ -98,13 +98,13 @@ def test_what_is_not_installed_is_said_where_it_was_asked_for(tmp_path: Path, mo
         asked.check_installed()
     with pytest.raises(UserError, match=r"--wandb needs Weights & Biases: run pip install '\.\[wandb\]'"):
         LoggingSettings(wandb="project").check_installed()
-    assert [type(each) for each in loggers_for(LoggingSettings(), run_in(tmp_path))] == [MetricsFile, MetricsFile]
+    assert [type(logger) for logger in loggers_for(LoggingSettings(), run_in(tmp_path))] == [MetricsFile, MetricsFile]
 
 
-@pytest.mark.parametrize(("asked", "found"), [(None, True), (True, True), (False, False)])
-def test_tensorboard_is_written_where_it_is_installed(tmp_path: Path, asked: bool | None, found: bool) -> None:
+@pytest.mark.parametrize(("asked", "installed"), [(None, True), (True, True), (False, False)])
+def test_tensorboard_is_written_where_it_is_installed(tmp_path: Path, asked: bool | None, installed: bool) -> None:
     loggers = loggers_for(LoggingSettings(tensorboard=asked), run_in(tmp_path))
-    assert (TensorBoard in map(type, loggers)) == found
+    assert (TensorBoard in map(type, loggers)) == installed
 
 
 def test_a_figure_that_is_not_a_number_is_kept(tmp_path: Path) -> None:

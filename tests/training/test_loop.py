@@ -81,16 +81,16 @@ def test_the_average_is_the_recursion(tmp_path: Path) -> None:
     stepper = new_stepper(config)
     subject = stepper.state
     names = [name for name, _ in subject.network.named_parameters()]
-    expected = {name: each.detach().clone() for name, each in subject.network.named_parameters()}
+    expected = {name: parameter.detach().clone() for name, parameter in subject.network.named_parameters()}
     for step, batch in enumerate(batches(6)):
         train(tmp_path, [batch], {**config, "steps": step + 1}, stepper, Position(step))
         decay = min(0.3, (1 + step) / (10 + step))
-        for name, each in subject.network.named_parameters():
-            expected[name] = decay * expected[name] + (1 - decay) * each.detach()
+        for name, parameter in subject.network.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
     moved = dict(subject.network.named_parameters())["head.linear.weight"]
     assert moved.abs().max() > 1e-3  # training did something
-    for name, each in zip(names, subject.averages[0].network.parameters(), strict=True):
-        torch.testing.assert_close(each, expected[name], atol=1e-6, rtol=1e-5)
+    for name, parameter in zip(names, subject.averages[0].network.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected[name], atol=1e-6, rtol=1e-5)
 
 
 def test_lines_checkpoints_previews_and_progress(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_lines_checkpoints_previews_and_progress(tmp_path: Path) -> None:
     heard = Counter()
     config = {**SETTINGS, "steps": 5, "warmup": 4, "preview_every": 3}
     train(tmp_path, batches(5), config, previews=seen, progress=heard)
-    assert [each["step"] for each in lines(tmp_path)] == [1, 2, 3, 4, 5]
-    assert [each["lr"] for each in lines(tmp_path)] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [line["lr"] for line in lines(tmp_path)] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
     names = {"step", "loss", "grad_norm", "lr", "skipped"}
-    assert all(names <= set(each) <= names | {f"loss_q{part}" for part in range(1, 5)} for each in lines(tmp_path))
-    assert [each.step for each in list_checkpoints(tmp_path / "checkpoints")] == [4, 5]
+    assert all(names <= set(line) <= names | {f"loss_q{part}" for part in range(1, 5)} for line in lines(tmp_path))
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [4, 5]
     assert seen == [3, 5]
     assert (heard.began, heard.count) == ((5, 0), 5)
 
@@ -112,7 +112,7 @@ def test_resumed_metrics_drop_later_and_cut_lines(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"step": n, "loss": 1.0}) + "\n" for n in range(1, 6)) + '{"step": 6, "lo')
     metrics = MetricsFile(path)
     metrics.begin(3)
-    assert [each["step"] for each in lines(tmp_path)] == [1, 2, 3]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     metrics.write([{"step": 4, "loss": 2.0}])
     assert lines(tmp_path)[-1] == {"step": 4, "loss": 2.0}
     metrics.begin(0)
@@ -135,7 +135,7 @@ def test_clipping_may_begin_at_a_later_step(tmp_path: Path, start: int, clipped:
     config = {**SETTINGS, "steps": 2, "clip": 1e-3, "clip_from": start}
     stepper = new_stepper(config)
     train(tmp_path, batches(2), config, stepper)
-    total = math.sqrt(sum(float(each.grad.square().sum()) for each in stepper.state.network.parameters()))
+    total = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in stepper.state.network.parameters()))
     assert total == pytest.approx(1e-3, rel=1e-3) if clipped else total > 1e-2
 
 
@@ -148,7 +148,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
     config = {**SETTINGS, "steps": 1, "clip": 1e-3}
     stepper = new_stepper(config)
     train(tmp_path, batches(1), config, stepper)
-    total = math.sqrt(sum(float(each.grad.square().sum()) for each in stepper.state.network.parameters()))
+    total = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in stepper.state.network.parameters()))
     assert total == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -177,23 +177,25 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(tmp_path: Pa
     config = {**SETTINGS, "steps": 4, "save_every": 1, "keep": 9, "optimizer": optimizer, "weight_decay": 0.1}
     train(tmp_path, batches(4), config, spoilt(config, {1, 3}, SPOILS[spoil]))
     first, second, third, fourth = list_checkpoints(tmp_path / "checkpoints")
-    assert [each.position for each in (first, second, third, fourth)] == [
+    assert [checkpoint.position for checkpoint in (first, second, third, fourth)] == [
         Position(1, 0, 1, 1),
         Position(2, 0, 1, 0),
         Position(3, 0, 2, 1),
         Position(4, 0, 2, 0),
     ]
     network = new_stepper(config).state.network
-    assert all(torch.equal(each, network.state_dict()[name]) for name, each in load_file(first.path / MODEL).items())
+    assert all(
+        torch.equal(tensor, network.state_dict()[name]) for name, tensor in load_file(first.path / MODEL).items()
+    )
     for name in (MODEL, OPTIMIZER):
         before, after = load_file(second.path / name), load_file(third.path / name)
         assert before.keys() == after.keys()
-        assert all(torch.equal(each, after[key]) for key, each in before.items())
-        assert any(not torch.equal(each, after[key]) for key, each in load_file(fourth.path / name).items())
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+        assert any(not torch.equal(tensor, after[key]) for key, tensor in load_file(fourth.path / name).items())
     written = lines(tmp_path)
-    assert [each["skipped"] for each in written] == [1, 1, 2, 2]
-    assert ["grad_norm" in each for each in written] == [False, True, False, True]
-    assert all(math.isfinite(value) for each in written for value in each.values())
+    assert [line["skipped"] for line in written] == [1, 1, 2, 2]
+    assert ["grad_norm" in line for line in written] == [False, True, False, True]
+    assert all(math.isfinite(value) for line in written for value in line.values())
 
 
 def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path) -> None:
@@ -202,8 +204,8 @@ def test_many_such_steps_in_a_row_end_the_loop(tmp_path: Path) -> None:
         train(tmp_path, batches(8), config, spoilt(config, {2, 4, 5, 6}, SPOILS["nan"]), progress=heard)
     assert heard.skipped == [None, 1, 1, 2, 3]
     assert caught.value.position == Position(6, 0, 4, 3)
-    assert [each["step"] for each in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert [each.position for each in list_checkpoints(tmp_path / "checkpoints")] == [
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [checkpoint.position for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [
         Position(2, 0, 1, 1),
         Position(4, 0, 2, 1),
     ]
@@ -216,7 +218,7 @@ def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
     config = {**SETTINGS, "optimizer": optimizer, "ema_power": (0.1,), "weight_decay": 0.1}
     network = build_network(ARCHITECTURE, 0).cuda()
     stepper = stepper_for(network, config, micro_batch=4)
-    data = [Batch(each.x.cuda()) for each in batches(4)]
+    data = [Batch(training_batch.x.cuda()) for training_batch in batches(4)]
     stepper.take(data[0], 0, 0)  # what is made on first use may wait
     torch.cuda.set_sync_debug_mode("error")
     try:

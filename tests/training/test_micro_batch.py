@@ -100,16 +100,16 @@ def at_most(limit: int, stepper: Stepper, seen: list[int]) -> Stepper:
 
 
 @pytest.mark.parametrize("case", ["fm", "union"])
-@pytest.mark.parametrize(("limit", "found"), [(12, 12), (11, 6), (5, 4), (1, 1)])
-def test_auto_takes_the_largest_that_fits(case: str, limit: int, found: int) -> None:
+@pytest.mark.parametrize(("limit", "largest"), [(12, 12), (11, 6), (5, 4), (1, 1)])
+def test_auto_takes_the_largest_that_fits(case: str, limit: int, largest: int) -> None:
     seen: list[int] = []
     stepper = at_most(limit, stepper_of(case), seen)
     network = stepper.state.network
-    before = {name: each.clone() for name, each in network.state_dict().items()}
-    assert largest_that_fits(stepper, 12, CPU) == found
-    assert set(seen) == {each for each in divisors(12) if each >= found}
-    assert all(each.grad is None for each in network.parameters())
-    assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert largest_that_fits(stepper, 12, CPU) == largest
+    assert set(seen) == {divisor for divisor in divisors(12) if divisor >= largest}
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert stepper.state.optimizer.state() == {}
 
 
@@ -163,7 +163,7 @@ def test_auto_fits_on_the_gpu() -> None:
     device = torch.device("cuda")
     network = build_network(DiTArchitecture((4, 16, 16), depth=12, width=768, heads=12), 0).to(device)
     stepper = stepper_for(network, PLAIN)
-    found = largest_that_fits(stepper, 2048, device)
-    assert 1 <= found < 2048
-    taken = replace(stepper, micro_batch=found).take(Batch(torch.randn(2048, 4, 16, 16, device=device)), 0, 0)
+    size = largest_that_fits(stepper, 2048, device)
+    assert 1 <= size < 2048
+    taken = replace(stepper, micro_batch=size).take(Batch(torch.randn(2048, 4, 16, 16, device=device)), 0, 0)
     assert not taken.skipped

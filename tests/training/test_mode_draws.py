@@ -35,8 +35,8 @@ MODES = 4
 
 @pytest.fixture
 def latents(small: Small) -> Iterator[LatentsFile]:
-    with open_latents(small.latents("classes")) as found:
-        yield found
+    with open_latents(small.latents("classes")) as file:
+        yield file
 
 
 def broad_mixture(latents: LatentsFile, folder: Path, top_k: int = MODES) -> Path:
@@ -84,8 +84,8 @@ def test_drawn_modes_have_the_posterior_of_each_image_and_of_its_mirror_image(
             for descriptor, mode in zip(batch.descriptors.numpy(), own.tolist(), strict=True):
                 counts = seen.setdefault(descriptor.tobytes(), (descriptor, np.zeros(MODES)))[1]
                 counts[mode] += 1
-        expected = bayes(np.stack([each[0] for each in seen.values()]), gmm)
-    counts = np.stack([each[1] for each in seen.values()])
+        expected = bayes(np.stack([value[0] for value in seen.values()]), gmm)
+    counts = np.stack([value[1] for value in seen.values()])
     assert 100 < len(seen) <= 120  # a few digits are their own mirror images
     assert (expected.max(1) < 0.95).mean() > 0.5  # else there is nothing to draw
     expected = expected * counts.sum(1, keepdims=True)

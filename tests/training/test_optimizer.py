@@ -21,8 +21,8 @@ GO, SKIP = torch.tensor(False), torch.tensor(True)
 
 def with_gradient(network: Network, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    for each in network.parameters():
-        each.grad = torch.randn(each.shape, generator=draw)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
 
 
 def make(config: OptimizerSettings) -> tuple[Network, Optimizer]:
@@ -31,15 +31,15 @@ def make(config: OptimizerSettings) -> tuple[Network, Optimizer]:
 
 
 def weights(network: Network) -> dict[str, torch.Tensor]:
-    return {name: each.clone() for name, each in network.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 def test_adamw_is_torchs() -> None:
     network, optimizer = make(ADAMW)
     twin, _ = make(ADAMW)
     groups = [
-        {"params": [each for each in twin.parameters() if each.dim() >= 2], "weight_decay": 0.1},
-        {"params": [each for each in twin.parameters() if each.dim() < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in twin.parameters() if parameter.dim() >= 2], "weight_decay": 0.1},
+        {"params": [parameter for parameter in twin.parameters() if parameter.dim() < 2], "weight_decay": 0.0},
     ]
     theirs = torch.optim.AdamW(groups, lr=0.02, betas=(0.8, 0.9), fused=False, foreach=False)
     for seed in range(5):
@@ -60,18 +60,18 @@ def test_moments_in_8_bits_move_the_weights_as_those_in_32_nearly() -> None:
             with_gradient(subject, seed)
             its.step(0.01, GO)
     one, two = (
-        torch.cat([(each - start[name]).flatten() for name, each in weights(subject).items()])
+        torch.cat([(tensor - start[name]).flatten() for name, tensor in weights(subject).items()])
         for subject in (network, twin)
     )
     assert 0 < (one - two).norm() / two.norm() < 0.05
-    kinds = {key.rpartition(".")[2]: each.dtype for key, each in optimizer.state().items()}
+    kinds = {key.rpartition(".")[2]: tensor.dtype for key, tensor in optimizer.state().items()}
     assert kinds["exp_avg_codes"] == torch.uint8 and kinds["exp_avg_sq_scale"] == torch.float32
     assert optimizer.state()["blocks.0.mlp.0.weight.exp_avg_codes"].shape == (128, 32)
 
 
 def test_without_torchao_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
-    for name in [each for each in sys.modules if each.partition(".")[0] == "torchao"]:
+    for name in [module for module in sys.modules if module.partition(".")[0] == "torchao"]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"--optimizer adamw8bit needs torchao: run pip install.*, or use adamw"):
         EIGHT_BIT.check_installed()
@@ -81,10 +81,12 @@ def test_without_torchao_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 def test_muon_takes_the_matrices_of_the_blocks() -> None:
     network, optimizer = make(MUON)
     adamw, muon = optimizer.parts
-    taken = {optimizer.names[each] for each in muon.param_groups[0]["params"]}
+    taken = {optimizer.names[parameter] for parameter in muon.param_groups[0]["params"]}
     assert "blocks.0.attn.qkv.weight" in taken
-    assert taken == {name for name, each in network.named_parameters() if "blocks." in name and each.dim() == 2}
-    rest = {optimizer.names[each] for group in adamw.param_groups for each in group["params"]}
+    assert taken == {
+        name for name, parameter in network.named_parameters() if "blocks." in name and parameter.dim() == 2
+    }
+    rest = {optimizer.names[parameter] for group in adamw.param_groups for parameter in group["params"]}
     assert taken | rest == {name for name, _ in network.named_parameters()}
     assert not taken & rest
 
@@ -111,34 +113,34 @@ def test_a_step_that_is_called_off_leaves_no_trace(config: OptimizerSettings) ->
     for seed, skip in enumerate([SKIP, GO, SKIP, SKIP, GO]):
         with_gradient(network, seed)
         if skip:
-            for index, each in enumerate(network.parameters()):
-                assert each.grad is not None
-                each.grad.mul_((torch.nan, torch.inf, 1.0)[index % 3])
+            for index, parameter in enumerate(network.parameters()):
+                assert parameter.grad is not None
+                parameter.grad.mul_((torch.nan, torch.inf, 1.0)[index % 3])
         before = weights(network)
         optimizer.step(0.01, skip)
-        assert all(torch.equal(each, before[name]) for name, each in weights(network).items()) == bool(skip)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in weights(network).items()) == bool(skip)
         if not skip:
             with_gradient(twin, seed)
             its_optimizer.step(0.01, GO)
-    assert all(torch.equal(each, weights(twin)[name]) for name, each in weights(network).items())
+    assert all(torch.equal(tensor, weights(twin)[name]) for name, tensor in weights(network).items())
     here, there = optimizer.state(), its_optimizer.state()
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 @ALL
-def test_a_state_goes_on_in_another_optimizer(config: OptimizerSettings) -> None:
+def test_a_state_continues_in_another_optimizer(config: OptimizerSettings) -> None:
     network, optimizer = make(config)
     for seed in range(3):
         with_gradient(network, seed)
         optimizer.step(0.01, GO)
     twin, its_optimizer = make(config)
     twin.load_state_dict(network.state_dict())
-    its_optimizer.load({name: each.clone() for name, each in optimizer.state().items()})
+    its_optimizer.load({name: tensor.clone() for name, tensor in optimizer.state().items()})
     for subject, its in ((network, optimizer), (twin, its_optimizer)):
         with_gradient(subject, 9)
         its.step(0.01, GO)
-    assert all(torch.equal(each, weights(twin)[name]) for name, each in weights(network).items())
+    assert all(torch.equal(tensor, weights(twin)[name]) for name, tensor in weights(network).items())
     with pytest.raises(KeyError, match="another"):
         its_optimizer.load({"another.exp_avg": torch.zeros(1)})
 

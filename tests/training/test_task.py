@@ -32,15 +32,15 @@ def combinations() -> list[dict[str, str]]:
         "coupling": ("independent", "mode", "batch-ot"),
         "condition": ("none", "class", "mode"),
     }
-    found = []
+    seen = []
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         try:
             MethodSettings(**settings)
         except UserError:
             continue
-        found.append(settings)
-    return found
+        seen.append(settings)
+    return seen
 
 
 def configure(**settings: Any) -> MethodRecord:
@@ -102,20 +102,20 @@ def test_there_are_the_combinations_that_the_design_has() -> None:
     assert len(combinations()) == 3 * (5 + 2 + 1)
 
 
-@pytest.mark.parametrize("settings", combinations(), ids=lambda each: "-".join(each.values()))
+@pytest.mark.parametrize("settings", combinations(), ids=lambda shape: "-".join(shape.values()))
 def test_every_combination_is_finite_and_trains_every_weight(settings: dict[str, str]) -> None:
     record = configure(**settings)
     network = make_network(record)
     with torch.no_grad():
-        for each in network.parameters():  # zero weights stop the gradient of what is before them
-            each.add_(0.1)
+        for parameter in network.parameters():  # zero weights stop the gradient of what is before them
+            parameter.add_(0.1)
     loss = loss_of(network, make_batch(record, 16), record)
     assert loss.shape == (16,)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss).all()
     loss.mean().backward()
-    for name, each in network.named_parameters():
-        assert each.grad is not None and torch.isfinite(each.grad).all(), name
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     again = loss_of(network, make_batch(record, 16), record)
     assert torch.equal(loss.detach(), again.detach())
 
@@ -124,14 +124,14 @@ def test_flow_matching_from_zero_is_the_mean_square_of_the_velocity() -> None:
     """With u = 0 predicted: E|z - x|^2 = 1 + E x^2 for a Gaussian source, E|mu - x|^2 + s^2 for a mode's."""
     record = configure()
     batch = make_batch(record, 4000)
-    found = loss_of(make_network(record), batch, record).mean()
-    assert found.item() == pytest.approx(1 + batch.x.square().mean().item(), rel=0.02)
+    loss = loss_of(make_network(record), batch, record).mean()
+    assert loss.item() == pytest.approx(1 + batch.x.square().mean().item(), rel=0.02)
     record = configure(source="gmm", coupling="mode")
     batch = make_batch(record, 4000)
-    found = loss_of(make_network(record), batch, record).mean()
+    loss = loss_of(make_network(record), batch, record).mean()
     assert batch.source_modes is not None
     expected = (batch.source_modes.mean - batch.x).square().mean() + batch.source_modes.std.square().mean()
-    assert found.item() == pytest.approx(expected.item(), rel=0.02)
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02)
 
 
 def test_batch_transport_lowers_the_loss() -> None:

@@ -17,9 +17,9 @@ class Clock:
 
 def slow(clock: Clock, count: int) -> Iterator[int]:
     """Batches that take 1 s each to come."""
-    for each in range(count):
+    for index in range(count):
         clock.now += 1
-        yield each
+        yield index
 
 
 def test_figures_of_a_lap() -> None:

@@ -170,7 +170,7 @@ EXTRACTORS: tuple[Row, ...] = (
 AUTO, ALL = "auto", "all"
 
 AUTOMATIC = ("inception", "tokenizer")
-"""Those of which ``auto`` takes the first that can be had."""
+"""``auto`` uses the first of these that is available."""
 
 FDR = tuple(row.name for row in EXTRACTORS if row.module.startswith(TIMM))
 """Those by timm."""

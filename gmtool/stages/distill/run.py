@@ -39,7 +39,7 @@ def distill(teacher_path: Path, run_path: Path, config: DistillConfig, progress:
 
 
 def forecast(teacher_path: Path, run_path: Path, config: DistillConfig, price: float | None = None) -> Forecast:
-    """What ``distill`` with the same arguments would take; nothing is written. Raises what `distill` does."""
+    """The cost of ``distill`` with the same arguments; nothing is written. Raises as `distill` does."""
     device = resolve_device(config.compute.device)
     with ExitStack() as stack:
         teacher = open_teacher(teacher_path, config)

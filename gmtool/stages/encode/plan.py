@@ -1,4 +1,4 @@
-"""What ``encode`` will make, settled before anything is written: images, tokenizer, sizes of the file, settings."""
+"""The plan of ``encode``, resolved before anything is written: images, tokenizer, sizes of the file, settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
 
 @dataclass(frozen=True, eq=False)
 class EncodePlan:
-    """What will be encoded, settled before anything is written.
+    """The plan of an encoding.
 
     images: all that were found. rows: those to encode. tokenizer: its record, not fitted. layout: the sizes of the
     file. key: digest of all that the result depends on. settings: as the file records them, by name. choices: the

@@ -49,7 +49,7 @@ CLASS_COUNTS = "class_counts"
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What was made.
+    """The result of an encoding.
 
     path: the latents file. samples: their number; shape: (C, H, W) of one; descriptor_size: D. classes: their number;
     empty_classes: those without a sample, in words. bytes: size of the file. seconds: of this call. skipped: images

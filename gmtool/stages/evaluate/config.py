@@ -14,7 +14,7 @@ from gmtool.settings import CacheSize, Device, Option, RealImages, Seed, Setting
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
-    """What samples are compared with, by which features and metrics."""
+    """The reference of the comparison, its features and its metrics."""
 
     reference: RealImages = None
     extractor: ExtractorSettings = ExtractorSettings()

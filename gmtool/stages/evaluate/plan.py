@@ -1,4 +1,4 @@
-"""What an evaluation will do, settled and checked before anything is computed."""
+"""The plan of an evaluation, resolved and checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EvaluatePlan:
         return self.subject.side
 
     def notes(self) -> list[str]:
-        """What a user should know of the choices: why these features, and what is left out."""
+        """Notes for the user: why these features, and what is left out."""
         chosen = [features for features in self.features if not self.config.extractor.asked]
         return [
             *(f"features: {extractor_row(features.name).title}, because {features.choice.why}" for features in chosen),

@@ -1,4 +1,4 @@
-"""How the run of some samples moves latents, and how far they end from real ones: what eval asks the network for.
+"""Trajectories of a run's flow, and the distance of its latents to real ones: the metrics that need the network.
 
 All in normalised latents, unguided, by Euler's method in `STEPS` steps; see `gmtool.evaluation.trajectory`.
 """

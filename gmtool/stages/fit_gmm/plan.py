@@ -1,4 +1,4 @@
-"""What a fit will do and what it needs, resolved before anything is written."""
+"""The plan of a fit and its needs, resolved before anything is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gmtool.stages.fit_gmm.plots import check_picture
 
 @dataclass(frozen=True, eq=False)
 class FitPlan:
-    """What a fit will do.
+    """The plan of a fit.
 
     config: the settings. latents, output: the files. shape (C, H, W) and descriptor_size: of a sample. part: the rows
     of the file that are used (N,), ascending, of which ``mirrored`` are mirrored copies of others. held: which of them

@@ -1,4 +1,4 @@
-"""What an import will write, settled before anything is written."""
+"""The plan of an import, resolved before anything is written."""
 
 from __future__ import annotations
 

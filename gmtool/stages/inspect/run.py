@@ -1,4 +1,4 @@
-"""What a file or folder of gmtool is, where it came from, and whether that is still there unchanged."""
+"""Description of a file or folder of gmtool: its kind, its provenance, and whether its inputs still match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a likelihood will be computed of, settled and checked before anything is computed."""
+"""The plan of a likelihood, resolved and checked before anything is computed."""
 
 from __future__ import annotations
 

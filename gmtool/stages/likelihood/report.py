@@ -1,4 +1,4 @@
-"""What ``gmtool likelihood`` found."""
+"""The report of ``gmtool likelihood``."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from gmtool.tokenizers.settings import TokenizerSettings
 
 @dataclass(frozen=True)
 class ReconstructConfig(Settings):
-    """What is reconstructed by what, and by which figures it is judged."""
+    """Images, tokenizer and decoder, and the metrics of the reconstructions."""
 
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     extractor: ExtractorSettings = ExtractorSettings()

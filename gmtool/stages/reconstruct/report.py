@@ -1,4 +1,4 @@
-"""What ``reconstruct`` finds."""
+"""The report of ``reconstruct``."""
 
 from __future__ import annotations
 

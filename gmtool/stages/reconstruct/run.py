@@ -65,7 +65,7 @@ SMALLEST = 11
 
 @dataclass(frozen=True, eq=False)
 class ReconstructPlan:
-    """What will be reconstructed by what. rows: of the images."""
+    """The plan of a reconstruction. rows: of the images."""
 
     config: ReconstructConfig
     images: ImageSet

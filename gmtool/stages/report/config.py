@@ -10,7 +10,7 @@ from gmtool.settings import Option, Settings
 
 @dataclass(frozen=True)
 class ReportConfig(Settings):
-    """What the page is called, and how large it may be."""
+    """Title, contents and maximum size of the page."""
 
     title: Annotated[
         str | None, Option("Title of the page. Default: the name of the folder shown.", metavar="TEXT")

@@ -1,4 +1,4 @@
-"""What a report will show, and where it goes, settled before the pictures are read."""
+"""The plan of a report and its destination, resolved before the pictures are read."""
 
 from __future__ import annotations
 

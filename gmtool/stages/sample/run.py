@@ -1,8 +1,8 @@
 """Sampling: draw latents in batches, decode them, and put together the samples folder.
 
-The work goes to a hidden folder (`gmtool.artifacts.outputs`), a file a batch, so that the same command resumes what was
-stopped; the folder of samples appears when all is there. Of several processes each draws its share of the batches, and
-the first puts them together.
+The work goes to a hidden folder (`gmtool.artifacts.outputs`), a file per batch, so that the same command resumes what
+was stopped; the folder of samples appears when all is there. Of several processes each draws its share of the batches,
+and the first puts them together.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GRID_IMAGES = 100
 PLAN = "plan.json"
 """What an unfinished folder is being made by."""
 REMOVE = "remove it, and run the same command again"
-"""What mends a batch that is damaged."""
+"""The remedy for a damaged batch."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class SampleJob:
         return len(self.drawing) * (4 * int(np.prod(self.drawing.run.architecture.shape)) + 3 * image)
 
     def forecast(self) -> Forecast:
-        """What drawing them takes."""
+        """The cost of drawing the samples."""
         drawing, evaluations = self.drawing, evaluations_of(self.plan)
         shape = " x ".join(map(str, drawing.run.architecture.shape))
         return Forecast(

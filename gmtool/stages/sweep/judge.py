@@ -1,4 +1,4 @@
-"""What scores the samples of every point: the extractors, and the features of the real images, found once."""
+"""Scoring of every point's samples: the extractors, and the features of the real images, computed once."""
 
 from __future__ import annotations
 

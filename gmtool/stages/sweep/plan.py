@@ -1,4 +1,4 @@
-"""What a sweep will do, settled and checked before anything is computed."""
+"""The plan of a sweep, resolved and checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gmtool.stages.sweep.points import Grid, plan_grid
 from gmtool.tokenizers.build import missing_decoder
 
 FOLDER = Path("sweep")
-"""What is written by default."""
+"""The folder that is written by default."""
 
 SHOWN = 12
 """Values of an axis that are listed."""
@@ -47,7 +47,7 @@ class SweepPlan:
     world: World
 
     def notes(self) -> list[str]:
-        """What a user should know of the points, and of the choices."""
+        """Notes for the user on points and choices."""
         grid, features = self.grid, self.features
         chosen = () if self.config.extractor.asked else features.features
         same = f"{grid.repeated:,} combinations differ in settings without effect alone: each is drawn once"

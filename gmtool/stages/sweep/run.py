@@ -1,6 +1,6 @@
 """A sweep: every point drawn and scored with the network loaded once, resumed point by point.
 
-The work goes to a hidden folder (`gmtool.artifacts.outputs`), a file a point, by a key of everything that its figures
+The work goes to a hidden folder (`gmtool.artifacts.outputs`), a file per point, by a key of everything that its figures
 depend on; an earlier sweep in the same place is looked through too, so that a larger grid draws only what is new. Of
 several processes each takes its share of the points, and the first puts them together.
 """
@@ -247,7 +247,7 @@ def _row(plan: SweepPlan, judge: Judge, task: Task, figures: tuple[Figure, ...])
 
 
 def command_of(plan: SweepPlan, judge: Judge, task: Task) -> str:
-    """What a user types for the samples of a point and their scores."""
+    """The commands that reproduce the samples of a point and their scores."""
     samples = f"samples-{task.key[:8]}"
     config = plan.config
     names = settings_of(EvaluateConfig).keys() & settings_of(SweepConfig).keys()

@@ -1,4 +1,4 @@
-"""What a training run will take, before it is begun: ``gmtool train --dry-run``."""
+"""The cost of a training run, before it begins: ``gmtool train --dry-run``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gmtool.training.micro_batch import divisors
 METRICS_BYTES = 120
 """About a line of metrics.jsonl."""
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
-"""What a preset is reckoned for where the latents are not there yet."""
+"""The data assumed for a preset when the latents do not exist yet."""
 
 
 def forecast(
@@ -37,7 +37,7 @@ def forecast(
     recipe: Mapping[str, Mapping[str, Any]] | None = None,
     price: float | None = None,
 ) -> Forecast:
-    """What ``train`` with the same arguments would take. Nothing is written, and no number of the network computed.
+    """The cost of ``train`` with the same arguments. Nothing is written, and the network is not evaluated.
 
     recipe: the tables of a preset by command; where the latents do not exist, it says what they would be. price: of an
     hour of this machine. Raises UserError as ``train`` does for inputs that do not fit together.

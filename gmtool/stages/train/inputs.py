@@ -71,7 +71,7 @@ class TrainInputs:
 def files_of(
     plan: TrainPlan, latents: LatentsFile | None, gmm: GmmFile | None, teacher: Sequence[Input] = ()
 ) -> tuple[Input, ...]:
-    """What a run reads, as its record names it; teacher: the weights of a student's."""
+    """The files that a run reads, as its manifest names them. teacher: the weights of a student's teacher."""
     used, images = list(teacher), plan.config.data.images
     if latents is not None:
         used.append(Input("latents", str(latents.path.absolute()), latents.manifest.fingerprint))

@@ -1,4 +1,4 @@
-"""All that watches a training run: loggers, preview grids and scores at intervals, and the meter of its throughput."""
+"""Monitoring of a training run: loggers, preview grids and scores at intervals, throughput."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gmtool.training.throughput import ThroughputMeter
 
 @dataclass(frozen=True)
 class Monitoring:
-    """What watches a run, for its loop; by default nothing."""
+    """Loggers and events of a run's loop; none by default."""
 
     loggers: tuple[Logger, ...] = ()
     events: tuple[Event, ...] = ()

@@ -27,7 +27,7 @@ from gmtool.training.settings import CPU_BATCH, GPU_BATCH
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a plan depends on of the data.
+    """The facts about the data that a plan depends on.
 
     shape (C, H, W) of the latents; samples; classes, their number. modes: of the fitted mixture, 0 for none, and
     mixture: that mixture in words. latents: what to call their file.
@@ -63,7 +63,7 @@ class TrainPlan:
     teaching: Teaching | None = None
 
     def cost(self, precision: torch.dtype) -> StepCost:
-        """What a step costs."""
+        """The cost of a step."""
         checkpointing = self.config.compute.checkpoint_activations
         return step_cost(self.architecture, self.method, precision, checkpointing, self.teaching)
 

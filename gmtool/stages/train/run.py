@@ -199,7 +199,7 @@ def new_state(inputs: TrainInputs) -> TrainState[Network]:
 
 
 def averaged_model(inputs: TrainInputs, state: TrainState[Network]) -> TrainedModel:
-    """What is drawn from while a run is trained: the first average of its weights."""
+    """The model for previews and scores during training: the first average of the weights."""
     plan, device = inputs.plan, inputs.world.device
     return TrainedModel(
         network=state.averages[0].network,

@@ -1,4 +1,4 @@
-"""What a decoder's training will take, before it is begun: ``gmtool train-decoder --dry-run``."""
+"""The cost of a decoder's training, before it begins: ``gmtool train-decoder --dry-run``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What watches a decoder's training: pairs of held-out images and reconstructions, and scores of these."""
+"""Monitoring of a decoder's training: pairs of held-out images and reconstructions, and their scores."""
 
 from __future__ import annotations
 

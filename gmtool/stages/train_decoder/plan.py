@@ -1,4 +1,4 @@
-"""What a decoder's training will be: all settings resolved, for given images."""
+"""The plan of a decoder's training on given images, with all settings resolved."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class TrainDecoderReport:
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """What a run is made of, in memory."""
+    """The parts of a run, in memory."""
 
     plan: TrainDecoderPlan
     world: World
@@ -177,7 +177,7 @@ def _network(plan: TrainDecoderPlan) -> DecoderNetwork:
 
 
 def _stepper(parts: _Parts) -> DecoderStepper:
-    """What takes steps, the micro-batch settled."""
+    """The stepper, with its micro-batch resolved."""
     plan, world, config = parts.plan, parts.world, parts.plan.config
     adversarial = None
     if plan.adversarial:
@@ -339,7 +339,7 @@ def _create_or_open(folder: Path, parts: _Parts) -> DecoderRun:
 
 
 def _inputs(parts: _Parts) -> list[Input]:
-    """What a run is made from, by its content."""
+    """The inputs of a run, by their fingerprints."""
     plan = parts.plan
     root = plan.crops.images.root
     return [

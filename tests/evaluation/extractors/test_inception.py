@@ -71,7 +71,7 @@ def test_weights_are_fetched_into_the_hub_cache_whole(cache, server):
     assert fetch_weights(progress, None) == weights_cache() == cache / f"weights-{digest}.pth"
     assert weights_cache().read_bytes() == content
     assert sum(seen) == len(content) // 2**20
-    assert [each.name for each in cache.iterdir()] == [f"weights-{digest}.pth"]
+    assert [path.name for path in cache.iterdir()] == [f"weights-{digest}.pth"]
 
 
 def test_other_content_than_published_is_not_kept(cache, server):
@@ -148,9 +148,9 @@ def test_the_digest_is_the_hubs(tmp_path, monkeypatch):
 def test_spatial_features_lie_as_adms_do():
     """Seven channels at each of 17 x 17 positions, channels fastest, as TensorFlow's NHWC is flattened."""
     maps = torch.randn(2, 192, 17, 17)
-    found = spatial_features(maps)
-    assert found.shape == (2, 2023)
-    np.testing.assert_array_equal(found.numpy(), maps.numpy().transpose(0, 2, 3, 1)[..., :7].reshape(2, -1))
+    spatial = spatial_features(maps)
+    assert spatial.shape == (2, 2023)
+    np.testing.assert_array_equal(spatial.numpy(), maps.numpy().transpose(0, 2, 3, 1)[..., :7].reshape(2, -1))
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_spatial_features_are_of_the_fourth_of_the_blocks_of_17_by_17(inception_
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     seen: list[torch.Tensor] = []
     blocks = [name for name, _ in extractor.network.named_children() if name.startswith("Mixed_6")]
-    handle = extractor.network.get_submodule(blocks[3]).register_forward_hook(lambda *found: seen.append(found[2]))
+    handle = extractor.network.get_submodule(blocks[3]).register_forward_hook(lambda *call: seen.append(call[2]))
     features = extractor(images)
     handle.remove()
     assert blocks[0] == "Mixed_6a" and seen[0].shape == (2, 768, 17, 17)

@@ -95,9 +95,9 @@ def test_vectors_are_of_the_published_preprocessing_and_pooling(weights, name, s
             "fdr-convnext": lambda: features.mean((2, 3)),
             "fdr-siglip": lambda: network.attn_pool(features),
         }.get(name, lambda: features[:, 0])()
-    found = opened(name, weights)(IMAGES).vectors
-    assert found.std() > 0.01
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    vectors = opened(name, weights)(IMAGES).vectors
+    assert vectors.std() > 0.01
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
 
 
 def pictures(folder: Path, seed: int, count: int = 6) -> Path:

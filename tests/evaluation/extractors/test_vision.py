@@ -83,11 +83,11 @@ def test_clip_embeddings_have_length_one(clip):
     network = transformers.CLIPVisionModelWithProjection.from_pretrained(clip).eval()
     processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False)
     resized = interpolate(IMAGES / 255, (24, 24), mode="bicubic", antialias=True)
-    mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
+    mean, deviation = (torch.tensor(colour).view(3, 1, 1) for colour in (processor.image_mean, processor.image_std))
     expected = network((resized - mean) / deviation).image_embeds
-    found = extractor(IMAGES).vectors
-    torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    vectors = extractor(IMAGES).vectors
+    torch.testing.assert_close(vectors, expected / expected.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
 
 
 def test_a_whole_clip_and_one_without_safetensors(clip, tmp_path):
@@ -127,9 +127,9 @@ def test_vgg16_is_torch_fidelitys(tmp_path):
     with torch.device("meta"):
         shapes = torchvision.models.vgg16().state_dict()
     torch.manual_seed(0)
-    torch.save({name: 0.02 * torch.randn(each.shape) for name, each in shapes.items()}, tmp_path / "vgg.pth")
-    found = opened("vgg16", weights=tmp_path / "vgg.pth")(IMAGES).vectors
-    assert found.shape == (3, 4096) and found.min() == 0 and found.std() > 0
+    torch.save({name: 0.02 * torch.randn(shape.shape) for name, shape in shapes.items()}, tmp_path / "vgg.pth")
+    vectors = opened("vgg16", weights=tmp_path / "vgg.pth")(IMAGES).vectors
+    assert vectors.shape == (3, 4096) and vectors.min() == 0 and vectors.std() > 0
 
 
 def test_a_table_by_several_extractors(dinov2, clip, world, tmp_path, capsys):
@@ -143,7 +143,7 @@ def test_a_table_by_several_extractors(dinov2, clip, world, tmp_path, capsys):
         assert text in captured.out
     assert "FID" not in captured.out and "left out: Inception weights could not be fetched" in captured.err
     report = json.loads((tmp_path / "images.metrics.json").read_text())
-    values = {(each["features"], each["metric"]): each["generated"]["value"] for each in report["figures"]}
+    values = {(figure["features"], figure["metric"]): figure["generated"]["value"] for figure in report["figures"]}
     assert values["clip", "cmmd"] == pytest.approx(0, abs=1e-6) == values["dinov2", "frechet_distance"]
     assert ("clip", "precision") not in values and ("dinov2", "cmmd") not in values
     assert list(report["extractors"]) == ["dinov2", "clip"]

@@ -19,7 +19,7 @@ def values(generated: torch.Tensor, reference: torch.Tensor, **settings: int) ->
 @pytest.mark.parametrize("neighbours", [1, 5])
 def test_both_by_brute_force(neighbours):
     generated, reference = normal(50, 3, 1, scale=1.3), normal(70, 3, 2)
-    between, inside = (cdist(each.numpy(), reference.numpy()) for each in (reference, generated))
+    between, inside = (cdist(features.numpy(), reference.numpy()) for features in (reference, generated))
     hits = inside <= np.sort(between, axis=1)[:, neighbours]
     density, coverage = values(generated, reference, neighbours=neighbours, rows_at_once=13)
     assert density == pytest.approx(hits.sum() / (neighbours * 50))

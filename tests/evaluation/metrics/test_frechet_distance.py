@@ -42,7 +42,7 @@ def test_frechet_distance_of_general_gaussians_by_matrix_square_root():
 
 def test_frechet_distance_with_fewer_features_than_dimensions():
     first, second = normal(12, 40, 5), normal(9, 40, 6)
-    centred_1, centred_2 = ((each - each.mean(0)).double().numpy() for each in (first, second))
+    centred_1, centred_2 = ((statistics - statistics.mean(0)).double().numpy() for statistics in (first, second))
     fidelity_term = np.linalg.svd(centred_1 @ centred_2.T / np.sqrt(11 * 8), compute_uv=False).sum()
     expected = (
         ((first.double().mean(0) - second.double().mean(0)) ** 2).sum().item()
@@ -74,9 +74,11 @@ def test_a_shift_adds_its_squared_length_to_the_frechet_distance():
 @pytest.mark.parametrize(("count", "others", "dim"), [(400, 300, 32), (2000, 3000, 64)])
 def test_frechet_distance_is_torch_fidelitys(count, others, dim):
     mixing = normal(dim, dim, 30, scale=dim**-0.5)
-    first, second = (feature_statistics(each) for each in (normal(count, dim, 31), normal(others, dim, 32) @ mixing))
+    first, second = (
+        feature_statistics(features) for features in (normal(count, dim, 31), normal(others, dim, 32) @ mixing)
+    )
     theirs = fid_statistics_to_metric(
-        *({"mu": each.mean, "sigma": each.covariance} for each in (first, second)), verbose=False
+        *({"mu": features.mean, "sigma": features.covariance} for features in (first, second)), verbose=False
     )
     assert frechet_distance(first, second) == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-10)
 
@@ -107,7 +109,7 @@ def test_what_is_no_covariance_is_refused(matrix, message):
 
 
 def test_a_covariance_that_was_rounded_to_float32_is_one():
-    found = feature_statistics(normal(50, 100, 35))  # singular, so that rounding makes eigenvalues negative
-    rounded = FeatureStatistics(found.mean, found.covariance.astype(np.float32).astype(np.float64))
+    statistics = feature_statistics(normal(50, 100, 35))  # singular, so that rounding makes eigenvalues negative
+    rounded = FeatureStatistics(statistics.mean, statistics.covariance.astype(np.float32).astype(np.float64))
     assert np.linalg.eigvalsh(rounded.covariance).min() < 0
-    assert frechet_distance(rounded, found) == pytest.approx(0, abs=1e-3)
+    assert frechet_distance(rounded, statistics) == pytest.approx(0, abs=1e-3)

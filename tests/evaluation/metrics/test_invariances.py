@@ -12,7 +12,7 @@ from gmtool.evaluation.metrics import METRICS, MetricSettings
 CONTEXT = Context(MetricSettings(), 0, torch.device("cpu"))
 DISTANCES = ("frechet_distance", "spatial_frechet_distance", "kernel_distance", "mind", "cmmd")
 SHARES = ("precision", "recall", "coverage")
-ROWS = [row for row in METRICS if any(each.name in (*DISTANCES, *SHARES) for each in row.metrics)]
+ROWS = [row for row in METRICS if any(metric.name in (*DISTANCES, *SHARES) for metric in row.metrics)]
 
 
 def features(seed: int, shift: float = 0.0) -> Features:
@@ -20,32 +20,32 @@ def features(seed: int, shift: float = 0.0) -> Features:
 
 
 def values(generated: Features, reference: Features) -> dict[str, float]:
-    found = measured(ROWS, known_from_features(generated, reference), CONTEXT)
-    return {name: each.value for name, each in found.items()}
+    figures = measured(ROWS, known_from_features(generated, reference), CONTEXT)
+    return {name: figure.value for name, figure in figures.items()}
 
 
 def test_the_same_set_is_at_no_distance_and_wholly_covered() -> None:
-    found = values(features(0), features(0))
+    figures = values(features(0), features(0))
     scale = values(features(0), features(1, shift=1.0))
     for name in DISTANCES:
         # unbiased, the kernel distance of a set to itself lies below 0: the pairs of an image with itself count once
         bound = 0.0 if name == "kernel_distance" else 1e-6 * scale[name]
-        assert found[name] <= bound, name
+        assert figures[name] <= bound, name
     for name in SHARES:
-        assert found[name] == 1
+        assert figures[name] == 1
 
 
 def test_the_order_of_the_images_changes_nothing() -> None:
     generated, reference = features(0), features(1, shift=0.3)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    found = values(generated.rows(order), reference.rows(order.flip(0)))
+    permuted = values(generated.rows(order), reference.rows(order.flip(0)))
     for name, value in values(generated, reference).items():
-        assert found[name] == pytest.approx(value, rel=1e-4), name
+        assert permuted[name] == pytest.approx(value, rel=1e-4), name
 
 
 def test_what_is_shifted_farther_is_farther() -> None:
-    found = [values(features(0, shift), features(1)) for shift in (0.0, 0.7, 2.0)]
+    by_shift = [values(features(0, shift), features(1)) for shift in (0.0, 0.7, 2.0)]
     for name in DISTANCES:
-        assert found[0][name] < found[1][name] < found[2][name], name
+        assert by_shift[0][name] < by_shift[1][name] < by_shift[2][name], name
     for name in SHARES:
-        assert found[0][name] > found[2][name], name
+        assert by_shift[0][name] > by_shift[2][name], name

@@ -17,9 +17,9 @@ def test_kernel_distance_is_the_unbiased_mmd():
     others = ~np.eye(9, dtype=bool)
     expected = kernel(first, first)[others].mean() + kernel(second, second)[others].mean()
     expected -= 2 * kernel(first, second).mean()
-    found = kernel_distance(first, second, seed=0)
-    assert found.value == pytest.approx(expected, rel=1e-10)
-    assert found.spread == 0
+    distance = kernel_distance(first, second, seed=0)
+    assert distance.value == pytest.approx(expected, rel=1e-10)
+    assert distance.spread == 0
 
 
 @pytest.mark.slow

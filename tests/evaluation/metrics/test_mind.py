@@ -37,5 +37,5 @@ def test_the_same_set_is_at_no_distance_in_any_order_and_both_ways_are_equal():
 def test_sides_of_different_sizes_are_thinned_to_one():
     context = Context(MetricSettings(), 0, torch.device("cpu"))
     for images, size in ((10_000, 30), (20, 20)):
-        (found,) = measure(Pair(normal(50, 3, 7), normal(30, 3, 8)), context, images=images)
-        assert (found.images, found.reference_images) == (size, size) and found.value > 0
+        (measured,) = measure(Pair(normal(50, 3, 7), normal(30, 3, 8)), context, images=images)
+        assert (measured.images, measured.reference_images) == (size, size) and measured.value > 0

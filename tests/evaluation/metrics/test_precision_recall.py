@@ -49,7 +49,7 @@ def test_collapse_costs_recall_and_junk_costs_precision():
 
 
 def test_a_tiny_set_uses_the_neighbours_it_has():
-    assert all(0 <= each <= 1 for each in shares(normal(2, 3, 26), normal(3, 3, 27)))
+    assert all(0 <= share <= 1 for share in shares(normal(2, 3, 26), normal(3, 3, 27)))
 
 
 def test_the_default_is_that_of_published_figures():

@@ -23,13 +23,13 @@ def test_the_figures_follow_their_definition():
 
 @pytest.mark.parametrize(("value", "magnitude", "share"), [(0, 1, 1), (255, 1, 1), (51, 0.6, 0), (204, 0.6, 0)])
 def test_images_of_one_value(value, magnitude, share):
-    found = saturation([torch.full((2, 3, 4, 4), value, dtype=torch.uint8)])
-    assert [each.value for each in found] == [pytest.approx(magnitude), share, 0]
+    measured = saturation([torch.full((2, 3, 4, 4), value, dtype=torch.uint8)])
+    assert [measurement.value for measurement in measured] == [pytest.approx(magnitude), share, 0]
 
 
 def test_more_contrast_is_more_saturated():
     """As strong guidance does it: values stretched from the middle, and clipped by decoding."""
     drawn = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    found = [saturation([(127.5 + 60 * by * drawn).clamp(0, 255).byte()]) for by in (1, 2, 4)]
-    for first, second in itertools.pairwise(found):
+    by_scale = [saturation([(127.5 + 60 * by * drawn).clamp(0, 255).byte()]) for by in (1, 2, 4)]
+    for first, second in itertools.pairwise(by_scale):
         assert first[0].value < second[0].value and first[1].value < second[1].value

@@ -61,9 +61,9 @@ def page_of(*paths: Path, page: Path, **settings: object) -> str:
 
 
 def data_of(page: str) -> dict:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found is not None
-    return json.loads(found[1])
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert match is not None
+    return json.loads(match[1])
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +75,26 @@ def page(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_what_is_in_a_folder_is_found(experiments: Path) -> None:
-    found = collect([experiments])
-    assert {(each.kind, each.name) for each in found.artifacts} == {
+    collection = collect([experiments])
+    assert {(artifact.kind, artifact.name) for artifact in collection.artifacts} == {
         *(("run", name) for name in ("gmflow", "union")),
         *(("samples", f"{name}-{steps}") for name in ("gmflow", "union") for steps in (1, 2)),
         *(("gmm", "gmm.h5"), ("latents", "latents.h5"), ("sweep", "sweep")),
     }
-    assert found.left_out == ()
-    assert all(each.scores is not None for each in found.of("samples"))
+    assert collection.left_out == ()
+    assert all(artifact.scores is not None for artifact in collection.of("samples"))
 
 
 def test_a_path_that_is_named_twice_is_shown_once(experiments: Path) -> None:
-    found = collect([experiments / "gmflow", experiments / "union" / ".." / "gmflow", experiments])
-    assert len(found.of("run")) == 2
-    assert found.artifacts[0].name == "gmflow"
+    collection = collect([experiments / "gmflow", experiments / "union" / ".." / "gmflow", experiments])
+    assert len(collection.of("run")) == 2
+    assert collection.artifacts[0].name == "gmflow"
 
 
 @pytest.mark.parametrize("paths", [["gmflow"], ["gmflow", "union-2"], ["latents.h5"], ["gmm.h5"], ["sweep"]])
 def test_any_artifacts_make_a_page(experiments: Path, tmp_path: Path, paths: list[str]) -> None:
-    page = page_of(*(experiments / each for each in paths), page=tmp_path / "report.html")
-    assert all(f">{each}<" in page or f" {each}" in page for each in paths)
+    page = page_of(*(experiments / path for path in paths), page=tmp_path / "report.html")
+    assert all(f">{path}<" in page or f" {path}" in page for path in paths)
     assert ("<h2>Training</h2>" in page) == ("gmflow" in paths)
     assert ("<h2>Sweeps</h2>" in page) == ("sweep" in paths)
 
@@ -110,16 +110,16 @@ def edges(root: Path, *paths: Path) -> set[tuple[str, str]]:
 
 
 def test_what_was_made_from_what(experiments: Path) -> None:
-    found = edges(experiments, experiments)
-    assert any(one.startswith("images") and other == "latents latents.h5" for one, other in found)
+    links = edges(experiments, experiments)
+    assert any(one.startswith("images") and other == "latents latents.h5" for one, other in links)
     assert {
         ("latents latents.h5", "gmm gmm.h5"),
         ("latents latents.h5", "run gmflow"),
         ("gmm gmm.h5", "run union"),
         ("run union", "samples union-2"),
         ("samples union-2", "scores union-2/metrics.json"),
-    } <= found
-    assert ("latents latents.h5", "run union") not in found  # which the mixture implies
+    } <= links
+    assert ("latents latents.h5", "run union") not in links  # which the mixture implies
 
 
 def test_inputs_that_are_still_there_are_followed(experiments: Path) -> None:
@@ -172,39 +172,39 @@ def test_scores_are_those_of_the_files(experiments: Path, page: str) -> None:
     rows = Cells(page).rows
     for name in ("gmflow-1", "gmflow-2", "union-1", "union-2"):
         figures = json.loads((experiments / name / "metrics.json").read_text())["figures"]
-        assert rows[name] == {each["metric"]: each["generated"]["value"] for each in figures}
+        assert rows[name] == {figure["metric"]: figure["generated"]["value"] for figure in figures}
 
 
 def test_floors_are_those_of_the_files(experiments: Path, page: str) -> None:
     figures = json.loads((experiments / "union-2/metrics.json").read_text())["figures"]
     charts = data_of(page)["charts"]["scores-0"]["metrics"]
-    for each in figures:
-        if each["real"] is not None:
-            floor = {"name": "real images in their place", "y": each["real"]["value"]}
-            assert charts[each["metric"]]["floors"] == [floor]
+    for figure in figures:
+        if figure["real"] is not None:
+            floor = {"name": "real images in their place", "y": figure["real"]["value"]}
+            assert charts[figure["metric"]]["floors"] == [floor]
 
 
 def test_plotted_scores_are_those_of_the_files(experiments: Path, page: str) -> None:
-    lines = {each["name"]: each for each in data_of(page)["charts"]["scores-0"]["axes"]["evaluations"]["lines"]}
+    lines = {curve["name"]: curve for curve in data_of(page)["charts"]["scores-0"]["axes"]["evaluations"]["lines"]}
     assert set(lines) == {"gmflow", "union"}
     for run, line in lines.items():
         assert line["x"] == [1, 2]
         for index, steps in enumerate((1, 2)):
             figures = json.loads((experiments / f"{run}-{steps}/metrics.json").read_text())["figures"]
             assert {name: values[index] for name, values in line["values"].items()} == {
-                each["metric"]: each["generated"]["value"] for each in figures
+                figure["metric"]: figure["generated"]["value"] for figure in figures
             }
 
 
 def test_curves_are_those_of_the_files(experiments: Path, page: str) -> None:
-    charts = [each for key, each in data_of(page)["charts"].items() if key.startswith("training")]
-    shown = {each["title"] or each["yLabel"]: each for each in charts}
+    charts = [chart for key, chart in data_of(page)["charts"].items() if key.startswith("training")]
+    shown = {chart["title"] or chart["yLabel"]: chart for chart in charts}
     assert {"loss", "gradient norm", "learning rate", "images/s", "second quarter"} <= set(shown)
     for run in ("gmflow", "union"):
         records = [json.loads(line) for line in (experiments / run / "metrics.jsonl").read_text().splitlines()]
-        series = next(each for each in shown["loss"]["series"] if each["name"] == run)
-        assert series["x"] == [each["step"] for each in records]
-        assert series["y"] == [each["loss"] for each in records]
+        series = next(curve for curve in shown["loss"]["series"] if curve["name"] == run)
+        assert series["x"] == [record["step"] for record in records]
+        assert series["y"] == [record["loss"] for record in records]
 
 
 def test_sweeps_are_those_of_the_files(experiments: Path, page: str) -> None:
@@ -213,15 +213,15 @@ def test_sweeps_are_those_of_the_files(experiments: Path, page: str) -> None:
     for number, point in enumerate(sweep["points"], 1):
         assert rows[f"point {number}"][FD] == point["figures"][0]["generated"]["value"]
     axes = data_of(page)["charts"]["sweep-0"]["axes"]
-    assert {name: each["label"] for name, each in axes.items()} == {
+    assert {name: axis["label"] for name, axis in axes.items()} == {
         "evaluations": "network evaluations per sample",
         "--guidance-scale": "guidance scale",
     }
-    line = next(each for each in axes["evaluations"]["lines"] if each["name"] == "union, guidance scale 0.3")
+    line = next(curve for curve in axes["evaluations"]["lines"] if curve["name"] == "union, guidance scale 0.3")
     assert line["x"] == [2, 8]
     assert line["values"][FD] == pytest.approx([1.305, 0.555])  # means of two seeds
     assert line["low"][FD] == pytest.approx([1.3, 0.55]) and line["high"][FD] == pytest.approx([1.31, 0.56])
-    along = next(each for each in axes["--guidance-scale"]["lines"] if each["name"] == "union, steps 4")
+    along = next(curve for curve in axes["--guidance-scale"]["lines"] if curve["name"] == "union, steps 4")
     assert along["x"] == [0.1, 0.3]
 
 
@@ -272,12 +272,12 @@ def test_hostile_names(experiments: Path, tmp_path: Path) -> None:
         shutil.copytree(experiments / run, root / name)
         shutil.copytree(experiments / f"{run}-1", root / f"{name}-1")
     page = page_of(root, page=tmp_path / "report.html", title="</title><script>alert(2)</script>")
-    found = Cells(page)
-    assert sum(tag == "script" for tag, _ in found.tags) == 2  # the data and the page's own
-    assert not any(name.startswith("on") for _, given in found.tags for name in given)
-    assert not any(tag == "img" and given.get("src") == "x" for tag, given in found.tags)
-    assert names[1] in found.text and names[2] in found.text
-    assert {each["name"] for each in data_of(page)["charts"]["training-0-0"]["series"]} == set(names)
+    cells = Cells(page)
+    assert sum(tag == "script" for tag, _ in cells.tags) == 2  # the data and the page's own
+    assert not any(name.startswith("on") for _, given in cells.tags for name in given)
+    assert not any(tag == "img" and given.get("src") == "x" for tag, given in cells.tags)
+    assert names[1] in cells.text and names[2] in cells.text
+    assert {curve["name"] for curve in data_of(page)["charts"]["training-0-0"]["series"]} == set(names)
 
 
 @pytest.mark.slow
@@ -376,7 +376,7 @@ def test_nothing_of_the_users_is_replaced(experiments: Path, tmp_path: Path) -> 
     page.unlink()
     for _ in range(2):  # a page of its own is
         report([experiments / "union", page], ReportConfig(), Progress())
-    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_a_page_that_is_too_small(experiments: Path, tmp_path: Path) -> None:

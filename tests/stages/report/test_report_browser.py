@@ -36,7 +36,7 @@ def page(started: Page, path: Path) -> Iterator[Page]:
     started.open(path)
     yield started
     assert started.errors == []
-    assert all(each.startswith(("file:", "data:")) for each in started.requests)
+    assert all(request.startswith(("file:", "data:")) for request in started.requests)
 
 
 def attribute(page: Page, selector: str, name: str) -> str:
@@ -45,11 +45,13 @@ def attribute(page: Page, selector: str, name: str) -> str:
 
 def shown(page: Page, selector: str) -> int:
     """How many elements of a kind can be seen."""
-    return page.run(f"[...document.querySelectorAll('{selector}')].filter(each => each.checkVisibility()).length")
+    return page.run(f"[...document.querySelectorAll('{selector}')].filter(element => element.checkVisibility()).length")
 
 
 def test_every_picture_is_there(page: Page) -> None:
-    sizes = page.run("[...document.images].filter(each => each.id !== 'viewer-image').map(each => each.naturalWidth)")
+    sizes = page.run(
+        "[...document.images].filter(element => element.id !== 'viewer-image').map(element => element.naturalWidth)"
+    )
     assert len(sizes) >= 10 and all(sizes)
 
 
@@ -68,10 +70,10 @@ def test_results_fit_the_window(page: Page, results: Path, tmp_path: Path, width
     report([results, tmp_path / "report.html"], ReportConfig(), Progress())
     page.open(tmp_path / "report.html", width, 800)
     assert page.run("document.documentElement.scrollWidth") == width
-    sizes = page.run("[...document.querySelectorAll('#reconstructions img')].map(each => each.naturalWidth)")
+    sizes = page.run("[...document.querySelectorAll('#reconstructions img')].map(element => element.naturalWidth)")
     assert len(sizes) == 4 and all(sizes)
     assert shown(page, "#likelihood tbody tr") == 2 == shown(page, "#reconstructions tbody tr")
-    lengths = page.run("[...document.querySelectorAll('.results tbody th')].map(each => each.offsetHeight)")
+    lengths = page.run("[...document.querySelectorAll('.results tbody th')].map(element => element.offsetHeight)")
     assert max(lengths) < 60  # names are not broken into letters
 
 
@@ -89,8 +91,8 @@ def test_contrast(page: Page, path: Path) -> None:
       const paper = light(getComputedStyle(document.body).backgroundColor), box = document.createElement("i");
       document.body.append(box);
       return ["ink", "soft", "accent", ...Array.from({length: 8}, (_, i) => `s${i}`)].map(name => {
-        box.style.color = `var(--${name})`; const found = light(getComputedStyle(box).color);
-        return [name, Math.max(found, paper) / Math.min(found, paper)]; }); })()"""
+        box.style.color = `var(--${name})`; const shade = light(getComputedStyle(box).color);
+        return [name, Math.max(shade, paper) / Math.min(shade, paper)]; }); })()"""
     for dark in (False, True):
         page.open(path, dark=dark)
         for name, contrast in page.run(script):
@@ -113,12 +115,12 @@ def test_tabs(page: Page) -> None:
 
 def test_the_slider(page: Page) -> None:
     assert page.run("document.querySelector('#step-shown').textContent") == "4"
-    before = page.run("[...document.querySelectorAll('.frame:not([hidden])')].map(each => each.dataset.step)")
+    before = page.run("[...document.querySelectorAll('.frame:not([hidden])')].map(element => element.dataset.step)")
     assert before == ["4", "4"]
     page.run("document.querySelector('#step').focus()")
     page.press("ArrowLeft")
     assert page.run("document.querySelector('#step-shown').textContent") == "2"
-    after = page.run("[...document.querySelectorAll('.frame:not([hidden])')].map(each => each.dataset.step)")
+    after = page.run("[...document.querySelectorAll('.frame:not([hidden])')].map(element => element.dataset.step)")
     assert after == ["2", "2"]
     assert attribute(page, "#step", "aria-valuetext") == "step 2"
 
@@ -143,7 +145,7 @@ def test_a_picture_at_full_size(page: Page) -> None:
 
 def test_values_under_the_pointer(page: Page) -> None:
     """They are those of the data, at the point that is nearest."""
-    lines = page.run("data.charts['scores-0'].axes.evaluations.lines.map(each => each.values.frechet_distance)")
+    lines = page.run("data.charts['scores-0'].axes.evaluations.lines.map(element => element.values.frechet_distance)")
     x, y = page.place(PLOT)
     page.move(x + 400, y)
     tip = page.run(f"document.querySelector('{PLOT} .tip').innerText")
@@ -210,5 +212,5 @@ def test_scales_of_numbers(page: Page) -> None:
         return [made.ticks, made.ticks.map(made.at), made.at(low), made.at(high)]; }))"""
     for ticks, places, low, high in page.run(script):
         assert len(ticks) >= 2 and ticks == sorted(ticks)
-        assert places == sorted(places) and all(-1e-9 <= each <= 1 + 1e-9 for each in places)
+        assert places == sorted(places) and all(-1e-9 <= place <= 1 + 1e-9 for place in places)
         assert 0 <= low <= high <= 1

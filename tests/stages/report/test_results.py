@@ -112,7 +112,7 @@ def test_each_number_of_samples_has_its_own_floor(experiments: Path, tmp_path: P
     floors = {}
     for name, size in (("union-2", 12), ("more", 18)):
         figures = json.loads((root / name / "metrics.json").read_text())["figures"]
-        floors[size] = next(each["real"]["value"] for each in figures if each["metric"] == "frechet_distance")
+        floors[size] = next(figure["real"]["value"] for figure in figures if figure["metric"] == "frechet_distance")
     assert floors[12] != floors[18]
     page = page_of(root, page=tmp_path / "report.html")
     assert data_of(page)["charts"]["scores-0"]["metrics"]["frechet_distance"]["floors"] == [
