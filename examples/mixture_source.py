@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from point_flows import DIMENSIONS, MODES, curved_modes, optimise
-from sklearn.mixture import GaussianMixture as EM
+from point_flows import DIMENSIONS, MODES, curved_modes, fit, optimise
 from torch import Tensor
 
 from gmtool.console import print_table
@@ -52,15 +51,6 @@ FLOWS: dict[str, tuple[Method, bool]] = {
     "mixture, mode, gm-kl (union)": (union(RATIO, times=LATE), True),
 }
 """The rows of the tables: the method, and whether the network is conditioned on the mode."""
-
-
-def fit(x: Tensor, seed: int) -> tuple[ModeMixture, Tensor]:
-    """A diagonal mixture of eight modes, by EM from k-means, and p(k | x) of the data, (N, 8)."""
-    data = x.flatten(1).double().numpy()
-    em = EM(MODES, covariance_type="diag", random_state=seed).fit(data)
-    arrays = (em.weights_, em.means_, em.covariances_, em.predict_proba(data))
-    weights, means, variances, shares = (torch.from_numpy(array).float() for array in arrays)
-    return ModeMixture(weights, means[..., None, None], variances[..., None, None].sqrt()), shares
 
 
 def train(flow: str, x: Tensor, shares: Tensor, mixture: ModeMixture, steps: int, seed: int) -> PointNetwork:

@@ -51,9 +51,7 @@ def main(steps: int = 400) -> list[float]:
     with torch.inference_mode():
         end = integrate(GmOde(order=2, substeps=32), model, start, full_grid(2))
     distances = [sliced_distance(method.finish(points, own), test, stream) for points in (start, end)]
-    print(
-        "squared sliced W2 to held-out points: {:.5f} of the fitted mixture, {:.5f} of the samples".format(*distances)
-    )
+    print("squared sliced W2 to held-out points: {:.5f} of the mixture, {:.5f} of the samples".format(*distances))
     return distances
 
 

@@ -1,4 +1,4 @@
-"""What the examples on points share: data of curved modes, and a network that is trained."""
+"""What the examples on points share: data of curved modes, a mixture fitted to them, and a network that is trained."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from sklearn.mixture import GaussianMixture as EM
 from torch import Tensor, nn
 
+from gmtool.flow.source import ModeMixture
 from gmtool.streams import generator
 
 MODES, DIMENSIONS = 8, 10
@@ -39,6 +41,15 @@ def curved_modes(distance: float, count: int, stream: torch.Generator) -> Tensor
     means = centres + RADIUS * height * turns[:, :, 1]
     variance = (turns.square() * arc).sum(2).mean(0) + means.var(0, unbiased=False)
     return ((points - means.mean(0)) / variance.sqrt()).reshape(count, DIMENSIONS, 1, 1)
+
+
+def fit(x: Tensor, seed: int) -> tuple[ModeMixture, Tensor]:
+    """A diagonal mixture of eight modes, by EM from k-means, and p(k | x) of the data, (N, 8)."""
+    data = x.flatten(1).double().numpy()
+    em = EM(MODES, covariance_type="diag", random_state=seed).fit(data)
+    arrays = (em.weights_, em.means_, em.covariances_, em.predict_proba(data))
+    weights, means, variances, shares = (torch.from_numpy(array).float() for array in arrays)
+    return ModeMixture(weights, means[..., None, None], variances[..., None, None].sqrt()), shares
 
 
 def optimise(network: Network, losses: Callable[[], Tensor], rate: float, steps: int) -> Network:
