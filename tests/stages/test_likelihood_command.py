@@ -25,6 +25,12 @@ TRAINING = {"steps": 1, "batch_size": 16, "preview_every": 0, "device": "cpu", "
 FEW = make(LikelihoodConfig, {"num": 20, "batch_size": 7, "device": "cpu", "times": 2})
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where likelihood.json is written."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def runs(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of one step, whose heads are as good as 0."""
@@ -103,8 +109,7 @@ def test_images_are_encoded_as_the_runs_were(small: Small, runs: dict[str, Path]
     assert images.count == latents.count and images.normalised[0] == pytest.approx(latents.normalised[0], abs=1e-3)
 
 
-def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, capsys) -> None:
     arguments = ["likelihood", str(small.latents("classes")), str(runs["union"]), "--num", "8", "--device", "cpu"]
     assert main([*arguments, "--dry-run"]) == 0
     assert "an upper bound" in " ".join(capsys.readouterr().out.split())
