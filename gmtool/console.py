@@ -118,8 +118,8 @@ def print_table(
     Console(width=width, markup=False, highlight=False).print(table)
 
 
-def print_forecast(forecast: Forecast) -> None:
-    """Print what a stage would do, as a table on standard output."""
+def print_forecast(forecast: Forecast, price: float | None = None) -> None:
+    """Print what a stage would do, as a table on standard output. price: of an hour of this machine, for the cost."""
     from gmtool.artifacts.files import human_bytes
 
     rows = [(f"{choice.flag} (auto)", f"{choice.value}: {choice.why}") for choice in forecast.choices]
@@ -133,4 +133,6 @@ def print_forecast(forecast: Forecast) -> None:
         rows.append(("memory", f"about {human_bytes(forecast.memory)}"))
     if forecast.seconds is not None:
         rows.append(("time", f"about {duration(forecast.seconds)}"))
+    if forecast.seconds is not None and price is not None:
+        rows.append(("cost", f"{forecast.seconds / 3600 * price:,.2f}"))
     print_table(forecast.title, ("would", ""), rows)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from typer.core import TyperCommand
 
+from gmtool.errors import UserError
 from gmtool.settings import Setting, flag, is_repeated, make, settings_of
 
 
@@ -41,6 +42,23 @@ PresetName = Annotated[
     ),
 ]
 """``--preset``: reads the preset's table for the command."""
+
+HourlyPrice = Annotated[
+    float | None,
+    typer.Option(
+        "--price-per-hour",
+        help="Price per hour of this machine, for the cost in --dry-run. Default: none.",
+        metavar="PRICE",
+        min=0.0,
+    ),
+]
+"""``--price-per-hour`` of the commands that train."""
+
+
+def expect_dry_run(price: float | None, dry_run: bool) -> None:
+    """Raise UserError for a price that nothing would use."""
+    if price is not None and not dry_run:
+        raise UserError("--price-per-hour has no effect without --dry-run: add --dry-run or remove it")
 
 
 def spelling(name: str, kind: Any) -> str:

@@ -308,6 +308,22 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 NetworkPrecision = Annotated[
     Precision, Option("Precision of the network. auto: bfloat16 on a GPU that supports it, else float32.")
 ]
+EncoderPrecision = Annotated[
+    Precision, Option("Precision of the encoder. auto: bfloat16 on a GPU that supports it, else float32.")
+]
+BatchSize = Annotated[int, Option("Batch size.", metavar="N", minimum=1)]
+ImageWorkers = Annotated[
+    int | None,
+    Option(
+        "Processes that decode images; 0: the main process. Default: the number of CPU cores, at most 16.",
+        metavar="N",
+        minimum=0,
+    ),
+]
+ImageLimit = Annotated[
+    int | None, Option("Use only N images, evenly spaced over the folder. Default: all.", metavar="N", minimum=1)
+]
+SkipBad = Annotated[bool, Option("Skip and list unreadable images instead of stopping.")]
 SampleBatch = Annotated[int, Option("Batch size; it does not change the images.", metavar="N", minimum=1)]
 RealImages = Annotated[
     Path | None,

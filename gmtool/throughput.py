@@ -104,6 +104,13 @@ def known_speed(device: str, precision: str) -> Speed | None:
     return next((speed for speed in _read() if (speed.device, speed.precision) == (device, precision)), None)
 
 
+def speed_row(speed: Speed | None) -> tuple[str, str]:
+    """What a dry run says of the speed that its time follows from."""
+    if speed is None:
+        return "time", "unknown: `gmtool bench` measures this machine"
+    return "speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"
+
+
 def keep_speed(speed: Speed) -> None:
     """Keep what was found, in place of what was for the same device and precision."""
     others = [known for known in _read() if (known.device, known.precision) != (speed.device, speed.precision)]

@@ -1,10 +1,13 @@
 """Settings of components, composed: flat outside, nested inside."""
 
+import ast
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 
+import gmtool
 from gmtool.errors import UserError
 from gmtool.settings import Option, Settings, as_flags, as_flat, changed, config_from_json, make, settings_of
 
@@ -91,3 +94,17 @@ def test_a_name_that_is_not_there_is_an_error() -> None:
 def test_what_cannot_be_is_refused_by_its_flag(values, words) -> None:
     with pytest.raises(UserError, match=words):
         make(Machine, values)
+
+
+def test_no_option_is_declared_twice():
+    """What several commands take is one name in `gmtool.settings` or `gmtool.flags`, or in settings that they share."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(Path(gmtool.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            annotation = node.annotation if isinstance(node, ast.AnnAssign | ast.arg) else None
+            if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+                option = annotation.slice.elts[1]
+                positional = ast.unparse(option.func) == "typer.Argument" or "--dry-run" in ast.unparse(option)
+                if not positional:  # whose help is about the command
+                    places.setdefault(ast.unparse(annotation), []).append(f"{path.name}:{node.lineno}")
+    assert {text: lines for text, lines in places.items() if len(lines) > 1} == {}

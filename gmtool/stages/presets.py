@@ -68,6 +68,11 @@ class Preset:
     expect: str
     settings: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def heading(self) -> str:
+        """Its name, source and the score to expect, over what a dry run prints."""
+        return f"{self.name}: {self.source}\nto expect: {self.expect}\n"
+
     def of(self, stage: str) -> Mapping[str, Any]:
         """The values that the preset sets for a command; none when it has no table for it."""
         return self.settings.get(stage, {})

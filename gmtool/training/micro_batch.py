@@ -63,6 +63,19 @@ def choose_micro_batch(
     return largest_that_fits(stepper, count, device)
 
 
+def expected_micro_batch(wanted: str, count: int, device: torch.device, estimate: Callable[[int], int]) -> int:
+    """What `choose_micro_batch` will choose, before there is anything to try: for ``count`` samples a step.
+
+    estimate: about the bytes that so many samples take. The whole memory of the GPU counts as free.
+    """
+    if wanted != "auto":
+        return int(wanted)
+    if device.type != "cuda":
+        return count
+    total = torch.cuda.mem_get_info(device)[1]
+    return next((size for size in divisors(count) if estimate(size) <= total), 1)
+
+
 def largest_that_fits(stepper: Rehearsing, count: int, device: torch.device) -> int:
     """The largest divisor of ``count`` whose gradient can be computed beside all that training keeps, by trying."""
     # compiled, every size that is tried would be compiled anew, and the last one for sizes that vary

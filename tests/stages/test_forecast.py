@@ -8,7 +8,9 @@ from small import Small
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
+from gmtool.console import print_forecast
 from gmtool.errors import UserError
+from gmtool.forecast import Forecast
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
@@ -98,3 +100,14 @@ def test_what_the_command_prints(small: Small, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "run").exists()
     assert main([*arguments[:-1], "--price-per-hour", "2"]) == 2
     assert "--price-per-hour has no effect without --dry-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "train-decoder images"])
+def test_a_price_needs_a_dry_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--price-per-hour", "2"]) == 2
+    assert "--price-per-hour has no effect without --dry-run" in capsys.readouterr().err
+
+
+def test_the_cost_is_that_of_the_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    print_forecast(Forecast("a run", seconds=90 * 60), price=2)
+    assert " 3.00 " in capsys.readouterr().out

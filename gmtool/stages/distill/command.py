@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmtool.flags import PresetName, with_options
+from gmtool.flags import HourlyPrice, PresetName, expect_dry_run, with_options
 from gmtool.stages.distill.config import DistillConfig
 
 
@@ -26,6 +26,7 @@ def command(
         bool,
         typer.Option("--dry-run", help="Print the resolved settings, memory and time; train nothing."),
     ] = False,
+    price: HourlyPrice = None,
 ) -> None:
     """Train a student that samples in one or a few network evaluations what a run samples in many.
 
@@ -36,8 +37,9 @@ def command(
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.distill.run import distill, forecast
 
+    expect_dry_run(price, dry_run)
     if dry_run:
-        print_forecast(forecast(run, student, config))
+        print_forecast(forecast(run, student, config), price)
         return
     report = distill(run, student, config, ConsoleProgress())
     print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {student}")

@@ -38,7 +38,7 @@ def distill(teacher_path: Path, run_path: Path, config: DistillConfig, progress:
         return run_training(_inputs(plan, teacher, sources, world), used, run_path, progress)
 
 
-def forecast(teacher_path: Path, run_path: Path, config: DistillConfig, price: float | None = None) -> Forecast:
+def forecast(teacher_path: Path, run_path: Path, config: DistillConfig) -> Forecast:
     """The cost of ``distill`` with the same arguments; nothing is written. Raises as `distill` does."""
     device = resolve_device(config.compute.device)
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def forecast(teacher_path: Path, run_path: Path, config: DistillConfig, price: f
         plan = plan_distillation(config, teacher, sources, gpu=device.type == "cuda")
         used = [teacher.weights, *(file.path for file in (sources.latents, sources.gmm) if file is not None)]
         reads = tuple(FileSize(path, path.stat().st_size) for path in used)
-        return forecast_of(plan, run_path, device, reads, price=price)
+        return forecast_of(plan, run_path, device, reads)
 
 
 def _inputs(plan: TrainPlan, teacher: Drawing, sources: Sources, world: World) -> TrainInputs:

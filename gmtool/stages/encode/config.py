@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from gmtool.settings import Device, Option, Precision, Seed, Settings
+from gmtool.settings import (
+    BatchSize,
+    Device,
+    EncoderPrecision,
+    ImageLimit,
+    ImageWorkers,
+    Option,
+    Seed,
+    Settings,
+    SkipBad,
+)
 from gmtool.tokenizers.settings import TokenizerSettings
 
 
@@ -21,22 +31,10 @@ class EncodeConfig(Settings):
             "of the images."
         ),
     ] = "none"
-    limit: Annotated[
-        int | None,
-        Option("Encode only N images, evenly spaced over the folder. Default: all.", metavar="N", minimum=1),
-    ] = None
-    skip_bad: Annotated[bool, Option("Skip and list unreadable images instead of stopping.")] = False
-    batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 64
-    workers: Annotated[
-        int | None,
-        Option(
-            "Processes that decode images; 0: the main process. Default: the number of CPU cores, at most 16.",
-            metavar="N",
-            minimum=0,
-        ),
-    ] = None
-    precision: Annotated[
-        Precision, Option("Precision of the encoder. auto: bfloat16 on a GPU that supports it, else float32.")
-    ] = "auto"
+    limit: ImageLimit = None
+    skip_bad: SkipBad = False
+    batch_size: BatchSize = 64
+    workers: ImageWorkers = None
+    precision: EncoderPrecision = "auto"
     device: Device = "auto"
     seed: Seed = 0

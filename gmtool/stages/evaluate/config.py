@@ -9,7 +9,7 @@ from typing import Annotated
 from gmtool.errors import UserError
 from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.evaluation.metrics import MetricSettings
-from gmtool.settings import CacheSize, Device, Option, RealImages, Seed, Settings
+from gmtool.settings import BatchSize, CacheSize, Device, Option, RealImages, Seed, Settings
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class EvaluateConfig(Settings):
             minimum=0,
         ),
     ] = 0
-    batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 64
+    batch_size: BatchSize = 64
     device: Device = "auto"
     seed: Seed = 0
 

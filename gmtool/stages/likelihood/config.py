@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from gmtool.sampling.settings import WeightSettings
-from gmtool.settings import Device, Option, Seed, Settings
+from gmtool.settings import BatchSize, Device, Option, Seed, Settings
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ class LikelihoodConfig(Settings):
             minimum=1,
         ),
     ] = 8
-    batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 64
+    batch_size: BatchSize = 64
     device: Device = "auto"
     seed: Seed = 0

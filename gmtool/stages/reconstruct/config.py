@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 from gmtool.errors import UserError
 from gmtool.evaluation.extractors import ExtractorSettings
 from gmtool.reconstruction.settings import LpipsWeights
-from gmtool.settings import Decoder, Device, Option, Precision, Settings
+from gmtool.settings import (
+    BatchSize,
+    Decoder,
+    Device,
+    EncoderPrecision,
+    ImageLimit,
+    ImageWorkers,
+    Option,
+    Settings,
+    SkipBad,
+)
 from gmtool.tokenizers.settings import TokenizerSettings
 
 
@@ -28,29 +38,17 @@ class ReconstructConfig(Settings):
             metavar="PATH",
         ),
     ] = None
-    limit: Annotated[
-        int | None,
-        Option("Use only N images, evenly spaced over the folder. Default: all.", metavar="N", minimum=1),
-    ] = None
-    skip_bad: Annotated[bool, Option("Skip unreadable images instead of stopping.")] = False
+    limit: ImageLimit = None
+    skip_bad: SkipBad = False
     perceptual: Annotated[
         Literal["auto", "lpips", "none"],
         Option("LPIPS: lpips, none, or auto (if its weights are on disk or download within seconds)."),
     ] = "auto"
     lpips_weights: LpipsWeights = None
     pairs: Annotated[int, Option("Number of pairs in each grid.", metavar="N", minimum=1, maximum=400)] = 16
-    batch_size: Annotated[int, Option("Batch size.", metavar="N", minimum=1)] = 32
-    workers: Annotated[
-        int | None,
-        Option(
-            "Processes that decode images; 0: the main process. Default: the number of CPU cores, at most 16.",
-            metavar="N",
-            minimum=0,
-        ),
-    ] = None
-    precision: Annotated[
-        Precision, Option("Precision of the encoder. auto: bfloat16 on a GPU that supports it, else float32.")
-    ] = "auto"
+    batch_size: BatchSize = 32
+    workers: ImageWorkers = None
+    precision: EncoderPrecision = "auto"
     device: Device = "auto"
 
     def check(self) -> None:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmtool.errors import UserError
-from gmtool.flags import PresetName, with_options
+from gmtool.flags import HourlyPrice, PresetName, expect_dry_run, with_options
 from gmtool.stages.train.config import TrainConfig
 
 
@@ -29,22 +28,13 @@ def command(
             "LATENTS, the estimate is for ImageNet.",
         ),
     ] = False,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            "--price-per-hour",
-            help="Price per hour of this machine, for the cost in --dry-run. Default: none.",
-            metavar="PRICE",
-            min=0.0,
-        ),
-    ] = None,
+    price: HourlyPrice = None,
 ) -> None:
     """Train a network on latents. Run the same command again to resume.
 
     Example: gmtool train --objective gm-kl --condition class
     """
-    if price is not None and not dry_run:
-        raise UserError("--price-per-hour has no effect without --dry-run: add --dry-run or remove it")
+    expect_dry_run(price, dry_run)
     if dry_run:
         _print_forecast(latents, run, config, preset, price)
         return
@@ -61,7 +51,7 @@ def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str |
     from gmtool.stages.train.forecast import forecast
 
     recipe = None if preset is None else load_preset(preset)
-    expected = forecast(latents, run, config, None if recipe is None else recipe.settings, price)
+    expected = forecast(latents, run, config, None if recipe is None else recipe.settings)
     if recipe is not None:
-        print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
-    print_forecast(expected)
+        print(recipe.heading)
+    print_forecast(expected, price)

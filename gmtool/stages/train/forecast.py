@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from gmtool.settings import as_text, flag
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
 from gmtool.stages.train.run import checkpoint_bytes
-from gmtool.throughput import device_name, known_speed
+from gmtool.throughput import device_name, known_speed, speed_row
 from gmtool.tokenizers.settings import TokenizerSettings
 from gmtool.tokenizers.table import TOKENIZERS, family_of
-from gmtool.training.cost import StepCost
-from gmtool.training.micro_batch import divisors
+from gmtool.training.micro_batch import expected_micro_batch
 
 METRICS_BYTES = 120
 """About a line of metrics.jsonl."""
@@ -35,12 +35,11 @@ def forecast(
     run_path: Path,
     config: TrainConfig,
     recipe: Mapping[str, Mapping[str, Any]] | None = None,
-    price: float | None = None,
 ) -> Forecast:
     """The cost of ``train`` with the same arguments. Nothing is written, and the network is not evaluated.
 
-    recipe: the tables of a preset by command; where the latents do not exist, it says what they would be. price: of an
-    hour of this machine. Raises UserError as ``train`` does for inputs that do not fit together.
+    recipe: the tables of a preset by command; where the latents do not exist, it says what they would be. Raises
+    UserError as ``train`` does for inputs that do not fit together.
     """
     device = resolve_device(config.compute.device)
     gpu = device.type == "cuda"
@@ -58,7 +57,7 @@ def forecast(
             facts = facts_of_recipe(recipe)
             plan = plan_training(config, facts, gpu)
             reads, assumed = _reads_to_come(latents_path, plan), (_assumption(latents_path, facts),)
-    return forecast_of(plan, run_path, device, reads, assumed, price)
+    return forecast_of(plan, run_path, device, reads, assumed)
 
 
 def facts_of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> DataFacts:
@@ -94,14 +93,14 @@ def forecast_of(
     device: torch.device,
     reads: tuple[FileSize, ...],
     assumed: tuple[tuple[str, str], ...] = (),
-    price: float | None = None,
 ) -> Forecast:
     """What a resolved run would take; assumed: facts of what is not there yet, as pairs of a name and words."""
     config, steps = plan.config, plan.config.loop.steps
     precision = compute_dtype(config.compute.precision, device)
     cost = plan.cost(precision)
     averages = len(config.averages.names)
-    micro_batch = _micro_batch(config.loop.micro_batch, plan.batch_size, cost, averages, device)
+    memory = partial(cost.memory, averages=averages, moments=config.optimizer.moment_bytes)
+    micro_batch = expected_micro_batch(config.loop.micro_batch, plan.batch_size, device, memory)
     step_flops = plan.batch_size * cost.flops
     speed = known_speed(device_name(device), str(precision).removeprefix("torch."))
     seconds = None if speed is None else steps * step_flops / speed.train
@@ -115,12 +114,7 @@ def forecast_of(
     if plan.facts.samples:
         epochs = steps * plan.batch_size / plan.facts.samples
         work.append(("epochs", f"{epochs:,.3g} of {plan.facts.samples:,} images"))
-    if speed is None:
-        work.append(("time", "not known: `gmtool bench` measures this machine"))
-    else:
-        work.append(("speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"))
-    if seconds is not None and price is not None:
-        work.append(("cost", f"{seconds / 3600 * price:,.2f}"))
+    work.append(speed_row(speed))
     work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value not in (None, False, ())]
     return Forecast(
         title=f"{run_path} on {device_name(device)}",
@@ -131,16 +125,6 @@ def forecast_of(
         ),
         work=(*assumed, *work),
         choices=plan.choices,
-        memory=cost.memory(micro_batch, averages, moments=config.optimizer.moment_bytes),
+        memory=memory(micro_batch),
         seconds=seconds,
     )
-
-
-def _micro_batch(wanted: str, batch: int, cost: StepCost, averages: int, device: torch.device) -> int:
-    """Images computed at once: those asked for; with auto all, on a GPU the most that fit by the estimate."""
-    if wanted != "auto":
-        return int(wanted)
-    if device.type != "cuda":
-        return batch
-    available = torch.cuda.mem_get_info(device)[1]
-    return next((size for size in divisors(batch) if cost.memory(size, averages) <= available), 1)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmtool.errors import UserError
-from gmtool.flags import PresetName, with_options
+from gmtool.flags import HourlyPrice, PresetName, expect_dry_run, with_options
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 
 
@@ -27,15 +26,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved settings, memory and time; train nothing.")
     ] = False,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            "--price-per-hour",
-            help="Price per hour of this machine, for the cost in --dry-run. Default: none.",
-            metavar="PRICE",
-            min=0.0,
-        ),
-    ] = None,
+    price: HourlyPrice = None,
 ) -> None:
     """Train a decoder that turns an encoder's latents into images. Run the same command again to resume.
 
@@ -44,18 +35,16 @@ def command(
 
     Example: gmtool train-decoder imagenet/ decoder/ --preset rae-decoder-imagenet256
     """
-    if price is not None and not dry_run:
-        raise UserError("--price-per-hour belongs to --dry-run, which adds the hours up")
+    expect_dry_run(price, dry_run)
     if dry_run:
         from gmtool.console import print_forecast
         from gmtool.stages.presets import load_preset
         from gmtool.stages.train_decoder.forecast import forecast
 
-        estimate = forecast(images, decoder, config, price)
+        estimate = forecast(images, decoder, config)
         if preset is not None:
-            recipe = load_preset(preset)
-            print(f"{recipe.name}: {recipe.source}\nto expect: {recipe.expect}\n")
-        print_forecast(estimate)
+            print(load_preset(preset).heading)
+        print_forecast(estimate, price)
         return
     from gmtool.console import ConsoleProgress
     from gmtool.stages.train_decoder.run import train_decoder

@@ -14,7 +14,7 @@ from gmtool.reconstruction.settings import (
     LossSettings,
     phases,
 )
-from gmtool.settings import Option, Seed, Settings
+from gmtool.settings import ImageWorkers, Option, Seed, Settings
 from gmtool.tokenizers.settings import TokenizerSettings
 from gmtool.training.settings import (
     AverageSettings,
@@ -57,14 +57,7 @@ class CropSettings(Settings):
             minimum=1,
         ),
     ] = None
-    workers: Annotated[
-        int | None,
-        Option(
-            "Processes that decode images; 0: the main process. Default: the number of CPU cores, at most 16.",
-            metavar="N",
-            minimum=0,
-        ),
-    ] = None
+    workers: ImageWorkers = None
 
     def check(self) -> None:
         """See `Settings.check`."""

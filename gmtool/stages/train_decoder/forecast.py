@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,20 +16,20 @@ from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.settings import as_text, flag
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
-from gmtool.throughput import device_name, known_speed
+from gmtool.throughput import device_name, known_speed, speed_row
 from gmtool.tokenizers.build import facts_of_models
 from gmtool.tokenizers.vit import facts_of
 from gmtool.training.cost import StepCost
-from gmtool.training.micro_batch import divisors
+from gmtool.training.micro_batch import expected_micro_batch
 
 METRICS_BYTES = 400
 """About a line of metrics.jsonl."""
 
 
-def forecast(images: Path, folder: Path, config: TrainDecoderConfig, price: float | None = None) -> Forecast:
+def forecast(images: Path, folder: Path, config: TrainDecoderConfig) -> Forecast:
     """What ``train-decoder`` with the same arguments would take. Nothing is written, and no network computed.
 
-    price: of an hour of this machine. Raises UserError as ``train-decoder`` does for inputs that do not fit together.
+    Raises UserError as ``train-decoder`` does for inputs that do not fit together.
     """
     device = resolve_device(config.compute.device)
     plan = plan_decoder(images, config, gpu=device.type == "cuda")
@@ -36,7 +37,8 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig, price: floa
     cost = cost_of(plan, precision)
     averages, steps = len(config.averages.names), config.loop.steps
     moments = config.optimizer.moment_bytes
-    micro_batch = _micro_batch(config.loop.micro_batch, plan.batch_size, cost, averages, device)
+    memory = partial(cost.memory, averages=averages, moments=moments)
+    micro_batch = expected_micro_batch(config.loop.micro_batch, plan.batch_size, device, memory)
     speed = known_speed(device_name(device), str(precision).removeprefix("torch."))
     seconds = None if speed is None else steps * plan.batch_size * cost.flops / speed.train
     work = [
@@ -52,13 +54,8 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig, price: floa
         ("LPIPS from step", f"{plan.phases.perceptual:,}" if config.losses.perceptual != "none" else "never"),
         ("discriminator from step", f"{plan.phases.discriminator:,}" if plan.adversarial else "never"),
         ("adversarial loss from step", f"{plan.phases.adversarial:,}" if plan.adversarial else "never"),
+        speed_row(speed),
     ]
-    if speed is None:
-        work.append(("time", "unknown: `gmtool bench` measures this machine"))
-    else:
-        work.append(("speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"))
-    if seconds is not None and price is not None:
-        work.append(("cost", f"{seconds / 3600 * price:,.2f}"))
     work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value not in (None, False, ())]
     checkpoint = (4 * (1 + averages) + moments) * cost.parameters
     return Forecast(
@@ -71,7 +68,7 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig, price: floa
         ),
         work=tuple(work),
         choices=plan.choices,
-        memory=cost.memory(micro_batch, averages, moments=moments),
+        memory=memory(micro_batch),
         seconds=seconds,
     )
 
@@ -95,13 +92,3 @@ def cost_of(plan: TrainDecoderPlan, precision: torch.dtype) -> StepCost:
         discriminator=DINO_S8 if plan.adversarial else None,
         checkpoint_activations=config.compute.checkpoint_activations,
     )
-
-
-def _micro_batch(wanted: str, batch: int, cost: StepCost, averages: int, device: torch.device) -> int:
-    """Images computed at once: those asked for; with auto all, on a GPU the most that fit by the estimate."""
-    if wanted != "auto":
-        return int(wanted)
-    if device.type != "cuda":
-        return batch
-    total = torch.cuda.mem_get_info(device)[1]
-    return next((size for size in divisors(batch) if cost.memory(size, averages) <= total), 1)
