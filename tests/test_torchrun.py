@@ -53,7 +53,7 @@ EVAL = "eval samples --reference real --features tokenizer --batch-size 8"
 
 @dataclass(frozen=True)
 class Chains:
-    """Folders in which the same commands ran, on one process and on two, and what the two said."""
+    """Folders in which the same commands ran on one process and on two, and the output of the two."""
 
     one: Path
     two: Path

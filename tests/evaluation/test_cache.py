@@ -1,4 +1,4 @@
-"""Features that are kept: the same images are not extracted twice, and nothing that is wrong there does harm."""
+"""The feature cache: the same images are not extracted twice, and damage in it does no harm."""
 
 import json
 import os

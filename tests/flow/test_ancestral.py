@@ -107,7 +107,7 @@ def test_large_variance_is_exact_for_standard_normal_data():
 
 @pytest.mark.parametrize("shift", [1.0, 4.0])
 def test_ddim_is_euler_on_the_linear_path(shift):
-    """For any velocity field whatever."""
+    """For any velocity field."""
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     field = lambda x, t: torch.sin(3 * x) - per_sample(t, x) * x.square()  # noqa: E731
     torch.testing.assert_close(solve(Ddim(), field, x, 7, shift), solve(Euler(), field, x, 7, shift))

@@ -41,7 +41,7 @@ def inputs() -> tuple[Tensor, Tensor, Conditions]:
 
 
 def numbers(predicted: Tensor | GaussianMixture) -> Tensor:
-    """All that a network says, as one vector."""
+    """All outputs of a network, as one vector."""
     if isinstance(predicted, Tensor):
         return predicted.flatten()
     return torch.cat([part.flatten() for part in (predicted.means, predicted.log_weights, predicted.variance)])

@@ -143,7 +143,7 @@ def test_a_missing_label_is_an_error(kind: TransformerArchitecture, given: Condi
 @every_kind
 @torch.no_grad()
 def test_half_precision_is_that_of_the_layers_alone(kind: TransformerArchitecture) -> None:
-    """Under autocast a network says nearly the same, in float32, and keeps its tokens in float32 between blocks."""
+    """Under autocast a network predicts nearly the same, in float32, and keeps its tokens in float32 between blocks."""
     network, (x, t) = perturbed(everything(kind)), inputs(4)
     conditions = Conditions(torch.arange(4), torch.arange(4))
     expected, between = network(x, t, conditions), []

@@ -1,4 +1,4 @@
-"""What a run will take, told before it is begun."""
+"""The cost of a run, estimated before it begins."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The inspect stage: what things are, and whether what they were made from is still there unchanged."""
+"""The inspect stage: what files are, and whether their inputs still match."""
 
 import shutil
 from dataclasses import replace

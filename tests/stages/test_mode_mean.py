@@ -72,7 +72,7 @@ def test_networks_see_the_context(kind: TransformerArchitecture) -> None:
 
 
 class Seen(Network):
-    """Remembers every context that it was told."""
+    """Records every context that it is called with."""
 
     def forward(self, x_t, t, conditions):
         self.contexts = [*getattr(self, "contexts", []), conditions.context]

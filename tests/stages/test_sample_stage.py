@@ -302,7 +302,7 @@ def test_labels(make_run: MakeRun) -> None:
 
 
 class Exact(DiT):
-    """Answers with the velocity 0, or with z - mu for a given mu, so that what is drawn shows where it began."""
+    """A network that predicts the velocity 0, or z - mu for a given mu, so that samples show where they started."""
 
     def forward(self, x_t, t, conditions):
         self.seen = conditions
@@ -401,7 +401,7 @@ def test_modes_that_cannot_be_chosen(
 
 @pytest.mark.parametrize("settings", [{"condition": "class"}, {"condition": "mode"}, {"coupling": "batch-ot"}])
 def test_a_source_apart_from_the_data_is_the_whole_mixture(small: Small, make_run: MakeRun, settings: dict) -> None:
-    """Without mode coupling a sample's noise does not know its class or mode: in sampling neither may the start."""
+    """Without mode coupling noise is independent of class and mode in training, so the start must be in sampling, too."""
     loaded = load(make_run(**({"source": "gmm"} | settings)), Exact)
     model = loaded.model
     plan = loaded.plan(steps=1)
@@ -448,7 +448,7 @@ def test_the_union_maps_back_from_the_modes_coordinates(small: Small, make_run: 
 def test_every_guidance_with_every_solver(
     small: Small, make_run: MakeRun, training: dict, guidance: str, solver: str | None
 ) -> None:
-    """It draws, differently with guidance, or it says which flag to change."""
+    """It draws other samples with guidance, or says which flag to change."""
     loaded = load_trained(make_run(**training))
     model = loaded.model
     gm = training != {}

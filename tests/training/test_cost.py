@@ -21,7 +21,7 @@ SMALL = DiTArchitecture(SHAPE, depth=3, width=32, heads=2, classes=5)
 
 
 def dit_products(architecture: DiTArchitecture) -> int:
-    """Multiply-adds of a DiT's forward pass, a sample."""
+    """Multiply-adds of a DiT's forward pass, per sample."""
     width, tokens, components = architecture.width, HEIGHT * WIDTH, architecture.components
     block = 12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2
     outputs = components * (CHANNELS + 1) if components else CHANNELS

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: what they are told is what they hold, also after a run went on."""
+"""TensorBoard and Weights & Biases: they hold what was logged, also after a run resumed."""
 
 import math
 import sys

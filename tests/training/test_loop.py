@@ -153,7 +153,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
 
 
 def spoilt(settings: Mapping[str, Any], steps: set[int], spoil: Callable[[Tensor], Tensor]) -> Stepper:
-    """A stepper that spoils the loss of some steps, from 1."""
+    """A stepper whose loss is not finite at some steps, counted from 1."""
     calls: list[int] = []
 
     def alter(losses: Losses, forward: Forward, prepared: Prepared) -> Tensor:

@@ -65,7 +65,7 @@ def test_a_step_in_parts_is_the_step(case: str, size: int) -> None:
 
 
 def test_all_micro_batches_but_the_last_are_held_back() -> None:
-    """The wrapper of several processes exchanges gradients once a step."""
+    """The wrapper of several processes exchanges gradients once per step."""
     held: list[bool] = []
     now = [False]
 
@@ -88,7 +88,7 @@ def test_all_micro_batches_but_the_last_are_held_back() -> None:
 
 
 def at_most(limit: int, stepper: Stepper, seen: list[int]) -> Stepper:
-    """A stepper for whose device more than ``limit`` samples at once are too many."""
+    """A stepper on a device whose memory holds ``limit`` samples at once."""
 
     def alter(losses: Losses, forward: Forward, prepared: Prepared) -> Tensor:
         seen.append(len(prepared))

@@ -1,4 +1,4 @@
-"""What a step leaves to be told."""
+"""The figures that a step reports."""
 
 import pytest
 import torch

@@ -77,7 +77,7 @@ def make_network(record: MethodRecord) -> DiT:
 
 
 class Spy(DiT):
-    """A network that keeps the points, times and labels it is given, and answers with a velocity or a mixture."""
+    """A network that records its inputs, and predicts a velocity or a mixture."""
 
     def __init__(self, architecture: DiTArchitecture, answer: Tensor | GaussianMixture | None = None) -> None:
         super().__init__(architecture)

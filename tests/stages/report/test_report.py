@@ -1,4 +1,4 @@
-"""The report: what it finds, that its figures are those of the files, and what it says of what is wrong."""
+"""The report: what it collects, that its figures are those of the files, and how it names what is wrong."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The page in a browser: nothing goes wrong in it, and a mouse, keys and a narrow window do what they should."""
+"""The page in a browser: no errors, and a mouse, keys and a narrow window do what they should."""
 
 from collections.abc import Iterator
 from pathlib import Path
