@@ -1,4 +1,4 @@
-"""Policies: the reference's values, the exact flow of an exact mixture, and rolls that do not depend on the rest of the batch."""
+"""Policies: the reference's values, the exact flow of an exact mixture, rolls that depend on no other sample."""
 
 import math
 

@@ -401,7 +401,7 @@ def test_modes_that_cannot_be_chosen(
 
 @pytest.mark.parametrize("settings", [{"condition": "class"}, {"condition": "mode"}, {"coupling": "batch-ot"}])
 def test_a_source_apart_from_the_data_is_the_whole_mixture(small: Small, make_run: MakeRun, settings: dict) -> None:
-    """Without mode coupling noise is independent of class and mode in training, so the start must be in sampling, too."""
+    """Without mode coupling noise is independent of class and mode in training: so must the start be in sampling."""
     loaded = load(make_run(**({"source": "gmm"} | settings)), Exact)
     model = loaded.model
     plan = loaded.plan(steps=1)
