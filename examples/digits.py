@@ -31,6 +31,8 @@ from gmtool.data.digits import write_digits
 from gmtool.evaluation.features import feature_statistics
 from gmtool.evaluation.metrics.frechet_distance import frechet_distance
 from gmtool.settings import as_flat, make, settings_of
+from gmtool.stages.distill.config import DistillConfig
+from gmtool.stages.distill.run import distill
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.config import FitGmmConfig
@@ -130,6 +132,33 @@ def trained(digits: Digits, config: TrainConfig) -> Path:
     return run
 
 
+def imitation(evaluations: int, steps: int, batch: int, gmm: Path | None, seed: int) -> DistillConfig:
+    """The training of a student for so many network evaluations; gmm: its teacher's mixture."""
+    return make(
+        DistillConfig,
+        {
+            "evaluations": evaluations,
+            "steps": steps,
+            "batch_size": batch,
+            "lr_knots": "100%:0",
+            "lr_curve": "cosine",
+            "save_every": 500,
+            "keep": 1,
+            "preview_every": 0,
+            "gmm": gmm,
+            "device": "cpu",
+            "seed": seed,
+        },
+    )
+
+
+def student(digits: Digits, teacher: Path, config: DistillConfig) -> Path:
+    """The student of a run by these settings, trained now unless it has been."""
+    folder = digits.root / "students" / f"{teacher.name}-{_key(config)}"
+    distill(teacher, folder, config, ConsoleProgress())
+    return folder
+
+
 def score(digits: Digits, run: Path, config: SampleConfig) -> Score:
     """The score of a run under a sampler, drawn now unless it has been; the samples are not kept."""
     kept = digits.root / "scores" / f"{run.name}-{_key(config)}.json"
@@ -161,7 +190,7 @@ def _score(digits: Digits, images: np.ndarray) -> Score:
     return Score(distance, floor, nearest / usual)
 
 
-def _key(config: TrainConfig | SampleConfig) -> str:
+def _key(config: TrainConfig | DistillConfig | SampleConfig) -> str:
     """A name for settings, made of what is not at its default."""
     settings = settings_of(type(config))
     values = {name: value for name, value in as_flat(config).items() if value != settings[name].default}

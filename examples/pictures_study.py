@@ -2,7 +2,8 @@
 
 Crops of photographs (`photographs`), 48 channels at 64 positions, the photograph as class. Flow matching, GMFlow, MM-FM
 and the union are trained with the same network and budget, and drawn by every solver that suits them with 1 ... 50
-network evaluations, at several points of the training. Scores: Fréchet distance, precision and recall to held-out parts
+network evaluations, at several points of the training; there MM-FM and the union teach students of few evaluations, for
+as many steps. Scores: Fréchet distance, precision and recall to held-out parts
 of the photographs by the tokenizer's descriptors, beside the distance of crops that were trained on. Left in the
 folder: `results.json`, `results.md` (mean and standard deviation over the seeds), `results.png`, and `grid-STEPS.png`.
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from digits import Digits, budget, mixture
+from digits import Digits, budget, imitation, mixture, student
 from photographs import label_strips, prepare
 from PIL import Image
 
@@ -40,10 +41,13 @@ METHODS = {"flow matching": ("fm", 0), "GMFlow": ("gm-kl", 0), "MM-FM": ("fm", 1
 ALL, SOME, PAIRS = (1, 2, 4, 6, 10, 50), (2, 4, 6), (4, 6, 10)
 SOLVERS = {
     "fm": {"euler": ALL, "heun": PAIRS},
-    "gm-kl": {"gm-ode 1": SOME, "gm-ode 2": ALL, "gm-sde 1": SOME, "gm-sde 2": ALL, "euler": (1, *SOME), "heun": PAIRS},
+    "gm-kl": {"gm-ode 1": ALL, "gm-ode 2": ALL, "gm-sde 1": SOME, "gm-sde 2": ALL, "euler": (1, *SOME), "heun": PAIRS},
 }
 """The network evaluations of each solver and order; those on a velocity follow a mixture's mean."""
+STUDENTS = {"MM-FM": (1, 2), "union": (1, 2)}
+"""The teachers, and the evaluations that their students are made for."""
 DASH = {"euler": ":", "heun": (0, (6, 4)), "gm-ode 1": "--", "gm-ode 2": "-", "gm-sde 1": (0, (1, 4)), "gm-sde 2": "-."}
+DASH["student"] = (0, (1, 1))
 """How the plot draws the line of a solver."""
 SHOWN = (1, 4, 10)
 """The evaluations whose samples a grid shows."""
@@ -89,13 +93,20 @@ def trained(data: Digits, method: str, seed: int, steps: int, batch: int) -> Pat
     return run
 
 
+def taught(data: Digits, teacher: Path, draw: Draw, batch: int) -> Path:
+    """The student of a teacher as it is after ``draw.steps``, trained for as many."""
+    modes = METHODS[draw.method][1]
+    config = imitation(draw.evaluations, draw.steps, batch, mixture(data, modes, draw.seed) if modes else None, draw.seed)
+    return student(data, teacher, changed(config, {"teacher_checkpoint": draw.steps}))
+
+
 def score(data: Digits, run: Path, draw: Draw, count: int) -> Score:
     """The score of ``count`` samples, drawn now unless they have been; one of each class is kept as a picture."""
     record = draw.kept(data, ".json")
     if not record.exists():
         name, _, order = draw.solver.partition(" ")
-        chosen = {"solver": name, "order": int(order) if order else None, "steps": draw.evaluations}
-        chosen |= {"checkpoint": draw.steps, "num": count, "seed": draw.seed, "device": "cpu"}
+        chosen = {"solver": "policy" if name == "student" else name, "order": int(order) if order else None}
+        chosen |= {"steps": draw.evaluations, "checkpoint": draw.steps, "num": count, "seed": draw.seed, "device": "cpu"}
         folder = data.root / "samples" / run.name
         sample(run, folder, make(SampleConfig, chosen), ConsoleProgress())
         scoring = {"reference": data.reference, "features": "tokenizer", "device": "cpu"}
@@ -195,6 +206,8 @@ def main() -> None:
             for solver, counts in SOLVERS[objective].items():
                 draws = [Draw(method, seed, steps, solver, count) for count in counts if count <= options.most]
                 scores += [score(data, run, draw, options.samples) for draw in draws]
+            for draw in (Draw(method, seed, steps, "student", count) for count in STUDENTS.get(method, ())):
+                scores.append(score(data, taught(data, run, draw, options.batch), draw, options.samples))
         report(data, scores)
 
 

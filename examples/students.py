@@ -24,18 +24,19 @@ from statistics import mean, stdev
 import digits_study
 import mixture_source
 import torch
-from digits import SAMPLES, Digits, mixture, prepare, score, trained
+from digits import SAMPLES, Digits, imitation, mixture, prepare, score, student, trained
 from mixture_source import BATCH, COMPONENTS, DEPTH, DISTANCES, FLOWS, WIDTH
 from point_flows import DIMENSIONS, MODES, curved_modes, optimise
 from torch import Tensor
 
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
-from gmtool.console import ConsoleProgress, print_table
+from gmtool.console import print_table
 from gmtool.evaluation.trajectory import sliced_distance
 from gmtool.flow.coupling import draw_modes
 from gmtool.flow.imitation import Imitation, Segments
-from gmtool.flow.method import Method, student
+from gmtool.flow.method import Method
+from gmtool.flow.method import student as taught_by
 from gmtool.flow.model import Predict, velocity_model
 from gmtool.flow.solvers.base import integrate
 from gmtool.flow.solvers.policy import PolicySolver
@@ -44,14 +45,12 @@ from gmtool.nn.architecture import HeadShape
 from gmtool.nn.mlp import PointNetwork
 from gmtool.nn.widen import begin_as
 from gmtool.settings import make
-from gmtool.stages.distill.config import DistillConfig
-from gmtool.stages.distill.run import distill
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.streams import generator
 
 TEACHERS = {
     "flow matching": "Gaussian, independent (fm)",
-    "MM-FM, on the mode": "mixture, mode, conditioned",
+    "MM-FM": "mixture, mode, conditioned",
     "union": "mixture, mode, gm-kl (union)",
 }
 EVALUATIONS, STUDENTS = (1, 2, 4, 8, 50), (1, 2, 4)
@@ -112,7 +111,7 @@ def student_method(teacher: Method, conditioned: bool, evaluations: int) -> Meth
     """Its components are those of a mixture teacher, or as many; its segments are even before the teacher's shift."""
     segments = Segments(evaluations, shift=teacher.times.shift)
     objective = Imitation(segments, components=COMPONENTS, substeps=SUBSTEPS)
-    return student(teacher, objective, whitened=conditioned)
+    return taught_by(teacher, objective, whitened=conditioned)
 
 
 def train_student(data: World, flow: str, teacher: PointNetwork, evaluations: int, steps: int) -> PointNetwork:
@@ -196,7 +195,8 @@ def digit_scores(digits: Digits, seed: int, setting: Setting) -> dict[str, dict[
     """The Fréchet distances of each teacher and its students by evaluations, and that of real digits."""
     budget = digits_study.Setting(setting.teacher, BATCH // 4, 1, setting.count, (MODES_OF_DIGITS,), (), ())
     table: dict[str, dict[str, float]] = {}
-    for label, method in DIGITS.items():
+    for label in setting.teachers:
+        method = DIGITS[label]
         run = trained(digits, digits_study.training(digits, method, budget, seed))
         solver = "gm-ode" if method.objective == "gm-kl" else "euler"
         sampling = {"num": setting.count, "seed": seed, "device": "cpu"}
@@ -206,25 +206,8 @@ def digit_scores(digits: Digits, seed: int, setting: Setting) -> dict[str, dict[
             table[label][str(count)] = one.distance
             table["data"] = {"0": one.floor}
         for count in setting.students:
-            config = make(
-                DistillConfig,
-                {
-                    "evaluations": count,
-                    "components": None if method.objective == "gm-kl" else COMPONENTS,
-                    "steps": setting.student,
-                    "batch_size": BATCH // 4,
-                    "lr_knots": "100%:0",
-                    "lr_curve": "cosine",
-                    "save_every": 500,
-                    "keep": 1,
-                    "preview_every": 0,
-                    "gmm": mixture(digits, MODES_OF_DIGITS, seed) if method.modes else None,
-                    "device": "cpu",
-                    "seed": seed,
-                },
-            )
-            folder = digits.root / "students" / f"{run.name}-{count}-{setting.student}"
-            distill(run, folder, config, ConsoleProgress())
+            gmm = mixture(digits, method.modes, seed) if method.modes else None
+            folder = student(digits, run, imitation(count, setting.student, BATCH // 4, gmm, seed))
             one = score(digits, folder, make(SampleConfig, sampling))
             table.setdefault(f"student of {label}", {})[str(count)] = one.distance
     return table
@@ -287,11 +270,11 @@ def main() -> None:
     parser.add_argument("what", choices=("points", "digits"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("students"), help="runs, scores and pictures")
     parser.add_argument("--quick", action="store_true", help="a miniature, whose figures mean nothing")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of networks, mixtures and samples")
     parser.add_argument("--data", choices=DISTANCES, help="one data set of points instead of both")
     parser.add_argument("--teacher-steps", type=int, help="of a teacher's training")
     parser.add_argument("--student-steps", type=int, help="of a student's training")
-    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=tuple(TEACHERS), help="of points")
+    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=tuple(TEACHERS), help="instead of all")
     parser.add_argument("--students", nargs="+", type=int, help="evaluations of the students")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -306,11 +289,11 @@ def main() -> None:
     )
     if points:
         for name in [options.data] if options.data else DISTANCES:
-            tables = [point_scores(name, seed, setting, options.folder) for seed in range(options.seeds)]
+            tables = [point_scores(name, seed, setting, options.folder) for seed in options.seeds]
             report(f"{name}: squared sliced W2", tables, options.folder / f"{name.lower()}.png", 5)
     else:
         data = prepare(options.folder, "test")
-        tables = [digit_scores(data, seed, setting) for seed in range(options.seeds)]
+        tables = [digit_scores(data, seed, setting) for seed in options.seeds]
         report("Fréchet distance to held-out digits", tables, options.folder / "digits.png", 2)
 
 

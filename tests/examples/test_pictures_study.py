@@ -53,17 +53,20 @@ def test_photographs_are_in_colour(photographs):
 def test_the_study_in_miniature(study, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "METHODS", {"flow matching": ("fm", 0), "union": ("gm-kl", 4)})
     monkeypatch.setattr(study, "SOLVERS", {"fm": {"euler": (1, 50)}, "gm-kl": {"gm-ode 2": (1,)}})
+    monkeypatch.setattr(study, "STUDENTS", {"union": (1,)})
     arguments = "--seeds 0 --budgets 2 --batch 8 --samples 33 --most 1"
     monkeypatch.setattr(sys, "argv", ["pictures_study.py", str(tmp_path), *arguments.split()])
     study.main()
     report = json.loads((tmp_path / "results.json").read_text())
-    assert [(entry["draw"]["method"], entry["draw"]["evaluations"]) for entry in report] == [
-        ("flow matching", 1),
-        ("union", 1),
+    assert [(entry["draw"]["method"], entry["draw"]["solver"], entry["draw"]["evaluations"]) for entry in report] == [
+        ("flow matching", "euler", 1),
+        ("union", "gm-ode 2", 1),
+        ("union", "student", 1),
     ]
     assert all(entry["distance"] > 0 and 0 <= entry["recall"] <= 1 for entry in report)
     assert "| union, gm-ode 2 |" in (tmp_path / "results.md").read_text()
-    assert Image.open(tmp_path / "grid-2.png").height == 2 * 64
+    assert "| union, student |" in (tmp_path / "results.md").read_text()
+    assert Image.open(tmp_path / "grid-2.png").height == 3 * 64
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("scores/*.json")}
     study.main()  # what has been made is read
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("scores/*.json")} == made

@@ -22,7 +22,7 @@ def run(study, monkeypatch, *arguments):
 @pytest.mark.slow
 def test_points_in_miniature(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "EVALUATIONS", (1, 2))
-    given = ("points", tmp_path, "--quick", "--data", "Spread", "--seeds", 2, "--students", 1)
+    given = ("points", tmp_path, "--quick", "--data", "Spread", "--seeds", 0, 1, "--students", 1)
     run(study, monkeypatch, *given, "--teachers", "flow matching", "union")
     said = capsys.readouterr().out
     assert "Spread: squared sliced W2" in said and "student of union" in said
@@ -43,7 +43,7 @@ def test_digits_in_miniature(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "MODES_OF_DIGITS", 4)
     union = study.digits_study.Method("union", "gm-kl", 4)
     monkeypatch.setattr(study, "DIGITS", {"union": union})
-    run(study, monkeypatch, "digits", tmp_path, "--quick", "--seeds", 1)
+    run(study, monkeypatch, "digits", tmp_path, "--quick", "--seeds", 0, "--teachers", "union")
     said = capsys.readouterr().out
     assert "Fréchet distance to held-out" in said and "student of union" in said
     assert (tmp_path / "digits.png").stat().st_size > 10_000
