@@ -44,8 +44,7 @@ SOLVERS = {
     "gm-kl": {"gm-ode 1": ALL, "gm-ode 2": ALL, "gm-sde 1": SOME, "gm-sde 2": ALL, "euler": (1, *SOME), "heun": PAIRS},
 }
 """The network evaluations of each solver and order; those on a velocity follow a mixture's mean."""
-STUDENTS = {"MM-FM": (1, 2), "union": (1, 2)}
-"""The teachers, and the evaluations that their students are made for."""
+TEACHERS = ("MM-FM", "union")
 DASH = {"euler": ":", "heun": (0, (6, 4)), "gm-ode 1": "--", "gm-ode 2": "-", "gm-sde 1": (0, (1, 4)), "gm-sde 2": "-."}
 DASH["student"] = (0, (1, 1))
 """How the plot draws the line of a solver."""
@@ -95,8 +94,8 @@ def trained(data: Digits, method: str, seed: int, steps: int, batch: int) -> Pat
 
 def taught(data: Digits, teacher: Path, draw: Draw, batch: int) -> Path:
     """The student of a teacher as it is after ``draw.steps``, trained for as many."""
-    modes = METHODS[draw.method][1]
-    config = imitation(draw.evaluations, draw.steps, batch, mixture(data, modes, draw.seed) if modes else None, draw.seed)
+    gmm = mixture(data, METHODS[draw.method][1], draw.seed)
+    config = imitation(draw.evaluations, draw.steps, batch, gmm, draw.seed)
     return student(data, teacher, changed(config, {"teacher_checkpoint": draw.steps}))
 
 
@@ -106,7 +105,13 @@ def score(data: Digits, run: Path, draw: Draw, count: int) -> Score:
     if not record.exists():
         name, _, order = draw.solver.partition(" ")
         chosen = {"solver": "policy" if name == "student" else name, "order": int(order) if order else None}
-        chosen |= {"steps": draw.evaluations, "checkpoint": draw.steps, "num": count, "seed": draw.seed, "device": "cpu"}
+        chosen |= {
+            "steps": draw.evaluations,
+            "checkpoint": draw.steps,
+            "num": count,
+            "seed": draw.seed,
+            "device": "cpu",
+        }
         folder = data.root / "samples" / run.name
         sample(run, folder, make(SampleConfig, chosen), ConsoleProgress())
         scoring = {"reference": data.reference, "features": "tokenizer", "device": "cpu"}
@@ -198,15 +203,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images of a training step")
     parser.add_argument("--samples", type=int, default=660, help="of a score")
     parser.add_argument("--most", type=int, default=50, help="network evaluations of a sample, at most")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS), help="instead of all")
+    parser.add_argument("--students", type=int, nargs="*", default=(1, 2), help="network evaluations of the students")
     options = parser.parse_args()
     data, scores = prepare(options.folder), []
     for seed, steps in itertools.product(options.seeds, options.budgets):
-        for method, (objective, _) in METHODS.items():
+        for method in options.methods:
             run = trained(data, method, seed, steps, options.batch)
-            for solver, counts in SOLVERS[objective].items():
+            for solver, counts in SOLVERS[METHODS[method][0]].items():
                 draws = [Draw(method, seed, steps, solver, count) for count in counts if count <= options.most]
                 scores += [score(data, run, draw, options.samples) for draw in draws]
-            for draw in (Draw(method, seed, steps, "student", count) for count in STUDENTS.get(method, ())):
+            for count in options.students if method in TEACHERS else ():
+                draw = Draw(method, seed, steps, "student", count)
                 scores.append(score(data, taught(data, run, draw, options.batch), draw, options.samples))
         report(data, scores)
 

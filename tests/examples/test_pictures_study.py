@@ -53,8 +53,7 @@ def test_photographs_are_in_colour(photographs):
 def test_the_study_in_miniature(study, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "METHODS", {"flow matching": ("fm", 0), "union": ("gm-kl", 4)})
     monkeypatch.setattr(study, "SOLVERS", {"fm": {"euler": (1, 50)}, "gm-kl": {"gm-ode 2": (1,)}})
-    monkeypatch.setattr(study, "STUDENTS", {"union": (1,)})
-    arguments = "--seeds 0 --budgets 2 --batch 8 --samples 33 --most 1"
+    arguments = "--seeds 0 --budgets 2 --batch 8 --samples 33 --most 1 --students 1"
     monkeypatch.setattr(sys, "argv", ["pictures_study.py", str(tmp_path), *arguments.split()])
     study.main()
     report = json.loads((tmp_path / "results.json").read_text())
