@@ -45,8 +45,16 @@ SOLVERS = {
 }
 """The network evaluations of each solver and order; those on a velocity follow a mixture's mean."""
 TEACHERS = ("MM-FM", "union")
-DASH = {"euler": ":", "heun": (0, (6, 4)), "gm-ode 1": "--", "gm-ode 2": "-", "gm-sde 1": (0, (1, 4)), "gm-sde 2": "-."}
-DASH["student"] = (0, (1, 1))
+"""The methods that students learn from, as one more solver: "student"."""
+DASH = {
+    "euler": ":",
+    "heun": (0, (6, 4)),
+    "gm-ode 1": "--",
+    "gm-ode 2": "-",
+    "gm-sde 1": (0, (1, 4)),
+    "gm-sde 2": "-.",
+    "student": (0, (1, 1)),
+}
 """How the plot draws the line of a solver."""
 SHOWN = (1, 4, 10)
 """The evaluations whose samples a grid shows."""
