@@ -156,7 +156,7 @@ def default_solver(settings: SamplingSettings, method: MethodRecord) -> Choice:
     if settings.spectral:
         return Choice("--solver", "gm-sde", "the one that draws with --spectral")
     if settings.substeps is None and settings.evaluations <= FEW:
-        return Choice("--solver", "gm-sde", f"at most {FEW} evaluations, in which gm-ode makes confetti of images")
+        return Choice("--solver", "gm-sde", f"at most {FEW} evaluations, at which images by gm-ode are speckled")
     return Choice("--solver", "gm-ode", "the run learned a mixture")
 
 

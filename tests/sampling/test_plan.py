@@ -55,7 +55,7 @@ def test_what_is_left_open_is_filled_in(method, settings, expected):
     [
         (MIXTURE, {}, "gm-ode", "mixture"),
         (UNION, {"steps": 3}, "gm-ode", "mixture"),
-        (UNION, {"steps": 2}, "gm-sde", "confetti"),
+        (UNION, {"steps": 2}, "gm-sde", "speckled"),
         (MIXTURE, {"steps": 1, "guidance": "prob"}, "gm-sde", "at most 2 evaluations"),
         (MIXTURE, {"steps": 1, "substeps": 8}, "gm-ode", "mixture"),
         (MIXTURE, {"steps": 6, "guidance": "cfg"}, "euler", "--guidance cfg acts on a velocity"),

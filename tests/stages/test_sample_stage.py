@@ -95,7 +95,7 @@ def test_a_newer_checkpoint_that_is_not_whole_is_told(make_run: MakeRun, tmp_pat
 def test_the_default_solver_is_told_with_its_reason(make_run: MakeRun, tmp_path: Path) -> None:
     notes, folder = Notes(), make_run(objective="gm-kl")
     sample(folder, tmp_path / "samples", changed(QUICK, {"steps": 1}), notes)
-    assert notes.lines == ["--solver gm-sde: at most 2 evaluations, in which gm-ode makes confetti of images"]
+    assert notes.lines == ["--solver gm-sde: at most 2 evaluations, at which images by gm-ode are speckled"]
     (choice,) = plan_samples(folder, tmp_path / "more", changed(QUICK, {"steps": 3})).forecast().choices
     assert (choice.flag, choice.value) == ("--solver", "gm-ode")
     chosen = plan_samples(folder, tmp_path / "chosen", changed(QUICK, {"steps": 1, "solver": "heun"}))
