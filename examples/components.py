@@ -27,7 +27,7 @@ SOLVERS = ("gm-ode", "gm-sde")
 
 @dataclass(frozen=True)
 class Spent:
-    """Training steps, images a step, network evaluations per sample, samples of a score, and seeds."""
+    """Training steps, images per step, network evaluations per sample, samples of a score, and seeds."""
 
     steps: int
     batch: int

@@ -1,9 +1,9 @@
-"""A decoder from nothing but images: RAE's recipe in miniature, with a random encoder, and no download.
+"""RAE's recipe for a decoder in miniature, with a random encoder and without a download.
 
 Crops of 128 pixels of photographs that installed packages ship; a DINOv2 of two blocks with random weights, saved to
-disk, makes 4 x 4 tokens of 192 numbers of each image of 64 pixels; a `tiny` decoder learns to undo it, by L1, then also
-against a discriminator on a random ViT. What it is held against is the best constant colour of each image. A random
-encoder keeps what pixels a token saw, but not how to tell it from noise; so the noise on latents is less than RAE's.
+disk, makes 4 x 4 tokens of 192 numbers of each image of 64 pixels; a `tiny` decoder learns to invert it, by L1, then
+also against a discriminator on a random ViT. The baseline is the best constant colour of each image. The tokens of a
+random encoder are less robust to noise than DINOv2's, so the noise on latents is less than RAE's.
 
     python examples/decoder_study.py --steps 1500        # 10 minutes on two busy cores
 """

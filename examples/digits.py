@@ -1,10 +1,10 @@
 """What studies on the embedded digits share: data, a training budget, and a score, each made once and kept.
 
 The score is the Fréchet distance of samples to real digits that took no part in training, in the descriptor space of
-the pixels tokenizer; beside it stands the same distance of as many real training digits, the floor. Copies of training
-digits would reach the floor too: so the distance of samples to the nearest training digit is told as well. Settings are
-chosen on the part ``validation``, whose reference is cut out of the training digits; figures are quoted on the part
-``test``, which no choice has seen.
+the pixels tokenizer; the floor beside it is the same distance of as many real training digits. Copies of training
+digits would reach the floor too, so the distance of samples to the nearest training digit is reported as well. Settings
+are chosen on the part ``validation``, whose reference is cut out of the training digits; results are reported on the
+part ``test``, which no choice depends on.
 
 Everything is made by gmtool's own stages in one folder and reused from there by the next call: a study that was stopped
 resumes.

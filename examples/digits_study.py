@@ -1,10 +1,11 @@
 """Both papers and their union on real handwritten digits: the same network, budget and evaluations.
 
-{gaussian, gmm} source x {fm, gm-kl} objective: flow matching, GMFlow, MM-FM (told the class, as all four are) and the
-union, each trained from several seeds and drawn with 1 ... 50 network evaluations. The score is the Fréchet distance to
+{gaussian, gmm} source x {fm, gm-kl} objective: flow matching, GMFlow, MM-FM and the union, all conditioned on the
+class, each trained from several seeds and drawn with 1 ... 50 network evaluations. The score is the Fréchet distance to
 397 digits that took no part in training (`digits`), beside that of real training digits. The table holds mean and
-standard deviation over the seeds, the picture the same; both also for other numbers of modes. A second table tells how
-far samples are from the nearest training digit, since a network that learned its digits by heart would score well too.
+standard deviation over the seeds, the picture the same; both also for other numbers of modes. A second table shows how
+far samples are from the nearest training digit, since a network that memorised the training digits would score well
+too.
 
     python examples/digits_study.py             # two to three hours on one idle core; may be stopped, and resumes
     python examples/digits_study.py --quick     # the same in miniature, for a look at the output
@@ -41,7 +42,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """How much is spent: training steps, images a step, seeds, samples of a score, and the main number of modes.
+    """How much is spent: training steps, images per step, seeds, samples of a score, and the main number of modes.
 
     draws: the evaluations of each solver, those of a velocity and of a mixture.
     """

@@ -3,8 +3,8 @@
     python examples/load_run.py run --class 3 --out latents.safetensors
 
 A network is an ordinary module of ``gmtool.nn``, built from the architecture in ``config.json``; its weights are in
-``checkpoints/step-.../ema.safetensors`` under the module's own names, and what turns latents into its coordinates and
-back in ``statistics.safetensors``. Time is 0 at the data and 1 at the noise; a network predicts the velocity, noise
+``checkpoints/step-.../ema.safetensors`` under the module's own names, and the statistics that normalise latents are in
+``statistics.safetensors``. Time is 0 at the data and 1 at the noise; a network predicts the velocity, noise
 minus data, or a mixture over it. This holds for DiT and DiTDH alike, trained here or imported.
 """
 

@@ -1,7 +1,7 @@
 """Sources and couplings in ten dimensions, where paths can be measured: MM-FM's study, with GMFlow and the union.
 
 The data are eight curved modes (`point_flows`): "Compact", which overlap, and "Spread", which are far apart. The
-mixture that flows start from is fitted to them by EM, not told. For every method the tables hold length, straightness
+mixture that flows start from is fitted to them by EM. For every method the tables hold length, straightness
 and mean Lipschitz constant of the flow (`gmtool.evaluation.trajectory`) along 100 Euler steps; then W2^2 on moderate
 sets and squared sliced W2 on large ones, by network evaluations, 0 being the source itself, beside the same between two
 samples of the data. The row "mixture, mode, conditioned" shows what that condition, which the union requires, is worth.
@@ -116,7 +116,7 @@ def study(name: str, steps: int, count: int, seed: int, folder: Path) -> None:
 
 
 def picture(paths: dict[str, Trajectory], x: Tensor, path: Path) -> None:
-    """Paths on the two first principal axes of the data x (N, 10), a panel a method."""
+    """Paths on the two first principal axes of the data x (N, 10), a panel per method."""
     plane = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:2].T
     figure = Figure(figsize=(16, 8), layout="constrained")
     for panel, (name, trajectory) in zip(

@@ -1,6 +1,6 @@
-"""A solver of your own, drawn with by gmtool's own `sample` stage: a class with a step, and a row of the table.
+"""A solver of your own in gmtool's `sample` stage: a class with a step, and a row of the table.
 
-Handwritten digits are encoded, a small network learns them, and the midpoint rule draws from it, beside Euler's method:
+A small network is trained on handwritten digits and sampled by the midpoint rule and by Euler's method; the output is
 their distances from a far finer solution. The row alone makes the solver known to ``--solver`` and its checks.
 
     python examples/own_solver.py
@@ -37,7 +37,7 @@ class Midpoint(Memoryless[VelocityModel]):
     """x_s = x_t + (s - t) u(x_m, m), where Euler's method goes to x_m at m = (t + s) / 2. Order 2."""
 
     def intervals(self, evaluations: int) -> int:
-        """Two evaluations an interval; one interval at least."""
+        """Two evaluations per interval; one interval at least."""
         return max(1, evaluations // 2)
 
     def step(

@@ -1,4 +1,4 @@
-"""What the examples on points share: data of curved modes, a mixture fitted to them, and a network that is trained."""
+"""Shared by the examples on points: data of curved modes, a mixture fitted to them, and the training of a network."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from gmtool.artifacts.files import written_aside
 
 @dataclass(frozen=True)
 class Speed:
-    """Operations a second on a device in a precision: of matrix products, and of a training step.
+    """Operations per second on a device in a precision: of matrix products, and of a training step.
 
     network: what was trained, in words.
     """
@@ -77,7 +77,7 @@ BUSY = 5e-3
 
 
 def matmul_rate(device: torch.device, precision: torch.dtype, at_least: float = 0.3) -> float:
-    """Operations a second, two a multiply-add, of square matrix products in a precision.
+    """Operations per second, two a multiply-add, of square matrix products in a precision.
 
     at_least: seconds that are measured. The matrices are as wide as it takes to keep the device busy.
     """

@@ -33,7 +33,7 @@ def test_a_product_counts_two_operations_a_multiply_add(monkeypatch: pytest.Monk
 
 
 def test_a_fast_device_is_measured_by_wider_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 1e14 operations a second those of 8192 take 11 ms; a slower device is not kept for minutes."""
+    """At 1e14 operations per second those of 8192 take 11 ms; a slower device is not kept for minutes."""
     for rate, width in ((1e14, 8192), (1e12, 2048), (1e9, 1024)):
         sizes: list[int] = []
 

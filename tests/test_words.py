@@ -25,8 +25,8 @@ PHRASES = {
     r"\bgo(?:es)? over (?:its|the|a) preset\b": "override the preset",
     r"\bimages a network call\b": "batch size",
     r"\bdecay a step\b": "decay per step",
-    r"\b(?:one|order|number|evaluation|row|file|line|coefficient|figure|tensor|descriptor|matrix)s? an? "
-    r"(?:step|sample|position|mode|batch|token|image|class|evaluation|method|call)\b": "per",
+    r"\b(?:one|order|number|evaluation|operation|byte|row|file|line|coefficient|figure|tensor|descriptor|panel)s? "
+    r"an? (?:step|sample|position|mode|batch|token|image|class|evaluation|method|call|second)\b": "per",
     r"\bleft open\b": "resolve defaults",
     r"\bin so many words\b": "explicitly",
     r"\bcan mend\b|\bmended?\b": "fix, repair",

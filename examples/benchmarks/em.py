@@ -2,10 +2,10 @@
 
 Both start from k-means++ seeds and do the same number of EM iterations; gmtool puts Lloyd's iterations of k-means in
 between, as `gmtool fit-gmm` does. Each runs in a process of its own, so that its peak memory is its own; the memory of
-the libraries and the data is taken off. One fit is one local optimum of many: compare likelihoods over several
+the libraries and the data is subtracted. One fit is one local optimum of many: compare likelihoods over several
 --repeats, each of other seeds on the same data.
 
-Time is told twice: by the clock, and of the processors, which other work on the machine stretches less. The limit is
+Time is reported twice: wall-clock time, and processor time, which other work on the machine affects less. The limit is
 the rate of a matrix product of 2048 x 2048 float32 in the same process, in the processors' time; an EM iteration takes
 8 N K D operations, in two products.
 
@@ -37,7 +37,7 @@ FLOOR = 1e-6
 
 
 class Found(NamedTuple):
-    """Log-likelihood of fitted and of held-out data, and EM's operations a second of processor time (0: not known)."""
+    """Log-likelihood of fitted and held-out data, and EM's operations per second of processor time (0: not known)."""
 
     fitted: float
     held_out: float
@@ -106,7 +106,7 @@ def by_scikit_learn(fitted: np.ndarray, held_out: np.ndarray, options: argparse.
 
 
 def matrix_rate() -> float:
-    """Operations a second of a processor's time in a product of 2048 x 2048 float32, the best of five."""
+    """Operations per second of a processor's time in a product of 2048 x 2048 float32, the best of five."""
     first, second = torch.randn(2, 2048, 2048)
     best = float("inf")
     for _ in range(6):  # the first one warms up

@@ -1,4 +1,4 @@
-"""What fit-gmm takes at scale, on made-up data: time, memory, and share of what the machine could do.
+"""The cost of fit-gmm at scale, on synthetic data: time, memory, and fraction of what the machine could do.
 
 ``em`` times k-means' seeds, its iterations and EM's, and compares their operations with the rate of a matrix product in
 the same process. ``patches`` writes a latents file, measures how fast the disk gives it back from start to end, then
@@ -117,7 +117,7 @@ def forget(path: Path) -> None:
 
 
 def sequential_rate(path: Path) -> float:
-    """Bytes a second of reading a file from start to end, 8 MiB at a time."""
+    """Bytes per second of reading a file from start to end, 8 MiB at a time."""
     forget(path)
     buffer = bytearray(1 << 23)
     started = time.perf_counter()
@@ -129,7 +129,7 @@ def sequential_rate(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Pass:
-    """First entries of each mode's mean and deviation (K, 2, 8, H, W), latents read, bytes a second of it all."""
+    """First entries of each mode's mean and deviation (K, 2, 8, H, W), latents read, bytes per second of it all."""
 
     entries: np.ndarray
     reads: int

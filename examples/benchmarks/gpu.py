@@ -2,11 +2,12 @@
 
 - the tests marked gpu;
 - training steps of DiTDH-XL (latents of 768 x 16 x 16) and DiT-XL/2 (4 x 32 x 32), 256 tokens each, with fm and gm-kl,
-  compiled and eager: images a second, and the share of the rate of bfloat16 matrix products, measured in the same run;
+  compiled and eager: images per second, and the share of the rate of bfloat16 matrix products, measured in the same
+  run;
 - what gm-kl costs beside fm, and gm-ode beside euler, on the same network: the arithmetic of mixtures;
 - sampling; an iteration of EM; the share of the time that training waits for data that are read from the disk.
 
-What does not fit into the time, or fails, is said in its row. Aims are for an H200.
+A row says when its check does not fit into the time, or fails. Aims are for an H200.
 
     python examples/benchmarks/gpu.py              # --smoke runs all of it in miniature, on a CPU too
 """
@@ -152,7 +153,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs. peak: operations a second of matrix products in ``precision``."""
+    """Where it runs. peak: operations per second of matrix products in ``precision``."""
 
     device: torch.device
     precision: torch.dtype
@@ -183,7 +184,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step that was measured: seconds, images in it, and operations an image."""
+    """A training step that was measured: seconds, images in it, and operations per image."""
 
     seconds: float
     batch: int
@@ -191,7 +192,7 @@ class Step:
 
     @property
     def rate(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.batch / self.seconds
 
     def share(self, peak: float) -> float:
@@ -260,7 +261,7 @@ def training(report: Report, machine: Machine) -> None:
 
 
 def sampling(report: Report, machine: Machine) -> None:
-    """gm-ode and euler on one mixture network: images a second, and what the mixtures' arithmetic adds."""
+    """gm-ode and euler on one mixture network: images per second, and what the mixtures' arithmetic adds."""
     case, steps = machine.sizes.wide, 8
     with report.part("sampling"):
         training_plan = case.plan("gm-kl", 1)

@@ -71,7 +71,7 @@ class Source:
 
 
 def delivered(source: Source, steps: int, workers: int | None) -> float:
-    """Images a second that come when nothing is done with them; the first batch, before which all starts, is free."""
+    """Images per second that come when nothing is done with them; the first batch, before which all starts, is free."""
     batches = source.batches(steps, workers)
     next(batches)
     started = time.perf_counter()
@@ -81,7 +81,7 @@ def delivered(source: Source, steps: int, workers: int | None) -> float:
 
 
 def consumed(stepper: Stepper, source: Source, steps: int) -> float:
-    """Images a second that training steps take in when the data are there; the first step is free."""
+    """Images per second that training steps take in when the data are there; the first step is free."""
     first, *others = source.batches(steps, None)
     stepper.take(first, 0, 0)
     synchronise(source.world.device)
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
             own = Source(latents, gmm, load_preset("quickstart").config("train"), world)
             mixed = replace(own, config=changed(own.config, {"source": "gmm"}))
             rows = measure(own, options) + measure(mixed, options)
-    title = f"{len(rows)} ways to {own.config.loop.batch_size} images a step, on {world.device}"
+    title = f"{len(rows)} ways to {own.config.loop.batch_size} images per step, on {world.device}"
     print_table(title, ("loader", "delivered, images/s", "consumed, images/s", "ratio", "at least 5"), rows)
 
 

@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=1000, help="steps between two readings")
-    parser.add_argument("--batch-size", type=int, default=16, help="images a step; the quickstart takes 128")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step; the quickstart takes 128")
     options = parser.parse_args()
     preset = load_preset("quickstart")
     log = MemoryLog(options.every)

@@ -185,7 +185,7 @@ def loss_memory(shape: Shape, batch: int, name: str) -> float:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a copy that no cache holds."""
+    """Bytes per second, read and written, of a copy that no cache holds."""
     source = torch.ones(2**26, device=device)
     (seconds,) = medians([partial(torch.empty_like(source).copy_, source)], 5, device)
     return 2 * source.numel() * source.element_size() / seconds
@@ -194,7 +194,7 @@ def copy_bandwidth(device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--batch", type=int, default=1, help="samples a step")
+    parser.add_argument("--batch", type=int, default=1, help="samples per step")
     parser.add_argument("--memory-batch", type=int, default=32, help="samples of the loss whose memory is measured")
     parser.add_argument("--first", type=int, default=0, help="1 leaves out the latents of 4 x 32 x 32")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken")

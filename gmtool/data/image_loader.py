@@ -20,7 +20,7 @@ from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import takes_grey
 
 AT_ONCE = 64
-"""Images a call of the tokenizer."""
+"""Images per call of the tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attent
 
 @dataclass(frozen=True)
 class StepCost:
-    """A training step: operations a sample; bytes that its activations take a sample, and once; parameters."""
+    """A training step: operations per sample; bytes that its activations take a sample, and once; parameters."""
 
     flops: int
     sample_bytes: int

@@ -42,7 +42,7 @@ def divisors(count: int) -> list[int]:
 def choose_micro_batch(
     stepper: Rehearsing, wanted: str, count: int, device: torch.device, estimate: Callable[[int], int] | None = None
 ) -> int:
-    """The micro-batch of a process that has ``count`` samples a step; wanted: --micro-batch, a number or auto.
+    """The micro-batch of a process that has ``count`` samples per step; wanted: --micro-batch, a number or auto.
 
     estimate: about the bytes that so many samples take, to choose by where nothing can be tried: a sharded network that
     runs out of memory in a trial is left in the middle of its communication.
@@ -64,7 +64,7 @@ def choose_micro_batch(
 
 
 def expected_micro_batch(wanted: str, count: int, device: torch.device, estimate: Callable[[int], int]) -> int:
-    """What `choose_micro_batch` will choose, before there is anything to try: for ``count`` samples a step.
+    """What `choose_micro_batch` will choose, before there is anything to try: for ``count`` samples per step.
 
     estimate: about the bytes that so many samples take. The whole memory of the GPU counts as free.
     """

@@ -70,7 +70,7 @@ def make_state(
     world: World = ALONE,
 ) -> TrainState[N]:
     """A network that is to be trained from its present weights. rate: the learning rate that it begins with.
-    batch_size: images a step, of all processes.
+    batch_size: images per step, of all processes.
 
     Of several processes each holds all weights, or its part of them where they are ``sharded``.
     """

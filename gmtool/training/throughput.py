@@ -16,9 +16,9 @@ _Item = TypeVar("_Item")
 class ThroughputMeter:
     """A clock for laps of steps.
 
-    steps: taken in this lap. flops: operations of a sample in a step; peak: operations a second of the machine's matrix
-    products; both 0 where they are not known. On a GPU, steps are only queued: the time waited for data is then an
-    upper bound of the time that the GPU stood still for it.
+    steps: taken in this lap. flops: operations of a sample in a step; peak: operations per second of the machine's
+    matrix products; both 0 where they are not known. On a GPU, steps are only queued: the time waited for data is then
+    an upper bound of the time that the GPU stood still for it.
     """
 
     flops: int = 0

@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_defaults_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit-gmm", "--modes", "4"]) == 0
     shown = capsys.readouterr().out
-    for words in ("4 of 4", "median", "76 fitted images, nats a dimension", "4 held-out images", "EM iterations"):
+    for words in ("4 of 4", "median", "76 fitted images, nats per dimension", "4 held-out images", "EM iterations"):
         assert words in shown
     with open_gmm(folder / "gmm.h5") as gmm:
         assert len(gmm) == 4

@@ -374,7 +374,7 @@ def test_a_forecast_counts_the_teacher(teacher_of, tmp_path):
         ("free", {"data_free": True, "evaluations": 3}),
     ):
         told = forecast(teacher, tmp_path / "student", changed(QUICK, settings))
-        by_name[name] = float(dict(told.work)["operations a step"].split()[0])
+        by_name[name] = float(dict(told.work)["operations per step"].split()[0])
         assert {"--lr", "--coordinates"} <= {choice.flag for choice in told.choices}
     assert not (tmp_path / "student").exists()
     # a student's step costs three of its forward passes, and two of its teacher's, nearly as large: 5, then 7, then 15

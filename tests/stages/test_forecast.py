@@ -43,9 +43,13 @@ def test_a_forecast_counts_the_run_and_writes_nothing(small: Small, tmp_path: Pa
     network = build_network(plan.architecture, 0)
     assert (work["--model"], work["--condition"]) == ("tiny", "class")
     assert work["parameters"] == f"{sum(parameter.numel() for parameter in network.parameters()):,}"
-    assert (work["images a step (effective batch)"], work["images computed at once"], work["steps"]) == ("8", "8", "30")
+    assert (work["images per step (effective batch)"], work["images computed at once"], work["steps"]) == (
+        "8",
+        "8",
+        "30",
+    )
     assert work["epochs"] == "4 of 60 images"  # 30 steps of 8
-    assert work["operations a step"].startswith(f"{8 * cost.flops / 1e12:,.4g} TFLOP ")
+    assert work["operations per step"].startswith(f"{8 * cost.flops / 1e12:,.4g} TFLOP ")
     assert estimate.memory == cost.memory(8, averages=1)
     assert [file.path for file in estimate.reads] == [small.latents("classes")]
     assert estimate.reads[0].bytes == small.latents("classes").stat().st_size
@@ -89,7 +93,7 @@ def test_what_the_command_prints(small: Small, tmp_path: Path, capsys: pytest.Ca
     arguments = ["train", str(small.latents("classes")), str(tmp_path / "run"), "--preset", "quickstart", "--dry-run"]
     assert main([*arguments, "--steps", "7", "--ema", "0.9", "--ema", "0.99"]) == 0
     shown = capsys.readouterr().out
-    for words in ("handwritten digits", "to expect", "0.9 0.99", "parameters", "GFLOP an image", "`gmtool bench`"):
+    for words in ("handwritten digits", "to expect", "0.9 0.99", "parameters", "GFLOP per image", "`gmtool bench`"):
         assert words in shown
     condition = next(line for line in shown.splitlines() if "--condition (auto)" in line)
     assert "class: the images come in 3 classes" in condition

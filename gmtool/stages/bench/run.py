@@ -63,7 +63,7 @@ class StageRate:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was found. matmul: operations a second of matrix products in ``precision``; images: of the task."""
+    """What was found. matmul: operations per second of matrix products in ``precision``; images: of the task."""
 
     preset: str
     device: str
@@ -226,7 +226,7 @@ def affordable(
 
 
 def _sampling_rate(run: _Bench, model: TrainedModel, plan: TrainPlan, settings: SampleConfig) -> float:
-    """Images a second, by the preset's sampler; its guide, if it has one, left out."""
+    """Images per second, by the preset's sampler; its guide, if it has one, left out."""
     asked = settings.sampling
     if asked.guide is not None:
         asked = replace(asked, guidance="none", guide=None, guidance_scale=None, orthogonal=None)

@@ -79,6 +79,6 @@ def _likelihood_rows(data: str, value: float | None, size: int) -> list[tuple[st
     if value is None:
         return []
     return [
-        (f"log-likelihood of {data} images, nats an image", f"{value:.3f}"),
-        (f"log-likelihood of {data} images, nats a dimension", f"{value / size:.4f}"),
+        (f"log-likelihood of {data} images, nats per image", f"{value:.3f}"),
+        (f"log-likelihood of {data} images, nats per dimension", f"{value / size:.4f}"),
     ]

@@ -117,7 +117,7 @@ def _draw_likelihood(axes: Axes, metrics: FitMetrics) -> None:
     for history, last, name in ends:
         axes.plot(np.array([*history, last]) / size, label=name, marker=".")
     axes.legend()
-    axes.set(title="log-likelihood of the descriptors", xlabel="EM iteration", ylabel="nats a dimension")
+    axes.set(title="log-likelihood of the descriptors", xlabel="EM iteration", ylabel="nats per dimension")
 
 
 def _draw_distances(axes: Axes, metrics: FitMetrics, name: str, what: str) -> None:

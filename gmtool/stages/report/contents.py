@@ -297,12 +297,12 @@ def _mixture(gmm: Artifact, gallery: _Gallery, progress: Progress) -> Mixture:
         facts.append(("images", f"{details['data']:,}"))
     for name, words in (("log_likelihood", "fitted"), ("held_out_log_likelihood", "held-out")):
         if details.get(name) is not None:
-            facts.append((f"log-likelihood of {words} images, nats a dimension", f"{details[name] / size:.4f}"))
+            facts.append((f"log-likelihood of {words} images, nats per dimension", f"{details[name] / size:.4f}"))
     if "em_iterations" in details:
         ending = "" if details.get("converged") else ", not converged"
         facts.append(("EM iterations", f"{details['em_iterations']:,}{ending}"))
     facts += [(name, str(config[name])) for name in ("assignment", "covariance") if name in config]
-    alternative = f"The mixture {gmm.name}: images a mode, log-likelihood, distances, means of its largest modes"
+    alternative = f"The mixture {gmm.name}: images per mode, log-likelihood, distances, means of its largest modes"
     picture = gallery.read(gmm.path.with_suffix(".png"), gmm.name, alternative)
     progress.advance()
     return Mixture(gmm, tuple(facts), picture)

@@ -24,7 +24,7 @@ PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "Loss by time": ("the loss in each quarter of the training times, from the data's end to the noise's", QUARTERS),
     "Gradient norm": ("the norm of the gradient before it is clipped", ("grad_norm",)),
     "Learning rate": ("the learning rate of each step", ("lr",)),
-    "Images/s": ("training images a second", ("images/s",)),
+    "Images/s": ("training images per second", ("images/s",)),
 }
 """The panels of curves: title -> what it shows, and the figures in it."""
 

@@ -126,7 +126,7 @@ class _Settler:
         self.repeated = 0
 
     def __call__(self, run: RunFolder, combination: Mapping[str, Any]) -> list[PlannedPoint]:
-        """The points of a combination of values, one a seed; none where it is refused, or was drawn before."""
+        """The points of a combination of values, one per seed; none where it is refused, or was drawn before."""
         chosen = dict(combination)
         while True:
             try:

@@ -106,10 +106,10 @@ def forecast_of(
     seconds = None if speed is None else steps * step_flops / speed.train
     work = [
         ("parameters", f"{cost.parameters:,}"),
-        ("operations a step", f"{step_flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP an image)"),
+        ("operations per step", f"{step_flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP per image)"),
         ("images computed at once", f"{micro_batch:,}"),
         ("steps", f"{steps:,}"),
-        ("images a step (effective batch)", f"{plan.batch_size:,}"),
+        ("images per step (effective batch)", f"{plan.batch_size:,}"),
     ]
     if plan.facts.samples:
         epochs = steps * plan.batch_size / plan.facts.samples

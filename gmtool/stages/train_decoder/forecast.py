@@ -46,7 +46,7 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig) -> Forecast
         *facts_of_models(plan.tokenizer),
         (
             "operations per step",
-            f"{plan.batch_size * cost.flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP an image)",
+            f"{plan.batch_size * cost.flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP per image)",
         ),
         ("micro-batch", f"{micro_batch:,}"),
         ("steps", f"{steps:,}, of {plan.batch_size:,} images"),
