@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,16 +37,22 @@ def known_from_features(
     reference: Features | None,
     statistics: FeatureStatistics | None = None,
     spatial: FeatureStatistics | None = None,
+    moments: bool = True,
 ) -> Known:
     """The inputs of the metrics, from the features of some images and of their reference.
 
     statistics, spatial: of a larger set that the reference was drawn from, for the metrics of statistics.
     """
-    return Known(
-        statistics=_statistics(images.vectors, None if reference is None else reference.vectors, statistics),
-        spatial=_statistics(images.spatial, None if reference is None else reference.spatial, spatial),
+    known = Known(
         features=None if reference is None else Pair(images.vectors, reference.vectors),
         logits=images.logits,
+    )
+    if not moments:
+        return known
+    return replace(
+        known,
+        statistics=_statistics(images.vectors, None if reference is None else reference.vectors, statistics),
+        spatial=_statistics(images.spatial, None if reference is None else reference.spatial, spatial),
     )
 
 

@@ -16,7 +16,8 @@ class Measurement:
 
     value: the metric. spread: its standard deviation over parts of the data, where it is a mean over parts. images,
     reference_images: images on either side; None when there is no such side or its file does not say. low, high: the
-    ends of a 95 % interval for other images of the same generator, where one was asked for.
+    ends of a 95 % interval for other images of the same generator, where one was asked for. limit: the metric
+    extrapolated to infinitely many images of it, with an interval as wide; see `gmtool.evaluation.uncertainty`.
     """
 
     value: float
@@ -25,6 +26,7 @@ class Measurement:
     reference_images: int | None
     low: float | None = None
     high: float | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True)

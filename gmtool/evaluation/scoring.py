@@ -33,9 +33,9 @@ class RealFeatures:
     on_training_images: bool
     extractor: Extractor
 
-    def known(self, generated: Features) -> Known:
-        """The inputs of the metrics, for the features of generated images."""
-        known = known_from_features(generated, self.reference, self._statistics, self._spatial)
+    def known(self, generated: Features, moments: bool = True) -> Known:
+        """The inputs of the metrics, for the features of generated images; moments: also those of statistics."""
+        known = known_from_features(generated, self.reference, self._statistics, self._spatial, moments)
         return replace(known, training=known.features) if self.on_training_images else known
 
     def in_place(self, count: int, seed: int) -> Known:

@@ -1,13 +1,25 @@
-"""How sure a figure is: 95 % intervals from random halves of the samples, means and spreads over seeds.
+"""How sure a figure is: 95 % intervals from subsets of the samples, means and spreads over seeds.
 
-With theta_1, ..., theta_R a metric of R random halves of the N samples, drawn without replacement, each against the
-whole reference, their standard deviation estimates the standard error of the metric of all N: half as many samples have
-twice the variance, and halves of the same N share half of it (the delete-d jackknife, d = N / 2; Shao & Wu 1989). It
-holds for all metrics here. The bootstrap does not: it draws with replacement, and copies shrink the balls around k-th
-nearest neighbours, and bias Fréchet and kernel distances.
+With theta the metric of all N samples, against the whole reference, an interval is theta +- t_{R-1} se, cut to the
+metric's range: for other samples of the same generator against the same reference. The standard error is from R subsets
+without replacement, whose metrics are theta_1, ..., theta_R (Shao & Wu 1989):
 
-The interval is theta +- t_{R-1} sd, cut to the metric's range: for other samples of the same generator against the same
-reference.
+halves      random halves; se is their standard deviation, since half as many samples have twice the variance, and
+            halves of the same N share half of it (the delete-d jackknife, d = N / 2)
+jackknife   all but one of R random parts; se^2 = (R - 1) / R sum (theta_r - mean)^2. A bias b / N of the metric cancels
+            in R theta - (R - 1) mean, which is the `Measurement.limit`, of infinitely many samples
+
+Fréchet distances take the jackknife, which halves overestimate more the more features there are, and the other metrics
+halves, which the jackknife overestimates where nearest neighbours of the samples decide (recall). Not the bootstrap:
+the copies that it draws shrink balls around nearest neighbours, and add to a Fréchet distance about what N samples add
+to that of infinitely many. On Gaussians of known distance (64 features, 1,000 samples, 200 repetitions, R = 20)
+intervals held the expected distance of as many samples in
+
+    bootstrap, percentiles 0 %; value +- t se: bootstrap 100 %, half as many drawn 100 %, halves 99 %, jackknife 98 %
+
+at 1.2, 1.5, 1.7, 1.3 and 1.1 times the width of a perfect interval, and the true distance of infinitely many in
+
+    bootstrap, percentiles 0 %; corrected for bias: bootstrap 100 %, halves 99 %, jackknife 97 %.
 """
 
 from __future__ import annotations
@@ -19,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.evaluation.metrics import metrics_by_name
+from gmtool.evaluation.metrics import Resampling, metrics_by_name
 from gmtool.evaluation.report import Figure, Measurement
 from gmtool.progress import Progress
 from gmtool.streams import generator
@@ -27,47 +39,73 @@ from gmtool.streams import generator
 LEVEL = 0.95
 """Probability that an interval holds the value."""
 
+LEAST = 4
+"""Samples of which there is an interval."""
 
-def with_intervals(
-    figures: Sequence[Figure],
+
+def subsets(resampling: Resampling, count: int, number: int, seed: int) -> list[Tensor]:
+    """The row numbers, int64 (n,), of about ``number`` subsets of ``count`` samples."""
+    if resampling == "halves":
+        return [torch.randperm(count, generator=generator(seed, "half", part))[: count // 2] for part in range(number)]
+    parts = torch.randperm(count, generator=generator(seed, "parts")).tensor_split(min(number, count))
+    return [torch.cat([*parts[:left_out], *parts[left_out + 1 :]]) for left_out in range(len(parts))]
+
+
+def resampled(
+    resampling: Resampling,
     measure: Callable[[Tensor], Mapping[str, Measurement]],
     count: int,
-    halves: int,
+    number: int,
     seed: int,
     progress: Progress,
-) -> tuple[Figure, ...]:
-    """The figures, with the interval of each.
+) -> dict[str, np.ndarray]:
+    """Each metric of the subsets, (R,); nothing of fewer than `LEAST` samples.
 
-    measure: the metrics by name, of the samples of some numbers, int64 (n,). count: N, 4 at least; with fewer there is
-    no interval. halves: R, 2 at least.
+    measure: the metrics by name, of the samples of some numbers, int64 (n,). count: N. number: R, 2 at least.
     """
-    if count < 4:
-        return tuple(figures)
     values: dict[str, list[float]] = {}
-    progress.begin("intervals", halves, "halves")
+    if count < LEAST:
+        return {}
+    chosen = subsets(resampling, count, number, seed)
+    progress.begin("intervals", len(chosen), "subsets")
     try:
-        for number in range(halves):
-            rows = torch.randperm(count, generator=generator(seed, "half", number))[: count // 2]
+        for rows in chosen:
             for name, measurement in measure(rows).items():
                 values.setdefault(name, []).append(measurement.value)
             progress.advance()
     finally:
         progress.end()
-    return tuple(_with_interval(figure, np.array(values.get(figure.metric, []))) for figure in figures)
+    return {name: np.array(of_metric) for name, of_metric in values.items()}
 
 
-def _with_interval(figure: Figure, values: np.ndarray) -> Figure:
+def with_intervals(
+    figures: Sequence[Figure], values: Mapping[str, np.ndarray], resampling: Resampling, limits: bool = False
+) -> tuple[Figure, ...]:
+    """The figures, with the interval of each that has ``values`` of subsets by `resampled`.
+
+    limits: whether those by the jackknife are extrapolated to infinitely many samples.
+    """
+    return tuple(
+        _with_interval(figure, values[figure.metric], resampling, limits) if figure.metric in values else figure
+        for figure in figures
+    )
+
+
+def _with_interval(figure: Figure, values: np.ndarray, resampling: Resampling, limits: bool) -> Figure:
     from scipy.stats import t
 
     values = values[np.isfinite(values)]
-    if len(values) < 2:
+    count = len(values)
+    if count < 2:
         return figure
-    wide = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1))
+    error = values.std(ddof=1) if resampling == "halves" else (count - 1) ** 0.5 * values.std()
+    wide = float(t.ppf((1 + LEVEL) / 2, count - 1) * error)
     value, metric = figure.generated.value, metrics_by_name().get(figure.metric)
     low, high = value - wide, value + wide
     if metric is not None:
         low, high = max(low, min(metric.least, value)), min(high, max(metric.most, value))
-    return replace(figure, generated=replace(figure.generated, low=low, high=high))
+    limit = float(count * value - (count - 1) * values.mean()) if limits and resampling == "jackknife" else None
+    return replace(figure, generated=replace(figure.generated, low=low, high=high, limit=limit))
 
 
 def over_seeds(repeats: Sequence[Sequence[Figure]]) -> tuple[Figure, ...]:

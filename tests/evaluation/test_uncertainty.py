@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import torch
 from points import normal
 
 from gmtool.cli.app import main
-from gmtool.evaluation.features import Features, feature_statistics
+from gmtool.evaluation.features import Features, FeatureStatistics, feature_statistics
+from gmtool.evaluation.metrics import Resampling
 from gmtool.evaluation.metrics.density_coverage import density_coverage
 from gmtool.evaluation.metrics.frechet_distance import frechet_distance
 from gmtool.evaluation.metrics.memorisation import memorised_share
 from gmtool.evaluation.metrics.mind import mind
 from gmtool.evaluation.report import Figure, Measurement
-from gmtool.evaluation.uncertainty import over_seeds, with_intervals
+from gmtool.evaluation.uncertainty import over_seeds, resampled, with_intervals
 from gmtool.progress import Progress
 
 CPU = torch.device("cpu")
@@ -31,36 +33,79 @@ METRICS: dict[str, Callable[[torch.Tensor], float]] = {
 }
 
 
-def interval(metric: Callable[[torch.Tensor], float], x: torch.Tensor, halves: int = 20, seed: int = 0) -> Measurement:
+RESAMPLINGS = get_args(Resampling)
+
+
+def interval(
+    metric: Callable[[torch.Tensor], float],
+    x: torch.Tensor,
+    resampling: Resampling = "halves",
+    number: int = 20,
+    seed: int = 0,
+) -> Measurement:
     value = Measurement(metric(x), None, len(x), len(REFERENCE))
-    (figure,) = with_intervals(
-        [Figure("it", value, None)],
+    values = resampled(
+        resampling,
         lambda rows: {"it": Measurement(metric(x[rows]), None, len(rows), None)},
         len(x),
-        halves,
+        number,
         seed,
         Progress(),
     )
+    (figure,) = with_intervals([Figure("it", value, None)], values, resampling, limits=True)
     return figure.generated
 
 
 @pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("resampling", RESAMPLINGS)
 @pytest.mark.slow
-def test_half_widths_are_the_deviations_over_other_samples(name):
+def test_half_widths_are_the_deviations_over_other_samples(resampling, name):
     """Of metrics that are no means, too: their values over independent sets tell what the interval should be."""
     metric = METRICS[name]
     draws = [normal(120, 4, seed, shift=0.3) for seed in range(60)]
     truth = np.std([metric(x) for x in draws], ddof=1)
-    wide = [(estimate.high - estimate.low) / 2 for estimate in (interval(metric, x) for x in draws[:12])]
+    wide = [(estimate.high - estimate.low) / 2 for estimate in (interval(metric, x, resampling) for x in draws[:12])]
     assert np.mean(wide) / (2.093 * truth) == pytest.approx(1, abs=0.3)
 
 
-def test_the_seed_decides_which_halves_and_too_few_samples_have_none():
+@pytest.mark.parametrize("resampling", RESAMPLINGS)
+def test_the_seed_decides_which_subsets_and_too_few_samples_have_none(resampling):
     x = normal(50, 4, 0)
-    first, again, other = (interval(METRICS["mean"], x, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (interval(METRICS["mean"], x, resampling, seed=seed) for seed in (3, 3, 4))
     assert first == again != other and first.low < first.value < first.high
-    few = interval(METRICS["mean"], normal(3, 4, 0))
-    assert few.low is None and few.high is None
+    few = interval(METRICS["mean"], normal(3, 4, 0), resampling)
+    assert few.low is None and few.high is None and few.limit is None
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    x = normal(40, 1, 0)
+    estimate = interval(METRICS["mean"], x, "jackknife", number=40)
+    error = float(x.std() / 40**0.5)
+    assert (estimate.high - estimate.value) / 2.0227 == pytest.approx(error, rel=1e-4)  # t of 39 degrees of freedom
+    assert estimate.limit == pytest.approx(estimate.value, abs=1e-6)  # a mean has no bias
+
+
+@pytest.mark.slow
+def test_intervals_of_a_frechet_distance_cover():
+    """Of Gaussians of known distance: what as many samples reach on average, and the limit what all of them would."""
+    size, count, draws = 24, 200, 60
+    true = FeatureStatistics(np.zeros(size), np.eye(size))
+
+    def metric(x: torch.Tensor) -> float:
+        return frechet_distance(feature_statistics(x), true)
+
+    samples = [1.1 * normal(count, size, seed, shift=0.1) for seed in range(draws)]
+    values = [metric(x) for x in samples]
+    expected, limit = np.mean(values), 0.11**2 * size + 0.1**2 * size
+    estimates = [interval(metric, x, "jackknife") for x in samples]
+    assert expected > 1.5 * limit  # the bias of few samples is most of it
+    assert np.mean([estimate.low <= expected <= estimate.high for estimate in estimates]) >= 0.9
+    assert np.mean([estimate.low <= limit <= estimate.high for estimate in estimates]) <= 0.1
+    wide = [estimate.high - estimate.value for estimate in estimates]
+    covered = [abs(estimate.limit - limit) <= half for estimate, half in zip(estimates, wide, strict=True)]
+    assert np.mean(covered) >= 0.9
+    halves = interval(metric, samples[0], "halves")
+    assert np.mean(wide) < halves.high - halves.value and halves.limit is None
 
 
 def figure(value: float, real: float | None) -> Figure:
@@ -86,6 +131,10 @@ def test_the_command_shows_both(world, capsys):
         by_metric["frechet_distance"]["real"]["spread"] > 0
         and by_metric["frechet_distance"]["generated"]["spread"] is None
     )
+    assert by_metric["recall"]["generated"]["limit"] is None
+    assert by_metric["frechet_distance"]["generated"]["limit"] < by_metric["frechet_distance"]["generated"]["value"]
+    assert main([*arguments, "--intervals", "3"]) == 0
+    assert "extrapolated to infinitely many samples: Fréchet distance" in capsys.readouterr().out
     assert main([*arguments, "--intervals", "1"]) == 2
     assert "--intervals 1" in capsys.readouterr().err
 
@@ -100,13 +149,14 @@ def test_an_interval_stays_within_the_range_of_the_metric():
     values = iter([0.5, 1.0, 0.7, 0.2])
     shares = Figure("recall", Measurement(0.95, None, 8, 8), None)
     distances = Figure("kernel_distance", Measurement(-0.01, None, 8, 8), None)
-    figures = with_intervals(
-        [shares, distances],
+    subsets = resampled(
+        "halves",
         lambda _: {name: Measurement(next(values), None, 4, 8) for name in ("recall", "kernel_distance")},
         8,
         2,
         0,
         Progress(),
     )
+    figures = with_intervals([shares, distances], subsets, "halves")
     assert figures[0].generated.high == 1 and figures[0].generated.low < 0.95
     assert figures[1].generated.low < -0.01  # unbiased, it may be below 0

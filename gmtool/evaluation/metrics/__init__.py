@@ -21,6 +21,9 @@ Need = Literal["statistics", "spatial", "features", "training", "logits", "dista
 
 Better = Literal["lower", "higher", ""]
 
+Resampling = Literal["halves", "jackknife"]
+"""How an interval is estimated: see `gmtool.evaluation.uncertainty`."""
+
 
 @dataclass(frozen=True)
 class MetricSettings(Settings):
@@ -69,6 +72,7 @@ class Row:
     metrics: tuple[Metric, ...]
     library: bool = False
     only: tuple[str, ...] = ()
+    resampling: Resampling = "halves"
 
     def defined_on(self, features: str) -> bool:
         """Whether the metrics are defined on the features of an extractor."""
@@ -88,8 +92,14 @@ METRICS: tuple[Row, ...] = (
         f"{HERE}.frechet_distance:measure",
         "statistics",
         (Metric("frechet_distance", "Fréchet distance", "lower", (("inception", "FID"), ("dinov2", "FD-DINOv2"))),),
+        resampling="jackknife",
     ),
-    Row(f"{HERE}.frechet_distance:measure", "spatial", (Metric("spatial_frechet_distance", "sFID", "lower"),)),
+    Row(
+        f"{HERE}.frechet_distance:measure",
+        "spatial",
+        (Metric("spatial_frechet_distance", "sFID", "lower"),),
+        resampling="jackknife",
+    ),
     Row(
         f"{HERE}.inception_score:measure",
         "logits",
@@ -116,7 +126,7 @@ METRICS: tuple[Row, ...] = (
     Row(f"{HERE}.mind:measure", "features", (Metric("mind", "MIND", "lower"),)),
     Row(f"{HERE}.cmmd:measure", "features", (Metric("cmmd", "CMMD", "lower"),), only=("clip",)),
     Row(f"{HERE}.memorisation:measure", "training", (Metric("memorisation", "memorised share", "", most=1),)),
-    Row(f"{HERE}.fdr6:measure", "distances", (Metric("fdr6", "FDr6", "lower"),)),
+    Row(f"{HERE}.fdr6:measure", "distances", (Metric("fdr6", "FDr6", "lower"),), resampling="jackknife"),
     Row(
         f"{HERE}.saturation:measure",
         "images",

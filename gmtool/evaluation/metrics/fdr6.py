@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+import numpy as np
+
 from gmtool.evaluation.metric import Context
 from gmtool.evaluation.report import Figure, Measurement
 
@@ -27,8 +29,22 @@ NORMALISERS: Mapping[str, float] = {
 
 def measure(known: Mapping[str, Measurement], _: Context) -> tuple[Measurement]:
     """See `gmtool.evaluation.metric.Measure`. known: the distance on each extractor's features."""
-    value = fmean(known[name].value / normaliser for name, normaliser in NORMALISERS.items())
+    value = fdr6({name: measurement.value for name, measurement in known.items()})
     return (Measurement(value, None, known["inception"].images, known["inception"].reference_images),)
+
+
+def fdr6(values: Mapping[str, float]) -> float:
+    """FDr6 of the distances by extractor; see the module."""
+    return fmean(values[name] / normaliser for name, normaliser in NORMALISERS.items())
+
+
+def of_subsets(distances: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """FDr6 of subsets of the samples, (R,), from their distances (R,) by extractor; None unless all six are there."""
+    if not set(NORMALISERS) <= set(distances):
+        return None
+    return np.array(
+        [fdr6(dict(zip(distances, values, strict=True))) for values in zip(*distances.values(), strict=True)]
+    )
 
 
 def distances(figures: Sequence[Figure], real: bool = False) -> Mapping[str, Measurement] | None:

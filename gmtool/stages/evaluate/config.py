@@ -22,8 +22,8 @@ class EvaluateConfig(Settings):
     intervals: Annotated[
         int,
         Option(
-            "Number of random halves of the samples, drawn without replacement, from which to estimate 95 % intervals "
-            "for other samples of the same generator; 20 is enough. 0: none.",
+            "Number of subsets of the samples, without replacement, from which to estimate 95 % intervals for other "
+            "samples of the same generator; 20 is enough. 0: none.",
             metavar="N",
             minimum=0,
         ),
@@ -70,4 +70,4 @@ class EvaluateConfig(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         if self.intervals == 1:
-            raise UserError("--intervals 1: a deviation takes 2 halves at least; 20 are enough")
+            raise UserError("--intervals 1: a deviation takes 2 subsets at least; 20 are enough")

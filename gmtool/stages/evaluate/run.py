@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gmtool.artifacts.files import resolved, written_aside
 from gmtool.artifacts.outputs import kept_to_this_process
@@ -20,13 +23,15 @@ from gmtool.evaluation.extractors.tokenizer import TokenizerExtractor
 from gmtool.evaluation.feature_plan import FeaturePlan
 from gmtool.evaluation.features import Extractor, Features
 from gmtool.evaluation.metric import Context, Known
+from gmtool.evaluation.metrics import Resampling, Row
 from gmtool.evaluation.metrics.fdr6 import distances
+from gmtool.evaluation.metrics.fdr6 import of_subsets as fdr6_of_subsets
 from gmtool.evaluation.nearest import nearest_pairs, write_pairs
 from gmtool.evaluation.reference_file import write_reference_file
 from gmtool.evaluation.references import image_features, pictures_of, reference_features, some_images
-from gmtool.evaluation.report import Figure, Report, parse_report, reports_to_json
+from gmtool.evaluation.report import Figure, Measurement, Report, parse_report, reports_to_json
 from gmtool.evaluation.scoring import RealFeatures, warn_of_small_sets
-from gmtool.evaluation.uncertainty import over_seeds, with_intervals
+from gmtool.evaluation.uncertainty import over_seeds, resampled, with_intervals
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.stages.evaluate.config import EvaluateConfig
@@ -87,14 +92,24 @@ def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:
     """All figures of one set of images."""
     figures: list[Figure] = []
     used: dict[str, str] = {}
+    subsets: dict[str, np.ndarray] = {}
     for features in plan.features:
         row = extractor_row(features.name)
         with plan.world.first_before_others():
             extractor = row.load().open_extractor(plan.config.extractor, plan.described, plan.world.device, progress)
         used[features.name] = extractor.name
-        figures += _figures_on(plan, features, extractor, progress)
+        scored = _figures_on(plan, features, extractor, progress)
+        figures += scored.figures
+        if "frechet_distance" in scored.values:
+            subsets[features.name] = scored.values["frechet_distance"]
     if plan.world.first:
-        figures += _figures_without_features(plan, figures, progress)
+        others, of_subsets = _figures_without_features(plan, figures, progress), fdr6_of_subsets(subsets)
+        if of_subsets is not None:
+            limits = all(
+                figure.generated.limit is not None for figure in figures if figure.metric == "frechet_distance"
+            )
+            others = with_intervals(others, {"fdr6": of_subsets}, "jackknife", limits)
+        figures += others
     first = plan.features[0].name
     return Report(
         samples=str(plan.subject.path),
@@ -110,9 +125,15 @@ def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:
     )
 
 
-def _figures_on(
-    plan: EvaluatePlan, features: FeaturePlan, extractor: Extractor, progress: Progress
-) -> tuple[Figure, ...]:
+@dataclass(frozen=True, eq=False)
+class _OnFeatures:
+    """Figures on one extractor's features. values: the metrics of subsets of the samples, by `resampled`."""
+
+    figures: tuple[Figure, ...]
+    values: Mapping[str, np.ndarray]
+
+
+def _figures_on(plan: EvaluatePlan, features: FeaturePlan, extractor: Extractor, progress: Progress) -> _OnFeatures:
     """The figures on one extractor's features; none in other processes than the first."""
     world, batch, cache = plan.world, plan.config.batch_size, feature_cache(plan.config.cache_size)
     reference = None
@@ -121,7 +142,7 @@ def _figures_on(
     subject = plan.subject.images
     generated = image_features(subject, extractor, plan.side, batch, world, progress, "the samples", cache)
     if not world.first:
-        return ()
+        return _OnFeatures((), {})
     if reference is not None and features is plan.features[0]:
         _write_extras(plan, extractor, generated, reference)
     warn_of_small_sets(generated, reference, progress)
@@ -133,18 +154,30 @@ def _figures_on(
             for seed in range(plan.config.seed, plan.config.seed + plan.config.repeats)
         ]
     )
-    if not plan.config.intervals:
-        return figures
-    defined = [row for row in rows if row.defined_on(features.name)]
-    context = _context(plan, plan.config.seed)
-    return with_intervals(
-        figures,
-        lambda chosen: measured(defined, real.known(generated.rows(chosen)), context),
-        plan.count,
-        plan.config.intervals,
-        plan.config.seed,
-        progress,
+    return (
+        _OnFeatures(figures, {})
+        if not plan.config.intervals
+        else _with_intervals(plan, figures, real, generated, progress)
     )
+
+
+def _with_intervals(
+    plan: EvaluatePlan, figures: tuple[Figure, ...], real: RealFeatures, generated: Features, progress: Progress
+) -> _OnFeatures:
+    """The figures on one extractor's features with their intervals."""
+    context, config, values = _context(plan, plan.config.seed), plan.config, dict[str, np.ndarray]()
+    for resampling in get_args(Resampling):
+        rows = [row for row in real.plan.rows if row.defined_on(real.plan.name) and row.resampling == resampling]
+        moments = any(row.needs in ("statistics", "spatial") for row in rows)
+
+        def measure(chosen: Tensor, rows: Sequence[Row] = rows, moments: bool = moments) -> Mapping[str, Measurement]:
+            return measured(rows, real.known(generated.rows(chosen), moments), context)
+
+        here = resampled(resampling, measure, plan.count, config.intervals, config.seed, progress)
+        limits = len(generated) > generated.vectors.shape[1]
+        figures = with_intervals(figures, here, resampling, limits)
+        values |= here
+    return _OnFeatures(figures, values)
 
 
 def _write_extras(plan: EvaluatePlan, extractor: Extractor, generated: Features, reference: Features) -> None:

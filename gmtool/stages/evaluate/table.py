@@ -35,6 +35,13 @@ def _print_one(report: Report) -> None:
             for figure in report.figures
         ),
     )
+    limits = [
+        f"{_label(figure, report)} {value.limit:.4g} ± {value.high - value.value:.2g}"
+        for figure in report.figures
+        if (value := figure.generated).limit is not None and value.high is not None
+    ]
+    if limits:
+        print(f"extrapolated to infinitely many samples: {', '.join(limits)}")
 
 
 def _print_several(reports: Sequence[Report]) -> None:

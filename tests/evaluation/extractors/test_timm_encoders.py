@@ -111,7 +111,7 @@ def pictures(folder: Path, seed: int, count: int = 6) -> Path:
 def test_fdr6_is_the_mean_of_six_normalised_distances(weights, inception_weights, tmp_path, capsys):
     samples, real = pictures(tmp_path / "samples", 1), pictures(tmp_path / "real", 2, 12)
     flags = ["--features", "fdr6", "--fdr-weights", str(weights), "--inception-weights", str(inception_weights)]
-    assert main(["eval", str(samples), "--reference", str(real), *flags]) == 0
+    assert main(["eval", str(samples), "--reference", str(real), *flags, "--intervals", "3"]) == 0
     assert "FDr6" in capsys.readouterr().out
     report = json.loads((tmp_path / "samples.metrics.json").read_text())
     figures = {(figure["metric"], figure["features"]): figure for figure in report["figures"]}
@@ -119,7 +119,9 @@ def test_fdr6_is_the_mean_of_six_normalised_distances(weights, inception_weights
     for side in ("generated", "real"):
         ratios = [figures["frechet_distance", name][side]["value"] / scale for name, scale in NORMALISERS.items()]
         assert len(ratios) == 6 and figures["fdr6", ""][side]["value"] == pytest.approx(sum(ratios) / 6, rel=1e-12)
-    assert figures["fdr6", ""]["generated"]["images"] == 6
+    fdr6 = figures["fdr6", ""]["generated"]
+    assert fdr6["images"] == 6 and fdr6["low"] <= fdr6["value"] < fdr6["high"]
+    assert fdr6["limit"] is None  # of fewer images than features
     assert ("mind", "fdr-mae") in figures and ("precision", "fdr-mae") not in figures
 
 
