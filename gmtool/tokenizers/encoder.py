@@ -172,7 +172,7 @@ class EncoderFamily(TokenizerFamily):
         if facts.kind not in self.kinds:
             raise UserError(f"{role} {model} is a {facts.kind}, and the record says {self.name}: encode again")
         if layers > max(facts.blocks, 1):
-            raise UserError(f"--layers {layers}: {model} has {facts.blocks} blocks; give at most so many")
+            raise UserError(f"--layers {layers}: {model} has {facts.blocks} blocks; use at most that many")
         # 1 goes without saying, as it did before there was a choice: records of then stay equal to those of now
         chosen = {"layers": layers} if layers > 1 else {}
         return TokenizerSpec(self.name, {**model_record(model, role, pickled=True), "image_size": image_size, **chosen})

@@ -99,10 +99,11 @@ def _check(settings: MethodSettings, record: MethodRecord, classes: int, mixture
     if record.condition == "class" and not classes:
         raise UserError(f"--condition class: the images of {latents} had no class folders; use mode or none")
     if settings.focal and not record.uses_modes:
-        raise UserError("--focal weighs modes, and this run knows none: use --source gmm or --condition mode")
+        raise UserError("--focal weighs modes, and this run has none: use --source gmm or --condition mode")
     if record.mode_mean and not record.sees_modes:
         raise UserError(
-            "--mode-mean shows the network what it knows of a mode: use --condition mode, or gm-kl on --source gmm"
+            "--mode-mean needs a network that is conditioned on the mode: use --condition mode, or gm-kl on --source "
+            "gmm"
         )
     if record.uses_modes and mixture is None:
         wanted = "--source gmm" if record.source == "gmm" else "--condition mode"

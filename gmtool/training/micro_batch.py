@@ -84,7 +84,7 @@ def largest_that_fits(stepper: Rehearsing, count: int, device: torch.device) -> 
             # all processes take the same size
             if not stepper.world.any(not _fits(stepper, size, count, device)):
                 return size
-    raise MachineError("one image a time does not fit on the GPU: use a smaller --model")
+    raise MachineError("a single image does not fit on the GPU: use a smaller --model")
 
 
 def _fits(stepper: Rehearsing, size: int, count: int, device: torch.device) -> bool:

@@ -57,7 +57,7 @@ class Trainee(Protocol):
 def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Position:
     """Load a run's newest sound checkpoint, in ``folder``, into what is trained; return its position, or the first.
 
-    Raises UserError when there are checkpoints and none of them is sound.
+    Raises UserError when there are checkpoints and none of them is intact.
     """
     damaged = [f"{path} {NOT_WHOLE}" for path in cut_short(folder)]
     for checkpoint in reversed(list_checkpoints(folder)):
@@ -71,7 +71,7 @@ def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Pos
         progress.note(f"resuming {run} at step {checkpoint.step}")
         return checkpoint.position
     if damaged:
-        raise UserError(f"no checkpoint is sound, remove them to train from the start: {'; '.join(damaged)}")
+        raise UserError(f"no checkpoint is intact, remove them to train from the start: {'; '.join(damaged)}")
     return Position()
 
 

@@ -134,5 +134,7 @@ def test_a_union_with_means_draws(small: Small, tmp_path: Path) -> None:
 
 def test_a_mean_needs_a_mode(small: Small, tmp_path: Path) -> None:
     for settings in ({"condition": "class"}, {"objective": "mm-fm"}):
-        with pytest.raises(UserError, match="--mode-mean shows the network what it knows of a mode: use --condition"):
+        with pytest.raises(
+            UserError, match="--mode-mean needs a network that is conditioned on the mode: use --condition"
+        ):
             train(small.latents("classes"), tmp_path / "run", changed(TRAINING, settings), Progress())

@@ -341,7 +341,7 @@ def test_a_dry_run_writes_nothing(runs: Path, tmp_path: Path, capsys: pytest.Cap
     ("arguments", "words"),
     [
         (["nowhere"], "nowhere does not exist: give the folder that `gmtool train` writes"),
-        (["mixture", "mixture"], "mixture is given twice: leave one of the two out"),
+        (["mixture", "mixture"], "mixture is given twice: remove one of them"),
         (["mixture", "file"], "file is a file: choose another folder"),
         (["mixture", "full"], "full holds other things than a sweep: choose another folder"),
         (["mixture", "velocity", "flat"], "were trained on other images than each other: give those to compare"),

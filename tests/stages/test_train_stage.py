@@ -562,7 +562,7 @@ def test_mm_fm_on_images_resumes_exactly(small: Small, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"flip": True}, "--flip mirrors images: it needs --images"),
+        ({"flip": True}, "--flip needs --images"),
         ({"images": Path("here"), "fraction": 0.5}, "--fraction is a share of a latents file, not of --images"),
         ({"images": Path("nowhere")}, "nowhere does not exist: give a folder"),
     ],
@@ -724,7 +724,7 @@ def test_only_damaged_checkpoints_are_named(small: Small, tmp_path: Path) -> Non
     run(small, tmp_path / "run")
     for checkpoint in list_checkpoints(tmp_path / "run/checkpoints"):
         (checkpoint.path / MODEL).write_bytes((checkpoint.path / MODEL).read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"no checkpoint is sound.*step-00000005 was cut short"):
+    with pytest.raises(UserError, match=r"no checkpoint is intact.*step-00000005 was cut short"):
         run(small, tmp_path / "run", changed(QUICK, {"steps": 7}))
 
 

@@ -114,7 +114,7 @@ def test_auto_takes_the_largest_that_fits(case: str, limit: int, largest: int) -
 
 
 def test_a_model_that_never_fits() -> None:
-    with pytest.raises(MachineError, match="one image a time does not fit on the GPU: use a smaller --model"):
+    with pytest.raises(MachineError, match="a single image does not fit on the GPU: use a smaller --model"):
         largest_that_fits(at_most(0, stepper_of("fm"), []), 12, CPU)
 
 

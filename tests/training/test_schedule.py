@@ -142,5 +142,5 @@ def test_a_schedule_of_an_earlier_version_has_the_same_rates(changes: dict[str, 
 
 def test_a_jump_within_a_cosine_is_no_schedule_of_today() -> None:
     old = CONSTANT | {"schedule": "cosine", "fall": [10, 50], "lr_from": [20, 0.1]}
-    with pytest.raises(UserError, match=r"--lr-from 20 0.1 within its --fall.*cannot be gone on with"):
+    with pytest.raises(UserError, match=r"--lr-from 20 0.1 within its --fall.*cannot be resumed"):
         recorded_settings(old)

@@ -236,12 +236,10 @@ class ExtractorSettings(Settings):
                 if name not in known:
                     raise UserError(f"--features must be one of {', '.join([AUTO, ALL, *known])}, not {name!r}")
             if len(set(self.asked)) < len(self.asked):
-                raise UserError(f"--features {self.features} names an extractor twice: leave one out")
+                raise UserError(f"--features {self.features} names an extractor twice: remove one")
         for name in self._with_weights:
             if name not in self.asked:
-                raise UserError(
-                    f"--{name}-weights has no effect with --features {self.features}: leave one of the two out"
-                )
+                raise UserError(f"--{name}-weights has no effect with --features {self.features}: remove one of them")
         if self.fdr_weights is not None and not set(FDR) & set(self.asked):
             raise UserError(f"--fdr-weights has no effect without --features {FDR6}: leave it out, or name them")
 

@@ -76,7 +76,7 @@ def prepare(settings: ExtractorSettings, patience: float | None, progress: Progr
             raise UserError(f"--inception-weights {weights} is not a file: leave the flag out to download the weights")
     elif not weights.is_file():
         if patience == 0:
-            return f"its weights would be downloaded from {weights_url()}; not for long, if nobody asks for them"
+            return f"its weights would be downloaded from {weights_url()} (--features auto: with a time limit)"
         fetch_weights(progress, patience)
     return f"its weights are in {weights}"
 

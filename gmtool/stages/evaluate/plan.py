@@ -151,7 +151,7 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
     reference = _reference(subject, config)
     for name, path in (("--write-reference", config.write_reference), ("--nearest", config.nearest)):
         if path is not None and not len(reference):
-            raise UserError(f"{name}: {reference.path} holds no images, of which it would be: leave one of the two out")
+            raise UserError(f"{name}: {reference.path} holds no images, of which it would be: remove one of them")
     if len(reference) == 1:
         raise UserError(f"{reference.path} holds 1 image: a distribution takes 2 at least")
     if config.trajectories:

@@ -47,7 +47,7 @@ def open_subjects(paths: Sequence[Path]) -> tuple[Subject, ...]:
     places = [resolved(path) for path in paths]
     for place, path in zip(places, paths, strict=True):
         if places.count(place) > 1:
-            raise UserError(f"{path} is given twice: leave one of the two out")
+            raise UserError(f"{path} is given twice: remove one of them")
     return tuple(map(open_subject, paths))
 
 

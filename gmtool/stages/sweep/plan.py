@@ -125,7 +125,7 @@ def plan_sweep(
     absolute = [resolved(run.path) for run in runs]
     for run, place in zip(runs, absolute, strict=True):
         if absolute.count(place) > 1:
-            raise UserError(f"{run.path} is given twice: leave one of the two out")
+            raise UserError(f"{run.path} is given twice: remove one of them")
     if min(config.selection.num, default=2) < 2:
         raise UserError("--num 1: a distribution takes 2 images at least")
     grid = plan_grid(config, runs)

@@ -53,7 +53,7 @@ class DataSettings(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         if self.flip and self.images is None:
-            raise UserError("--flip mirrors images: it needs --images; of latents, encode --flip both makes mirrors")
+            raise UserError("--flip needs --images; to flip cached latents use encode --flip both")
         if self.images is not None and self.fraction < 1:
             raise UserError("--fraction is a share of a latents file, not of --images: remove one of them")
 

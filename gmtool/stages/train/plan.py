@@ -177,7 +177,7 @@ def _older_knots(settings: Mapping[str, Any]) -> list[tuple[int | str, float]]:
         if settings["schedule"] == "cosine":
             raise UserError(
                 f"the run's --lr-from {jump} {later} within its --fall {first} {last} along a cosine, of an earlier "
-                "version, cannot be gone on with; it can be sampled"
+                "version, cannot be resumed; it can be sampled"
             )
         left = (last - jump) / (last - first)
         knots += [(first, rate), (jump, end + (rate - end) * left), (jump, end + (later - end) * left)]

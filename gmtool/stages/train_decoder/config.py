@@ -87,7 +87,7 @@ class TrainDecoderConfig(Settings):
         """See `Settings.check`."""
         phases(self.losses, self.adversarial, self.loop.steps)
         if self.optimizer.optimizer == "muon":
-            raise UserError("--optimizer muon knows the networks of gmtool train alone: use adamw")
+            raise UserError("--optimizer muon is only for the networks of gmtool train: use adamw")
         if self.tokenizer.descriptor is not None:
             raise UserError("--descriptor describes images for fit-gmm, which a decoder has no use for: remove it")
 
