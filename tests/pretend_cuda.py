@@ -98,6 +98,9 @@ class Gpu(Tensor):
             if name in READING:
                 _wait(name)
                 return func(first.numbers.detach(), *args[1:], **kwargs)
+            if name == "new_tensor":
+                _wait(name)
+                return Gpu(torch.tensor(*args[1:], **{"dtype": first.dtype, **kwargs, "device": CPU}))
             if name in ("cpu", "cuda"):
                 return _move(first, CPU if name == "cpu" else CUDA, non_blocking=False)
         if kwargs.get("device") is not None:

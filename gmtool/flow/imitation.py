@@ -50,13 +50,14 @@ class Segments:
         short = 1 - self.last
         index = (raw.clamp(min=EARLIEST) / self.length + short).ceil().clamp(1, self.count)
         start = ((index - short) * self.length).clamp(EARLIEST, 1)
-        return Segment(start, torch.where(index == 1, self.last * self.length, self.length), self.shift)
+        length = torch.where(index == 1, self.last * self.length, self.length)
+        return Segment(start, length, self.shift, self.length)
 
     def number(self, index: int, like: Tensor) -> Segment:
         """The segment ``index``, from 0 at the noise, for each sample of ``like`` (B, ...)."""
         length = self.length * (self.last if index == self.count - 1 else 1)
-        start = 1 - index * self.length
-        return Segment(like.new_full(like.shape[:1], start), like.new_full(like.shape[:1], length), self.shift)
+        start, size = 1 - index * self.length, like.shape[:1]
+        return Segment(like.new_full(size, start), like.new_full(size, length), self.shift, length)
 
     def grid(self) -> Tensor:
         """The times (count + 1,) between the segments in float64, from 1 to 0."""
@@ -114,12 +115,7 @@ class Imitation:
             return torch.rand(count, segments, numbers, generator=generator, device=generator.device)
 
         share = max(0.0, 1 - step / self.warmup) if self.warmup else 0.0
-        return ImitationDraws(
-            uniform(self.states),
-            uniform(self.states - 1),
-            uniform(self.components),
-            torch.full((count,), share, device=generator.device),
-        )
+        return ImitationDraws(uniform(self.states), uniform(self.states - 1), uniform(self.components), share)
 
     def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
         """The loss of each sample, (B,) float32. predict: the student.
@@ -143,8 +139,7 @@ class Imitation:
 
     def ways(self, segment: Segment, numbers: ImitationDraws, index: int = 0) -> Ways:
         """How the ``states`` of a segment lie: sorted uniform numbers cut the parts of student and teacher."""
-        free = (segment.length - self.window_length(segment)).unsqueeze(1)
-        share = numbers.share.unsqueeze(1)
+        free, share = (segment.length - self.window_length(segment)).unsqueeze(1), numbers.share
         student = numbers.student[:, index].sort(1).values
         teacher = numbers.teacher[:, index].sort(1).values
         none, whole = torch.zeros_like(student[:, :1]), torch.ones_like(student[:, :1])
@@ -170,30 +165,37 @@ class Imitation:
             raise ValueError("a student needs a teacher: see Imitation.taught")
         followed = policy.detach(numbers.dropped[:, index] < self.dropout if self.components else None)
         ways, window, shift = self.ways(segment, numbers, index), self.window_length(segment), segment.shift
+        led, longest = (1 - numbers.share) * segment.longest, self._longest_window(segment, numbers.share)
         raw, total = segment.start, x.new_zeros(len(x))
         for by_student, by_teacher in zip(ways.student.unbind(1), ways.teacher.unbind(1), strict=True):
             state = (raw - by_student).clamp(min=0)
             after = (state - by_teacher).clamp(min=0)
             with torch.no_grad():
-                x = followed.roll(x, roll_grid(raw, state, shift, self.substeps))
+                x = followed.roll(x, roll_grid(raw, state, shift, self.substeps, led))
                 u = self.teacher(x, shift_time(state, shift))
-            total = total + flow_matching_loss(self._velocity(policy, x, state, after - window, shift), u)
+            total = total + flow_matching_loss(self._velocity(policy, x, state, after - window, shift, longest), u)
             if self.warmup:
                 x = x + u * per_sample(shift_time(after, shift) - shift_time(state, shift), x)
             raw = after
         if self.data_free:
             with torch.no_grad():
-                x = followed.roll(x, roll_grid(raw, segment.end, shift, self.substeps))
+                x = followed.roll(x, roll_grid(raw, segment.end, shift, self.substeps, segment.longest))
         return total / self.states, x
 
-    def _velocity(self, policy: Policy, x: Tensor, start: Tensor, end: Tensor, shift: float) -> Tensor:
-        """The policy's mean velocity between two raw times (B,), its own at the first where they are closer than two
-        sub-steps.
+    def _longest_window(self, segment: Segment, share: float) -> float:
+        """No mean velocity of a segment is over more raw time: the teacher's part of the way, and the window, whose
+        sub-steps are 1 / substeps long, or half as long again in a segment of one and a half.
+        """
+        return min(segment.longest, share * segment.longest + 1.5 * self.window / self.substeps)
+
+    def _velocity(self, policy: Policy, x: Tensor, start: Tensor, end: Tensor, shift: float, longest: float) -> Tensor:
+        """The policy's mean velocity between two raw times (B,), not more than ``longest`` apart; its own at the first
+        where they are closer than two sub-steps.
         """
         own, end = policy.velocity(x, shift_time(start, shift)), end.clamp(min=0)
         if not (self.window or self.warmup):
             return own
         passed = shift_time(start, shift) - shift_time(end, shift)
-        rolled = policy.roll(x, roll_grid(start, end, shift, self.substeps))
+        rolled = policy.roll(x, roll_grid(start, end, shift, self.substeps, longest))
         mean = (x - rolled) / per_sample(passed.clamp(min=EARLIEST), x)
         return torch.where(per_sample(((start - end) * self.substeps).round() < 2, x), own, mean)

@@ -39,13 +39,13 @@ class ImitationDraws:
     """What `gmtool.flow.imitation.Imitation` draws for G segments of each of B samples, with M states in each.
 
     student (B, G, M), teacher (B, G, M - 1), dropped (B, G, K): in [0, 1), for the places of the states and the
-    components that are left out. share (B,): the teacher's part of the way, by the step of training.
+    components that are left out. share: the teacher's part of the way, by the step of training.
     """
 
     student: Tensor
     teacher: Tensor
     dropped: Tensor
-    share: Tensor
+    share: float
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ Source: pi-Flow (ICLR 2026), arXiv 2510.14974, sections 3.1 and 3.2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
@@ -29,18 +30,21 @@ from gmtool.mixture.gaussian_mixture import COMPONENT, GaussianMixture
 CACHED_POSITIONS = 512
 """Positions that are rolled together on a CPU: few enough that their mixtures stay in the cache from one sub-step to
 the next."""
+ROUNDING = 1e-3
+"""Sub-steps by which a length in float32 may be off."""
 
 
 @dataclass(frozen=True)
 class Segment:
     """Where a policy is followed: raw times from ``start`` down to ``start`` - ``length``, (B,) each.
 
-    shift: s of the times that they stand for.
+    shift: s of the times that they stand for. longest: no length is greater, which is known without asking the device.
     """
 
     start: Tensor
     length: Tensor
     shift: float = 1.0
+    longest: float = 1.0
 
     @property
     def t(self) -> Tensor:
@@ -216,13 +220,16 @@ POLICIES: Mapping[str, PolicyMaker] = {
 """Policies by their names in flags and manifests."""
 
 
-def roll_grid(start: Tensor, end: Tensor, shift: float, substeps: int) -> Tensor:
+def roll_grid(start: Tensor, end: Tensor, shift: float, substeps: int, longest: float = 1.0) -> Tensor:
     """Times (n + 1, B) of a roll between raw times start >= end (B,): ``substeps`` per unit of raw time, at least one.
 
-    Samples of fewer sub-steps than n repeat their last time. Waits for the device, which says how large n is.
+    longest: no start - end is greater; it fixes n, since asking for the greatest would wait for the device. Samples of
+    fewer sub-steps than n repeat their last time.
     """
     parts = ((start - end) * substeps).round().clamp(min=1)
-    share = torch.arange(int(parts.max()) + 1, device=start.device).unsqueeze(1) / parts
+    count = max(1, math.floor(longest * substeps + 0.5 + ROUNDING))
+    share = torch.arange(count + 1, device=start.device).unsqueeze(1) / parts
+    share[-1] = 1
     return shift_time((start - share.clamp(max=1) * (start - end)).clamp(min=0), shift)
 
 

@@ -173,9 +173,9 @@ def save_decoder(network: DecoderNetwork, folder: Path, encoder: TokenizerSpec) 
     weights |= {"encoder_mean": network.mean, "encoder_std": network.std}
     weights |= {"_latents_mean": torch.zeros(1), "_latents_std": torch.ones(1)}
     write_tensors(folder / WEIGHTS, weights)
-    record_encoder(folder, encoder)
     with written_aside(folder / CONFIG) as part:
         part.write_text(autoencoder.to_json_string())
+    record_encoder(folder, encoder)
 
 
 def _autoencoder() -> Any:

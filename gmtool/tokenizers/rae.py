@@ -2,12 +2,14 @@
 
 A decoder fits the latents that it was trained on: those of one encoder, and of one number k of its last blocks. A
 folder says which in ``encoder.json`` (the record of the tokenizer, `record_encoder`); without it, ``config.json`` tells
-the encoder's family. A decoder that says nothing of k is one of k = 1, as RAE's are.
+the encoder's family. A decoder that says nothing of k is one of k = 1, as RAE's are. The record holds checksums, of
+itself and of ``config.json``, and the weights beside it have their own: what was damaged is refused.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gmtool.artifacts.files import written_aside
+from gmtool.artifacts.decoder_run import CONFIG, WEIGHTS
+from gmtool.artifacts.files import reading, written_aside
+from gmtool.artifacts.manifest import CHECKSUM, file_fingerprint, fingerprint
+from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.foreign.rae_decoder import POSITIONS, read_decoder
@@ -58,9 +63,14 @@ class Decoder:
 
 
 def record_encoder(folder: Path, spec: TokenizerSpec) -> None:
-    """Write into a decoder's folder which tokenizer's latents it was trained on."""
+    """Write into a decoder's folder, which is whole but for this, which tokenizer's latents it was trained on."""
+    values = {"name": spec.name, "settings": dict(spec.settings), CONFIG: file_fingerprint(folder / CONFIG)}
     with written_aside(folder / ENCODER_RECORD) as part:
-        part.write_text(json.dumps({"name": spec.name, "settings": dict(spec.settings)}, indent=1) + "\n")
+        part.write_text(json.dumps({**values, CHECKSUM: _checksum(values)}, indent=1) + "\n")
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return fingerprint([json.dumps(values, sort_keys=True)])
 
 
 def recorded_encoder(source: str) -> TokenizerSpec | None:
@@ -74,11 +84,15 @@ def recorded_encoder(source: str) -> TokenizerSpec | None:
 
 def _read_record(folder: Path) -> TokenizerSpec | None:
     record = folder / ENCODER_RECORD
-    try:
-        values = json.loads(record.read_text()) if record.is_file() else None
-        return None if values is None else TokenizerSpec(str(values["name"]), dict(values["settings"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{_ROLE} {record} is damaged ({error}): restore it") from error
+    if not record.is_file():
+        return None
+    with reading(record, "restore it, or train the decoder again"):
+        values = json.loads(record.read_text())
+        if values.pop(CHECKSUM) != _checksum(values):
+            raise ValueError("its checksum does not match")
+        if values[CONFIG] != file_fingerprint(folder / CONFIG):
+            raise UserError(f"{folder / CONFIG} was changed since gmtool wrote it: restore it, or train again")
+        return TokenizerSpec(str(values["name"]), dict(values["settings"]))
 
 
 def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
@@ -125,6 +139,8 @@ def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> D
         else:
             folder = model_folder(source, _ROLE)
             expect_encoder(folder, encoder, source)
+            if (folder / ENCODER_RECORD).is_file():
+                read_tensors(folder / WEIGHTS, repair="restore it, or train the decoder again")  # for their checksums
             network = AutoencoderRAE.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
                 folder, use_safetensors=True, low_cpu_mem_usage=False
             )

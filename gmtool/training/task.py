@@ -34,10 +34,12 @@ _Rows = TypeVar("_Rows", bound=Any)
 
 
 def each_tensor(values: _Rows, apply: Callable[[Tensor], Tensor]) -> _Rows:
-    """A dataclass of tensors, of None, and of such dataclasses, with ``apply`` done to every tensor."""
+    """A dataclass of tensors, of None, of numbers, and of such dataclasses, with ``apply`` done to every tensor."""
 
     def done(value: Any) -> Any:
-        return value if value is None else apply(value) if isinstance(value, Tensor) else each_tensor(value, apply)
+        if value is None or isinstance(value, float):
+            return value
+        return apply(value) if isinstance(value, Tensor) else each_tensor(value, apply)
 
     return replace(values, **{member.name: done(getattr(values, member.name)) for member in fields(values)})
 

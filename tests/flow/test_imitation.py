@@ -8,8 +8,9 @@ from test_policy import CENTERS, WEIGHTS, exact_student
 from gmtool.flow.imitation import Imitation, Segments
 from gmtool.flow.objective import Draws, ImitationDraws, Pairs
 from gmtool.flow.path import mean_velocity
-from gmtool.flow.policy import POLICIES, Segment
+from gmtool.flow.policy import POLICIES, Segment, roll_grid
 from gmtool.flow.times import full_grid, shift_time
+from gmtool.training.task import each_tensor
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def gaussian_teacher(reference):
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_segment_is_the_reference_s(reference, index):
     given = {name: reference[f"imit{index}_{name}"] for name in ("t_src", "segment", "student_uniform", "loss")}
-    share = reference[f"imit{index}_teacher_ratio"].expand(4)
+    share = float(reference[f"imit{index}_teacher_ratio"])
     u = mixture(reference, "u")
     means = u.means.clone().requires_grad_()
     segment = Segment(given["t_src"], given["segment"])
@@ -70,7 +71,7 @@ def test_a_segment_is_the_reference_s(reference, index):
         asked.append(t)
         return gaussian_teacher(reference)(x, t)
 
-    objective = Imitation(Segments(1), data_free=True, warmup=int(share[0] > 0)).taught(teacher)
+    objective = Imitation(Segments(1), data_free=True, warmup=int(share > 0)).taught(teacher)
     teacher_uniform = reference[f"imit{index}_teacher_uniform"].unsqueeze(1)
     numbers = ImitationDraws(given["student_uniform"].unsqueeze(1), teacher_uniform, torch.zeros(4, 1, 0), share)
     loss, end = objective.segment_loss(policy, reference["x_src"], segment, numbers, 0)
@@ -89,8 +90,8 @@ def draws_of(objective, count=6, seed=0, step=0):
     stream = torch.Generator().manual_seed(seed)
     t = torch.rand(count, generator=stream, dtype=torch.float64) * 0.99 + 0.005
     numbers = numbers_of(objective, count, seed, step)
-    double = ImitationDraws(*(value.double() for value in vars(numbers).values()))
-    return Draws(t, torch.randn(count, 3, 2, 1, generator=stream, dtype=torch.float64), imitation=double)
+    draws = Draws(t, torch.randn(count, 3, 2, 1, generator=stream), imitation=numbers)
+    return each_tensor(draws, lambda tensor: tensor.double())
 
 
 def pairs_of(draws):
@@ -133,7 +134,7 @@ def test_states_lie_within_the_segment_and_the_shares_sum_to_it():
     segment = objective.segments.around(torch.linspace(0.01, 1, 20))
     for step, share in ((0, 1.0), (3, 0.7), (10, 0.0), (50, 0.0)):
         numbers = numbers_of(objective, 20, step=step)
-        torch.testing.assert_close(numbers.share, torch.full((20,), share))
+        assert numbers.share == pytest.approx(share)
         ways = objective.ways(segment, numbers)
         free = segment.length - objective.window_length(segment)
         assert bool((ways.student >= 0).all()) and bool((ways.teacher >= 0).all())
@@ -190,6 +191,30 @@ def test_data_free_asks_no_data_and_walks_all_segments():
     nothing = Pairs(torch.full_like(draws.noise, float("nan")), draws.noise)
     assert bool(torch.isfinite(objective.loss(student, nothing, draws)).all())
     assert called == pytest.approx(objective.segments.grid()[:-1].tolist())
+
+
+@pytest.mark.parametrize("data_free", [False, True])
+@pytest.mark.parametrize("segments", [Segments(1), Segments(3, 0.3), Segments(40, 0.5, 2.0)], ids=str)
+@pytest.mark.parametrize(("window", "step"), [(0, 10), (3, 10), (100, 10), (0, 4), (3, 4), (0, 0)])
+def test_rolls_are_cut_into_as_many_sub_steps_as_the_longest_needs(monkeypatch, data_free, segments, window, step):
+    """The bound that is known without asking the device is one, and not far from the longest that occurs."""
+    from gmtool.flow import imitation
+
+    predict, velocity = exact_student(CENTERS, 0.3, WEIGHTS)
+    objective = Imitation(segments, window=window, warmup=10, data_free=data_free).taught(velocity)
+    draws = draws_of(objective, count=200, step=step)
+    lengths = []
+
+    def checked(start, end, shift, substeps, longest):
+        needed = int(((start - end) * substeps).round().max())
+        lengths.append((needed, len(roll_grid(start, end, shift, substeps, longest)) - 1))
+        return roll_grid(start, end, shift, substeps, longest)
+
+    monkeypatch.setattr(imitation, "roll_grid", checked)
+    objective.loss(predict, pairs_of(draws), draws)
+    assert len(lengths) > 1
+    assert all(max(1, needed) <= taken for needed, taken in lengths)
+    assert max(needed for needed, _ in lengths) >= 0.6 * max(taken for _, taken in lengths) - 1
 
 
 def test_what_is_missing_is_said():

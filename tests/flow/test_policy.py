@@ -95,7 +95,7 @@ def test_the_policy_of_an_exact_mixture_is_the_exact_flow():
     )
     x = torch.randn(3, 3, 2, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     policy = POLICIES["gm"](predict(x, segment.t), x, segment)
-    times = roll_grid(segment.start, segment.end, 2.0, 200)
+    times = roll_grid(segment.start, segment.end, 2.0, 200, 0.6)
     expected = x
     for r, after in zip(times, times[1:]):  # noqa: B905, RUF007  # pairs of rows
         torch.testing.assert_close(policy.velocity(expected, r), exact(expected, r))
@@ -200,11 +200,14 @@ def test_what_has_no_mixture_is_no_gm_policy_and_has_no_temperature():
 
 
 def test_a_grid_has_a_sub_step_at_least_and_pads_with_the_end():
-    times = roll_grid(torch.tensor([1.0, 0.5, 0.3]), torch.tensor([0.9, 0.49, 0.3]), 1.0, 50)
+    times = roll_grid(torch.tensor([1.0, 0.5, 0.3]), torch.tensor([0.9, 0.49, 0.3]), 1.0, 50, 0.1)
     assert times.shape == (6, 3)
     torch.testing.assert_close(times[:, 0], torch.linspace(1, 0.9, 6))
     torch.testing.assert_close(times[:, 1], torch.tensor([0.5, *[0.49] * 5]))
     torch.testing.assert_close(times[:, 2], torch.full((6,), 0.3))
+    longer = roll_grid(torch.tensor([1.0, 0.5, 0.3]), torch.tensor([0.9, 0.49, 0.3]), 1.0, 50, 0.5)
+    assert torch.equal(longer[:6], times) and torch.equal(longer[6:], times[-1:].expand(20, 3))
+    assert len(moving(longer)) == 6
     assert len(moving(times[:, 1:])) == 2
     assert len(moving(times[:, 2:])) == 2
 

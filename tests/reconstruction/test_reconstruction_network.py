@@ -1,5 +1,6 @@
 """The decoder that is trained: RAE's values, a released checkpoint to begin with, and what is written back."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from golden import DATA, TOLERANCE, arrays
 from torch import Tensor
 
+from gmtool.errors import UserError
 from gmtool.foreign import rae_decoder
 from gmtool.reconstruction.network import DecoderNetwork, decoder_from, save_decoder
 from gmtool.tokenizers.encoder import DINOV2
@@ -51,3 +53,30 @@ def test_what_is_written_is_read_again(released: DecoderNetwork, tmp_path: Path)
         assert torch.equal(one, other)
     decoder = load_decoder(str(tmp_path / "out"), CPU, spec)
     torch.testing.assert_close(decoder.decode_float(latents()), expected(released), **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_damaged_folder_is_refused_or_the_same(released: DecoderNetwork, tmp_path: Path) -> None:
+    """A flipped bit anywhere in it: never other numbers."""
+    spec = DINOV2.spec(str(DATA / "rae_encoder"), 16)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    save_decoder(released, folder, spec)
+    given = latents()[:1]
+    right = load_decoder(str(folder), CPU, spec).decode_float(given)
+    draw, refused = random.Random(0), 0
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for _ in range(25):
+            place = draw.randrange(len(content))
+            changed = bytes([content[place] ^ 1 << draw.randrange(8)])
+            file.write_bytes(content[:place] + changed + content[place + 1 :])
+            try:
+                found = load_decoder(str(folder), CPU, spec).decode_float(given)
+            except UserError as error:
+                assert "\n" not in str(error) and str(folder) in str(error)
+                refused += 1
+            else:
+                assert torch.equal(found, right), f"{file.name} byte {place}"
+        file.write_bytes(content)
+    assert refused > 60

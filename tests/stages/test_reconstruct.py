@@ -19,6 +19,7 @@ from gmtool.errors import UserError
 from gmtool.reconstruction.network import DecoderSize, new_decoder, save_decoder
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.encoder import DINOV2
+from gmtool.tokenizers.rae import record_encoder
 
 pytest.importorskip("diffusers")
 
@@ -129,7 +130,7 @@ def test_a_decoder_of_its_own_statistics(place: Path, tmp_path: Path) -> None:
     shape = (32, 2, 2)
     config |= {"latents_mean": torch.full(shape, 9.0).tolist(), "latents_std": torch.ones(shape).tolist()}
     (wrong / "config.json").write_text(json.dumps(config))
-    (wrong / "encoder.json").write_bytes((place / "decoder" / "encoder.json").read_bytes())
+    record_encoder(wrong, DINOV2.spec(ENCODER, 32))
     weights = load_file(place / "decoder" / "diffusion_pytorch_model.safetensors")
     weights |= {"_latents_mean": torch.full(shape, 9.0), "_latents_std": torch.ones(shape)}
     save_file(weights, wrong / "diffusion_pytorch_model.safetensors")

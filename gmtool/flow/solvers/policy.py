@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gmtool.flow.model import Predict
@@ -58,7 +59,9 @@ class PolicySolver(Memoryless[Predict]):
             policy = policy.cooled(self.temperature)
         kept = kept_noise(t, s, self.renewal)
         aim = s * kept / (1 - s + s * kept)
-        x = policy.roll(x, roll_grid(start, raw_time(expand(aim, x), self.shift), self.shift, self.substeps))
+        longest = float(-raw_time(torch.tensor([t, aim], dtype=torch.float64), self.shift).diff())
+        end = raw_time(expand(aim, x), self.shift)
+        x = policy.roll(x, roll_grid(start, end, self.shift, self.substeps, longest))
         if aim < s:
             x = forward_transition(x, expand(aim, x), expand(s, x), given(noise).normal(x.shape[1:]).to(x))
         return x, None
