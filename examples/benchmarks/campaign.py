@@ -33,14 +33,17 @@ import campaign_files
 import typer
 from campaign_world import (
     CHAIN,
+    DISTILL,
     ENCODE,
     EVAL,
     FIT,
     READERS,
     SAMPLE,
     SECONDS,
+    SWEEP,
     THESIS,
     TRAIN,
+    TRAIN_DECODER,
     Child,
     build,
     content_of,
@@ -50,6 +53,7 @@ from campaign_world import (
     leftovers,
     missing_thesis,
     undisturbed,
+    words,
 )
 
 from gmtool.cli.app import app
@@ -93,6 +97,8 @@ class Tally:
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
+PLAIN_DECODER = ("--perceptual", "none", "--adversarial", "none", "--workers", "0", "--device", "cpu")
+RECONSTRUCT = words("--decoder decoder --features tokenizer --perceptual none --limit 4 --workers 0 --device cpu")
 BASES: Mapping[str, Sequence[str]] = {
     "encode": ("digits", "new.h5", *ENCODE[3:]),
     "fit-gmm": ("latents.h5", "new.h5", *FIT[3:]),
@@ -101,8 +107,14 @@ BASES: Mapping[str, Sequence[str]] = {
     "eval": ("samples", *EVAL[2:]),
     "import": ("latents.h5", "new"),
     "inspect": ("run",),
+    "distill": ("run", "new", "--steps", "2", "--batch-size", "4", *DISTILL[-3:]),
+    "sweep": ("run", "new", "--steps", "1", "--num", "4", *SWEEP[-4:]),
+    "likelihood": ("digits", "run", "--num", "2", "--tolerance", "0.1", "--device", "cpu"),
+    "report": (".", "new.html"),
+    "train-decoder": ("digits", "new", *TRAIN_DECODER[3:10], "--steps", "2", *PLAIN_DECODER),
+    "reconstruct": ("digits", "new", *RECONSTRUCT),
 }
-HEAVY = {"compile", "model", "wandb", "shard", "decoder", "descriptor"}
+HEAVY = {"compile", "model", "wandb", "shard", "decoder", "descriptor", "size", "perceptual"}
 """Options that are only tried on a dry run: they take long, or ask the network."""
 TEXTS = (
     "",
@@ -142,15 +154,15 @@ def flag_case(rng: random.Random) -> list[str]:
     options = [option for option in commands[name].params if option.param_type_name == "option"]
     declared = settings_of(STAGES[name]) if name in STAGES else {}
     chosen = rng.sample(options, min(len(options), rng.randint(1, 3)))
-    words: list[str] = []
+    typed: list[str] = []
     for option in chosen:
-        words.append(rng.choice([*option.opts, *option.secondary_opts]))
+        typed.append(rng.choice([*option.opts, *option.secondary_opts]))
         if not option.is_flag:
             setting = declared.get(option.name)
-            words += values_of(option, None if setting is None else setting.option, rng)
+            typed += values_of(option, None if setting is None else setting.option, rng)
     has_dry_run = any(option.name == "dry_run" for option in options)
     dry = ["--dry-run"] if has_dry_run and (rng.random() < 0.5 or {option.name for option in chosen} & HEAVY) else []
-    return [name, *BASES.get(name, ("samples",)), *dry, *words]
+    return [name, *BASES.get(name, ("samples",)), *dry, *typed]
 
 
 def flags(world: Path, cases: int, seed: int) -> Tally:
@@ -170,20 +182,23 @@ def flags(world: Path, cases: int, seed: int) -> Tally:
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-NO_NUMBERS = ("lock", ".png", "metrics.jsonl", "metrics.json", "events")
+NO_NUMBERS = ("lock", ".png", ".csv", ".jsonl", "metrics.json", "events")
 """Files of an artifact that nothing reads numbers from."""
+OF_ANY_RUN = {"state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+"""Files of a checkpoint that a decoder's training writes and reads as any other does."""
 
 
 def targets(world: Path) -> Iterator[tuple[str, Path]]:
-    """The files of artifacts: the artifact's name, the file; of a run's checkpoints the newest."""
+    """The files of artifacts: the artifact's name, the file; of checkpoints the newest."""
     for name in READERS:
         inside = [world / name] if (world / name).is_file() else sorted((world / name).rglob("*"))
-        newest = max((folder.name for folder in (world / "run/checkpoints").iterdir()), default="")
+        newest = max((path.name for path in (world / name).glob("checkpoints/*")), default="")
         for path in inside:
             if (
                 path.is_file()
                 and not path.name.endswith(NO_NUMBERS)
                 and not ("step-" in str(path) and newest not in str(path))
+                and not (name == "decoder" and path.name in OF_ANY_RUN)
             ):
                 yield name, path
 
@@ -237,25 +252,59 @@ def read_all(pipe: int, seconds: float = 5 * SECONDS) -> str:
 # --- hostile files ----------------------------------------------------------------------------------------------------
 
 
+def with_pickle(world: Path, name: str, rng: random.Random) -> list[str]:
+    """A command that reads a file of torch or pickle."""
+    decoder = ["train-decoder", "digits", "new", *TRAIN_DECODER[3:10], "--steps", "1"]
+    judge = ["reconstruct", "digits", "new", *RECONSTRUCT]
+    readers = (
+        ["import", name, "new", "--dry-run"],
+        [*decoder, *PLAIN_DECODER[:2], *PLAIN_DECODER[4:], "--discriminator-weights", name],
+        [*decoder, *PLAIN_DECODER[2:], "--lpips-weights", name],
+        [*decoder[:8], *PLAIN_DECODER, "--init", name, "--dry-run"],
+        [*judge, "--perceptual", "auto", "--lpips-weights", name],
+        [*judge, "--statistics", name],
+        [*judge, "--decoder", name, "--tokenizer", "encoder", "--image-size", "32"],
+    )
+    return in_world(world, rng.choice(readers))
+
+
+def with_archive(world: Path, name: str, rng: random.Random) -> list[str]:
+    """A command that reads an archive of images."""
+    readers = (
+        ["encode", name, "new.h5", *ENCODE[3:], *(["--skip-bad"] if rng.random() < 0.5 else [])],
+        ["eval", name, "--reference", "digits", "--features", "tokenizer", "--device", "cpu"],
+        ["likelihood", name, "run", *BASES["likelihood"][2:]],
+        ["reconstruct", name, "new", *RECONSTRUCT, *(["--skip-bad"] if rng.random() < 0.5 else [])],
+        ["train-decoder", name, "new", *TRAIN_DECODER[3:10], "--steps", "2", *PLAIN_DECODER],
+    )
+    return in_world(world, rng.choice(readers))
+
+
+def in_world(world: Path, arguments: Sequence[str]) -> list[str]:
+    """Arguments whose names of things in the world lead there."""
+    return [str(world / word) if word in ("digits", "run", "decoder", "encoder") else word for word in arguments]
+
+
 def hostile(world: Path, cases: int, seed: int) -> Tally:
-    """Half pickles, half archives."""
+    """Half pickles, half archives, each to a command that reads such files."""
     tally, rng = Tally("hostile"), random.Random(seed)
     for index in range(cases):
         folder = Path(tempfile.mkdtemp(dir=world.parent)) / "inside"
         folder.mkdir()
-        if index % 2:
-            name, content = campaign_files.archive(rng, world / "digits")
-            arguments = ["encode", name, "new.h5", *ENCODE[3:], *(["--skip-bad"] if rng.random() < 0.5 else [])]
-        else:
-            name, content = campaign_files.pickled(rng)
-            arguments = ["import", name, "new", "--dry-run"]
+        make, command = (
+            (lambda: campaign_files.pickled(rng), with_pickle),
+            (lambda: campaign_files.archive(rng, world / "digits"), with_archive),
+        )[index % 2]
+        name, content = make()
         (folder / name).write_bytes(content)
+        arguments = command(world, name, rng)
         ending = Child(arguments, folder).wait()
-        left = {file.name for file in folder.parent.rglob("*")} - {"inside", name, "new.h5"}
+        shutil.rmtree(folder / "new", ignore_errors=True)
+        left = {file.name for file in folder.parent.rglob("*")} - {"inside", name, "new.h5", f"{name}.metrics.json"}
         fault = ending.fault() or (f"made {sorted(left)}" if left else None)
         if index % 2 == 0:
             fault = fault or as_mixture(folder / name)
-        tally.add(f"case {index} of seed {seed}: {name}", fault, refused=ending.code != 0)
+        tally.add(f"case {index} of seed {seed}: {' '.join(arguments)}", fault, refused=ending.code != 0)
         shutil.rmtree(folder.parent)
     return tally
 

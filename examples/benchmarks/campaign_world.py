@@ -17,19 +17,25 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from gmtool.artifacts.decoder_run import open_decoder_run
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.samples import open_samples
+from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.cli.app import main
 from gmtool.data.digits import write_digits
 from gmtool.errors import UserError
+from gmtool.evaluation.sweep_table import read_sweep
+from gmtool.tokenizers.rae import load_decoder
 from gmtool.training.checkpoint import find_checkpoint
 
 IMAGES, SECONDS, MEMORY = 40, 60, 4 << 30
 """Digits of the world; processor time, and memory beyond what the parent takes, that a command may take."""
+CPU = torch.device("cpu")
 THESIS = "thesis.txt"
 """A file of the user's beside everything."""
 
@@ -123,18 +129,42 @@ TRAIN = words(
 )
 SAMPLE = words("sample run samples --num 24 --batch-size 4 --steps 3 --device cpu")
 EVAL = words("eval samples --features tokenizer --device cpu")
+DISTILL = words(
+    "distill run student --batch-size 8 --steps 4 --save-every 2 --preview-every 3 --no-tensorboard --device cpu"
+)
+SWEEP = words("sweep run sweep --steps 1,2 --num 8 --features tokenizer --device cpu")
+TRAIN_DECODER = words(
+    "train-decoder digits decoder --tokenizer encoder --image-size 32 --upscale --size tiny --batch-size 4 --steps 4 "
+    "--perceptual none --discriminator-weights vit --discriminator-from 1 --adversarial-from 2 --warmup 1 --save-every "
+    "2 --keep 1 --preview-every 2 --eval-every 2 --workers 0 --no-tensorboard --device cpu"
+)
 CHAIN: Mapping[str, tuple[Sequence[str], str]] = {
     "encode": (ENCODE, "latents.h5"),
     "fit-gmm": (FIT, "gmm.h5"),
     "train": (TRAIN, "run"),
     "sample": (SAMPLE, "samples"),
     "eval": (EVAL, "samples/metrics.json"),
+    "distill": (DISTILL, "student"),
+    "sweep": (SWEEP, "sweep"),
+    "train-decoder": (TRAIN_DECODER, "decoder"),
 }
-"""The five stages, each with what it makes."""
+"""The stages, each with what it makes."""
+
+
+def write_networks(folder: Path) -> None:
+    """An encoder and the ViT of a discriminator, small, with random weights."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes, patch_size=14, image_size=28)).save_pretrained(
+        folder / "encoder"
+    )
+    ViTModel(ViTConfig(**sizes, intermediate_size=32, image_size=16, patch_size=8)).save_pretrained(folder / "vit")
 
 
 def build(folder: Path) -> Path:
-    """Digits, and what the five stages make of them, in ``folder``/world."""
+    """Digits, networks, and what the stages make of them, in ``folder``/world."""
     world = folder / "world"
     images, _ = write_digits(folder / "all")
     (world / "digits").mkdir(parents=True)
@@ -142,6 +172,7 @@ def build(folder: Path) -> Path:
         (world / "digits" / "ab"[index % 2]).mkdir(exist_ok=True)
         shutil.copy(image, world / "digits" / "ab"[index % 2] / image.name)
     (world / THESIS).write_text("of years")
+    write_networks(world)
     for arguments, _ in CHAIN.values():
         ending = Child(arguments, world).wait()
         if ending.code:
@@ -205,11 +236,26 @@ def of_samples(path: Path) -> str:
     return digest(samples.manifest, samples.images(), of_latents(samples.latents))
 
 
+def of_decoder(path: Path) -> str:
+    manifest = open_decoder_run(path).manifest
+    known = manifest.details["tokenizer"]
+    network = load_decoder(str(path), CPU, TokenizerSpec(known["name"], known["settings"])).network
+    made = (values.numpy() for values in (*network.decoder.state_dict().values(), network.encoder_mean))
+    heads = (of_tensors(file) for file in sorted(path.rglob("discriminator*.safetensors")))
+    return digest(manifest, network.config, *made, *heads)
+
+
+def of_sweep(path: Path) -> str:
+    return digest(read_sweep(path))
+
+
 READERS: Mapping[str, Callable[[Path], str]] = {
     "latents.h5": of_latents,
     "gmm.h5": of_mixture,
     "run": of_run,
     "samples": of_samples,
+    "sweep": of_sweep,
+    "decoder": of_decoder,
 }
 """All numbers of an artifact, as one text."""
 OF_THE_CLOCK = ("lock", "throughput.jsonl")

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
+from gmtool.runtime import to_device
 from gmtool.tokenizers.base import Encoded, Fact, ImageSample, LatentSizes, Settled, TokenizerFamily
 from gmtool.tokenizers.pretrained import model_folder, model_record, recorded_folder
 from gmtool.tokenizers.rae import Decoder, load_decoder
@@ -82,7 +83,7 @@ class Encoder:
 
     def encode(self, images: Tensor) -> Encoded:
         """See `Tokenizer.encode`."""
-        return self.encode_normalised(self.normalise(images.to(self._device).float() / 255))
+        return self.encode_normalised(self.normalise(to_device(images, self._device).float() / 255))
 
     def describe(self, images: Tensor) -> Tensor:
         """See `Tokenizer.describe`."""

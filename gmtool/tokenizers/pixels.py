@@ -20,6 +20,7 @@ from torch.nn import functional
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
 from gmtool.forecast import Choice
+from gmtool.runtime import to_device
 from gmtool.tokenizers.base import Encoded, ImageSample, LatentSizes, Settled, TokenizerFamily, is_grey, to_uint8
 from gmtool.tokenizers.settings import TokenizerSettings
 
@@ -60,12 +61,12 @@ class Pixels:
 
     def encode(self, images: Tensor) -> Encoded:
         """See `Tokenizer.encode`. Raises UserError when ``channels`` is 1 and an image is not grey."""
-        signed = _signed(images.to(self.mean.device), self.channels)
+        signed = _signed(images, self.channels, self.mean.device)
         return Encoded(functional.pixel_unshuffle(signed, self.patch_size), self._project(signed))
 
     def describe(self, images: Tensor) -> Tensor:
         """See `Tokenizer.describe`."""
-        return self._project(_signed(images.to(self.mean.device), self.channels))
+        return self._project(_signed(images, self.channels, self.mean.device))
 
     def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
         """See `Tokenizer.decode`."""
@@ -149,7 +150,7 @@ def component_count(settings: Mapping[str, int], images: int) -> int:
 
 def small_images(images: np.ndarray, channels: int) -> np.ndarray:
     """What the PCA is fitted to: images uint8 (B, 3, S, S) to float32 (B, F)."""
-    return _small(_signed(torch.from_numpy(images), channels)).numpy()
+    return _small(_signed(torch.from_numpy(images), channels, torch.device("cpu"))).numpy()
 
 
 def fit_pixels(settings: Mapping[str, int], small: np.ndarray) -> TokenizerSpec:
@@ -188,11 +189,11 @@ def default_image_size(short_side: int) -> int:
     return size
 
 
-def _signed(images: Tensor, channels: int) -> Tensor:
-    """Images uint8 (B, 3, S, S) as float32 (B, channels, S, S) in [-1, 1]."""
-    if channels == 1 and not is_grey(images).all():
+def _signed(images: Tensor, channels: int, device: torch.device) -> Tensor:
+    """Images uint8 (B, 3, S, S) as float32 (B, channels, S, S) in [-1, 1] on a device."""
+    if channels == 1 and not is_grey(images).all():  # where they come from: a GPU would be waited for
         raise UserError("a colour image came to a tokenizer of grey ones: encode with --channels 3")
-    return images[:, :channels].float() / 127.5 - 1
+    return to_device(images[:, :channels], device).float() / 127.5 - 1
 
 
 def _small(signed: Tensor) -> Tensor:

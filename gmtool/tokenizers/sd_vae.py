@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
+from gmtool.runtime import to_device
 from gmtool.tokenizers.base import Encoded, ImageSample, LatentSizes, Settled, TokenizerFamily, to_uint8
 from gmtool.tokenizers.pretrained import model_config, model_folder, model_record, one_line, recorded_folder
 from gmtool.tokenizers.settings import TokenizerSettings
@@ -118,7 +119,7 @@ class SdVae:
         return to_uint8(_in_parts(self._decode, latents), truncate)
 
     def _encode(self, images: Tensor) -> Tensor:
-        signed = images.to(self._device).float() / 127.5 - 1
+        signed = to_device(images, self._device).float() / 127.5 - 1
         with self._autocast():
             mean = self._network.encode(signed).latent_dist.mode()
         return (mean.float() - self._shift) * self._scale

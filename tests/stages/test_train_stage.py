@@ -563,7 +563,7 @@ def test_mm_fm_on_images_resumes_exactly(small: Small, tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"flip": True}, "--flip needs --images"),
-        ({"images": Path("here"), "fraction": 0.5}, "--fraction is a share of a latents file, not of --images"),
+        ({"images": Path("here"), "fraction": 0.5}, "--fraction takes a part of the latents, not of --images"),
         ({"images": Path("nowhere")}, "nowhere does not exist: give a folder"),
     ],
 )

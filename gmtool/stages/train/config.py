@@ -55,7 +55,10 @@ class DataSettings(Settings):
         if self.flip and self.images is None:
             raise UserError("--flip needs --images; to flip cached latents use encode --flip both")
         if self.images is not None and self.fraction < 1:
-            raise UserError("--fraction is a share of a latents file, not of --images: remove one of them")
+            raise UserError(
+                "--fraction takes a part of the latents, not of --images: remove --images; or give a folder of that "
+                "part alone (links suffice) to encode and to --images, and fit its latents"
+            )
 
 
 @dataclass(frozen=True)
