@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,10 @@ from golden import DATA
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small import Small
+from user import held_by_another, torchrun
 
+from gmtool.artifacts.files import PART_SUFFIX
+from gmtool.artifacts.manifest import Manifest
 from gmtool.cli.app import execute, main
 from gmtool.data.image_sets import find_images
 from gmtool.data.images import image_batches
@@ -159,6 +164,47 @@ def test_what_is_there_is_not_replaced(place: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds no reconstructions"):
         execute(arguments(place, tmp_path))
+
+
+def test_a_second_process_is_told_who_is_at_it(place: Path, tmp_path: Path) -> None:
+    with held_by_another(tmp_path / "out") as pid, pytest.raises(UserError, match=f"out is in use by process {pid}"):
+        execute(arguments(place, tmp_path / "out"))
+
+
+def test_what_a_killed_process_left_is_replaced(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it writes, it has left some files, a half one, and the folder of its lock."""
+    plain = arguments(place, tmp_path / "out", "--perceptual", "none")
+    pid = os.fork()
+    if not pid:
+        with monkeypatch.context() as patch:
+            patch.setattr(Manifest, "to_json", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            main(plain)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / "out" / "pairs.png").exists() and not (tmp_path / "out" / "reconstruction.json").exists()
+    (tmp_path / "out" / f".images.csv.0{PART_SUFFIX}").write_text("")
+    assert execute(plain) == 0
+    names = ["images.csv", "pairs.png", "reconstruction.json", "worst.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_two_processes_and_any_name(place: Path, tmp_path: Path) -> None:
+    """The second has no image; the name of the only one holds all that a table has to quote."""
+    (tmp_path / "images").mkdir()
+    name = 'ü, "x".png'
+    (tmp_path / "images" / name).write_bytes((place / "images" / "0.png").read_bytes())
+    words = arguments(place, tmp_path / "two", "--perceptual", "none")
+    words[1] = str(tmp_path / "images")
+    done = torchrun(["-m", "gmtool", "--", *words], tmp_path)
+    assert done.returncode == 0, done.stderr
+    words[2] = str(tmp_path / "one")
+    assert execute(words) == 0
+    for file in ("pairs.png", "worst.png", "images.csv", "reconstruction.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    with (tmp_path / "one" / "images.csv").open(encoding="utf-8") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [name]
 
 
 def test_a_tokenizer_that_decodes_by_itself(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

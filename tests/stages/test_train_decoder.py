@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from user import Stop, torchrun
 
 from gmtool.cli.app import execute, main
 from gmtool.errors import UserError
+from gmtool.nn.compile import compile_network
 from gmtool.progress import Progress
 from gmtool.settings import make
+from gmtool.stages.train_decoder import run as stage
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.run import train_decoder
 from gmtool.tokenizers.build import build_tokenizer
@@ -128,6 +131,22 @@ def test_a_decoder_is_trained_further(place: Path, trained: Path, tmp_path: Path
     assert before.keys() == after.keys()
     for name, values in before.items():
         torch.testing.assert_close(after[name], values, atol=1e-7, rtol=1e-6, equal_nan=name.startswith("encoder."))
+
+
+@pytest.mark.slow
+def test_compiling_changes_a_run_by_rounding_alone(
+    place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through all phases, the activations of its blocks computed anew."""
+    monkeypatch.setattr(stage, "compile_network", partial(compile_network, backend="eager"))
+    torch.compiler.reset()
+    assert execute(arguments(place, tmp_path / "compiled", "--compile", "--checkpoint-activations")) == 0
+    for one, two in zip(lines(trained)[:7], lines(tmp_path / "compiled")[:7], strict=True):
+        assert (two["l1"], two["grad_norm"]) == pytest.approx((one["l1"], one["grad_norm"]), rel=1e-3)
+    names = [
+        load_file(each / "checkpoints/step-00000007/model.safetensors") for each in (trained, tmp_path / "compiled")
+    ]
+    assert names[0].keys() == names[1].keys()
 
 
 def test_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from gmtool.artifacts.decoder_run import TRAINING, open_decoder_run
-from gmtool.artifacts.files import check_writable, written_aside
+from gmtool.artifacts.files import check_writable, is_part, resolved, work_folder, written_aside
 from gmtool.artifacts.manifest import RECORDS, Input, Manifest, fingerprint, parse_manifest
+from gmtool.artifacts.outputs import kept_to_this_process
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images, spread
 from gmtool.data.images import ImageSample, default_workers, image_batches
@@ -33,6 +36,7 @@ from gmtool.runtime import allow_tf32
 from gmtool.settings import as_flat
 from gmtool.stages.reconstruct.config import ReconstructConfig
 from gmtool.stages.reconstruct.report import (
+    LABELS,
     PAIRS,
     WORST,
     Distance,
@@ -115,9 +119,10 @@ def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, p
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is empty, or holds what an earlier ``reconstruct`` wrote."""
-    names = {path.name for path in folder.iterdir()}
-    return not names or (RECORD in names and names <= {RECORD, PAIRS, WORST, TABLE})
+    """Whether a folder is empty, or holds what an earlier ``reconstruct`` wrote, or was writing when it was killed."""
+    names = {path.name for path in folder.iterdir() if not is_part(path)}
+    killed = work_folder(resolved(folder)).is_dir()
+    return not names or ((RECORD in names or killed) and names <= {RECORD, PAIRS, WORST, TABLE})
 
 
 @dataclass
@@ -144,6 +149,13 @@ def reconstruct(images: Path, folder: Path, config: ReconstructConfig, progress:
     allow_tf32(False)  # figures are to be those of any other device
     world = join(config.device)
     plan = plan_reconstruction(images, folder, config, progress)
+    with kept_to_this_process(folder, resolved(folder)) if world.first else nullcontext():
+        return _reconstruct_all(plan, world, progress)
+
+
+def _reconstruct_all(plan: ReconstructPlan, world: World, progress: Progress) -> ReconstructionReport:
+    """The work of a plan; the folder is this process's own meanwhile."""
+    config = plan.config
     with world.first_before_others():
         spec = fit_tokenizer(plan.tokenizer, plan.sample)
         tokenizer = build_tokenizer(spec, world.device, config.precision, config.decoder)
@@ -162,7 +174,7 @@ def reconstruct(images: Path, folder: Path, config: ReconstructConfig, progress:
             report = _report(plan, parts, list(extractors), checked, worst_by, config)
             _write(plan, parts, report)
             return report
-    return _read_report(folder)
+    return _read_report(plan.folder)
 
 
 def _lpips(config: ReconstructConfig, world: World, progress: Progress) -> Lpips | None:
@@ -279,12 +291,17 @@ def _show(results: _Results, pairs: Tensor, values: Tensor, count: int) -> None:
 
 def _tensors(results: _Results) -> dict[str, Tensor]:
     """The results, for the journey to the first process."""
-    tensors = {"indices": torch.tensor(results.indices)}
+    tensors = {"indices": torch.tensor(results.indices, dtype=torch.int64)}
     for kind, values in (("figure", results.figures), ("real", results.real), ("made", results.made)):
         tensors |= {f"{kind}.{name}": torch.cat(parts) for name, parts in values.items()}
     if results.worst is not None and results.worst_values is not None:
         tensors |= {"shown": torch.cat(results.shown), "worst": results.worst, "worst_values": results.worst_values}
     return tensors
+
+
+def _names_of_figures(parts: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Those that were found; some of the processes may have had no image."""
+    return [name for name in LABELS if any(f"figure.{name}" in part for part in parts)]
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
@@ -304,7 +321,7 @@ def _report(
     indices = joined("indices").tolist()
     if not indices:
         raise UserError(f"{plan.images.root}: none of its images can be read: give others")
-    names = [name.removeprefix("figure.") for name in parts[0] if name.startswith("figure.")]
+    names = _names_of_figures(parts)
     figures = {name: joined(f"figure.{name}").double() for name in names}
     distances = []
     for name in extractors if len(indices) > 1 else ():
@@ -332,18 +349,23 @@ def _report(
 def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report: ReconstructionReport) -> None:
     """Write the folder; the report comes last."""
     plan.folder.mkdir(parents=True, exist_ok=True)
+    for half in filter(is_part, plan.folder.iterdir()):  # of a process that was killed
+        half.unlink()
     count = plan.config.pairs
     order = _joined(parts, "worst_values").argsort(descending=True, stable=True)[:count]
     for name, pairs in ((PAIRS, _joined(parts, "shown")[:count]), (WORST, _joined(parts, "worst")[order])):
         with written_aside(plan.folder / name) as part:
             Image.fromarray(image_grid(pairs.permute(0, 2, 3, 1).contiguous().numpy())).save(part, format="PNG")
-    names = [name for name in parts[0] if name.startswith("figure.")]
-    rows = zip(_joined(parts, "indices").tolist(), *(_joined(parts, name).tolist() for name in names), strict=True)
-    lines = [",".join(["image", *(name.removeprefix("figure.") for name in names)])]
-    lines += [",".join([json.dumps(plan.images.names[index]), *map(repr, values)]) for index, *values in rows]
-    for name, text in ((TABLE, "\n".join(lines)), (RECORD, _manifest(plan, report).to_json())):
+    names = _names_of_figures(parts)
+    columns = (_joined(parts, f"figure.{name}").tolist() for name in names)
+    rows = zip(_joined(parts, "indices").tolist(), *columns, strict=True)
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(["image", *names])
+    table.writerows([plan.images.names[index], *values] for index, *values in rows)
+    for name, text in ((TABLE, lines.getvalue()), (RECORD, f"{_manifest(plan, report).to_json()}\n")):
         with written_aside(plan.folder / name) as part:
-            part.write_text(text + "\n")
+            part.write_text(text, encoding="utf-8")
 
 
 def _read_report(folder: Path) -> ReconstructionReport:
