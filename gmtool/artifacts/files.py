@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -12,11 +13,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gmtool.errors import MachineError, UserError
 
 PART_SUFFIX = ".gmtool-part"
 """Ends the hidden name of what is being written."""
+
+LARGEST_RECORD = 64 << 20
+"""Bytes of JSON in a file that is looked into before it is replaced."""
 
 _DAMAGE = (
     *(OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError),
@@ -104,9 +109,11 @@ def flush_to_disk(path: Path) -> None:
 def check_writable(path: Path, what: str) -> None:
     """Raise UserError unless the file or folder ``path`` (named ``what`` in the message) can be created or replaced.
 
-    Nothing is left behind: the nearest existing parent is probed.
+    Nothing is left behind: the nearest existing parent is probed. Devices and pipes are not replaced, nor opened.
     """
-    path = resolved(path)
+    named, path = path, resolved(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{what} {named} cannot be written: it is no regular file; choose another output")
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
@@ -116,6 +123,14 @@ def check_writable(path: Path, what: str) -> None:
     # access() alone says yes to root on a read-only mount's folders in some containers; the flags of the mount do not
     if not os.access(target, os.W_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:
         raise UserError(f"{what} {path} cannot be written: {target} is read-only; choose another output")
+
+
+def json_in(path: Path) -> Any:
+    """The JSON values in a file; None where it holds none, or more than a record of gmtool would."""
+    with suppress(OSError, ValueError, RecursionError):
+        if path.is_file() and path.stat().st_size <= LARGEST_RECORD:
+            return json.loads(path.read_bytes())
+    return None
 
 
 def free_bytes(path: Path) -> int:

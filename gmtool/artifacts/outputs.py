@@ -101,7 +101,7 @@ class Output:
         words, path = KINDS[self.kind][0], self.path
         if len(os.fsencode(self.work.name)) > NAME_BYTES:
             raise UserError(f"{path.name[:40]}... is too long a name for {words}: choose a shorter one")
-        check_writable(self.target, words.replace("a ", "the ", 1))
+        check_writable(path, words.replace("a ", "the ", 1))
         if self.target.exists():
             if self.kind in RECORDS:
                 self._check_folder()
@@ -118,8 +118,6 @@ class Output:
         path, noun = self.path, KINDS[self.kind][0].removeprefix("a ")
         if self.target.is_dir():
             raise UserError(f"the {noun} {path} cannot be written: it is a folder; give a file name in it")
-        if not self.target.is_file():
-            raise UserError(f"the {noun} {path} cannot be written: it is no regular file; choose another output")
         kind = kind_of(self.target)
         if self.target.stat().st_size and kind != self.kind:
             if kind is not None and kind in KINDS:

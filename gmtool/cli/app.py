@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -93,7 +97,8 @@ def execute(arguments: Sequence[str] | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for user errors, 1 for other errors, 130 if interrupted.
 
-    Under torchrun the processes form a group, and the first of them that fails says why.
+    SIGTERM, which schedulers send before they take a machine away, interrupts a command as Ctrl-C does. Under torchrun
+    the processes form a group, and the first of them that fails says why.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal cannot show must not end what was done
@@ -101,15 +106,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenMP's threads spin while they wait, by default: on a machine that does something else too, a training step of a
     # small network then takes several times as long. It is read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return _report(*_attempt(arguments))
-    from gmtool.distributed import process_group
+    with _terminable():
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return _report(*_attempt(arguments))
+        from gmtool.distributed import process_group
 
-    with process_group() as first_to_fail:
-        code, problem = _attempt(arguments)
-        if code and not first_to_fail():
-            problem = None
-    return _report(code, problem)
+        with process_group() as first_to_fail:
+            code, problem = _attempt(arguments)
+            if code and not first_to_fail():
+                problem = None
+        return _report(code, problem)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM raises KeyboardInterrupt, once: what was begun is put in order, and a line says what to do."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _attempt(arguments: Sequence[str] | None) -> tuple[int, str | None]:

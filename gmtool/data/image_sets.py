@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from gmtool.artifacts.files import resolved
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.data.file_trees import File, FilePlaces, FileReader, FileTree, LeftOut, list_files
 from gmtool.errors import UserError
@@ -103,6 +104,14 @@ def find_images(path: Path) -> ImageSet:
         fingerprint=fingerprint(part for file in images for part in (file.path, str(file.size), str(file.stamp))),
         listing=fingerprint(part for file in images for part in (file.path, str(file.size))),
     )
+
+
+def expect_outside(output: Path, images: Path) -> None:
+    """Raise UserError where an output that holds pictures would lie among the images that it is made from."""
+    if resolved(output).is_relative_to(resolved(images)):
+        raise UserError(
+            f"{output} lies in {images}, and its pictures would be among those images: choose another place"
+        )
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:

@@ -29,6 +29,7 @@ from gmtool.stages.distill.config import DistillConfig
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.fit_gmm.config import FitGmmConfig
+from gmtool.stages.likelihood.config import LikelihoodConfig
 from gmtool.stages.reconstruct.config import ReconstructConfig
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sweep.config import SweepConfig
@@ -51,6 +52,7 @@ STAGES: Mapping[str, type] = {
     "distill": DistillConfig,
     "sample": SampleConfig,
     "eval": EvaluateConfig,
+    "likelihood": LikelihoodConfig,
     "sweep": SweepConfig,
 }
 """The commands that read a preset, each its own table, and their settings."""

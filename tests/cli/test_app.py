@@ -432,6 +432,25 @@ def test_an_interrupted_quickstart_says_so_once(
     assert one_line(capsys.readouterr().err)
 
 
+def test_what_a_scheduler_sends_is_an_interruption(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In any command; a second signal, while things are put in order, is passed over."""
+
+    def slow(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("gmtool.stages.inspect.run.describe", slow)
+    assert main(["inspect", str(small.latents("classes"))]) == 130
+    assert one_line(shown := capsys.readouterr().err) and "interrupted; run the same command again" in shown
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar_and_the_cursor_comes_back(work: Path) -> None:
     leader, follower = pty.openpty()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gmtool.data.file_trees import HIDDEN, FileReader
-from gmtool.data.image_sets import NO_IMAGES, find_images, spread
+from gmtool.data.image_sets import NO_IMAGES, expect_outside, find_images, spread
 from gmtool.errors import UserError
 
 TREE = ["a/2.png", "a/10.JPG", "a-b/1.webp", "b/deep/1.png", "b/é.png"]
@@ -158,3 +158,14 @@ def test_a_limit_spreads_evenly() -> None:
     assert spread(10, 1).tolist() == [0]
     gaps = np.diff(spread(1000, 77))
     assert set(gaps.tolist()) == {12, 13}
+
+
+def test_pictures_are_not_made_among_the_images_that_they_are_made_from(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "link").symlink_to(images)
+    for inside in (images / "run", tmp_path / "link" / "a" / "run", images):
+        with pytest.raises(UserError, match=r"lies in .*images, and its pictures would be among those images"):
+            expect_outside(inside, images)
+    expect_outside(tmp_path / "run", images)
+    expect_outside(tmp_path / "images-run", tmp_path / "link")

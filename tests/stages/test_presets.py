@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import typer
 from small import Small
 
 from gmtool.artifacts.method_record import MethodRecord
-from gmtool.cli.app import main
+from gmtool.cli.app import app, main
 from gmtool.errors import UserError
 from gmtool.reconstruction.settings import phases
 from gmtool.sampling.plan import make_plan
@@ -150,6 +151,13 @@ def test_a_presets_sampler_suits_its_run(name: str) -> None:
         dropout=0.1,
     )
     make_plan(sample.sampling, method, train.network.spectral, seed=0)  # raises what a user would see
+
+
+def test_commands_that_take_a_preset_have_a_table_in_it() -> None:
+    """But `bench`, which measures a preset as a whole."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    takers = {name for name, command in commands.items() if any("--preset" in each.opts for each in command.params)}
+    assert takers - {"bench"} == set(STAGES)
 
 
 def test_every_type_of_setting_can_be_checked() -> None:

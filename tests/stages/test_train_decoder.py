@@ -196,6 +196,17 @@ def test_pixels_need_no_decoder(place: Path, tmp_path: Path) -> None:
         execute(["train-decoder", str(place / "images"), str(tmp_path / "x"), "--tokenizer", "pixels"])
 
 
+def test_pictures_among_the_images(place: Path) -> None:
+    """A resumed run would be told that its images had changed."""
+    for folder, command in (
+        ("decoder", arguments(place, place / "images" / "decoder")),
+        ("seen", ["reconstruct", str(place / "images"), str(place / "images" / "seen"), "--tokenizer", "pixels"]),
+    ):
+        with pytest.raises(UserError, match=f"{folder} lies in .*images, and its pictures"):
+            execute(command)
+        assert not (place / "images" / folder).exists()
+
+
 def test_what_is_there_is_not_replaced(place: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")

@@ -573,6 +573,13 @@ def test_images_and_settings_that_do_not_go_together(small: Small, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+def test_previews_among_the_images(small: Small) -> None:
+    """A resumed run would be told that its images had changed."""
+    with pytest.raises(UserError, match=r"run lies in .*images, and its pictures"):
+        run(small, small.classes / "images" / "run", changed(QUICK, {"images": small.classes / "images"}))
+    assert not (small.classes / "images" / "run").exists()
+
+
 # --- divergence -------------------------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from gmtool.artifacts.files import check_writable, resolved
+from gmtool.artifacts.files import check_writable, json_in, resolved
 from gmtool.artifacts.run import CONFIG
 from gmtool.artifacts.samples import IMAGES, LATENTS, MANIFEST, METRICS, SamplesFolder, open_samples
 from gmtool.data.image_headers import Headers, read_headers
@@ -103,9 +101,8 @@ def check_report(path: Path) -> None:
     check_writable(path, "metrics file")
     if not path.exists():
         return
-    with suppress(OSError, ValueError, TypeError):
-        record = json.loads(path.read_bytes())
-        reports = record if isinstance(record, list) and record else [record]
-        if all({"samples_fingerprint", "figures"} <= set(report) for report in reports):
-            return
+    record = json_in(path)
+    reports = record if isinstance(record, list) and record else [record]
+    if all(isinstance(report, dict) and {"samples_fingerprint", "figures"} <= report.keys() for report in reports):
+        return
     raise UserError(f"{path} exists, and the report would replace it: move it away, or choose another name by --output")

@@ -20,7 +20,7 @@ from gmtool.artifacts.files import check_writable, is_part, resolved, work_folde
 from gmtool.artifacts.manifest import RECORDS, Input, Manifest, fingerprint, parse_manifest
 from gmtool.artifacts.outputs import kept_to_this_process
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.data.image_sets import ImageSet, find_images, spread
+from gmtool.data.image_sets import ImageSet, expect_outside, find_images, spread
 from gmtool.data.images import ImageSample, default_workers, image_batches
 from gmtool.distributed import World, join
 from gmtool.errors import MachineError, UserError
@@ -102,6 +102,7 @@ def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, p
     check_writable(folder, "the reconstructions")
     if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
         raise UserError(f"{folder} exists and holds no reconstructions: choose another folder")
+    expect_outside(folder, images)
     image_set = find_images(images)
     rows = spread(len(image_set), config.limit)
     workers = default_workers() if config.workers is None else config.workers

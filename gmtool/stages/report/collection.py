@@ -72,7 +72,7 @@ def collect(paths: Sequence[Path]) -> Collection:
         if _may_be_artifact(path) or path.is_file():
             manifests.setdefault(path.resolve(), open_manifest(path))
             continue
-        for inside in _inside(path, DEPTH):
+        for inside in _inside(path, DEPTH, left_out):
             if inside.resolve() not in manifests:
                 try:
                     manifests[inside.resolve()] = open_manifest(inside)
@@ -96,20 +96,25 @@ def _may_be_artifact(path: Path) -> bool:
     return any((path / name).is_file() for name in RECORDS.values())
 
 
-def _inside(folder: Path, depth: int) -> Iterator[Path]:
+def _inside(folder: Path, depth: int, left_out: list[str]) -> Iterator[Path]:
     """What may be artifacts in a folder and in its folders, by name; hidden ones and links to folders are passed over.
 
-    The folder of a model of another program holds a config.json too, but nothing else of a run.
+    The folder of a model of another program holds a config.json too, but nothing else of a run. left_out: grows by a
+    line on each folder that cannot be read.
     """
-    with os.scandir(folder) as entries:
-        inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in inside:
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        left_out.append(f"{folder} cannot be read ({str(error.strerror).lower()})")
+        return
+    for entry in sorted(visible, key=lambda entry: entry.name):
         path = folder / entry.name
         if not entry.is_dir(follow_symlinks=False):
             if path.name.endswith(FILES):
                 yield path
         elif not _may_be_artifact(path):
-            yield from _inside(path, depth - 1) if depth > 1 else ()
+            yield from _inside(path, depth - 1, left_out) if depth > 1 else ()
         elif not (path / CONFIG).is_file() or (path / STATISTICS).exists() or (path / CHECKPOINTS).exists():
             yield path
 

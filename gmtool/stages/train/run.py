@@ -22,7 +22,7 @@ from gmtool.artifacts.run import (
     run_details,
     update_settings,
 )
-from gmtool.data.image_sets import find_images
+from gmtool.data.image_sets import expect_outside, find_images
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
@@ -269,6 +269,8 @@ def open_begun(path: Path, plan: TrainPlan, used: Sequence[Input]) -> RunFolder 
     """
     check_place(path)
     if not (path / CONFIG).exists():
+        if plan.config.data.images is not None:
+            expect_outside(path, plan.config.data.images)
         return None
     run = open_run(path)
     if run.manifest.stage != plan.stage:

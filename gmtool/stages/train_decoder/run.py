@@ -22,7 +22,7 @@ from gmtool.artifacts.files import check_space
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import check_place, locked
 from gmtool.artifacts.safetensors_io import tensor_checksum
-from gmtool.data.image_sets import find_images
+from gmtool.data.image_sets import expect_outside, find_images
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.nn.compile import compile_network
@@ -103,6 +103,8 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
             check_place(folder, TRAINING, "decoder")
         with world.first_before_others():
             plan = plan_decoder(images, config, gpu=world.device.type == "cuda")
+            for read in (plan.crops.images.root, plan.held_out.root) if not (folder / TRAINING).exists() else ():
+                expect_outside(folder, read)
         _check_processes(plan, world)
         config.logging.check_installed()
         config.optimizer.check_installed()
