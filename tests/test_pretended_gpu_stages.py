@@ -61,8 +61,8 @@ GUIDANCE = {
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     for module in (monitoring, train_decoder_run):
         monkeypatch.setattr(module, "matmul_rate", lambda *_: 1e12)
-    with pretend_cuda() as found:
-        yield found
+    with pretend_cuda() as counted:
+        yield counted
 
 
 @pytest.fixture(scope="module")

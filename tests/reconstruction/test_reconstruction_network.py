@@ -72,11 +72,11 @@ def test_a_damaged_folder_is_refused_or_the_same(released: DecoderNetwork, tmp_p
             changed = bytes([content[place] ^ 1 << draw.randrange(8)])
             file.write_bytes(content[:place] + changed + content[place + 1 :])
             try:
-                found = load_decoder(str(folder), CPU, spec).decode_float(given)
+                decoded = load_decoder(str(folder), CPU, spec).decode_float(given)
             except UserError as error:
                 assert "\n" not in str(error) and str(folder) in str(error)
                 refused += 1
             else:
-                assert torch.equal(found, right), f"{file.name} byte {place}"
+                assert torch.equal(decoded, right), f"{file.name} byte {place}"
         file.write_bytes(content)
     assert refused > 60

@@ -156,7 +156,7 @@ def test_a_presets_sampler_suits_its_run(name: str) -> None:
 def test_commands_that_take_a_preset_have_a_table_in_it() -> None:
     """But `bench`, which measures a preset as a whole."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    takers = {name for name, command in commands.items() if any("--preset" in each.opts for each in command.params)}
+    takers = {name for name, command in commands.items() if any("--preset" in option.opts for option in command.params)}
     assert takers - {"bench"} == set(STAGES)
 
 
