@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import check_writable, is_part, written_aside
+from gmtool.artifacts.files import PART_SUFFIX, check_writable, is_part, written_aside
 from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.method_record import MethodRecord, read_method
 from gmtool.artifacts.outputs import held
@@ -258,9 +258,12 @@ def rewrite(record: Path, manifest: Manifest) -> None:
 def locked(path: Path, record: str = CONFIG) -> Iterator[None]:
     """Keep a run, which need not be there yet, to this process. record: the file that a run has.
 
-    Raises UserError, saying who, when another process trains it.
+    What a killed process was writing there is removed. Raises UserError, saying who, when another process trains it.
     """
     with held(path / LOCK, f"{path} is being trained"):
+        for half in path.rglob(f".*{PART_SUFFIX}"):
+            if half.is_file():  # checkpoints are folders, and remove their own
+                half.unlink()
         try:
             yield
         finally:

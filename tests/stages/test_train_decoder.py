@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from user import Stop, torchrun
 
+from gmtool.artifacts.files import PART_SUFFIX
 from gmtool.cli.app import execute, main
 from gmtool.errors import UserError
 from gmtool.nn.compile import compile_network
@@ -116,7 +117,11 @@ def test_a_resumed_run_leaves_the_same_bytes(place: Path, trained: Path, tmp_pat
     folder, config = tmp_path / "resumed", config_of(place)
     with pytest.raises(KeyboardInterrupt):
         train_decoder(place / "images", folder, config, Stop(stop))
+    for name in ("", "previews/", "checkpoints/"):  # what a kill leaves of a file that was being written
+        (folder / name).mkdir(exist_ok=True)
+        (folder / f"{name}.config.json.0{PART_SUFFIX}").write_text("half")
     assert train_decoder(place / "images", folder, config, Progress()).resumed_from == stop - 1
+    assert not list(folder.rglob(f".*{PART_SUFFIX}"))
     names = [f"checkpoints/step-00000007/{path.name}" for path in (trained / "checkpoints/step-00000007").iterdir()]
     for name in ("metrics.jsonl", "config.json", "diffusion_pytorch_model.safetensors", "encoder.json", *names):
         assert (folder / name).read_bytes() == (trained / name).read_bytes(), name
@@ -143,10 +148,10 @@ def test_compiling_changes_a_run_by_rounding_alone(
     assert execute(arguments(place, tmp_path / "compiled", "--compile", "--checkpoint-activations")) == 0
     for one, two in zip(lines(trained)[:7], lines(tmp_path / "compiled")[:7], strict=True):
         assert (two["l1"], two["grad_norm"]) == pytest.approx((one["l1"], one["grad_norm"]), rel=1e-3)
-    names = [
-        load_file(each / "checkpoints/step-00000007/model.safetensors") for each in (trained, tmp_path / "compiled")
-    ]
-    assert names[0].keys() == names[1].keys()
+    plain, compiled = (
+        load_file(folder / "checkpoints/step-00000007/model.safetensors") for folder in (trained, tmp_path / "compiled")
+    )
+    assert plain.keys() == compiled.keys()
 
 
 def test_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
