@@ -1,7 +1,7 @@
-"""Several processes that ``torchrun`` started: the one file that knows ``torch.distributed``.
+"""Several processes that ``torchrun`` started: the only file that uses ``torch.distributed``.
 
-Every process runs the same command on its share of the work, and gives what it found to the first one, which alone
-writes and speaks. Tensors on the CPU travel by gloo, those on a GPU by nccl. Without ``torchrun`` a world has one
+Every process runs the same command on its share of the work, and sends its results to the first one, which alone
+writes files and prints. Tensors on the CPU travel by gloo, those on a GPU by nccl. Without ``torchrun`` a world has one
 process, and all that is here does nothing.
 """
 
@@ -46,7 +46,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
@@ -188,7 +188,7 @@ def join(device: str) -> World:
 
 @contextmanager
 def process_group() -> Iterator[Callable[[], bool]]:
-    """The processes that torchrun started, as one group, in which only the first speaks on standard output and error.
+    """The processes that torchrun started, as one group, in which only the first prints on standard output and error.
 
     Yields a function that a process which fails asks whether it is the first to do so, and so is the one to say why:
     others fail because of it. After a failure nothing is ended in order, since the others may be waiting for ever;

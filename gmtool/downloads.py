@@ -20,7 +20,7 @@ CONNECT_SECONDS = 5.0
 def download(url: str, target: Path, digest: str, title: str, progress: Progress, seconds: float | None = None) -> None:
     """Fetch a file to ``target``.
 
-    digest: the first digits of its SHA-256. seconds: give up when it takes longer; None: take in data while they keep
+    digest: the first digits of its SHA-256. seconds: time limit; None for no limit while data keep
     coming. Raises OSError after `CONNECT_SECONDS` of silence, when the time is up, or for other content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -240,7 +240,7 @@ def run_details(
 
 
 def update_settings(run: RunFolder, settings: Mapping[str, Any]) -> RunFolder:
-    """The run with other settings in its record, such as more steps; the file is left alone where nothing changes."""
+    """The run with other settings in its record, such as more steps; the file is not written if nothing changes."""
     manifest = replace(run.manifest, config=settings)
     rewrite(run.path / CONFIG, manifest)
     return replace(run, manifest=manifest)

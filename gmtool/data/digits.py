@@ -18,7 +18,7 @@ TRAINING = 1400
 def write_digits(folder: Path) -> tuple[Path, Path]:
     """Write the digits as PNG class folders ``train/<digit>/`` and ``held-out/<digit>/``; return the two folders.
 
-    Which digit goes where is fixed. A digit that is there already is left alone, so that its time of change stays.
+    Which digit goes where is fixed. A digit that exists is not written again, so that its modification time stays.
     """
     from sklearn.datasets import load_digits
 

@@ -1,8 +1,8 @@
 """Features that were extracted before, kept on the disk under a digest of all that they depend on.
 
 They lie in ``features/`` of gmtool's cache: the folder that the environment variable ``GMTOOL_CACHE`` names, else
-``gmtool/`` in ``XDG_CACHE_HOME`` or ``~/.cache``. Whatever goes wrong there only costs time: a damaged file is made
-again, and a full or read-only disk is left alone.
+``gmtool/`` in ``XDG_CACHE_HOME`` or ``~/.cache``. Errors there only cost time: a damaged file is made
+again, and nothing is written to a full or read-only disk.
 """
 
 from __future__ import annotations

@@ -91,21 +91,21 @@ class Whitened:
         return u / _given(modes).std
 
 
-def converted(predict: Predict, spoken: Coordinates, wanted: Coordinates, modes: ModeStatistics | None) -> Predict:
-    """A network that speaks one sort of coordinates, in others.
+def converted(predict: Predict, native: Coordinates, wanted: Coordinates, modes: ModeStatistics | None) -> Predict:
+    """A network with inputs and outputs in ``native`` coordinates, as one in the ``wanted`` coordinates.
 
-    Of a mixture the means are converted; its components stay isotropic, of the same deviation, in the new coordinates:
-    so it is another family of mixtures.
+    The means of a mixture are converted; its components stay isotropic, with the same standard deviation, in the new
+    coordinates, which makes another family of mixtures.
     """
 
     def vector(u: Tensor) -> Tensor:
-        return wanted.enter_velocity(spoken.leave_velocity(u, modes), modes)
+        return wanted.enter_velocity(native.leave_velocity(u, modes), modes)
 
     def vectors(u: Tensor) -> Tensor:
         return torch.stack([vector(component) for component in u.unbind(COMPONENT)], COMPONENT)
 
     def model(y_t: Tensor, t: Tensor) -> Tensor | GaussianMixture:
-        predicted = predict(spoken.enter(wanted.leave(y_t, modes), modes), t)
+        predicted = predict(native.enter(wanted.leave(y_t, modes), modes), t)
         if isinstance(predicted, GaussianMixture):
             return replace(predicted, means=vectors(predicted.means))
         return vector(predicted) if predicted.dim() == y_t.dim() else vectors(predicted)

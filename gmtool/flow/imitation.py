@@ -78,10 +78,10 @@ class Imitation:
     """The loss of a student (``imitation``): mean square over C, positions and states.
 
     policy: its row in `gmtool.flow.policy.POLICIES`; components: K of a mixture. states: points of a segment at which
-    the teacher is asked. dropout: probability with which each component is left out of what is followed. window:
-    sub-steps of the mean velocity. warmup: steps over which the teacher's share of the way falls from 1 to 0, 0 for
-    none. data_free: begin at the source and go through all segments, each loss weighted by its length. substeps: of a
-    roll, a unit of raw time. teacher: its velocity for the samples of the batch; see `taught`.
+    policy and teacher are compared. dropout: probability of dropping each component of the policy that leads there.
+    window: sub-steps of the mean velocity. warmup: steps over which the teacher's share of the trajectory falls from 1
+    to 0, 0 for none. data_free: start at the source and go through all segments, each loss weighted by its length.
+    substeps: of a roll, per unit of raw time. teacher: its velocity for the samples of the batch; see `taught`.
     """
 
     segments: Segments

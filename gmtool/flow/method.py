@@ -40,8 +40,8 @@ from gmtool.flow.times import TrainingTimes
 class Method:
     """The path from data to source, and what a network learns of it.
 
-    source: in the coordinates of the flow. times: the distribution of training times. native: the coordinates that the
-    network speaks, where they are not those of the flow; see `in_flow`.
+    source: in the coordinates of the flow. times: the distribution of training times. native: the coordinates of the
+    network's inputs and outputs, where they are not those of the flow; see `in_flow`.
     """
 
     source: Source
@@ -108,7 +108,7 @@ class Method:
         return replace(self, objective=self.objective.taught(teacher))
 
     def in_flow(self, predict: Predict, modes: ModeStatistics | None = None) -> Predict:
-        """A network in the coordinates of the flow: itself, unless it speaks others (`native`)."""
+        """A network in the coordinates of the flow: itself, unless its own are others (`native`)."""
         return predict if self.native is None else converted(predict, self.native, self.coordinates, modes)
 
     def model(self, predict: Predict) -> VelocityModel | MixtureModel:
@@ -158,7 +158,7 @@ def student(teacher: Method, objective: Imitation, whitened: bool = False) -> Me
     """The method of a student of few evaluations: its teacher's, with another objective (pi-Flow, ICLR 2026).
 
     whitened: let the flow of a teacher that starts from a mixture run in each mode's whitened coordinates, while the
-    network, which begins as the teacher's, still speaks the teacher's.
+    network, which starts from the teacher's weights, keeps the teacher's coordinates.
     """
     times = TrainingTimes("uniform", objective.segments.shift)
     if not whitened or teacher.coordinates.by_mode:

@@ -44,7 +44,7 @@ def vgg_cache() -> Path:
 def vgg_file(given: Path | None, progress: Progress, seconds: float | None = None) -> Path:
     """The file of VGG16's weights: the one given, or that of the hub, downloaded if need be.
 
-    seconds: that a download may take; None for whatever it takes. Raises UserError when the given one is missing,
+    seconds: time limit of a download; None for none. Raises UserError when the given one is missing,
     MachineError when it cannot be fetched.
     """
     if given is not None:

@@ -25,7 +25,7 @@ class WeakerRun:
     input: Input
 
     def load(self, device: torch.device, precision: torch.dtype, compiled: bool = False) -> TrainedModel:
-        """The network, ready to be asked; the statistics of the modes are those of the run that it guides."""
+        """The network; the statistics of the modes are those of the run that it guides."""
         network = load_network(self.run.architecture, self.weights, device, compiled)
         record = self.run.method
         return TrainedModel(

@@ -44,8 +44,8 @@ class Teacher:
         where it is guided.
         """
         own = self.velocity(conditions)
-        flow, spoken = self.student.coordinates, self.model.method.coordinates
-        velocity = own if flow == spoken else converted(own, spoken, flow, modes)
+        flow, native = self.student.coordinates, self.model.method.coordinates
+        velocity = own if flow == native else converted(own, native, flow, modes)
 
         def model(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.no_grad():

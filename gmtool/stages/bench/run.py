@@ -211,7 +211,7 @@ def affordable(
 ) -> tuple[TrainPlan, StepCost]:
     """The plan with the largest network of its kind, up to its own, that a CPU can take a step with; and its cost.
 
-    operations: that an image may cost. fits: whether so many bytes may be used. The smallest one is taken in any case.
+    operations: limit per image. fits: whether so many bytes may be used. The smallest network is used in any case.
     """
     assert isinstance(plan.config, TrainConfig)
     names = list(NETWORKS[kind_of(plan.model)].sizes)

@@ -96,9 +96,9 @@ def _evaluations(plan: Mapping[str, Any]) -> int:
 
 
 def drawn_with(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """How samples were drawn, by the names of ``gmtool sample``'s settings; what was settled goes over what was asked.
+    """How samples were drawn, by the names of ``gmtool sample``'s settings; resolved settings replace given ones.
 
-    What has no effect, or tells sets of samples not apart, is left out.
+    Settings that have no effect, or do not tell sets of samples apart, are left out.
     """
     settings = {**config, **{RENAMED.get(name, name): value for name, value in plan.items()}}
     for name in SETTLED_BY_STEPS:
