@@ -81,7 +81,7 @@ def plan_features(
     features = tuple(_features(choice, settings, described, reference, fault is None) for choice in chosen.choices)
     if not len(reference) and not any(plan.statistics or plan.spatial for plan in features):
         raise _no_statistics(reference, features)
-    lost = [] if fault is None else [f"{_library_metrics(features)} are left out: {fault}"]
+    lost = [] if fault is None else [f"left out: {_library_metrics(features)}, because {fault}"]
     return PlannedFeatures(features, (*(f"left out: {line}" for line in chosen.missing), *lost))
 
 

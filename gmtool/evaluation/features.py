@@ -128,5 +128,7 @@ def expect_finite(features: Features, whose: str) -> None:
 
 def _joined(parts: Sequence[Features]) -> Features:
     """Parts of a set of images, one after another; a process without images has no part of some."""
+    if len(parts) == 1:  # not copied, since two copies of all features may not fit
+        return parts[0]
     every = [part.tensors() for part in parts if len(part)] or [parts[0].tensors()]
     return features_of({name: torch.cat([tensors[name] for tensors in every]) for name in every[0]})

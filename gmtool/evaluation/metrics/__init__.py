@@ -116,7 +116,6 @@ METRICS: tuple[Row, ...] = (
         f"{HERE}.precision_recall:measure",
         "features",
         (Metric("precision", "precision", "higher", most=1), Metric("recall", "recall", "higher", most=1)),
-        library=True,
     ),
     Row(
         f"{HERE}.density_coverage:measure",

@@ -94,8 +94,9 @@ class EvaluatePlan:
         """About the bytes that the features of one extractor take."""
         size = features.size or 1024
         numbers = size + (SPATIAL_SIZE + 1008 if features.name == "inception" else 0)
-        # features twice (whole, and split into real pairs), in float64 once more, a few matrices of covariances
-        return 2 * (4 * numbers + 8 * size) * (self.count + len(self.reference)) + 8 * 8 * size**2
+        # features, the real ones once more in pairs, the generated ones in subsets, and a few covariances
+        images = self.count * (2 if self.config.intervals else 1) + 2 * len(self.reference)
+        return 4 * numbers * images + 8 * 8 * size**2
 
     def _metrics(self) -> list[str]:
         """The names of the metrics that are computed, as far as the reference decides."""

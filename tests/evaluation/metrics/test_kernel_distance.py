@@ -22,6 +22,17 @@ def test_kernel_distance_is_the_unbiased_mmd():
     assert distance.spread == 0
 
 
+def test_kernel_distance_is_torch_fidelitys():
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    first, second = normal(60, 5, 17), normal(40, 5, 18, shift=0.2)
+    theirs = kid_features_to_metric(
+        first.double(), second.double(), kid_subsets=7, kid_subset_size=30, rng_seed=3, verbose=False
+    )
+    ours = kernel_distance(first, second, 3, subsets=7, subset_size=30)
+    assert (ours.value, ours.spread) == (theirs[KEY_METRIC_KID_MEAN], theirs[KEY_METRIC_KID_STD])
+
+
 @pytest.mark.slow
 def test_kernel_distance_is_near_zero_between_equal_distributions_and_grows_with_a_shift():
     first = normal(1500, 8, 13)

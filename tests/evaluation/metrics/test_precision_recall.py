@@ -26,6 +26,20 @@ def test_precision_and_recall_by_brute_force():
     assert precision.value != recall.value
 
 
+def test_precision_and_recall_are_torch_fidelitys(monkeypatch):
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    monkeypatch.setattr("gmtool.evaluation.metrics.precision_recall.COLUMNS", 17)
+    generated, reference = normal(150, 64, 1, scale=1.1), normal(120, 64, 2)
+    theirs = prc_features_to_metric(
+        generated.double(), reference.double(), prc_neighborhood=3, prc_batch_size=50, save_cpu_ram=False, verbose=False
+    )
+    precision, recall = precision_recall(generated, reference, 3, CPU)
+    assert 0 < precision.value < 1 and 0 < recall.value < 1
+    assert precision.value == pytest.approx(theirs[KEY_METRIC_PRECISION], rel=1e-6)
+    assert recall.value == pytest.approx(theirs[KEY_METRIC_RECALL], rel=1e-6)
+
+
 def shares(generated: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
     """Precision and recall with three neighbours."""
     precision, recall = precision_recall(generated, reference, 3, CPU)
