@@ -75,6 +75,14 @@ class Skipped:
     count: int
     reason: str
 
+    def __str__(self) -> str:
+        return f"skipped {points_in_words(self.count)}: {self.reason}"
+
+
+def points_in_words(count: int) -> str:
+    """So many points: "1 point"."""
+    return f"{count:,} point{'' if count == 1 else 's'}"
+
 
 @dataclass(frozen=True)
 class Sweep:

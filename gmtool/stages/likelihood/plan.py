@@ -81,6 +81,8 @@ def plan_likelihood(data: Path, run: Path, config: LikelihoodConfig, output: Pat
     """Open and check all inputs. Raises UserError for what is missing, damaged or does not fit together."""
     require_torchdiffeq()
     folder = open_run(run)
+    if folder.method.student is not None:
+        raise UserError(f"{run} is a student, which has no velocity at every time: give its teacher")
     checkpoint, weights = find_weights(config.weight, folder)
     _check_output(output)
     try:

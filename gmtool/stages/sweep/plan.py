@@ -14,7 +14,7 @@ from gmtool.errors import UserError
 from gmtool.evaluation.extractors import AUTO, Described
 from gmtool.evaluation.feature_plan import PlannedFeatures, plan_features
 from gmtool.evaluation.references import Reference, open_reference, open_training_latents, same_tokenizer
-from gmtool.evaluation.sweep_table import Axis
+from gmtool.evaluation.sweep_table import Axis, points_in_words
 from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
 from gmtool.settings import flag
@@ -52,7 +52,7 @@ class SweepPlan:
         chosen = () if self.config.extractor.asked else features.features
         same = f"{grid.repeated:,} combinations differ in settings without effect alone: each is drawn once"
         return [
-            *(f"skipped {skipped.count:,} points: {skipped.reason}" for skipped in grid.skipped),
+            *map(str, grid.skipped),
             *([same] if grid.repeated else []),
             *(f"features: {feature.choice.value}, because {feature.choice.why}" for feature in chosen),
             *features.left_out,
@@ -85,7 +85,7 @@ class SweepPlan:
                 ("features", ", ".join(feature.name for feature in features)),
                 ("reference", f"{len(self.reference):,} images" if len(self.reference) else "mu and sigma alone"),
                 ("metrics", ", ".join(metrics)),
-                *(("skipped", f"{skipped.count:,} points: {skipped.reason}") for skipped in grid.skipped),
+                *(("skipped", f"{points_in_words(skipped.count)}: {skipped.reason}") for skipped in grid.skipped),
                 *((("drawn once", f"{grid.repeated:,} repeated points"),) if grid.repeated else ()),
             ),
             choices=tuple(feature.choice for feature in features) if self.config.extractor.features == AUTO else (),

@@ -6,7 +6,7 @@ from gmtool.console import print_table
 from gmtool.evaluation.metrics import label, metrics_by_name
 from gmtool.evaluation.sweep_lines import Group, best_of, run_names, setting_words, value_of
 from gmtool.evaluation.sweep_plots import score_metrics
-from gmtool.evaluation.sweep_table import RUN, Sweep, split_name
+from gmtool.evaluation.sweep_table import RUN, Sweep, points_in_words, split_name
 from gmtool.stages.sweep.run import SweepReport
 
 ROWS = 40
@@ -23,7 +23,7 @@ def print_sweep(report: SweepReport) -> None:
     names = run_names(sweep)
     axes = [axis.setting for axis in sweep.axes]
     metrics = sweep.metrics[:COLUMNS]
-    title = f"{len(groups):,} points against {sweep.reference_kind} {sweep.reference}, by {sweep.extractor}"
+    title = f"{points_in_words(len(groups))} against {sweep.reference_kind} {sweep.reference}, by {sweep.extractor}"
     if len(shown) < len(groups):
         title += f"; the best {len(shown)}"
     print_table(
@@ -46,9 +46,9 @@ def print_sweep(report: SweepReport) -> None:
         scores = ", ".join(f"{_label(sweep, metric)} {value_of(group, metric)}" for metric in best)
         print(f"\nbest {scores}: {', '.join(word for word in words if word)}\n  {point.command}")
     for skipped in sweep.skipped:
-        print(f"\nskipped {skipped.count:,} points: {skipped.reason}")
+        print(f"\n{skipped}")
     again = "" if report.drawn == len(sweep.points) else f" ({report.drawn:,} drawn now, the others earlier)"
-    print(f"\n{report.folder}: {len(sweep.points):,} points{again}; look at {report.folder / 'score.png'}")
+    print(f"\n{report.folder}: {points_in_words(len(sweep.points))}{again}; look at {report.folder / 'score.png'}")
 
 
 def _shown(sweep: Sweep) -> tuple[Group, ...]:
