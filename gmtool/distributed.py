@@ -32,7 +32,7 @@ from gmtool.runtime import resolve_device
 CPU = torch.device("cpu")
 
 PATIENCE = timedelta(days=1)
-"""How long a process waits for the others, one of whom may be writing a large file; a process that died is noticed at
+"""Time that a process waits for the others, one of whom may be writing a large file; a process that died is noticed at
 once all the same."""
 
 

@@ -1,4 +1,4 @@
-"""How a stage tells its caller what it is doing. Stages print nothing themselves."""
+"""Progress reports of a stage to its caller. Stages print nothing themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one setting is declared: type, default, range, unit and help stand in one place, a field of a dataclass.
+"""The declaration of a setting: type, default, range, unit and help in one place, a field of a dataclass.
 
 A component (an optimizer, a network) declares its settings beside itself, as a frozen dataclass of fields
 ``Annotated[type, Option(...)]``. A stage's configuration is a dataclass of such fields and of components' settings;
@@ -64,7 +64,7 @@ class Setting:
         return _choices(self.kind) if self.option.choices is None else tuple(self.option.choices())
 
     def of(self, config: Any) -> Any:
-        """Its value in a configuration."""
+        """The setting's value in a configuration."""
         for name in self.path:
             config = getattr(config, name)
         return config
@@ -217,7 +217,7 @@ def check_ranges(config: Any) -> None:
 
 
 LARGEST = 2**63 - 1
-"""Of a whole number: what files and libraries keep in 64 bits."""
+"""Largest whole number: files and libraries use 64 bits."""
 
 
 def _check_number(name: str, number: Any, option: Option) -> None:

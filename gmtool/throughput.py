@@ -94,7 +94,7 @@ def _product_seconds(width: int, device: torch.device, precision: torch.dtype, a
 
 
 def speeds_file() -> Path:
-    """Where `gmtool bench` keeps what it found."""
+    """The file in which `gmtool bench` stores its results."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "gmtool" / "speeds.json"
 

@@ -52,7 +52,7 @@ _REPAIR = "remove it, and make it again with `gmtool encode`"
 _SAMPLES = ("patches", "cls", "labels", "flipped", "names")
 """The datasets with a row per sample."""
 _CONTENT = ("names", "labels", "flipped", "cls")
-"""Those of them that the fingerprint covers; the moments stand for the patches, since they depend on each of them."""
+"""The datasets that the fingerprint covers; the moments, which depend on every patch, stand for the patches."""
 
 
 class LatentsFile(Hdf5Reader):

@@ -172,7 +172,7 @@ def fingerprint(parts: Iterable[bytes | str | np.ndarray]) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """The same digest of a file's bytes, read piece by piece."""
+    """The digest of a file's bytes, read in pieces."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(2**22):

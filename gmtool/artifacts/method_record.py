@@ -38,11 +38,11 @@ class StudentRecord:
     data_free: bool
 
     def segments(self, shift: float) -> Segments:
-        """Its segments of time."""
+        """The student's segments of time."""
         return Segments(self.evaluations, self.last_segment, shift)
 
     def method(self, teacher: Method, shift: float) -> Method:
-        """Its method, for that of its teacher: another objective, and other coordinates where it is whitened."""
+        """The student's method, given its teacher's: another objective, and other coordinates if it is whitened."""
         objective = Imitation(
             self.segments(shift),
             self.policy,

@@ -34,7 +34,7 @@ class Header:
 
     @property
     def bytes(self) -> int:
-        """Of the numbers."""
+        """Size of the numbers."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -54,7 +54,7 @@ class StoredArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """The shape of the array."""
         return self.header.shape
 
     def __len__(self) -> int:

@@ -59,7 +59,7 @@ class Output:
 
     @property
     def part(self) -> Path:
-        """Where it is until it is whole."""
+        """The path until the output is complete."""
         return self.work / PART
 
     @contextmanager

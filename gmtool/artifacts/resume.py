@@ -45,7 +45,7 @@ class ResumeFile:
 
     @property
     def path(self) -> Path:
-        """Where the state is."""
+        """The path of the state."""
         return work_folder(resolved(self.output)) / STATE
 
     def load(self, progress: Progress) -> ResumeState | None:

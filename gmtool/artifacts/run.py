@@ -65,7 +65,7 @@ class LatentStatistics:
     mode_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> LatentStatistics:
-        """The same with mean and std on a device; mode_weights stay on the CPU, where modes are drawn."""
+        """The statistics with mean and std on a device; mode_weights stay on the CPU, where modes are drawn."""
         return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class RunFolder:
 
     @property
     def origin(self) -> Origin:
-        """Where its latents come from."""
+        """The origin of the run's latents."""
         details = self.manifest.details
         return Origin(self.classes, self.tokenizer(), details["descriptor_size"], details.get("class_counts"))
 

@@ -192,7 +192,7 @@ def _explain(error: Exception) -> tuple[int, str]:
 
 
 LONGEST_WORD, LONGEST_LINE = 400, 2000
-"""Of what is said to be wrong, in letters: whatever was typed, or stands in a file, does not flood the terminal."""
+"""Largest lengths in an error message, in letters: long arguments or file contents do not flood the terminal."""
 
 
 def _shortened(text: str) -> str:

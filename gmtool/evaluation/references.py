@@ -47,7 +47,7 @@ class Reference(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where it was found."""
+        """Path of the reference."""
 
     @property
     def kind(self) -> str:
@@ -195,11 +195,11 @@ class Made(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """Its path."""
 
     @property
     def manifest(self) -> Manifest:
-        """Its record."""
+        """The manifest."""
 
 
 def open_training_latents(made: Made) -> LatentsReference:

@@ -35,7 +35,7 @@ MARKED = 4
 """Places along a line of precision and recall that are marked with their value, at most."""
 
 FLOOR_LINES, FLOOR_MARKS = ("dashed", "dotted", "dashdot", (0, (8, 2))), "*PXD"
-"""Of real images, by the number of images."""
+"""Line and marker styles of real images, by their number."""
 
 
 def draw_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:

@@ -42,7 +42,7 @@ class Segments:
 
     @property
     def length(self) -> float:
-        """Of all segments but the last, in raw time."""
+        """Length in raw time of all segments but the last."""
         return 1 / (self.count - 1 + self.last)
 
     def around(self, raw: Tensor) -> Segment:
@@ -138,7 +138,7 @@ class Imitation:
         return total
 
     def ways(self, segment: Segment, numbers: ImitationDraws, index: int = 0) -> Ways:
-        """How the ``states`` of a segment lie: sorted uniform numbers cut the parts of student and teacher."""
+        """The places of the ``states`` in a segment: sorted uniform numbers divide the parts of student and teacher."""
         free, share = (segment.length - self.window_length(segment)).unsqueeze(1), numbers.share
         student = numbers.student[:, index].sort(1).values
         teacher = numbers.teacher[:, index].sort(1).values

@@ -70,7 +70,7 @@ class Policy(Protocol):
         """
 
     def detach(self, dropped: Tensor | None = None) -> Policy:
-        """The same without gradients. dropped (B, K) bool: components that are left out, where there are any."""
+        """The policy without gradients. dropped (B, K) bool: components to leave out; None for none."""
 
     def cooled(self, temperature: float) -> Policy:
         """The policy at a temperature of at most 1. Raises ValueError where it has no mixture."""

@@ -104,7 +104,7 @@ class Vectors(Protocol):
         """The inner products of a vector with the m'_k, (K, N)."""
 
     def square(self, vector: Tensor) -> Tensor:
-        """That of a vector with itself, (N,)."""
+        """The inner product of a vector with itself, (N,)."""
 
     def combine(self, weights: Tensor) -> Tensor:
         """sum_k w_k m'_k, (n, N), for weights (K, N)."""
@@ -249,7 +249,7 @@ class View:
     shrink: Tensor
 
     def __getitem__(self, index: int) -> View:
-        """That of one of many times."""
+        """The view at one of many times."""
         assert isinstance(self.gained, Tensor) and isinstance(self.precision, Tensor)
         return View(self.gained[index], self.precision[index], self.shrink[index])
 

@@ -23,7 +23,7 @@ from gmtool.nn.dit import DiTArchitecture
 TRANSFORMER, SPECTRUM, SCHEDULER, VAE, INDEX = "transformer", "spectrum_net", "scheduler", "vae", "model_index.json"
 CONFIG, TIMES = "config.json", "scheduler_config.json"
 LARGEST_SHIFT = 10**6
-"""Of times; the published ones are below 10."""
+"""Largest time shift; the published ones are below 10."""
 
 
 @dataclass(frozen=True, eq=False)

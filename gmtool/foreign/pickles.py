@@ -68,7 +68,7 @@ _LONGEST_KEY = 16
 """Entries of a tuple that is a key, at most."""
 
 PERSISTENT = Name("", "persistent")
-"""Of the `Record` that stands for something outside the pickle, by whatever tells what."""
+"""Name of the `Record` that stands for an object outside the pickle."""
 
 
 def read_pickle(path: Path, classes: Collection[Name]) -> Any:

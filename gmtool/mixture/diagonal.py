@@ -108,7 +108,7 @@ class Posterior:
     log_likelihood: Tensor
 
     def cpu(self) -> Posterior:
-        """The same on the CPU."""
+        """The posterior on the CPU."""
         return Posterior(self.modes.cpu(), self.probabilities.cpu(), self.log_likelihood.cpu())
 
 

@@ -35,7 +35,7 @@ LARGEST = 1e12
 ends the process."""
 
 DISTANCES, SPLIT = 1 << 26, 1 / 1024
-"""In PyTorch's iterations: distances held at once; by what share of itself each half of a cluster is moved."""
+"""Of the iterations in PyTorch: distances in memory at a time; the relative shift of each half of a split cluster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def _faiss_iteration(points: np.ndarray, centroids: np.ndarray, index: Any) -> t
 
 
 def _torch_iteration(points: np.ndarray, centroids: np.ndarray, device: torch.device) -> tuple[np.ndarray, float]:
-    """The same in PyTorch."""
+    """Lloyd's iterations in PyTorch."""
     sums = torch.zeros(centroids.shape, dtype=torch.float64, device=device)
     counts = torch.zeros(len(centroids), dtype=torch.int64, device=device)
     distance = 0.0

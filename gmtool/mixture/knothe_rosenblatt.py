@@ -26,7 +26,7 @@ from torch import Tensor
 from gmtool.mixture.gaussian_mixture import CHANNEL, COMPONENT, GaussianMixture, contract, rows
 
 MOST_STEPS = 200
-"""Of Newton's method or bisection; few are taken but where numbers are not finite."""
+"""Largest number of steps of Newton's method or bisection; far fewer suffice for finite numbers."""
 
 SUBSPACE_MARGIN, SUBSPACE_STEPS = 4, 16
 """Width of the iterated subspace in leading axes, and its iterations."""

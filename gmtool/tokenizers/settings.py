@@ -1,4 +1,4 @@
-"""Which tokenizer images are encoded by, and what of it may be chosen."""
+"""The choice of a tokenizer and its settings."""
 
 from __future__ import annotations
 

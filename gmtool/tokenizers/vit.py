@@ -44,14 +44,14 @@ def _interpolated(pixels: Tensor, _patch: int) -> Mapping[str, Any]:
 
 
 def _unmasked(pixels: Tensor, patch: int) -> Mapping[str, Any]:
-    """Of a masked autoencoder: patches are kept in the order of these numbers, which is their own."""
+    """Arguments of a masked autoencoder: patches stay in the order of ``noise``, which is their own."""
     count = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
     order = torch.arange(count, dtype=torch.float32, device=pixels.device).expand(len(pixels), -1)
     return {**_interpolated(pixels, patch), "noise": order}
 
 
 def _cut(pixels: Tensor, patch: int) -> Mapping[str, Any]:
-    """Of a NaFlex: patches (B, N, patch * patch * 3), rows of pixels first and colours last, none of them padding."""
+    """Arguments of a NaFlex model: patches (B, N, patch * patch * 3), rows first and colours last, without padding."""
     rows = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, h', w', patch, patch)
     grid = torch.tensor(rows.shape[2:4], device=pixels.device).expand(len(pixels), -1)
     patches = rows.permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)

@@ -31,7 +31,7 @@ NOT_WHOLE = "was cut short or changed since it was written"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is.
+    """The position of a run.
 
     step: optimizer steps taken, those that were left out included. order: the number of the order of the data, which
     changes when a run goes back. skipped: steps left out in all. streak: of them, without a break up to now.

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: files of JSON lines, TensorBoard's event files, Weights & Biases (the last two are extras).
+"""Loggers of a run's metrics: JSON lines, TensorBoard's event files, Weights & Biases (the last two are extras).
 
 A logger receives the step from which a run starts or resumes, then one record per step.
 """
@@ -33,7 +33,7 @@ class Run(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """Its record."""
+        """The run's manifest."""
 
 
 class Logger(Protocol):

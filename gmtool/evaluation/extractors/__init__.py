@@ -173,21 +173,21 @@ AUTOMATIC = ("inception", "tokenizer")
 """``auto`` uses the first of these that is available."""
 
 FDR = tuple(row.name for row in EXTRACTORS if row.module.startswith(TIMM))
-"""Those by timm."""
+"""The extractors by timm."""
 
 FDR6 = "fdr6"
 """The name of Inception and those by timm together, whose normalised distances FDr6 is the mean of."""
 
 ON_REQUEST = ("vgg16", *FDR)
-"""Those that ``all`` leaves out."""
+"""Extractors that ``all`` leaves out."""
 
 LISTED = tuple(f"{row.name} ({row.help})" for row in EXTRACTORS if row.name not in FDR)
-"""What the help says of each."""
+"""The help on each extractor."""
 
 
 @dataclass(frozen=True)
 class ExtractorSettings(Settings):
-    """Which features images are compared by."""
+    """The features by which images are compared."""
 
     TITLE: ClassVar[str] = "Features"
 

@@ -28,9 +28,9 @@ from gmtool.training.cost import Teaching
 from gmtool.training.settings import CPU_BATCH, GPU_BATCH
 
 RATE_SHARE = 0.25
-"""The learning rate by default, in units of that of the teacher's network: pi-Flow's."""
+"""Default learning rate relative to that of the teacher's network, as in pi-Flow."""
 DEFAULT_RATE = 5e-5
-"""That of a network without a name, as an imported one."""
+"""Default learning rate for a network without a name, such as an imported one."""
 
 
 @dataclass(frozen=True)

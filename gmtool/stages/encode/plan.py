@@ -65,7 +65,7 @@ class EncodePlan:
 
     @property
     def resume_file(self) -> ResumeFile:
-        """How far the encoding has come. It is of no use once an image has changed."""
+        """The file with the progress of the encoding, which is void once an image has changed."""
         return ResumeFile(self.output.target, fingerprint([self.key, self.images.fingerprint]))
 
     def class_counts(self) -> list[int]:

@@ -44,7 +44,7 @@ DONE = "images done"
 MOMENTS_BLOCK = 64
 """Samples summed at a time for the moments."""
 CLASS_COUNTS = "class_counts"
-"""Of the manifest's details: samples of each class, in the order of the classes."""
+"""Key in the manifest's details: number of samples of each class, in the order of the classes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class EncodeReport:
 
 @dataclass(frozen=True, eq=False)
 class EncodeState:
-    """How far an encoding has come.
+    """The progress of an encoding.
 
     images: done, bad ones included. samples: written. moments: of the first ``moments.count`` samples, a whole number
     of blocks; pending: the samples after them, float16. skipped: bad images. counts: samples of each class.

@@ -1,4 +1,4 @@
-"""How far a fit has come, and the file beside the output that keeps it.
+"""The progress of a fit, and the file beside the output that stores it.
 
 A fit goes through k-means, EM and the modes in patch space; each state makes those before it unnecessary. In the last
 one the mixture's own file, as far as it is written, holds what was found, and the state counts the modes in it.
@@ -30,7 +30,7 @@ class InKMeans:
     clusters: Centroids
 
     def in_words(self) -> str:
-        """How far that is."""
+        """The progress, in words."""
         return f"{len(self.clusters.history):,} iterations of k-means"
 
 
@@ -42,7 +42,7 @@ class InEm:
     kmeans_iterations: int
 
     def in_words(self) -> str:
-        """How far that is."""
+        """The progress, in words."""
         return f"{len(self.fit.history):,} iterations of EM"
 
 
@@ -55,7 +55,7 @@ class InPatches:
     distances: tuple[Distances, ...] = ()
 
     def in_words(self) -> str:
-        """How far that is."""
+        """The progress, in words."""
         return f"{len(self.digests):,} modes' patch moments"
 
 

@@ -14,12 +14,12 @@ from gmtool.mixture.em import Fit
 from gmtool.mixture.patch_moments import Distance, Distances
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-"""Of the modes' populations, in the report."""
+"""Quantiles of the modes' populations in the report."""
 
 
 @dataclass(frozen=True)
 class DescriptorMetrics:
-    """Of the mixture over descriptors; log-likelihoods are means over images, in nats.
+    """Metrics of the mixture over descriptors; log-likelihoods are means over images, in nats.
 
     population: its `QUANTILES` over modes, in images. populated: modes that at least one image keeps. history,
     held_out_history: log-likelihood of the fitted and of the held-out images before each iteration of EM.

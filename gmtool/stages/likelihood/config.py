@@ -11,7 +11,7 @@ from gmtool.settings import BatchSize, Device, Option, Seed, Settings
 
 @dataclass(frozen=True)
 class LikelihoodConfig(Settings):
-    """Which weights, on how much data, and how exactly."""
+    """Weights, amount of data and accuracy."""
 
     weight: WeightSettings = WeightSettings()
     num: Annotated[int, Option("Number of images, evenly spaced; all if there are fewer.", metavar="N", minimum=1)] = (

@@ -57,7 +57,7 @@ class LikelihoodPlan:
 
     @property
     def method(self) -> str:
-        """How modes enter, in words."""
+        """The role of modes, in words."""
         if self.bound:
             return "each image given its most probable mode: an upper bound"
         return "the source is the sum over all modes" if self.run.method.method.uses_modes else "the source is N(0, I)"

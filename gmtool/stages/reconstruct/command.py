@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gmtool.stages.reconstruct.report import ReconstructionReport
 
 LISTED = 5
-"""Of the worst images."""
+"""Number of the worst images that are printed."""
 
 
 @with_options(ReconstructConfig)

@@ -15,7 +15,7 @@ PAIRS, WORST = "pairs.png", "worst.png"
 
 LABELS: Mapping[str, str] = {"psnr": "PSNR (dB)", "ssim": "SSIM", "l1": "L1 of [0, 1]", "lpips": "LPIPS (VGG16)"}
 BETTER: Mapping[str, Better] = {"psnr": "higher", "ssim": "higher", "l1": "lower", "lpips": "lower"}
-"""Of the figures of single images, by name."""
+"""Labels and directions of the metrics of single images, by name."""
 
 
 @dataclass(frozen=True)

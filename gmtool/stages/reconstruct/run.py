@@ -58,7 +58,7 @@ from gmtool.tokenizers.rae import recorded_encoder
 from gmtool.tokenizers.settings import TokenizerSettings
 
 RECORD, TABLE = RECORDS["reconstruction"], "images.csv"
-"""In the folder that is written, beside the grids."""
+"""Files in the folder that is written, beside the grids."""
 CHECKED = 256
 """Latents at most that statistics are held against."""
 SECONDS = 15.0
@@ -301,7 +301,7 @@ def _tensors(results: _Results) -> dict[str, Tensor]:
 
 
 def _names_of_figures(parts: Sequence[Mapping[str, Tensor]]) -> list[str]:
-    """Those that were found; some of the processes may have had no image."""
+    """The names of the metrics that were computed; some processes may have had no image."""
     return [name for name in LABELS if any(f"figure.{name}" in part for part in parts)]
 
 

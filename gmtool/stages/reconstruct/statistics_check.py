@@ -73,7 +73,7 @@ def _expect_tokenizer(path: Path, recorded: TokenizerSpec, spec: TokenizerSpec) 
 
 
 def mean_square(latents: Tensor, statistics: LatentStatistics) -> float:
-    """Of latents (N, C, h, w) normalised by statistics."""
+    """The mean square of latents (N, C, h, w) normalised by statistics."""
     return float(statistics.to(latents.device).normalise(latents).square().mean())
 
 

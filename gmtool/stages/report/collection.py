@@ -54,7 +54,7 @@ class Collection:
     left_out: tuple[str, ...]
 
     def of(self, kind: str) -> tuple[Artifact, ...]:
-        """Those of a kind."""
+        """The artifacts of a kind."""
         return tuple(artifact for artifact in self.artifacts if artifact.kind == kind)
 
 

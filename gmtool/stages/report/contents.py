@@ -77,7 +77,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a page shows. files: the PNG files of its pictures by their numbers. left_out: a line each."""
+    """The contents of a page. files: the PNG files of its pictures by their numbers. left_out: a line each."""
 
     title: str
     collection: Collection

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from gmtool.stages.report.provenance import Graph, Node, kind_words
 
 WIDTH, HEIGHT = 150, 40
-"""Of a node's box, in pixels."""
+"""Size of a node's box, in pixels."""
 ACROSS, DOWN, TOP, MARGIN = 27, 10, 30, 2
 """Gaps between boxes, space for the columns' titles, and the margin around all."""
 LETTERS = 22
-"""Of a name that are shown in a box."""
+"""Largest number of letters of a name in a box."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ LEAST = 0.05
 """Bytes that a pixel takes at least, in a picture that is not all of one colour."""
 
 QUALITY = 80
-"""Of pictures that are stored with loss, of 100."""
+"""Quality of lossy pictures, out of 100."""
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def _sortable(text: str) -> tuple[float, str]:
 
 
 def _best(column: MetricColumn, scored: Sequence[Scored]) -> set[int]:
-    """Which are the best, where there are several to choose from."""
+    """The indices of the best scores, if there are several."""
     values = {}
     for index, entry in enumerate(scored):
         badness = _badness(column.better, entry.figures.get(column.name))

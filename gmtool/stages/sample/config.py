@@ -10,7 +10,7 @@ from gmtool.settings import Compile, Decoder, Device, NetworkPrecision, SampleBa
 
 @dataclass(frozen=True)
 class SampleConfig(Settings):
-    """Which samples of which weights are drawn how."""
+    """Weights, samples and sampler."""
 
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()

@@ -71,12 +71,12 @@ class SampleJob:
 
     @property
     def part(self) -> Path:
-        """Where the folder is until it is whole."""
+        """The hidden folder until the samples are complete."""
         return self.output.part
 
     @property
     def plan(self) -> SamplePlan:
-        """How they are drawn."""
+        """The sampling plan."""
         return self.drawing.plan
 
     @property
@@ -91,7 +91,7 @@ class SampleJob:
         return recorded
 
     def bytes_needed(self, side: int | None) -> int:
-        """Of latents twice (the batches and the file), of images three times (the batches, the array, the PNGs).
+        """Bytes on disk: latents twice (batches and file), images three times (batches, array, PNGs).
 
         side: of the images, in pixels; None without images.
         """

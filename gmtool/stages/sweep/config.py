@@ -28,7 +28,7 @@ class SamplingGrid(several(SamplingSettings)):  # type: ignore[misc]  # made whe
 
 
 class SelectionGrid(several(SelectionSettings, without=("seed",))):  # type: ignore[misc]
-    """Which samples."""
+    """Samples of the grid."""
 
 
 class WeightGrid(several(WeightSettings)):  # type: ignore[misc]

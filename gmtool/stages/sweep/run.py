@@ -117,7 +117,7 @@ def _common_side(tokenizers: Mapping[Path, Tokenizer]) -> int:
 
 
 def _bytes_needed(plan: SweepPlan, side: int) -> int:
-    """Of the images of one point in every process."""
+    """Bytes of the images of one point in every process."""
     return 3 * side**2 * max(len(point.drawing) for point in plan.grid.points) * plan.world.size
 
 
@@ -201,7 +201,7 @@ def _score_share(
 
 
 class PointProgress(Progress):
-    """What a point tells the progress of its sweep: the images that were drawn, and notes."""
+    """The progress that a point reports to its sweep: the images that were drawn, and notes."""
 
     def __init__(self, progress: Progress, evaluations: int, number: int, count: int) -> None:
         self._progress, self._evaluations = progress, evaluations

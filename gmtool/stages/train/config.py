@@ -72,11 +72,11 @@ class TrainComputeSettings(ComputeSettings):
 
 
 class TrainerConfig(Protocol):
-    """What the trainer reads of a configuration, be it of ``train`` or of ``distill``."""
+    """The settings that the trainer reads, of ``train`` or ``distill``."""
 
     @property
     def data(self) -> DataSettings:
-        """What is trained on."""
+        """The training data."""
 
     @property
     def loop(self) -> LoopSettings:
@@ -100,11 +100,11 @@ class TrainerConfig(Protocol):
 
     @property
     def compute(self) -> TrainComputeSettings:
-        """Where and how."""
+        """Device, precision and memory."""
 
     @property
     def seed(self) -> int:
-        """Of every random number."""
+        """The seed of all random numbers."""
 
 
 @dataclass(frozen=True)
