@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from gmtool.artifacts.files import PART_SUFFIX, check_writable, is_part, written_aside
-from gmtool.artifacts.manifest import Manifest, expect_kind, parse_manifest
+from gmtool.artifacts.manifest import KINDS, Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.method_record import MethodRecord, read_method
-from gmtool.artifacts.outputs import held
+from gmtool.artifacts.outputs import held, kind_of
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
@@ -157,6 +157,8 @@ class RunFolder:
 def open_run(path: Path) -> RunFolder:
     """Open a run. Raises UserError when it is missing, something else, or of another version."""
     record = path / CONFIG
+    if (kind := kind_of(path)) is not None and kind in KINDS and kind != "run":
+        raise UserError(f"{path} is {KINDS[kind][0]}, not {KINDS['run'][0]}: give what `{KINDS['run'][1]}` writes")
     if not record.is_file():
         what = "holds no config.json" if path.is_dir() else "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}: give the folder that `gmtool train` writes")

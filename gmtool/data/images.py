@@ -210,8 +210,8 @@ def no_image_error(images: ImageSet) -> UserError:
 def bad_image_error(images: ImageSet, bad: BadImage) -> UserError:
     """The error that names an image which cannot be read."""
     return UserError(
-        f"{images.root}: {bad.name} cannot be read as an image ({bad.reason}): repair or remove it, or encode with "
-        "--skip-bad"
+        f"{images.root}: {bad.name} cannot be read as an image ({bad.reason}): repair or remove it, or use "
+        "--skip-bad where a command has it"
     )
 
 

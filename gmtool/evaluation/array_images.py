@@ -89,7 +89,7 @@ def find_array_images(path: Path, whose: str, repair: str) -> ArrayImages | None
     if not len(array) or not height or not width:
         raise UserError(f"{whose}: {name} {array.shape} holds no image: {repair}")
     if height != width or height > MAX_SIDE:
-        raise UserError(f"{whose}: {name} holds images of {height} x {width} px: give square ones, {repair}")
+        raise UserError(f"{whose}: {name} holds images of {height} x {width} px, which must be square: {repair}")
     low, high = _range(array, f"{whose}: {name}")
     return ArrayImages(array, axes, low, high, range(len(array)))
 

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from gmtool.artifacts.decoder_run import CONFIG, WEIGHTS
 from gmtool.artifacts.files import reading, written_aside
-from gmtool.artifacts.manifest import CHECKSUM, file_fingerprint, fingerprint
+from gmtool.artifacts.manifest import CHECKSUM, KINDS, file_fingerprint, fingerprint
+from gmtool.artifacts.outputs import kind_of
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
@@ -79,6 +80,8 @@ def recorded_encoder(source: str) -> TokenizerSpec | None:
     Raises UserError when the record is damaged, or the folder is none of a model.
     """
     file = local_or_hub_file(source, _ROLE)
+    if (kind := kind_of(file)) is not None and kind in KINDS and kind != "decoder":
+        raise UserError(f"{_ROLE} {source} is {KINDS[kind][0]}: give what `{KINDS['decoder'][1]}` writes")
     return None if file.is_file() else _read_record(model_folder(source, _ROLE))
 
 

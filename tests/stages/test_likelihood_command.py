@@ -132,12 +132,14 @@ def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, c
         (lambda given, path: [*given, "--json", "--dry-run"], "--json"),
         (lambda given, path: [str(path / "classes"), given[1]], "has the class z"),
         (lambda given, path: [*given, "--tolerance", "0"], "--tolerance"),
+        (lambda given, path: [str(path / "large.npz"), given[1]], "holds images of 9 x 9 px, and those of"),
     ],
 )
 def test_what_is_wrong_is_one_line(
     change, message, small: Small, runs: dict[str, Path], tmp_path: Path, capsys
 ) -> None:
     (tmp_path / "mine.json").write_text("[]")
+    np.savez(tmp_path / "large.npz", arr_0=np.zeros((4, 9, 9, 3), np.uint8))
     shutil.copytree(small.classes / "images" / "a", tmp_path / "classes" / "z")
     given = [str(small.latents("classes")), str(runs["fm"])]
     assert main(["likelihood", *change(given, tmp_path)]) == 2

@@ -150,6 +150,7 @@ def test_a_decoder_of_its_own_statistics(place: Path, tmp_path: Path) -> None:
         (["--limit", "0"], "--limit must be at least 1"),
         (["--perceptual", "none", "--lpips-weights", "x.pth"], "--lpips-weights has no effect"),
         (["--decoder", "./nowhere"], "--decoder"),
+        (["--decoder", str(DATA / "chain-0.1" / "run")], "is a training run: give what `gmtool train-decoder` writes"),
     ],
 )
 def test_bad_input_is_one_line(

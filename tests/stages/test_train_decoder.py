@@ -196,6 +196,24 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "none").exists()
 
 
+def test_another_kind_of_artifact_is_named(trained: Path, tmp_path: Path) -> None:
+    for words in (["sample", str(trained), str(tmp_path / "x")], ["distill", str(trained)], ["sweep", str(trained)]):
+        with pytest.raises(
+            UserError, match="trained is a trained decoder, not a training run: give what `gmtool train`"
+        ):
+            execute(words)
+
+
+def test_few_images_are_told_what_to_hold_out(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for number in range(4):
+        shutil.copy(place / "images" / f"{number}.png", tmp_path / "few")
+    command = arguments(place, tmp_path / "none")
+    command[1] = str(tmp_path / "few")
+    with pytest.raises(UserError, match="holds 4 images, too few to hold a tenth out: use --hold-out 1"):
+        execute(command)
+
+
 def test_pixels_need_no_decoder(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--tokenizer pixels decodes its latents by itself"):
         execute(["train-decoder", str(place / "images"), str(tmp_path / "x"), "--tokenizer", "pixels"])

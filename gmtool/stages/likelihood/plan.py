@@ -25,6 +25,7 @@ from gmtool.evaluation.references import (
 from gmtool.forecast import FileSize, Forecast
 from gmtool.sampling.model import find_weights
 from gmtool.stages.likelihood.config import LikelihoodConfig
+from gmtool.tokenizers.build import image_size_of
 
 RESULT = Path("likelihood.json")
 """What is written by default."""
@@ -95,6 +96,13 @@ def plan_likelihood(data: Path, run: Path, config: LikelihoodConfig, output: Pat
         raise UserError(
             f"{data} was encoded by another tokenizer than the run's (its name, settings or fitted arrays differ): "
             "give the images instead"
+        )
+    side = image_size_of(folder.tokenizer())
+    if isinstance(opened, ArrayReference) and opened.images is not None and opened.images.size != (side, side):
+        here = " x ".join(map(str, opened.images.size))
+        raise UserError(
+            f"{data} holds images of {here} px, and those of {run} have {side} x {side}: give a folder "
+            "of images, which are resized"
         )
     opened = opened.thinned(-(-len(opened) // config.num))
     return LikelihoodPlan(

@@ -131,6 +131,11 @@ def _held_out(images: ImageSet, config: TrainDecoderConfig) -> tuple[ImageSet, n
         others = find_images(config.crops.validation)
         return others, spread(len(others), wanted), every
     count = config.crops.hold_out or min(wanted, int(HELD_OUT * len(images)))
+    if not count and len(images) > 1:
+        raise UserError(
+            f"{images.root} holds {len(images)} images, too few to hold a tenth out: use --hold-out 1, --validation "
+            "DIR, or more images"
+        )
     if not 0 < count < len(images):
         raise UserError(
             f"{images.root} holds {len(images)} images, too few to hold {max(count, 1)} out: give more images, a "
