@@ -104,7 +104,6 @@ METRICS: tuple[Row, ...] = (
         f"{HERE}.inception_score:measure",
         "logits",
         (Metric("inception_score", "Inception score", "higher"),),
-        library=True,
     ),
     Row(
         f"{HERE}.kernel_distance:measure",
