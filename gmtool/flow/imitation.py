@@ -22,7 +22,7 @@ from torch import Tensor
 from gmtool.flow.model import Predict, VelocityModel
 from gmtool.flow.objective import Draws, ImitationDraws, Pairs, flow_matching_loss
 from gmtool.flow.path import interpolate, per_sample
-from gmtool.flow.policy import POLICIES, Policy, Segment, roll_grid
+from gmtool.flow.policy import POLICIES, Point, Policy, Segment, roll_grid
 from gmtool.flow.times import EARLIEST, raw_time, shift_time
 
 SUBSTEPS = 128
@@ -64,6 +64,15 @@ class Segments:
         raw = 1 - torch.arange(self.count + 1, dtype=torch.float64) * self.length
         raw[-1] = 0
         return shift_time(raw, self.shift)
+
+
+class Visit(NamedTuple):
+    """A point at which the teacher was asked: x_a (B, C, *S), its raw time a and that of its window's end (B,), v."""
+
+    x: Tensor
+    raw: Tensor
+    end: Tensor
+    taught: Tensor
 
 
 class Ways(NamedTuple):
@@ -161,41 +170,52 @@ class Imitation:
         index: of the segment's random numbers. The end is only worked out for what is `data_free`, else it is the last
         state.
         """
+        with torch.no_grad():
+            visits, x = self._follow(policy, x, segment, numbers, index)
+        velocities = self._velocities(policy, visits, segment, numbers.share)
+        losses = [flow_matching_loss(own, visit.taught) for own, visit in zip(velocities, visits, strict=True)]
+        return torch.stack(losses).mean(0), x
+
+    def _follow(
+        self, policy: Policy, x: Tensor, segment: Segment, numbers: ImitationDraws, index: int
+    ) -> tuple[list[Visit], Tensor]:
+        """The points at which the teacher is asked, and the last one on the way; see `segment_loss`."""
         if self.teacher is None:
             raise ValueError("a student needs a teacher: see Imitation.taught")
-        followed = policy.detach(numbers.dropped[:, index] < self.dropout if self.components else None)
+        dropped = numbers.dropped[:, index] < self.dropout if self.components else None
+        roll = policy.detach(dropped).roller()
         ways, window, shift = self.ways(segment, numbers, index), self.window_length(segment), segment.shift
-        led, longest = (1 - numbers.share) * segment.longest, self._longest_window(segment, numbers.share)
-        raw, total = segment.start, x.new_zeros(len(x))
+        led = (1 - numbers.share) * segment.longest
+        raw, visits = segment.start, []
         for by_student, by_teacher in zip(ways.student.unbind(1), ways.teacher.unbind(1), strict=True):
             state = (raw - by_student).clamp(min=0)
             after = (state - by_teacher).clamp(min=0)
-            with torch.no_grad():
-                x = followed.roll(x, roll_grid(raw, state, shift, self.substeps, led))
-                u = self.teacher(x, shift_time(state, shift))
-            total = total + flow_matching_loss(self._velocity(policy, x, state, after - window, shift, longest), u)
+            x = roll(x, roll_grid(raw, state, shift, self.substeps, led))
+            u = self.teacher(x, shift_time(state, shift))
+            visits.append(Visit(x, state, (after - window).clamp(min=0), u))
             if self.warmup:
                 x = x + u * per_sample(shift_time(after, shift) - shift_time(state, shift), x)
             raw = after
         if self.data_free:
-            with torch.no_grad():
-                x = followed.roll(x, roll_grid(raw, segment.end, shift, self.substeps, segment.longest))
-        return total / self.states, x
+            x = roll(x, roll_grid(raw, segment.end, shift, self.substeps, segment.longest))
+        return visits, x
 
-    def _longest_window(self, segment: Segment, share: float) -> float:
-        """No mean velocity of a segment is over more raw time: the teacher's part of the way, and the window, whose
-        sub-steps are 1 / substeps long, or half as long again in a segment of one and a half.
+    def _velocities(self, policy: Policy, visits: list[Visit], segment: Segment, share: float) -> list[Tensor]:
+        """The policy's mean velocities over the windows; its own velocity at points whose window is shorter than two
+        sub-steps. share: the teacher's.
         """
-        return min(segment.longest, share * segment.longest + 1.5 * self.window / self.substeps)
-
-    def _velocity(self, policy: Policy, x: Tensor, start: Tensor, end: Tensor, shift: float, longest: float) -> Tensor:
-        """The policy's mean velocity between two raw times (B,), not more than ``longest`` apart; its own at the first
-        where they are closer than two sub-steps.
-        """
-        own, end = policy.velocity(x, shift_time(start, shift)), end.clamp(min=0)
+        shift = segment.shift
+        own = policy.velocities([Point(visit.x, shift_time(visit.raw, shift)) for visit in visits])
         if not (self.window or self.warmup):
             return own
-        passed = shift_time(start, shift) - shift_time(end, shift)
-        rolled = policy.roll(x, roll_grid(start, end, shift, self.substeps, longest))
-        mean = (x - rolled) / per_sample(passed.clamp(min=EARLIEST), x)
-        return torch.where(per_sample(((start - end) * self.substeps).round() < 2, x), own, mean)
+        # a mean velocity is over at most the teacher's part of the way and the window, whose sub-steps are 1 / substeps
+        # long, or half as long again in a segment of one and a half
+        longest = min(segment.longest, share * segment.longest + 1.5 * self.window / self.substeps)
+        roll, velocities = policy.roller(), []
+        for velocity, (x, start, end, _) in zip(own, visits, strict=True):
+            passed = shift_time(start, shift) - shift_time(end, shift)
+            rolled = roll(x, roll_grid(start, end, shift, self.substeps, longest))
+            mean = (x - rolled) / per_sample(passed.clamp(min=EARLIEST), x)
+            short = ((start - end) * self.substeps).round() < 2
+            velocities.append(torch.where(per_sample(short, x), velocity, mean))
+        return velocities

@@ -15,15 +15,15 @@ Source: pi-Flow (ICLR 2026), arXiv 2510.14974, sections 3.1 and 3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from gmtool.flow.path import bridge_factor, data_mixture, mean_velocity, per_sample
-from gmtool.flow.posterior import reduced_posteriors
+from gmtool.flow.posterior import ReducedPosterior, reduced_posteriors
 from gmtool.flow.times import EARLIEST, raw_time, shift_time
 from gmtool.mixture.gaussian_mixture import COMPONENT, GaussianMixture
 
@@ -32,6 +32,13 @@ CACHED_POSITIONS = 512
 the next."""
 ROUNDING = 1e-3
 """Sub-steps by which a length in float32 may be off."""
+
+
+class Point(NamedTuple):
+    """A point x_r (B, C, *S) and its time r (B,)."""
+
+    x: Tensor
+    r: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,17 +64,29 @@ class Segment:
         return (self.start - self.length).clamp(min=0)
 
 
+Roll = Callable[[Tensor, Tensor], Tensor]
+"""The end of Euler's steps along a policy from x, (B, C, *S), through falling times (n + 1, B).
+
+A sample whose times stay the same stays where it is.
+"""
+
+
 class Policy(Protocol):
     """See the module."""
 
+    def velocities(self, points: Sequence[Point]) -> list[Tensor]:
+        """pi(x_r, r) (B, C, *S) at each point; differentiable in what the network predicted."""
+
     def velocity(self, x: Tensor, r: Tensor) -> Tensor:
-        """pi(x_r, r) (B, C, *S) at x = x_r, r (B,); differentiable in what the network predicted."""
+        """`velocities` at one point."""
+        return self.velocities([Point(x, r)])[0]
+
+    def roller(self) -> Roll:
+        """The policy's `Roll`, which has worked out once what its calls have in common."""
 
     def roll(self, x: Tensor, times: Tensor) -> Tensor:
-        """The end of Euler's steps along pi from x, (B, C, *S), through the falling ``times`` (n + 1, B).
-
-        A sample whose times stay the same stays where it is.
-        """
+        """A single `Roll`."""
+        return self.roller()(x, times)
 
     def detach(self, dropped: Tensor | None = None) -> Policy:
         """The policy without gradients. dropped (B, K) bool: components to leave out; None for none."""
@@ -81,7 +100,7 @@ PolicyMaker = Callable[[Tensor | GaussianMixture, Tensor, Segment], Policy]
 
 
 @dataclass(frozen=True)
-class MixturePolicy:
+class MixturePolicy(Policy):
     """``gm``: the mixture over the data at x_t (B, C, *S), t (B,)."""
 
     mixture: GaussianMixture
@@ -95,24 +114,31 @@ class MixturePolicy:
             raise TypeError("the network predicts no mixture, which the policy gm is made of")
         return cls(data_mixture(predicted, x_t, segment.t), x_t, segment.t)
 
-    def velocity(self, x: Tensor, r: Tensor) -> Tensor:
-        """See `Policy.velocity`."""
-        r = r.clamp(min=EARLIEST)
+    def velocities(self, points: Sequence[Point]) -> list[Tensor]:
+        """See `Policy.velocities`."""
+        points = [Point(x, r.clamp(min=EARLIEST)) for x, r in points]
         # any centre gives the same function: the gradient need not pass through it
-        bridge = bridge_factor(x, r, self.x_t, self.t, center=self.mixture.mean().detach())
-        return mean_velocity(x, r, self.mixture.mean_times(bridge))
+        center = self.mixture.mean().detach()
+        means = self.mixture.means_times([bridge_factor(x, r, self.x_t, self.t, center) for x, r in points])
+        return [mean_velocity(x, r, mean) for (x, r), mean in zip(points, means, strict=True)]
 
-    def roll(self, x: Tensor, times: Tensor) -> Tensor:
-        """See `Policy.roll`: on the coefficients of `gmtool.flow.posterior`, whatever the number of channels."""
-        positions = x[0, 0].numel()
-        away = None if x is self.x_t else x
-        count = max(1, CACHED_POSITIONS // positions) if x.device.type == "cpu" else len(x)
-        if count >= len(x):
-            return self._roll(away, times)
-        parts = [slice(first, first + count) for first in range(0, len(x), count)]
-        return torch.cat(
-            [self._rows(rows)._roll(None if away is None else away[rows], times[:, rows]) for rows in parts]
-        )
+    def roller(self) -> Roll:
+        """See `Policy.roller`: the coefficients of `gmtool.flow.posterior`, whatever the number of channels."""
+        count, positions = len(self.x_t), self.x_t[0, 0].numel()
+        if self.x_t.device.type == "cpu":
+            count = max(1, CACHED_POSITIONS // positions)
+        parts = (values.split(count) for values in (*vars(self.mixture).values(), self.x_t, self.t))
+        posteriors = [
+            reduced_posteriors(GaussianMixture(*mixture), x_t, t.repeat_interleave(positions))[0]
+            for *mixture, x_t, t in zip(*parts, strict=True)
+        ]
+
+        def roll(x: Tensor, times: Tensor) -> Tensor:
+            points = [None] * len(posteriors) if x is self.x_t else x.split(count)
+            grids = (moving(some).repeat_interleave(positions, 1) for some in times.split(count, 1))
+            return torch.cat([_end(*given) for given in zip(posteriors, points, grids, strict=True)])
+
+        return roll
 
     def detach(self, dropped: Tensor | None = None) -> MixturePolicy:
         """See `Policy.detach`; a sample that would lose all components loses none."""
@@ -131,29 +157,20 @@ class MixturePolicy:
         mixture = GaussianMixture(self.mixture.means, log_weights, self.mixture.variance * temperature)
         return replace(self, mixture=mixture)
 
-    def _rows(self, rows: slice) -> MixturePolicy:
-        """The policy of the samples ``rows``."""
-        mixture = self.mixture
-        part = GaussianMixture(mixture.means[rows], mixture.log_weights[rows], mixture.variance[rows])
-        return MixturePolicy(part, self.x_t[rows], self.t[rows])
 
-    def _roll(self, away: Tensor | None, times: Tensor) -> Tensor:
-        """`roll` of all samples together, from x_t or from a point ``away`` from it."""
-        positions, center = self.x_t[0, 0].numel(), self.mixture.mean()
-        grid = moving(times).repeat_interleave(positions, 1)
-        further = () if away is None else (away - (1 - per_sample(times[0], away)) * center,)
-        (posterior,) = reduced_posteriors(
-            self.mixture, self.x_t, self.t.repeat_interleave(positions), mean=center, further=further
-        )
-        point = posterior.vectors.given(1) if further else posterior.start
-        views = posterior.view(grid[:-1].clamp(min=EARLIEST))
-        for index, keep in enumerate(kept(grid)):
-            point = torch.lerp(posterior.mean_of(point, views[index]), point, keep)
-        return posterior.lift(grid[-1], point)[0]
+def _end(posterior: ReducedPosterior, away: Tensor | None, times: Tensor) -> Tensor:
+    """The end of Euler's steps through times (n + 1, N) of each position, from x_t or from a point ``away`` from it."""
+    point = posterior.start
+    if away is not None:
+        posterior, point = posterior.through(away, times[0])
+    views = posterior.view(times[:-1].clamp(min=EARLIEST))
+    for index, keep in enumerate(kept(times)):
+        point = torch.lerp(posterior.mean_of(point, views[index]), point, keep)
+    return posterior.lift(times[-1], point)[0]
 
 
 @dataclass(frozen=True)
-class DataPolicy:
+class DataPolicy(Policy):
     """``dx`` and ``dx-poly``: predictions x_j (B, N, C, *S) of the data in a segment; blend: their weights (B, N) at
     times r (B,).
     """
@@ -162,12 +179,15 @@ class DataPolicy:
     segment: Segment
     blend: Callable[[Segment, Tensor, int], Tensor]
 
-    def velocity(self, x: Tensor, r: Tensor) -> Tensor:
-        """See `Policy.velocity`."""
-        return mean_velocity(x, r.clamp(min=EARLIEST), self._at(r))
+    def velocities(self, points: Sequence[Point]) -> list[Tensor]:
+        """See `Policy.velocities`."""
+        return [mean_velocity(x, r.clamp(min=EARLIEST), self._at(r)) for x, r in points]
 
-    def roll(self, x: Tensor, times: Tensor) -> Tensor:
-        """See `Policy.roll`."""
+    def roller(self) -> Roll:
+        """See `Policy.roller`."""
+        return self._roll
+
+    def _roll(self, x: Tensor, times: Tensor) -> Tensor:
         grid = moving(times)
         for r, keep in zip(grid, kept(grid), strict=False):
             x = torch.lerp(self._at(r), x, per_sample(keep, x))

@@ -21,8 +21,9 @@ position, and one pass combines the result. Centred on c the products do not can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -46,8 +47,8 @@ Time = float | Tensor
 """A time of all samples, or one per position, (N,): those of all samples in a row."""
 
 
-CACHED_POSITIONS = 64
-"""Positions of a block."""
+CACHED_NUMBERS = 1 << 18
+"""Numbers that are worked on together on a CPU: few enough to stay in the cache."""
 
 
 class Posterior(Protocol):
@@ -97,6 +98,9 @@ class Vectors(Protocol):
     def given(self, index: int) -> Tensor:
         """The vector of that index among those that the coordinates were made with, (n, N)."""
 
+    def holding(self, vector: Tensor) -> tuple[Vectors, Tensor]:
+        """Coordinates that a further vector (B, P, 1, C) can be written in, the last of n, and the vector in them."""
+
     def squares(self) -> Tensor:
         """|m'_k|^2, (K, N)."""
 
@@ -125,6 +129,10 @@ class Axes:
         """See `Vectors`."""
         return self.vectors[index]
 
+    def holding(self, vector: Tensor) -> tuple[Axes, Tensor]:
+        """See `Vectors`: these hold any."""
+        return self, vector.flatten(0, 2).T.contiguous()
+
     def squares(self) -> Tensor:
         """See `Vectors`."""
         return self.offsets.square().sum(1)
@@ -150,83 +158,100 @@ class Axes:
 class Span:
     """Coordinates in the vectors m'_1 ... m'_K and the J given ones, n = K + J.
 
-    offsets m'_k (B, P, K, C); vectors, the given ones (B, P, 1, C); products (n, n, N), all their inner products.
+    means m_k (B, P, K, C) around center c (B, P, 1, C); vectors, the given ones (B, P, J, C); products (N, n, n), all
+    inner products.
     """
 
-    offsets: Tensor
-    vectors: tuple[Tensor, ...]
+    means: Tensor
+    center: Tensor
+    vectors: Tensor
     products: Tensor
 
     @property
     def components(self) -> int:
         """K."""
-        return self.offsets.shape[2]
+        return self.means.shape[2]
 
     def given(self, index: int) -> Tensor:
         """See `Vectors`."""
-        unit = torch.zeros_like(self.products[0])
+        count, size, _ = self.products.shape
+        unit = self.products.new_zeros(size, count)
         unit[self.components + index] = 1
         return unit
 
+    def holding(self, vector: Tensor) -> tuple[Span, Tensor]:
+        """See `Vectors`: a pass over the means finds the new vector's products."""
+        (across,) = _in_blocks(lambda offsets, other: (contract(offsets, other.mT),), self.means, self.center, vector)
+        side = torch.cat([across, contract(self.vectors, vector.mT).flatten(0, 1)], 1)
+        products = _bordered(self.products, side, contract(vector, vector.mT).flatten(0, 1))
+        wider = Span(self.means, self.center, torch.cat([self.vectors, vector], 2), products)
+        return wider, wider.given(self.vectors.shape[2])
+
     def squares(self) -> Tensor:
         """See `Vectors`."""
-        return self.products.diagonal().T[: self.components]
+        return self.products.diagonal(dim1=1, dim2=2).T[: self.components].contiguous()
 
     def inner(self, vector: Tensor) -> Tensor:
         """See `Vectors`."""
-        parts = zip(self._blocks, vector.split(self._blocks[0].shape[-1], 1), strict=True)
-        sums = [(products * part).sum(1) for products, part in parts]
-        return sums[0] if len(sums) == 1 else torch.cat(sums, 1)
-
-    @cached_property
-    def _blocks(self) -> tuple[Tensor, ...]:
-        """The products with the m'_k, (K, n, N), on a CPU in blocks of positions that stay in the cache."""
-        products = self.products[: self.components]
-        size = CACHED_POSITIONS if products.device.type == "cpu" else products.shape[-1]
-        return tuple(block.contiguous() for block in products.split(size, -1))
+        return contract(vector.T.contiguous().unsqueeze(1), self.products[..., : self.components]).squeeze(1).T
 
     def square(self, vector: Tensor) -> Tensor:
         """See `Vectors`."""
-        return (vector * (self.products * vector).sum(1)).sum(0)
+        return (vector * contract(vector.T.contiguous().unsqueeze(1), self.products).squeeze(1).T).sum(0)
 
     def combine(self, weights: Tensor) -> Tensor:
         """See `Vectors`."""
-        return pad(weights, (0, 0, 0, len(self.vectors)))
+        return pad(weights, (0, 0, 0, self.vectors.shape[2]))
 
     def restore(self, vectors: list[Tensor]) -> list[Tensor]:
-        """See `Vectors`: one pass over the m'_k for all vectors."""
-        batch, positions = self.offsets.shape[:2]
-        of_offsets, of_given = torch.stack(vectors).split([self.components, len(self.vectors)], dim=1)
-        # (vectors, K, B P) -> (B, P, vectors, K)
-        weights = of_offsets.reshape(len(vectors), -1, batch, positions).permute(2, 3, 0, 1)
-        combined = list(contract(weights, self.offsets).split(1, dim=2))
-        for i, coefficients in enumerate(of_given):
-            for coefficient, vector in zip(coefficients, self.vectors, strict=True):
-                combined[i] = torch.addcmul(combined[i], coefficient.reshape(batch, positions, 1, 1), vector)
-        return combined
+        """See `Vectors`: one pass over the means for all vectors."""
+        batch, positions, components, _ = self.means.shape
+        # (vectors, n, B P) -> (B, P, vectors, n)
+        numbers = torch.stack(vectors).unflatten(2, (batch, positions)).permute(2, 3, 0, 1)
+        of_means, of_given = numbers.split([components, self.vectors.shape[2]], 3)
+        around = contract(of_means, self.means) - of_means.sum(3, keepdim=True) * self.center
+        return list((around + contract(of_given, self.vectors)).split(1, 2))
 
 
-def axes_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Axes:
-    """The m'_k (B, P, K, C) and further vectors, each (B, P, 1, C), by channel."""
-    inner = offsets.flatten(0, 1).permute(1, 2, 0).contiguous()
-    return Axes(inner, tuple(vector.flatten(0, 2).T.contiguous() for vector in vectors), len(offsets))
+def axes_of(means: Tensor, center: Tensor, vectors: Sequence[Tensor]) -> Axes:
+    """The m'_k of means (B, P, K, C) around center (B, P, 1, C), and further vectors like it, by channel."""
+    inner = (means - center).flatten(0, 1).permute(1, 2, 0).contiguous()
+    return Axes(inner, tuple(vector.flatten(0, 2).T.contiguous() for vector in vectors), len(means))
 
 
-def span_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Span:
-    """The m'_k (B, P, K, C) and J further vectors, each (B, P, 1, C), by their inner products (K + J, K + J, N)."""
+def span_of(means: Tensor, center: Tensor, vectors: Sequence[Tensor]) -> Span:
+    """The m'_k of means (B, P, K, C) around center (B, P, 1, C), and J further vectors like it, by inner products."""
     few = torch.cat(list(vectors), 2)
-    cross = contract(offsets, few.mT)
-    top = torch.cat([contract(offsets, offsets.mT), cross], -1)
-    bottom = torch.cat([cross.mT, contract(few, few.mT)], -1)
-    products = torch.cat([top, bottom], -2).flatten(0, 1).permute(1, 2, 0).contiguous()
-    return Span(offsets, tuple(vectors), products)
+    inner, across = _in_blocks(
+        lambda offsets, others: (contract(offsets, offsets.mT), contract(offsets, others.mT)), means, center, few
+    )
+    return Span(means, center, few, _bordered(inner, across, contract(few, few.mT).flatten(0, 1)))
 
 
-def vectors_of(offsets: Tensor, vectors: Sequence[Tensor]) -> Vectors:
-    """The m'_k (B, P, K, C) and further vectors in whichever form takes fewer multiplications a mean."""
-    components, channels = offsets.shape[2:]
+def _in_blocks(
+    products: Callable[[Tensor, Tensor], tuple[Tensor, ...]], means: Tensor, center: Tensor, vectors: Tensor
+) -> list[Tensor]:
+    """``products`` of the m'_k (N, K, C) and of further vectors (N, J, C), both given as rows.
+
+    On a CPU of a few positions at a time, whose m'_k so never leave the cache.
+    """
+    flat = [x.flatten(0, 1) for x in (means, center, vectors)]
+    size = CACHED_NUMBERS // means[0, 0].numel() if means.device.type == "cpu" else len(flat[0])
+    blocks = zip(*(x.split(max(1, size)) for x in flat), strict=True)
+    made = [products(mean - middle, others) for mean, middle, others in blocks]
+    return [torch.cat(parts) for parts in zip(*made, strict=True)]
+
+
+def _bordered(inner: Tensor, side: Tensor, corner: Tensor) -> Tensor:
+    """The symmetric matrices (N, n + j, n + j) of blocks inner (N, n, n), side (N, n, j) and corner (N, j, j)."""
+    return torch.cat([torch.cat([inner, side], 2), torch.cat([side.mT, corner], 2)], 1)
+
+
+def vectors_of(means: Tensor, center: Tensor, vectors: Sequence[Tensor]) -> Vectors:
+    """`axes_of` or `span_of` means (B, P, K, C), whichever needs fewer multiplications per mean."""
+    components, channels = means.shape[2:]
     by_channel = 2 * components * channels <= (components + len(vectors)) ** 2
-    return axes_of(offsets, vectors) if by_channel else span_of(offsets, vectors)
+    return axes_of(means, center, vectors) if by_channel else span_of(means, center, vectors)
 
 
 @dataclass(frozen=True)
@@ -304,6 +329,14 @@ class ReducedPosterior:
         pull = (1 - self.t) / self.t**2 * self.start
         return pull if self.tilt is None else pull - self.tilt.shift
 
+    def through(self, x: Tensor, r: Time) -> tuple[ReducedPosterior, Tensor]:
+        """The same in a form that points beside the way can be written in, and the point x_r = x (B, C, *S) in it."""
+        offset = x - (1 - _by_sample(r, x)) * self.center
+        vectors, point = self.vectors.holding(rows(offset.unsqueeze(COMPONENT)))
+        added = (0, 0, 0, len(point) - len(self.start))
+        tilt = None if self.tilt is None else Tilt(self.tilt.precision, pad(self.tilt.shift, added))
+        return replace(self, vectors=vectors, start=pad(self.start, added), tilt=tilt), point
+
     def lift(self, r: Time, point: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """See `Posterior.lift`: one pass over the means for both."""
         restored = self.vectors.restore([point] if mean is None else [point, mean])
@@ -317,22 +350,20 @@ def reduced_posteriors(
     t: Time,
     factors: Sequence[GaussianFactor | None] = (None,),
     mean: Tensor | None = None,
-    further: Sequence[Tensor] = (),
-    form: Callable[[Tensor, Sequence[Tensor]], Vectors] = vectors_of,
+    form: Callable[[Tensor, Tensor, Sequence[Tensor]], Vectors] = vectors_of,
 ) -> tuple[ReducedPosterior, ...]:
     """q(x | x_t) times each of the ``factors`` (None: as it is), in one form, so that points pass between them.
 
-    mixture over the data at x_t (B, C, *S), t in (0, 1]. mean: the mixture's, where it is known. further: vectors
-    (B, C, *S) beside x_t and the factors' that points may lie along, `ReducedPosterior.vectors` knows them as the last
-    ones. form: `axes_of` or `span_of`; by default the cheaper one.
+    mixture over the data at x_t (B, C, *S), t in (0, 1]. mean: the mixture's, where it is known. form: `axes_of` or
+    `span_of`; by default the cheaper one.
     """
     center = mixture.mean() if mean is None else mean
-    offsets = rows(mixture.means) - rows(center.unsqueeze(COMPONENT))
     distinct = list({id(factor): factor for factor in factors if factor is not None}.values())
     moved = [factor.around(center) for factor in distinct]
-    shifts = [x_t - (1 - _by_sample(t, center)) * center, *(factor.shift for factor in moved), *further]
-    vectors = form(offsets, [rows(shift.unsqueeze(COMPONENT)) for shift in shifts])
-    positions = offsets.shape[1]
+    shifts = [x_t - (1 - _by_sample(t, center)) * center, *(factor.shift for factor in moved)]
+    center_rows, *shift_rows = (rows(x.unsqueeze(COMPONENT)) for x in (center, *shifts))
+    vectors = form(rows(mixture.means), center_rows, shift_rows)
+    positions = math.prod(center.shape[2:])
     tilts: dict[int, Tilt | None] = {id(None): None} | {
         id(factor): Tilt(_innermost(around.precision, positions).squeeze(0), vectors.given(place))
         for place, (factor, around) in enumerate(zip(distinct, moved, strict=True), 1)
@@ -343,7 +374,7 @@ def reduced_posteriors(
         _innermost(mixture.log_weights.squeeze(CHANNEL), positions),
         _innermost(mixture.variance.squeeze(CHANNEL), positions),
         vectors.squares(),
-        offsets.shape[-1],
+        center.shape[1],
         t,
         vectors.given(0),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,13 +25,17 @@ EARLIEST, LATEST = 1e-4, 1 - 1e-4
 """Training times stay inside: at the ends some transition has no width."""
 
 
+_Time = TypeVar("_Time", float, Tensor)
+"""One time, or times (B,)."""
+
+
 def shift_time(t: Tensor, shift: float) -> Tensor:
     """t' = s t / (1 + (s - 1) t) (B,), for a shift s."""
     return shift * t / (1 + (shift - 1) * t)
 
 
-def raw_time(t: Tensor, shift: float) -> Tensor:
-    """The time (B,) before the shift: the inverse of `shift_time`."""
+def raw_time(t: _Time, shift: float) -> _Time:
+    """The time before the shift: the inverse of `shift_time`."""
     return t / (shift - (shift - 1) * t)
 
 
@@ -73,7 +78,7 @@ def rae_grid(intervals: int, shift: float = 1.0) -> Tensor:
 
 def sub_grid(t: float, s: float, parts: int, shift: float = 1.0) -> list[float]:
     """t = r_0 > ... > r_parts = s, even between t and s before the ``shift`` of the grid that both lie on."""
-    first, last = (time / (shift - (shift - 1) * time) for time in (t, s))
+    first, last = (raw_time(time, shift) for time in (t, s))
     inner = shift_time(torch.linspace(first, last, parts + 1, dtype=torch.float64), shift).tolist()
     return [t, *inner[1:-1], s]
 

@@ -19,6 +19,7 @@ Source: GMFlow, arXiv 2504.05304, section 3 and appendix A.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -206,30 +207,37 @@ class GaussianMixture:
         pi_k g^(-C/2) exp((h.m' - l |m'|^2 / 2 + v |h|^2 / 2) / g).
         The terms equal for all components cancel in the normalisation when the variance is shared.
         """
-        offset, growth, log_weights = self._tilt(factor)
+        positions, growth = self.means.shape[CHANNEL + 1 :], 1 + self.variance * factor.precision.unsqueeze(COMPONENT)
+        offset, log_weights = self._tilt([factor])
         base = factor.center.unsqueeze(COMPONENT) + self.variance / growth * factor.shift.unsqueeze(COMPONENT)
         means = torch.addcmul(rows(base), offset, rows(1 / growth))
-        return GaussianMixture(from_rows(means, self.means.shape[CHANNEL + 1 :]), log_weights, self.variance / growth)
+        return GaussianMixture(from_rows(means, positions), from_rows(log_weights, positions), self.variance / growth)
 
     def mean_times(self, factor: GaussianFactor) -> Tensor:
         """``times(factor).mean()``, (B, C, *S), without the product's means."""
-        offset, growth, log_weights = self._tilt(factor)
-        weights = log_weights.exp() / growth
-        moved = from_rows(contract(rows(weights).mT, offset), self.means.shape[CHANNEL + 1 :]).squeeze(COMPONENT)
-        return factor.center + moved + (weights * self.variance).sum(COMPONENT) * factor.shift
+        return self.means_times([factor])[0]
 
-    def _tilt(self, factor: GaussianFactor) -> tuple[Tensor, Tensor, Tensor]:
-        """m_k - center as rows, g = 1 + v l (B, 1 or K, 1, *S or ones), and the product's log-weights; see `times`."""
-        channels, positions = self.means.shape[CHANNEL], self.means.shape[CHANNEL + 1 :]
-        offset = rows(self.means) - rows(factor.center.unsqueeze(COMPONENT))
-        shift, precision = rows(factor.shift.unsqueeze(COMPONENT)), factor.precision.unsqueeze(COMPONENT)
-        growth = 1 + self.variance * precision
-        inner = contract(offset, shift.mT) - 0.5 * rows(precision) * squared_norm(offset)
-        exponent = from_rows(inner, positions) / growth
+    def means_times(self, factors: Sequence[GaussianFactor]) -> list[Tensor]:
+        """`mean_times` each of several factors with one centre, by the same few passes over the means."""
+        offset, log_weights = self._tilt(factors)
+        weights = log_weights.exp() / self._growth(factors)
+        moved = contract(weights.mT, offset) + (weights * rows(self.variance)).sum(2).unsqueeze(-1) * _shifts(factors)
+        means = from_rows(moved, self.means.shape[CHANNEL + 1 :]).unbind(COMPONENT)
+        return [factor.center + mean for factor, mean in zip(factors, means, strict=True)]
+
+    def _growth(self, factors: Sequence[GaussianFactor]) -> Tensor:
+        """g = 1 + v l of M factors, (B, P or 1, 1 or K, M)."""
+        return 1 + rows(self.variance) * _precisions(factors)
+
+    def _tilt(self, factors: Sequence[GaussianFactor]) -> tuple[Tensor, Tensor]:
+        """m_k - center as rows, and the log-weights (B, P, K, M) of the products with M factors; see `times`."""
+        offset = rows(self.means) - rows(factors[0].center.unsqueeze(COMPONENT))
+        shift, growth = _shifts(factors), self._growth(factors)
+        exponent = (contract(offset, shift.mT) - 0.5 * _precisions(factors) * squared_norm(offset)) / growth
         if self.variance.shape[COMPONENT] > 1:
-            length = from_rows(squared_norm(shift), positions)
-            exponent = exponent + 0.5 * (self.variance * length / growth - channels * growth.log())
-        return offset, growth, torch.log_softmax(self.log_weights + exponent, COMPONENT)
+            spread = rows(self.variance) * squared_norm(shift).mT / growth
+            exponent = exponent + 0.5 * (spread - self.means.shape[CHANNEL] * growth.log())
+        return offset, torch.log_softmax(rows(self.log_weights) + exponent, 2)
 
     def product(self, other: GaussianMixture) -> GaussianMixture:
         """The normalised product with another mixture: K K' components, this one's varying slowest.
@@ -261,6 +269,16 @@ class GaussianMixture:
             log_weights=self.log_weights,
             variance=factor * factor * self.variance,
         )
+
+
+def _shifts(factors: Sequence[GaussianFactor]) -> Tensor:
+    """Of M factors, (B, P, M, C)."""
+    return torch.cat([rows(factor.shift.unsqueeze(COMPONENT)) for factor in factors], 2)
+
+
+def _precisions(factors: Sequence[GaussianFactor]) -> Tensor:
+    """Of M factors, (B, P or 1, 1, M)."""
+    return torch.cat([rows(factor.precision.unsqueeze(COMPONENT)) for factor in factors], 3)
 
 
 def kl_by_sampling(p: GaussianMixture, q: GaussianMixture, uniform: Tensor, normal: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from toys import exact_posterior, random_mixture, random_point
 
 from gmtool.flow.model import velocity_model
 from gmtool.flow.path import mean_velocity
-from gmtool.flow.policy import POLICIES, MixturePolicy, Segment, moving, roll_grid
+from gmtool.flow.policy import POLICIES, MixturePolicy, Point, Segment, moving, roll_grid
+from gmtool.flow.posterior import DirectPosterior
 from gmtool.flow.times import raw_time
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 
@@ -155,27 +156,51 @@ def test_samples_of_different_times_are_rolled_as_alone(name):
         torch.testing.assert_close(alone.roll(away[one], times), whole[one])
 
 
-def test_a_roll_may_begin_beside_the_way():
-    """Steps by the velocity, which knows no coefficients, lead to the same end."""
-    u, x = random_mixture(3, 2, 4, 3, (2, 1)), random_point(4, random_mixture(3, 2, 4, 3, (2, 1)))
+@pytest.mark.parametrize("channels", [3, 40], ids=["by channel", "by products"])
+def test_a_roll_may_begin_beside_the_way(channels):
+    """Steps by the velocity, which knows no coefficients, lead to the same end, whatever was rolled before."""
+    u = random_mixture(3, 2, 4, channels, (2, 1))
+    x, point = random_point(4, u), random_point(5, u)
     start = torch.tensor([0.9, 0.7], dtype=torch.float64)
     policy = POLICIES["gm"](u, x, Segment(start, start))
-    point = random_point(5, u)
-    times = roll_grid(start - 0.1, start - 0.4, 1.0, 30)
-    expected = point
-    for r, after in zip(times, times[1:]):  # noqa: B905, RUF007
-        expected = expected + (after - r).reshape(-1, 1, 1, 1) * policy.velocity(expected, r)
-    torch.testing.assert_close(policy.roll(point, times), expected)
+    roll = policy.roller()
+    for begin, times in (
+        (x, roll_grid(start, start - 0.4, 1.0, 30, 0.4)),
+        (point, roll_grid(start - 0.1, start - 0.4, 1.0, 30, 0.3)),
+        (point + 1, roll_grid(start - 0.2, start - 0.3, 1.0, 30, 0.1)),
+    ):
+        expected = begin
+        for r, after in zip(times, times[1:]):  # noqa: B905, RUF007
+            expected = expected + (after - r).reshape(-1, 1, 1, 1) * policy.velocity(expected, r)
+        torch.testing.assert_close(roll(begin, times), expected)
+        torch.testing.assert_close(policy.roll(begin, times), expected)
 
 
-def test_the_velocity_and_the_roll_have_gradients():
-    u = random_mixture(6, 2, 3, 2, (1,))
+@pytest.mark.parametrize("variances", [1, 4])
+def test_velocities_at_several_points_are_those_at_each_point(variances):
+    u = random_mixture(12)
+    u = GaussianMixture(u.means, u.log_weights, u.variance * torch.linspace(0.5, 2, variances).reshape(1, -1, 1, 1, 1))
+    start = torch.tensor([0.9, 0.7], dtype=torch.float64)
+    policy = POLICIES["gm"](u, random_point(13, u), Segment(start, start))
+    points = [Point(random_point(14 + i, u), start - 0.2 * i) for i in range(3)]
+    for (x, r), velocity in zip(points, policy.velocities(points), strict=True):
+        for i in range(2):
+            one = slice(i, i + 1)
+            alone = GaussianMixture(*(values[one] for values in vars(policy.mixture).values()))
+            expected = DirectPosterior(alone, policy.x_t[one], float(start[i])).mean_at(x[one], float(r[i]))
+            torch.testing.assert_close(velocity[one], (x[one] - expected) / r[i])
+
+
+@pytest.mark.parametrize("channels", [2, 6], ids=["by channel", "by products"])
+def test_the_velocity_and_the_roll_have_gradients(channels):
+    u = random_mixture(6, 2, 3, channels, (1,))
     x, ones = random_point(7, u), torch.ones(2, dtype=torch.float64)
 
     def end(means, logits, log_variance):
         mixture = GaussianMixture(means, torch.log_softmax(logits, 1), log_variance.exp())
         policy = MixturePolicy(mixture, x, 0.9 * ones)
-        return policy.velocity(x + 0.1, 0.5 * ones), policy.roll(x, roll_grid(0.9 * ones, 0.6 * ones, 1.0, 10))
+        roll, times = policy.roller(), roll_grid(0.9 * ones, 0.6 * ones, 1.0, 10)
+        return policy.velocity(x + 0.1, 0.5 * ones), roll(x, times), roll(x + 0.1, times)
 
     leaves = [t.clone().requires_grad_() for t in (u.means, u.log_weights, u.variance.log())]
     assert torch.autograd.gradcheck(end, leaves)

@@ -134,7 +134,7 @@ def test_a_mean_that_is_known_is_not_needed_exactly():
 def test_the_form_is_the_cheaper_one(components, channels, kind):
     mixture = random_mixture(16, components=components, channels=channels)
     vector = random_point(17, mixture).flatten(2).movedim(1, -1).unsqueeze(2)
-    assert isinstance(vectors_of(rows(mixture.means), [vector]), kind)
+    assert isinstance(vectors_of(rows(mixture.means), vector, [vector]), kind)
 
 
 @FORMS

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gmtool.flow.model import Predict
@@ -53,15 +52,14 @@ class PolicySolver(Memoryless[Predict]):
         self, model: Predict, x: Tensor, t: float, s: float, _state: None, noise: Noise | None
     ) -> tuple[Tensor, None]:
         """See `Solver.step`."""
-        start, end = (raw_time(expand(time, x), self.shift) for time in (t, s))
-        policy = POLICIES[self.policy](model(x, expand(t, x)), x, Segment(start, start - end, self.shift))
-        if self.temperature < 1 and s > 0:
-            policy = policy.cooled(self.temperature)
         kept = kept_noise(t, s, self.renewal)
         aim = s * kept / (1 - s + s * kept)
-        longest = float(-raw_time(torch.tensor([t, aim], dtype=torch.float64), self.shift).diff())
-        end = raw_time(expand(aim, x), self.shift)
-        x = policy.roll(x, roll_grid(start, end, self.shift, self.substeps, longest))
+        raw, raw_end, raw_aim = (raw_time(time, self.shift) for time in (t, s, aim))
+        start = expand(raw, x)
+        policy = POLICIES[self.policy](model(x, expand(t, x)), x, Segment(start, start - raw_end, self.shift))
+        if self.temperature < 1 and s > 0:
+            policy = policy.cooled(self.temperature)
+        x = policy.roll(x, roll_grid(start, expand(raw_aim, x), self.shift, self.substeps, raw - raw_aim))
         if aim < s:
             x = forward_transition(x, expand(aim, x), expand(s, x), given(noise).normal(x.shape[1:]).to(x))
         return x, None
