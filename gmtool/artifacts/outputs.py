@@ -25,7 +25,7 @@ from typing import IO
 
 import h5py
 
-from gmtool.artifacts import samples, sweep
+from gmtool.artifacts import reconstruction, samples, sweep
 from gmtool.artifacts.files import check_writable, flush_to_disk, is_part, resolved, work_folder
 from gmtool.artifacts.hdf5 import read_manifest
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, parse_manifest
@@ -34,7 +34,11 @@ from gmtool.errors import UserError
 
 LOCK, PART, OLD = "lock", "part", "old"
 
-STRANGERS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {"samples": samples.strangers, "sweep": sweep.strangers}
+STRANGERS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
+    "samples": samples.strangers,
+    "sweep": sweep.strangers,
+    "reconstruction": reconstruction.strangers,
+}
 """What is in a folder of a kind that gmtool did not put there, for the kinds whose folders are replaced."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)

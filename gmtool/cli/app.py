@@ -171,13 +171,22 @@ _UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 """What the system says of a path that nothing can be at, or something else is."""
 
 
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file is larger than is allowed here (ulimit -f)",
+}
+"""What the system says where disk space is not enough."""
+
+
 def _explain(error: Exception) -> tuple[int, str]:
     """An exit code and one line for an error that no stage foresaw."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
         # h5py raises plain OSErrors with the number in the text
-        if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text or "No space left" in text:
-            return 1, "the disk is full: free some space and run the same command again"
+        full = next((why for number, why in _FULL.items() if error.errno == number or f"errno = {number}," in text), "")
+        if full or "No space left" in text:
+            return 1, f"{full or _FULL[errno.ENOSPC]}: free some space, and run the same command again"
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             return 2, f"{error.filename or text}: no permission to read or write it"
         if isinstance(error, FileNotFoundError) and error.filename:

@@ -50,7 +50,7 @@ def test_an_output_appears_and_nothing_else(tmp_path: Path, kind: Kind) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["latents", "gmm", "samples", "sweep"])
+@pytest.mark.parametrize("kind", ["latents", "gmm", "samples", "sweep", "reconstruction"])
 def test_an_output_of_the_same_kind_is_replaced(tmp_path: Path, kind: Kind) -> None:
     make(artifact(tmp_path / "out", kind), kind)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

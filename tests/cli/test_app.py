@@ -342,6 +342,12 @@ def test_a_read_only_folder(
         ),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full: free some space"),
         (OSError("Can't write data (errno = 28, error message = 'No space left on device')"), 1, "the disk is full"),
+        (
+            OSError(errno.EFBIG, "File too large"),
+            1,
+            "a file is larger than is allowed here (ulimit -f)",
+        ),
+        (OSError(errno.EDQUOT, "Quota exceeded", "x"), 1, "the disk quota is used up: free some space"),
         (PermissionError(errno.EACCES, "denied", "there/file"), 2, "there/file: no permission to read or write it"),
         (OSError(errno.EROFS, "read-only", "there/file"), 2, "there/file: no permission"),
         (FileNotFoundError(errno.ENOENT, "none", "there/file"), 2, "there/file does not exist"),

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from small import Small
 from user import held_by_another, torchrun
 
-from gmtool.artifacts.files import PART_SUFFIX
 from gmtool.artifacts.manifest import Manifest
 from gmtool.cli.app import execute, main
 from gmtool.data.image_sets import find_images
@@ -163,7 +162,7 @@ def test_bad_input_is_one_line(
 
 def test_what_is_there_is_not_replaced(place: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="holds no reconstructions"):
+    with pytest.raises(UserError, match="holds other things than reconstructions"):
         execute(arguments(place, tmp_path))
 
 
@@ -173,7 +172,7 @@ def test_a_second_process_is_told_who_is_at_it(place: Path, tmp_path: Path) -> N
 
 
 def test_what_a_killed_process_left_is_replaced(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while it writes, it has left some files, a half one, and the folder of its lock."""
+    """Killed while it writes, it has left some files in its hidden folder."""
     plain = arguments(place, tmp_path / "out", "--perceptual", "none")
     pid = os.fork()
     if not pid:
@@ -182,8 +181,7 @@ def test_what_a_killed_process_left_is_replaced(place: Path, tmp_path: Path, mon
             main(plain)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    assert (tmp_path / "out" / "pairs.png").exists() and not (tmp_path / "out" / "reconstruction.json").exists()
-    (tmp_path / "out" / f".images.csv.0{PART_SUFFIX}").write_text("")
+    assert not (tmp_path / "out").exists() and (tmp_path / ".out.gmtool" / "part" / "pairs.png").exists()
     assert execute(plain) == 0
     names = ["images.csv", "pairs.png", "reconstruction.json", "worst.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names

@@ -10,9 +10,6 @@ from typing import Any
 from gmtool import __version__
 from gmtool.evaluation.metrics import Better
 
-PAIRS, WORST = "pairs.png", "worst.png"
-"""The grids in the folder that is written."""
-
 LABELS: Mapping[str, str] = {"psnr": "PSNR (dB)", "ssim": "SSIM", "l1": "L1 of [0, 1]", "lpips": "LPIPS (VGG16)"}
 BETTER: Mapping[str, Better] = {"psnr": "higher", "ssim": "higher", "l1": "lower", "lpips": "lower"}
 """Labels and directions of the metrics of single images, by name."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from gmtool.artifacts.decoder_run import TRAINING, open_decoder_run
-from gmtool.artifacts.files import check_writable, is_part, resolved, work_folder, written_aside
-from gmtool.artifacts.manifest import RECORDS, Input, Manifest, fingerprint, parse_manifest
-from gmtool.artifacts.outputs import kept_to_this_process
+from gmtool.artifacts.manifest import Input, Manifest, fingerprint, parse_manifest
+from gmtool.artifacts.outputs import Output, output_of
+from gmtool.artifacts.reconstruction import PAIRS, RECORD, TABLE, WORST
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, expect_outside, find_images, spread
 from gmtool.data.images import ImageSample, default_workers, image_batches
@@ -37,8 +36,6 @@ from gmtool.settings import as_flat
 from gmtool.stages.reconstruct.config import ReconstructConfig
 from gmtool.stages.reconstruct.report import (
     LABELS,
-    PAIRS,
-    WORST,
     Distance,
     Quality,
     ReconstructionReport,
@@ -57,8 +54,6 @@ from gmtool.tokenizers.choose import choose_tokenizer, fit_tokenizer
 from gmtool.tokenizers.rae import recorded_encoder
 from gmtool.tokenizers.settings import TokenizerSettings
 
-RECORD, TABLE = RECORDS["reconstruction"], "images.csv"
-"""Files in the folder that is written, beside the grids."""
 CHECKED = 256
 """Latents at most that statistics are held against."""
 SECONDS = 15.0
@@ -75,7 +70,7 @@ class ReconstructPlan:
     images: ImageSet
     rows: np.ndarray
     tokenizer: TokenizerSpec
-    folder: Path
+    output: Output
     workers: int
 
     def forecast(self) -> Forecast:
@@ -83,7 +78,7 @@ class ReconstructPlan:
         return Forecast(
             title=f"{self.images.root}: {len(self.rows):,} of {len(self.images):,} images",
             reads=(FileSize(self.images.root, self.images.bytes),),
-            writes=tuple(FileSize(self.folder / name, None) for name in (PAIRS, WORST, TABLE, RECORD)),
+            writes=tuple(FileSize(self.output.path / name, None) for name in (PAIRS, WORST, TABLE, RECORD)),
             work=(
                 ("tokenizer", str(self.tokenizer.settings.get("model", self.tokenizer.name))),
                 *facts_of_models(self.tokenizer),
@@ -99,9 +94,7 @@ class ReconstructPlan:
 
 def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, progress: Progress) -> ReconstructPlan:
     """The plan. Raises UserError for what does not go together, MachineError when weights cannot be fetched."""
-    check_writable(folder, "the reconstructions")
-    if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
-        raise UserError(f"{folder} exists and holds no reconstructions: choose another folder")
+    output = output_of(folder, "reconstruction")
     expect_outside(folder, images)
     image_set = find_images(images)
     rows = spread(len(image_set), config.limit)
@@ -116,14 +109,7 @@ def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, p
         spec = choose_tokenizer(config.tokenizer, sample).spec
     if (hint := missing_decoder(spec, config.decoder)) is not None:
         raise UserError(f"--decoder is missing: {hint}")
-    return ReconstructPlan(config, image_set, rows, spec, folder, workers)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder is empty, or holds what an earlier ``reconstruct`` wrote, or was writing when it was killed."""
-    names = {path.name for path in folder.iterdir() if not is_part(path)}
-    killed = work_folder(resolved(folder)).is_dir()
-    return not names or ((RECORD in names or killed) and names <= {RECORD, PAIRS, WORST, TABLE})
+    return ReconstructPlan(config, image_set, rows, spec, output, workers)
 
 
 @dataclass
@@ -150,7 +136,7 @@ def reconstruct(images: Path, folder: Path, config: ReconstructConfig, progress:
     allow_tf32(False)  # figures are to be those of any other device
     world = join(config.device)
     plan = plan_reconstruction(images, folder, config, progress)
-    with kept_to_this_process(folder, resolved(folder)) if world.first else nullcontext():
+    with plan.output.locked(world.first):
         return _reconstruct_all(plan, world, progress)
 
 
@@ -173,9 +159,15 @@ def _reconstruct_all(plan: ReconstructPlan, world: World, progress: Progress) ->
     with world.first_before_others():
         if world.first:
             report = _report(plan, parts, list(extractors), checked, worst_by, config)
-            _write(plan, parts, report)
+            plan.output.discard()
+            try:
+                _write(plan, parts, report)
+                plan.output.publish()
+            except BaseException:
+                plan.output.discard()
+                raise
             return report
-    return _read_report(plan.folder)
+    return _read_report(plan.output.target)
 
 
 def _lpips(config: ReconstructConfig, world: World, progress: Progress) -> Lpips | None:
@@ -348,15 +340,13 @@ def _report(
 
 
 def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report: ReconstructionReport) -> None:
-    """Write the folder; the report comes last."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    for half in filter(is_part, plan.folder.iterdir()):  # of a process that was killed
-        half.unlink()
+    """Write the folder, which is not in its place yet."""
+    part = plan.output.part
+    part.mkdir(parents=True)
     count = plan.config.pairs
     order = _joined(parts, "worst_values").argsort(descending=True, stable=True)[:count]
     for name, pairs in ((PAIRS, _joined(parts, "shown")[:count]), (WORST, _joined(parts, "worst")[order])):
-        with written_aside(plan.folder / name) as part:
-            Image.fromarray(image_grid(pairs.permute(0, 2, 3, 1).contiguous().numpy())).save(part, format="PNG")
+        Image.fromarray(image_grid(pairs.permute(0, 2, 3, 1).contiguous().numpy())).save(part / name, format="PNG")
     names = _names_of_figures(parts)
     columns = (_joined(parts, f"figure.{name}").tolist() for name in names)
     rows = zip(_joined(parts, "indices").tolist(), *columns, strict=True)
@@ -365,8 +355,7 @@ def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report:
     table.writerow(["image", *names])
     table.writerows([plan.images.names[index], *values] for index, *values in rows)
     for name, text in ((TABLE, lines.getvalue()), (RECORD, f"{_manifest(plan, report).to_json()}\n")):
-        with written_aside(plan.folder / name) as part:
-            part.write_text(text, encoding="utf-8")
+        (part / name).write_text(text, encoding="utf-8")
 
 
 def _read_report(folder: Path) -> ReconstructionReport:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gmtool.artifacts.reconstruction import PAIRS, WORST
 from gmtool.artifacts.run import PREVIEWS
 from gmtool.artifacts.samples import GRID
 from gmtool.errors import GmtoolError
 from gmtool.progress import Progress
-from gmtool.stages.reconstruct.report import PAIRS, WORST
 from gmtool.stages.report.collection import Artifact, Collection
 from gmtool.stages.report.config import ReportConfig
 from gmtool.stages.report.curves import Curve, panels_of, read_curves
