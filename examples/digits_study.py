@@ -107,12 +107,18 @@ def training(digits: Digits, method: Method, setting: Setting, seed: int) -> Tra
     return changed(budget(setting.steps, seed), chosen)
 
 
+def sampler(method: Method, solver: str, count: int, seed: int) -> SampleConfig:
+    """The settings of ``count`` samples; the solver of a mixture is of order 2 at every number of evaluations."""
+    order = 2 if method.objective == "gm-kl" else None
+    return make(SampleConfig, {"solver": solver, "order": order, "num": count, "seed": seed, "device": "cpu"})
+
+
 def curves(digits: Digits, method: Method, setting: Setting, seed: int) -> list[Curve]:
     """Train one method from one seed and score it under every solver; what has been done is read."""
     run = trained(digits, training(digits, method, setting, seed))
     by_solver = []
     for solver, evaluations in setting.mixture if method.objective == "gm-kl" else setting.velocity:
-        sampling = make(SampleConfig, {"solver": solver, "num": setting.samples, "seed": seed, "device": "cpu"})
+        sampling = sampler(method, solver, setting.samples, seed)
         scores = {count: score(digits, run, changed(sampling, {"steps": count})) for count in evaluations}
         by_solver.append(Curve(method, solver, seed, scores))
     return by_solver

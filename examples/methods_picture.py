@@ -16,11 +16,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from digits import Digits, prepare, trained
-from digits_study import FULL, QUICK, Method, Setting, training
+from digits_study import FULL, QUICK, Method, Setting, sampler, training
 
 from gmtool.artifacts.samples import open_samples
 from gmtool.console import ConsoleProgress
-from gmtool.settings import make
+from gmtool.settings import changed
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 
@@ -29,9 +29,8 @@ DIGITS = 7
 """Samples of a block, the classes 0, 1, 2, ... in turn."""
 
 
-def images(digits: Digits, run: Path, solver: str, evaluations: int) -> np.ndarray:
-    """The first `DIGITS` samples of a run, (DIGITS, 8, 8)."""
-    config = make(SampleConfig, {"solver": solver, "steps": evaluations, "num": DIGITS, "device": "cpu"})
+def images(digits: Digits, run: Path, config: SampleConfig) -> np.ndarray:
+    """The samples of a run by these settings, (N, 8, 8)."""
     with tempfile.TemporaryDirectory(dir=digits.root) as folder:
         sample(run, Path(folder) / "samples", config, ConsoleProgress())
         return np.array(open_samples(Path(folder) / "samples").images()[..., 0])
@@ -50,7 +49,8 @@ def rows(digits: Digits, setting: Setting) -> dict[str, list[np.ndarray]]:
     for method in methods:
         run = trained(digits, training(digits, method, setting, seed=0))
         solver = "gm-ode" if method.objective == "gm-kl" else "euler"
-        drawn[method.name] = [images(digits, run, solver, evaluations) for evaluations in EVALUATIONS]
+        sampling = sampler(method, solver, DIGITS, seed=0)
+        drawn[method.name] = [images(digits, run, changed(sampling, {"steps": count})) for count in EVALUATIONS]
     return drawn
 
 

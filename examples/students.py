@@ -44,8 +44,7 @@ from gmtool.flow.source import ModeMixture, ModeStatistics
 from gmtool.nn.architecture import HeadShape
 from gmtool.nn.mlp import PointNetwork
 from gmtool.nn.widen import begin_as
-from gmtool.settings import make
-from gmtool.stages.sample.config import SampleConfig
+from gmtool.settings import changed
 from gmtool.streams import generator
 
 TEACHERS = {
@@ -199,16 +198,16 @@ def digit_scores(digits: Digits, seed: int, setting: Setting) -> dict[str, dict[
         method = DIGITS[label]
         run = trained(digits, digits_study.training(digits, method, budget, seed))
         solver = "gm-ode" if method.objective == "gm-kl" else "euler"
-        sampling = {"num": setting.count, "seed": seed, "device": "cpu"}
+        sampling = digits_study.sampler(method, solver, setting.count, seed)
         table[label] = {}
         for count in EVALUATIONS:
-            one = score(digits, run, make(SampleConfig, {**sampling, "solver": solver, "steps": count}))
+            one = score(digits, run, changed(sampling, {"steps": count}))
             table[label][str(count)] = one.distance
             table["data"] = {"0": one.floor}
         for count in setting.students:
             gmm = mixture(digits, method.modes, seed) if method.modes else None
             folder = student(digits, run, imitation(count, setting.student, BATCH // 4, gmm, seed))
-            one = score(digits, folder, make(SampleConfig, sampling))
+            one = score(digits, folder, changed(sampling, {"solver": None, "order": None}))
             table.setdefault(f"student of {label}", {})[str(count)] = one.distance
     return table
 

@@ -18,7 +18,7 @@ from gmtool.forecast import Choice
 from gmtool.sampling.guide import WeakerRun, open_weaker
 from gmtool.sampling.labels import labels_of, modes_of
 from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
-from gmtool.sampling.plan import SamplePlan, default_solver, make_plan
+from gmtool.sampling.plan import SamplePlan, make_plan, sampling_choices
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings, WeightSettings
 from gmtool.training.checkpoint import Checkpoint
@@ -95,6 +95,5 @@ def plan_drawing(
     labels, modes = labels_of(selection, run), modes_of(selection, run)
     checkpoint, file = find_weights(weights, run)
     guide = None if sampling.guide is None else weaker(run, sampling.guide)
-    open_solver = sampling.solver is None and run.method.student is None
-    choices = (default_solver(sampling, run.method),) if open_solver else ()
+    choices = sampling_choices(sampling, run.method)
     return Drawing(run, plan, labels, modes, checkpoint, file, guide, weights.gmm, choices)

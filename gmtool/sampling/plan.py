@@ -20,6 +20,10 @@ FEW = 2
 components apart from each other: gm-sde then has a smaller Fréchet distance at one, and at two about the same with 1.4
 to 2 times the precision (examples/pictures_study.py).
 """
+SECOND_ORDER = 4
+"""Network evaluations up to which the union is drawn by gm-ode of order 2, and beyond which of order 1: with the longer
+chain, order 2 takes the detail of images away (examples/pictures_study.py).
+"""
 SUBSTEPS_IN_ALL = 128
 """Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
 
@@ -89,7 +93,7 @@ def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, s
         solver=solver,
         protocol=settings.protocol,
         steps=settings.evaluations - 1 if protocol.counts_points else settings.evaluations,
-        order=entry.order or settings.order or 2,
+        order=entry.order or settings.order or int(default_order(settings, method, solver).value),
         substeps=(settings.substeps or max(1, round(SUBSTEPS_IN_ALL / settings.evaluations))) if entry.substeps else 1,
         spectral=settings.spectral,
         guidance=settings.guidance,
@@ -158,6 +162,27 @@ def default_solver(settings: SamplingSettings, method: MethodRecord) -> Choice:
     if settings.substeps is None and settings.evaluations <= FEW:
         return Choice("--solver", "gm-sde", f"at most {FEW} evaluations, at which images by gm-ode are speckled")
     return Choice("--solver", "gm-ode", "the run learned a mixture")
+
+
+def default_order(settings: SamplingSettings, method: MethodRecord, solver: str) -> Choice:
+    """The order of gm-ode or gm-sde where --order leaves it open, and why."""
+    if solver == "gm-ode" and method.method.coordinates.by_mode and settings.evaluations > SECOND_ORDER:
+        why = f"more than {SECOND_ORDER} evaluations of a union, at which images by order 2 lose detail"
+        return Choice("--order", "1", why)
+    return Choice("--order", "2", "as published")
+
+
+def sampling_choices(settings: SamplingSettings, method: MethodRecord) -> tuple[Choice, ...]:
+    """Which defaults `make_plan` settles by the run and the number of evaluations, and why."""
+    if method.student is not None:
+        return ()
+    solver = default_solver(settings, method)
+    order = default_order(settings, method, settings.solver or solver.value)
+    settled = (
+        (settings.solver is None, solver),
+        (settings.order is None and order.value == "1", order),
+    )
+    return tuple(choice for was_open, choice in settled if was_open)
 
 
 def _check_run(settings: SamplingSettings, solver: str, method: MethodRecord, spectral: int) -> None:

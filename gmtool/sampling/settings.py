@@ -164,7 +164,12 @@ class SamplingSettings(GuidanceSettings):
     ] = "full"
     order: Annotated[
         int | None,
-        Option("Order of gm-ode and gm-sde. Default: 2.", metavar="1|2", minimum=1, maximum=2),
+        Option(
+            "Order of gm-ode and gm-sde. Default: 2, or 1 for gm-ode of a union if --steps is more than 4.",
+            metavar="1|2",
+            minimum=1,
+            maximum=2,
+        ),
     ] = None
     substeps: Annotated[
         int | None,
