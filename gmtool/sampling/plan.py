@@ -20,7 +20,7 @@ FEW = 2
 components apart from each other: gm-sde then has a smaller Fréchet distance at one, and at two about the same with 1.4
 to 2 times the precision (examples/pictures_study.py).
 """
-SECOND_ORDER = 4
+SECOND_ORDER = 6
 """Network evaluations up to which the union is drawn by gm-ode of order 2, and beyond which of order 1: with the longer
 chain, order 2 takes the detail of images away (examples/pictures_study.py).
 """

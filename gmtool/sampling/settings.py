@@ -165,7 +165,7 @@ class SamplingSettings(GuidanceSettings):
     order: Annotated[
         int | None,
         Option(
-            "Order of gm-ode and gm-sde. Default: 2, or 1 for gm-ode of a union if --steps is more than 4.",
+            "Order of gm-ode and gm-sde. Default: 2, or 1 for gm-ode of a union if --steps is more than 6.",
             metavar="1|2",
             minimum=1,
             maximum=2,

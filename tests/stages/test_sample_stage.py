@@ -105,9 +105,9 @@ def test_the_default_solver_is_told_with_its_reason(make_run: MakeRun, tmp_path:
 def test_order_1_of_a_union_is_told_with_its_reason(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run(**UNION)
     notes = Notes()
-    sample(folder, tmp_path / "samples", changed(QUICK, {"steps": 5, "solver": "gm-ode"}), notes)
-    assert notes.lines == ["--order 1: more than 4 evaluations of a union, at which images by order 2 lose detail"]
-    for chosen in ({"steps": 4, "solver": "gm-ode"}, {"steps": 5, "solver": "gm-ode", "order": 2}):
+    sample(folder, tmp_path / "samples", changed(QUICK, {"steps": 7, "solver": "gm-ode"}), notes)
+    assert notes.lines == ["--order 1: more than 6 evaluations of a union, at which images by order 2 lose detail"]
+    for chosen in ({"steps": 6, "solver": "gm-ode"}, {"steps": 7, "solver": "gm-ode", "order": 2}):
         planned = plan_samples(folder, tmp_path / "chosen", changed(QUICK, chosen))
         assert not planned.forecast().choices and planned.plan.order == 2
 
