@@ -337,7 +337,7 @@ def spoil_to_bert(here: Path) -> None:
             "--descriptor model is a bert: give a DINO",
         ),
         (lambda here: (here / "model/config.json").unlink(), ["--tokenizer", "model"], "holds no config.json"),
-        (lambda _: None, ["--tokenizer", "model", "--layers", "5"], "--layers 5: model has 4 blocks; give at most"),
+        (lambda _: None, ["--tokenizer", "model", "--layers", "5"], "--layers 5: model has 4 blocks; use at most"),
         (lambda _: None, ["--tokenizer", "pixels", "--layers", "2"], "--layers is a setting of --tokenizer dinov2 or "),
         (
             lambda _: None,
@@ -493,5 +493,5 @@ def test_sample_refuses_the_decoder_of_another_encoder_or_number_of_layers(
 
 def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "encoder.json").write_text("{")
-    with pytest.raises(UserError, match=r"--decoder .*encoder\.json is damaged"):
+    with pytest.raises(UserError, match=r"encoder\.json is damaged"):
         expect_encoder(tmp_path, a_spec(), "d")
