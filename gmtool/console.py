@@ -16,6 +16,9 @@ PLAIN_INTERVAL = 15.0
 SHARES = frozenset({"of peak", "waiting"})
 """Figures that are fractions of a whole, shown in percent."""
 
+BORDER = 3
+"""Characters that a column of a table takes beside its text."""
+
 _bars: list[Any] = []
 """The bar that is on the terminal, if any."""
 
@@ -60,7 +63,7 @@ class ConsoleProgress(Progress):
         text = self._text(figures or {})
         if self._bar is not None:
             self._bar.update(self._task, completed=self._count, text=text)
-        elif time.monotonic() - self._printed > PLAIN_INTERVAL:
+        elif self._count < self._total and time.monotonic() - self._printed > PLAIN_INTERVAL:
             self._printed = time.monotonic()
             print(f"{self._name}: {text}", file=sys.stderr, flush=True)
 
@@ -70,7 +73,7 @@ class ConsoleProgress(Progress):
             close_bar()
             self._bar = None
         elif self._count > self._start_count:
-            print(f"{self._name}: {self._text({})}", file=sys.stderr, flush=True)
+            print(f"{self._name}: {self._text({}, ended=True)}", file=sys.stderr, flush=True)
 
     def note(self, message: str) -> None:
         """See `Progress.note`."""
@@ -79,12 +82,12 @@ class ConsoleProgress(Progress):
         else:
             print(message, file=sys.stderr, flush=True)
 
-    def _text(self, figures: Mapping[str, float]) -> str:
+    def _text(self, figures: Mapping[str, float], ended: bool = False) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = (self._count - self._start_count) / elapsed
         left = (self._total - self._count) / rate if rate > 0 else float("inf")
         shown = "".join(f", {name} {value:{'.1%' if name in SHARES else '.4g'}}" for name, value in figures.items())
-        ending = f"{duration(left)} left" if self._count < self._total else f"in {duration(elapsed)}"
+        ending = f"in {duration(elapsed)}" if ended or self._count >= self._total else f"{duration(left)} left"
         return f"{self._count:,}/{self._total:,} {self._unit}, {rate:.3g} {self._unit}/s{shown}, {ending}"
 
 
@@ -108,14 +111,26 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
+    rows = list(rows)
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
+    heads = _head_width([columns, *rows], console.width)
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        # on a narrow terminal long words are broken rather than cut off
+        width, justify = (heads, "left") if index == 0 else (None, "right")
+        table.add_column(column, justify=justify, width=width, overflow="fold")  # type: ignore[arg-type]
     for place, row in enumerate(rows):
         cells = enumerate(row)
         table.add_row(*(Text(text, "bold") if (place, column) in bold else Text(text) for column, text in cells))
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width, markup=False, highlight=False).print(table)
+    console.print(table)
+
+
+def _head_width(rows: Sequence[Sequence[str]], width: int) -> int:
+    """Of the column at the left: its whole text or, in a table that is too wide, its share and its longest word."""
+    heads = [row[0] for row in rows]
+    whole, word = (max(map(len, texts)) for texts in (heads, [word for head in heads for word in head.split(" ")]))
+    natural = sum(max(map(len, column)) + BORDER for column in zip(*rows, strict=True))
+    return whole if natural < width else min(whole, max(min(word, width // 3), width // len(rows[0]) - BORDER))
 
 
 def print_forecast(forecast: Forecast, price: float | None = None) -> None:

@@ -46,7 +46,7 @@ def command(
     *,
     config: QuickstartConfig,
 ) -> None:
-    """Train GMFlow and the union on 1797 real handwritten digits and compare them, in minutes and with no download.
+    """Train GMFlow and the union on 1400 real handwritten digits and compare them, in minutes and with no download.
 
     Each command is printed before it runs; the last one writes a page with all results. Run the same command again to
     resume.

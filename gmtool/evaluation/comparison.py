@@ -80,7 +80,7 @@ def figures_of(
     def compare(row: Row) -> tuple[Figure, ...]:
         return compared(measured([row], generated, context), measured([row], real, context), progress, features)
 
-    progress.begin("metrics", len(counted), "metrics")
+    progress.begin(f"metrics of {features or 'the images'}", len(counted), "metrics")
     try:
         for row in counted:
             figures[row] = compare(row)

@@ -94,6 +94,6 @@ def warn_of_small_sets(generated: Features, reference: Features | None, progress
     for features, whose in ((generated, "samples"), (reference, "reference images")):
         if features is not None and len(features) <= size:
             progress.note(
-                f"{len(features)} {whose} do not span the {size} dimensions of the features, which biases the Frechet "
+                f"{len(features)} {whose} do not span the {size} dimensions of the features, which biases the Fréchet "
                 "distance upward: compare it with the real-against-real value beside it, or at equal numbers of images"
             )

@@ -71,7 +71,8 @@ class SamplePlan:
             return f"the student's policy, {self.steps} evaluation{'s' if self.steps > 1 else ''}"
         substeps = f", {self.substeps} sub-steps" if self.entry.substeps else ""
         guided = "unguided" if self.guidance == "none" else f"{self.guidance} {self.scale:g}"
-        return f"{self.solver}, {self.steps} steps, order {self.order}{substeps}, {guided}"
+        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
+        return f"{self.solver}, {steps}, order {self.order}{substeps}, {guided}"
 
 
 def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, seed: int) -> SamplePlan:

@@ -180,6 +180,8 @@ def test_a_mixture_that_knows_other_images_is_refused(
         error = capsys.readouterr().err
         assert re.search(words, error) and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+    arguments.remove("--gmm")
+    arguments.remove(str(gmm))
     assert main([*arguments, "--objective", "fm", "--preview-every", "0", "--batch-size", "8"]) == 0  # it needs none
 
 

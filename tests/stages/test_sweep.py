@@ -337,6 +337,15 @@ def test_a_dry_run_writes_nothing(runs: Path, tmp_path: Path, capsys: pytest.Cap
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_dry_run_takes_no_weights(runs: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    flags = ["--steps", "2", "--num", "12", "--features", "inception", "--device", "cpu", "--dry-run"]
+    assert main(["sweep", str(runs / "mixture"), str(tmp_path / "sweep"), *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "inception" in shown and "about 0:" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

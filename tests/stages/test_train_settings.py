@@ -50,6 +50,13 @@ def test_a_name_is_a_published_network(small: Small) -> None:
     assert ditdh.classes == dit.classes == 3
 
 
+@pytest.mark.parametrize("objective", ["fm", "gm-kl"])
+def test_a_mixture_without_effect_is_refused(small: Small, objective: str) -> None:
+    """Rather than trained without, which would be taken for MM-FM or the union."""
+    with pytest.raises(UserError, match=f"--gmm mine.h5 has no effect on --objective {objective}.*add --source gmm"):
+        architecture(small, changed(QUICK, {"objective": objective, "gmm": Path("mine.h5")}))
+
+
 def test_flags_change_its_patches_and_blocks(small: Small) -> None:
     made = architecture(small, changed(QUICK, {"patch_size": 2, "blocks": "modern", "qk_norm": True}))
     assert (made.patch, made.rms_norm, made.swiglu, made.rope, made.qk_norm) == (2, True, True, True, True)

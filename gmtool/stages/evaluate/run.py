@@ -56,7 +56,10 @@ def evaluate_all(
     """
     allow_tf32(False)  # figures are to be those of any other device
     reports = []
-    for plan in plan_evaluations(samples, config, progress, output=output):
+    plans = plan_evaluations(samples, config, progress, output=output)
+    for number, plan in enumerate(plans, 1):
+        if len(plans) > 1:
+            progress.note(f"{plan.subject.path} ({number} of {len(plans)})")
         for line in plan.notes():
             progress.note(line)
         with _locked(plan):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gmtool.console import print_table
 from gmtool.evaluation.metrics import Better, label, metrics_by_name
 from gmtool.evaluation.report import Figure, Measurement, Report
+
+ARROWS: Mapping[Better, str] = {"lower": "\N{NO-BREAK SPACE}↓", "higher": "\N{NO-BREAK SPACE}↑", "": ""}
+"""Behind a metric's name: which values are better."""
 
 
 def print_reports(reports: Sequence[Report]) -> None:
@@ -45,7 +49,10 @@ def _print_one(report: Report) -> None:
 
 
 def _print_several(reports: Sequence[Report]) -> None:
-    """A column a report; the real-against-real value is the first report's that has one."""
+    """A column a report; the real-against-real value is the first report's that has one.
+
+    Arrows stand in the place of a column that says which is better: with many reports there is no room for both.
+    """
     metrics = metrics_by_name()
     distinct = {(figure.metric, figure.features): figure for report in reports for figure in report.figures}
     rows: list[tuple[str, ...]] = []
@@ -53,15 +60,16 @@ def _print_several(reports: Sequence[Report]) -> None:
     for (metric, features), some in distinct.items():
         figures = [report.figure(metric, features) for report in reports]
         values = [None if figure is None else figure.generated.value for figure in figures]
-        bold |= {(len(rows), 2 + index) for index in best_of(values, metrics[metric].better)}
+        bold |= {(len(rows), 1 + index) for index in best_of(values, metrics[metric].better)}
         shown = ["–" if figure is None else _value(figure.generated) for figure in figures]
         real = next((figure.real for figure in figures if figure is not None and figure.real is not None), None)
-        rows.append((_label(some, reports[0]), metrics[metric].better, *shown, "" if real is None else _value(real)))
+        name = _label(some, reports[0]) + ARROWS[metrics[metric].better]
+        rows.append((name, *shown, "" if real is None else _value(real)))
     paths = [Path(report.samples) for report in reports]
     together = len({path.parent for path in paths}) == 1  # their names alone leave more of a narrow terminal to values
     print_table(
         _title(f"{len(reports)} sets of samples{f' in {paths[0].parent}' if together else ''}", reports[0]),
-        ("metric", "better", *(path.name if together else str(path) for path in paths), "real against real"),
+        ("metric", *(path.name if together else str(path) for path in paths), "real against real"),
         rows,
         bold,
     )
@@ -99,7 +107,15 @@ def _value(measurement: Measurement) -> str:
         if measurement.low is None or measurement.high is None
         else f" [{measurement.low:.3g}, {measurement.high:.3g}]"
     )
-    return f"{measurement.value:.4g}{spread}{interval}"
+    return f"{rounded(measurement.value, measurement.spread)}{spread}{interval}"
+
+
+def rounded(value: float, spread: float | None) -> str:
+    """A value to four digits, and to no digit below the second of its spread: 0.0006557 with 0.00131 is 0.0007."""
+    if not spread or not math.isfinite(spread):
+        return f"{value:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return min(f"{value:.{decimals}f}", f"{value:.4g}", key=len)
 
 
 def _counts(measurement: Measurement) -> str:

@@ -37,10 +37,10 @@ def command(
     if dry_run:
         print_forecast(forecast_fit(latents, gmm, config))
         return
-    _print_report(fit_gmm(latents, gmm, config, ConsoleProgress()))
+    _print_report(fit_gmm(latents, gmm, config, ConsoleProgress()), latents)
 
 
-def _print_report(report: FitReport) -> None:
+def _print_report(report: FitReport, latents: Path) -> None:
     from gmtool.console import duration, print_table
 
     metrics = report.metrics
@@ -71,7 +71,7 @@ def _print_report(report: FitReport) -> None:
     )
     if not report.reused:
         print(f"wrote {report.path} and {report.picture} in {duration(report.seconds)}")
-        print(f"next: gmtool train --gmm {report.path}")
+        print(f"next: gmtool train {latents} --objective mm-fm --gmm {report.path}")
 
 
 def _likelihood_rows(data: str, value: float | None, size: int) -> list[tuple[str, str]]:

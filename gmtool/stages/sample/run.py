@@ -133,6 +133,8 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
         with world.first_before_others():  # which may fetch the decoder
             tokenizer, no_images = decoder_of(job.drawing.run, config.decoder, world.device)
         side = None if tokenizer is None else tokenizer.image_size
+        if no_images is not None:
+            progress.note(f"latents alone will be written, and no images: {no_images}")
         check_space(job.output.target, job.bytes_needed(side), "the folder")
         stack.enter_context(job.output.locked(world.first))
         for choice in job.drawing.choices:

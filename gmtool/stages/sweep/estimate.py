@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import torch
 
+from gmtool.errors import MachineError
 from gmtool.evaluation.extractors import extractor_row
+from gmtool.evaluation.features import Extractor
 from gmtool.progress import Progress
 from gmtool.runtime import compute_dtype
 from gmtool.stages.sweep.plan import SweepPlan
@@ -24,7 +26,7 @@ AT_LEAST = 0.2
 
 
 def seconds_of_sweep(plan: SweepPlan) -> float:
-    """About the seconds of drawing all samples and their features; metrics come on top.
+    """About the seconds of drawing all samples and their features, as far as the weights are here; metrics come on top.
 
     A batch of the point with the fewest evaluations is drawn, decoded, and shown to the extractors.
     """
@@ -34,10 +36,7 @@ def seconds_of_sweep(plan: SweepPlan) -> float:
     with ExitStack() as stack:
         model = drawing.load(device, compute_dtype(config.precision, device), config.compile, stack)
         tokenizer = open_tokenizers(plan)[drawing.run.path]
-        extractors = [
-            extractor_row(feature.name).load().open_extractor(plan.config.extractor, plan.described, device, Progress())
-            for feature in plan.features.features
-        ]
+        extractors = _extractors_here(plan)
 
         def draw(size: int) -> float:
             return seconds_of(lambda: drawing.draw(model, range(size)), device, AT_LEAST) / size
@@ -56,3 +55,15 @@ def seconds_of_sweep(plan: SweepPlan) -> float:
             seen = seconds_of(look, device, AT_LEAST) / size
     work, images = sum(point.work for point in points), sum(len(point.drawing) for point in points)
     return (work * drawn / cheapest.evaluations + images * seen) / plan.world.size
+
+
+def _extractors_here(plan: SweepPlan) -> list[Extractor]:
+    """The extractors of the plan but those whose weights the sweep would have to download first."""
+    extractors = []
+    for feature in plan.features.features:
+        family = extractor_row(feature.name).load()
+        with suppress(FileNotFoundError, MachineError):
+            extractors.append(
+                family.open_extractor(plan.config.extractor, plan.described, plan.world.device, Progress())
+            )
+    return extractors

@@ -71,6 +71,11 @@ class TrainPlan:
 def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
     """The plan for given data, on a GPU or a CPU. Raises UserError, naming the flag, where they cannot serve it."""
     method, choices = resolve_method(config.method, facts.shape, facts.classes, facts.mixture, facts.latents)
+    if config.data.gmm is not None and not method.uses_modes:
+        raise UserError(
+            f"--gmm {config.data.gmm} has no effect on --objective {config.method.objective} from a Gaussian source: "
+            "add --source gmm or --condition mode, or remove it"
+        )
     architecture = architecture_for(
         config.network,
         facts.shape,
