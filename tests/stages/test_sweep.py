@@ -283,7 +283,7 @@ def test_samples_that_are_not_finite_have_no_figures(
     monkeypatch.setattr(Drawing, "draw", broken)
     report = sweep([runs / "mixture", tmp_path / "sweep"], None, config(), Noted())
     assert [bool(point.figures) for point in report.sweep.points] == [False, True]
-    assert any("1 steps" in note and "no figures, the samples are not finite" in note for note in notes)
+    assert any("1 step, " in note and "no figures, the samples are not finite" in note for note in notes)
     assert (tmp_path / "sweep/score.png").exists()
 
 
