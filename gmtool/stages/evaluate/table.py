@@ -51,7 +51,7 @@ def _print_one(report: Report) -> None:
 def _print_several(reports: Sequence[Report]) -> None:
     """A column a report; the real-against-real value is the first report's that has one.
 
-    Arrows stand in the place of a column that says which is better: with many reports a terminal is too narrow for both.
+    Arrows stand in the place of a column that says which is better: a terminal is narrow for many reports.
     """
     metrics = metrics_by_name()
     distinct = {(figure.metric, figure.features): figure for report in reports for figure in report.figures}
