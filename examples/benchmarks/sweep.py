@@ -123,7 +123,12 @@ def main() -> None:
         points = read_sweep(folder / "sweep").points
         assert len(points) == POINTS
         chosen = points[:: -(-POINTS // options.calls)]
-        calls = sum((call(point, folder) for point in chosen), Cost(0.0, 0.0)).times(POINTS / len(chosen))
+        print(f"one sweep: {whole.wall:.1f} s by the clock, {whole.cpu:.1f} s of the processors", flush=True)
+        calls = Cost(0.0, 0.0)
+        for number, point in enumerate(chosen, 1):
+            calls += call(point, folder)
+            print(f"{number} of {len(chosen)} points: {calls.wall:.1f} s, {calls.cpu:.1f} s", flush=True)
+        calls = calls.times(POINTS / len(chosen))
         print_table(
             f"{POINTS} points of {options.num} samples; seconds of the commands from {len(chosen)} points",
             ("", "wall s", "processor s"),
