@@ -304,7 +304,7 @@ def test_the_wrong_file_in_each_place(work: Path, trained: dict[str, Path], caps
         ),
         (["train", "latents.h5", "latents.h5"], "latents.h5 exists and is not a run"),
         (["train", "latents.h5", "."], ". exists and is not a run"),
-        (["sample", "latents.h5"], "latents.h5 is a file: give the folder that `gmtool train` writes"),
+        (["sample", "latents.h5"], "latents.h5 is a latents file, not a training run: give what `gmtool train` writes"),
         (["sample", run, "latents.h5"], "latents.h5 is a file"),
         (["sample", run, run], "holds other things than samples"),
         (["eval", run], "is a training run: draw samples from it with `gmtool sample`"),
