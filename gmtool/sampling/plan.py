@@ -21,8 +21,8 @@ components apart from each other: gm-sde then has a smaller Fréchet distance at
 to 2 times the precision (examples/pictures_study.py).
 """
 SECOND_ORDER = 6
-"""Network evaluations up to which the default of gm-ode for a union is order 2; in more it is order 1, since order 2 then
-takes the detail of images away (examples/pictures_study.py: Fréchet distance 16.5 and 13.8 at ten, for 9.2 and 9.8).
+"""Network evaluations up to which the default of gm-ode for a union is order 2; in more it is order 1, since order 2
+then takes the detail of images away (examples/pictures_study.py: Fréchet distance 16.5 at ten instead of 9.2).
 """
 SUBSTEPS_IN_ALL = 128
 """Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
