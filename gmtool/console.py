@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -129,7 +130,7 @@ def _head_width(rows: Sequence[Sequence[str]], width: int) -> int:
     """Of the column at the left: its whole text or, in a table that is too wide, its share and its longest word."""
     heads = [row[0] for row in rows]
     whole, word = (max(map(len, texts)) for texts in (heads, [word for head in heads for word in head.split(" ")]))
-    natural = sum(max(map(len, column)) + BORDER for column in zip(*rows, strict=True))
+    natural = sum(max(map(len, column)) + BORDER for column in itertools.zip_longest(*rows, fillvalue=""))
     return whole if natural < width else min(whole, max(min(word, width // 3), width // len(rows[0]) - BORDER))
 
 

@@ -215,7 +215,7 @@ def test_a_decoder_is_trained_and_judged(pictures: Path, tmp_path: Path, in_each
         judge = "reconstruct IMAGES OUT --decoder DECODER --features tokenizer --perceptual none --workers 0"
         out = tmp_path / f"judged-{device}"
         run_gmtool(f"{judge} --precision float32 --device {device}", **here, decoder=tmp_path / "cpu", out=out)
-        figures.append(json.loads((out / "reconstruction.json").read_text())["qualities"]["psnr"]["mean"])
+        figures.append(json.loads((out / "reconstruction.json").read_text())["details"]["qualities"]["psnr"]["mean"])
     assert figures[1] == pytest.approx(figures[0], rel=1e-4)
 
 

@@ -21,6 +21,7 @@ from gmtool.settings import make
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.plan import plan_evaluation
 from gmtool.stages.evaluate.run import evaluate
+from gmtool.stages.evaluate.table import rounded
 
 
 def fails(capsys, arguments: list[object], code: int = 2) -> str:
@@ -48,7 +49,7 @@ def test_the_table_and_the_json_show_the_same_figures(samples, capsys):
     assert report == json.loads((samples / "metrics.json").read_text())
     for figure in report["figures"]:
         for side in ("generated", "real"):
-            assert f"{figure[side]['value']:.4g}" in table
+            assert rounded(figure[side]["value"], figure[side]["spread"]) in table
     for text in ("Fréchet distance", "precision", "200 / 500", "200 / 300", report["reference_fingerprint"][:8]):
         assert text in table
 

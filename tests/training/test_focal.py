@@ -118,7 +118,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path) ->
     ("settings", "words"),
     [
         ({"objective": "gm-kl"}, "--focal compares losses by ratio"),
-        ({"objective": "fm", "condition": "class"}, "--focal weighs modes, and this run knows none"),
+        (
+            {"objective": "fm", "condition": "class"},
+            "--focal weighs modes, and this run has none",
+        ),
     ],
 )
 def test_where_it_cannot_be(settings, words, small: Small, tmp_path: Path) -> None:

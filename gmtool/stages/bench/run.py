@@ -173,9 +173,7 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
     with ExitStack() as stack:
         latents = stack.enter_context(open_latents(run.inputs.latents))
         gmm = stack.enter_context(open_gmm(run.inputs.gmm))
-        asked: TrainConfig = changed(
-            run.preset.config("train"), {"device": str(run.device), "gmm": run.inputs.gmm, "micro_batch": "auto"}
-        )
+        asked: TrainConfig = changed(run.preset.config("train"), {"device": str(run.device), "micro_batch": "auto"})
         facts = facts_of(latents, gmm)
         wanted = plan_training(asked, facts, run.on_gpu)
         allow_tf32(asked.compute.tf32)
