@@ -216,7 +216,7 @@ Step = Callable[[int, float], float]
 """n of the block j whose data are such a share of all so far."""
 STEPS: dict[str, Step] = {"(j + 2)^-0.7": lambda number, _: (number + 2) ** -0.7, "its share": lambda _, share: share}
 UNSEEN = 3
-"""Photographs that are added as a whole."""
+"""Photographs that are added as a whole; fewer where there are no more than so many."""
 DIGITS = (2, 0, 3)
 """Of the table's columns, after the point."""
 
@@ -260,7 +260,8 @@ def added(same: bool, count: int, seed: int) -> Added:
     parts = [train[name] for name in names]
     if same:
         parts = np.array_split(stream.permutation(np.concatenate(parts)), len(names))
-    before, new = np.concatenate(parts[UNSEEN:]), np.concatenate(parts[:UNSEEN])
+    count_new = min(UNSEEN, len(parts) // 2)
+    before, new = np.concatenate(parts[count_new:]), np.concatenate(parts[:count_new])
     centre = before.mean(axis=0)
     return Added(before - centre, new - centre, np.concatenate(list(held_out.values())) - centre)
 
