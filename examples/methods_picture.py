@@ -1,9 +1,10 @@
 """The picture at the top of the README: digits by every method from the same noise, in 1, 2, 4 and 6 evaluations.
 
 All networks have the same size and budget, that of `digits_study`; a row is a method, each column of a block the same
-noise and the same class. Nothing is selected: the columns are the first samples of seed 0.
+noise and the same class. The last row is the union's student of one evaluation, trained for as many steps. Nothing is
+selected: the columns are the first samples of seed 0.
 
-    python examples/methods_picture.py             # about 15 minutes on one idle core; may be stopped, and resumes
+    python examples/methods_picture.py             # about 40 minutes on one idle core; may be stopped, and resumes
     python examples/methods_picture.py --quick     # the same in miniature, for a look at the output
 """
 
@@ -15,12 +16,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from digits import Digits, prepare, trained
+from digits import Digits, imitation, mixture, prepare, student, trained
 from digits_study import FULL, QUICK, Method, Setting, sampler, training
 
 from gmtool.artifacts.samples import open_samples
 from gmtool.console import ConsoleProgress
-from gmtool.settings import changed
+from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 
@@ -37,7 +38,7 @@ def images(digits: Digits, run: Path, config: SampleConfig) -> np.ndarray:
 
 
 def rows(digits: Digits, setting: Setting) -> dict[str, list[np.ndarray]]:
-    """For each method the samples of each number of evaluations."""
+    """For each method the samples of each number of evaluations; a student's are those of one."""
     modes = setting.modes[-1]
     methods = (
         Method("flow matching", "fm", 0),
@@ -51,6 +52,9 @@ def rows(digits: Digits, setting: Setting) -> dict[str, list[np.ndarray]]:
         solver = "gm-ode" if method.objective == "gm-kl" else "euler"
         sampling = sampler(method, solver, DIGITS, seed=0)
         drawn[method.name] = [images(digits, run, changed(sampling, {"steps": count})) for count in EVALUATIONS]
+    settings = imitation(1, setting.steps, setting.batch, mixture(digits, modes, seed=0), seed=0)
+    taught = make(SampleConfig, {"num": DIGITS, "seed": 0, "device": "cpu"})
+    drawn["its student"] = [images(digits, student(digits, run, settings), taught)]
     return drawn
 
 
@@ -66,7 +70,9 @@ def draw(drawn: dict[str, list[np.ndarray]], path: Path) -> None:
         axis.set_title(f"{evaluations} evaluation{'s' if evaluations > 1 else ''}", fontsize=10)
     for row, (name, blocks) in zip(axes, drawn.items(), strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        for axis, block in zip(row, blocks, strict=True):
+        for axis in row[len(blocks) :]:
+            axis.axis("off")
+        for axis, block in zip(row, blocks, strict=False):
             axis.imshow(np.concatenate(list(block), axis=1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
