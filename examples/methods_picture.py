@@ -4,7 +4,7 @@ All networks have the same size and budget, that of `digits_study`; a row is a m
 noise and the same class. The last row is the union's student of one evaluation, trained for as many steps. Nothing is
 selected: the columns are the first samples of seed 0.
 
-    python examples/methods_picture.py             # about 40 minutes on one idle core; may be stopped, and resumes
+    python examples/methods_picture.py             # about 20 minutes on one idle core; may be stopped, and resumes
     python examples/methods_picture.py --quick     # the same in miniature, for a look at the output
 """
 
