@@ -300,7 +300,8 @@ def hostile(world: Path, cases: int, seed: int) -> Tally:
         arguments = command(world, name, rng)
         ending = Child(arguments, folder).wait()
         shutil.rmtree(folder / "new", ignore_errors=True)
-        left = {file.name for file in folder.parent.rglob("*")} - {"inside", name, "new.h5", f"{name}.metrics.json"}
+        known = {"inside", name, "new.h5", f"{name}.metrics.json", "likelihood.json"}
+        left = {file.name for file in folder.parent.rglob("*")} - known
         fault = ending.fault() or (f"made {sorted(left)}" if left else None)
         if index % 2 == 0:
             fault = fault or as_mixture(folder / name)
