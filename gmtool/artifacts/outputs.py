@@ -26,7 +26,7 @@ from typing import IO
 import h5py
 
 from gmtool.artifacts import reconstruction, samples, sweep
-from gmtool.artifacts.files import check_writable, flush_to_disk, is_part, resolved, work_folder
+from gmtool.artifacts.files import LARGEST_RECORD, check_writable, flush_to_disk, is_part, resolved, work_folder
 from gmtool.artifacts.hdf5 import read_manifest
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, parse_manifest
 from gmtool.artifacts.resume import STATE
@@ -173,7 +173,7 @@ def kind_of(path: Path) -> str | None:
         if not path.is_file():
             return None
         if path.suffix == ".json":
-            return parse_manifest(path.read_bytes(), path).kind
+            return None if path.stat().st_size > LARGEST_RECORD else parse_manifest(path.read_bytes(), path).kind
         if not h5py.is_hdf5(path):
             return None
         with h5py.File(path, "r", locking="best-effort") as file:

@@ -11,9 +11,9 @@ import h5py
 import pytest
 from user import held_by_another
 
-from gmtool.artifacts.files import check_writable, resolved, written_aside
+from gmtool.artifacts.files import LARGEST_RECORD, check_writable, resolved, written_aside
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, Manifest
-from gmtool.artifacts.outputs import LOCK, OLD, Output, held, kept_to_this_process, output_of
+from gmtool.artifacts.outputs import LOCK, OLD, Output, held, kept_to_this_process, kind_of, output_of
 from gmtool.artifacts.samples import METRICS
 from gmtool.errors import UserError
 
@@ -267,3 +267,11 @@ def test_a_hidden_folder_of_the_user_s_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="in the way, and gmtool did not make it"):
         output_of(tmp_path / "gmm.h5", "gmm")
     assert not (output.work / LOCK).exists()
+
+
+def test_a_json_file_larger_than_any_record_is_not_read(tmp_path):
+    path, text = tmp_path / "likelihood.json", Manifest("likelihood", "likelihood", "00", {}).to_json()
+    path.write_text(text)
+    assert kind_of(path) == "likelihood"
+    path.write_text(text + " " * LARGEST_RECORD)  # the same manifest to a JSON parser
+    assert kind_of(path) is None
