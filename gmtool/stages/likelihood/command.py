@@ -9,7 +9,7 @@ import typer
 
 from gmtool.errors import UserError
 from gmtool.flags import PresetName, with_options
-from gmtool.stages.likelihood.config import LikelihoodConfig
+from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
 
 if TYPE_CHECKING:
     from gmtool.stages.likelihood.report import LikelihoodReport
@@ -30,7 +30,7 @@ def command(
     _preset: PresetName = None,
     output: Annotated[
         Path, typer.Option("--output", help="JSON file for the result, which gmtool report shows.", metavar="FILE")
-    ] = Path("likelihood.json"),
+    ] = RESULT,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
     ] = False,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from gmtool.sampling.settings import WeightSettings
 from gmtool.settings import BatchSize, Device, Option, Seed, Settings
+
+RESULT = Path("likelihood.json")
+"""The file that is written by default."""
 
 
 @dataclass(frozen=True)

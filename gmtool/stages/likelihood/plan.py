@@ -24,11 +24,8 @@ from gmtool.evaluation.references import (
 )
 from gmtool.forecast import FileSize, Forecast
 from gmtool.sampling.model import find_weights
-from gmtool.stages.likelihood.config import LikelihoodConfig
+from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
 from gmtool.tokenizers.build import image_size_of
-
-RESULT = Path("likelihood.json")
-"""What is written by default."""
 
 Data = ImagesReference | ArrayReference | LatentsReference
 

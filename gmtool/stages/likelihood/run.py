@@ -31,8 +31,8 @@ from gmtool.runtime import allow_tf32
 from gmtool.sampling.model import TrainedModel, load_model, load_network
 from gmtool.sampling.sampler import conditions_of
 from gmtool.settings import as_flat
-from gmtool.stages.likelihood.config import LikelihoodConfig
-from gmtool.stages.likelihood.plan import RESULT, LikelihoodPlan, plan_likelihood
+from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
+from gmtool.stages.likelihood.plan import LikelihoodPlan, plan_likelihood
 from gmtool.stages.likelihood.report import LikelihoodReport
 from gmtool.streams import Noise, key_seed
 from gmtool.tokenizers.base import Encoded, Tokenizer, is_grey
