@@ -1,8 +1,6 @@
 """``python -m gmtool``: the command line, also under ``torchrun -m gmtool``."""
 
-import sys
-
-from gmtool.cli.app import main
+from gmtool.cli.app import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

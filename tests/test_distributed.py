@@ -43,7 +43,7 @@ def execute(_arguments):
     world.barrier()
 
 app.execute = execute
-sys.exit(app.main([]))
+app.run()
 """
 
 
@@ -56,6 +56,17 @@ def test_two_processes_agree_and_the_one_that_fails_says_why(tmp_path: Path) -> 
     assert done.stdout.splitlines() == ["said by 0"]
     ours = done.stderr.split("torch/distributed")[0].splitlines()[:-1]  # then torchrun tells that a process failed
     assert sorted(ours) == ["gmtool: error: the second process fails", "noted by 0"]
+
+
+@pytest.mark.slow
+def test_a_process_of_torchrun_ends_without_tearing_itself_down(tmp_path: Path) -> None:
+    """As a thread of gloo that lets go of a tensor too late would, what runs at exit aborts the process."""
+    (tmp_path / "script.py").write_text(
+        "import atexit, os\nfrom gmtool.cli import app\natexit.register(os.abort)\n"
+        "app.execute = lambda _: print('done') or 0\napp.run()"
+    )
+    done = torchrun(["script.py"], tmp_path)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 def test_one_process_is_a_world() -> None:

@@ -34,7 +34,7 @@ def chain(_arguments):
             print("refused:", error)
 
 execute, app.execute = app.execute, chain  # which runs in the group that main makes
-sys.exit(app.main([]))
+app.run()
 """
 
 

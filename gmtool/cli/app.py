@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated
 
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # small network then takes several times as long. It is read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _terminable():
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if not _under_torchrun():
             return _report(*_attempt(arguments))
         from gmtool.distributed import process_group
 
@@ -158,8 +158,24 @@ def _attempt(arguments: Sequence[str] | None) -> tuple[int, str | None]:
 
 
 def run() -> None:
-    """Entry point of the ``gmtool`` script."""
-    sys.exit(main())
+    """Entry point of the ``gmtool`` script and of ``python -m gmtool``: run one command, and end the process.
+
+    Under torchrun the process ends without tearing the interpreter down. The threads of gloo and NCCL outlive the
+    process group if something still refers to it, and one that lets go of a tensor while the interpreter is torn down
+    makes C++ abort a process whose work is done; torchrun would report that as a failure.
+    """
+    code = main()
+    if not _under_torchrun():
+        sys.exit(code)
+    with suppress(OSError):  # the reader of the output has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _under_torchrun() -> bool:
+    """Whether torchrun started this process; known without importing torch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _help_hint(error: Exception) -> str:
