@@ -113,6 +113,7 @@ def test_auto_is_the_gpu_in_bfloat16() -> None:
     assert resolve_device("auto") == CUDA and compute_dtype("auto", CUDA) == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_largest_micro_batch_is_found_by_trying(case: str) -> None:
     assert choose_micro_batch(stepper_of(case, CUDA), "auto", 8, CUDA) == 8

@@ -163,7 +163,7 @@ def patches(options: argparse.Namespace) -> None:
         make_latents(path, count)
         with open_latents(path) as source:
             add = adder(options.gigabytes * 1e9)
-            moments(source, (modes[:1], np.ones((1, 2), np.float32)), 1, 2**30, add)  # compiles the loop
+            moments(source, (np.zeros_like(modes[:1]), np.ones((1, 2), np.float32)), 1, 2**30, add)  # compiles the loop
             rows = []
             for name, shares in assignments.items():
                 passes = []

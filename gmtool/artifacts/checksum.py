@@ -21,8 +21,10 @@ def checksum(values: np.ndarray) -> str:
 
 def row_checksums(rows: np.ndarray) -> np.ndarray:
     """A 64-bit checksum of the content of each row of an array (n, ...): (n,) uint64."""
-    content = as_bytes(rows).reshape(len(rows), math.prod(rows.shape[1:]) * rows.dtype.itemsize)
-    return np.fromiter((xxhash.xxh3_64_intdigest(row.data) for row in content), np.uint64, len(rows))
+    content, size = as_bytes(rows).data, math.prod(rows.shape[1:]) * rows.dtype.itemsize
+    return np.array(
+        [xxhash.xxh3_64_intdigest(content[row * size : (row + 1) * size]) for row in range(len(rows))], np.uint64
+    )
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:

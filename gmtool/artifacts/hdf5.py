@@ -53,14 +53,16 @@ class _RowSource:
     checksums: np.ndarray | None
     verified: np.ndarray
 
-    def check(self, rows: np.ndarray, values: np.ndarray) -> None:
+    def unverified(self, rows: np.ndarray) -> bool:
+        """Whether one of these rows has a checksum that has not been compared yet."""
+        return self.checksums is not None and not self.verified[rows].all()
+
+    def verify(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Raise ValueError where one of the values (n, ...) of some rows is not what was written."""
-        if self.checksums is None or self.verified[rows].all():
-            return
-        changed = np.flatnonzero(row_checksums(values) != self.checksums[rows])
-        if len(changed):
-            raise ValueError(f"the checksum of row {rows[changed[0]]} of {self.dataset.name[1:]} does not match")
-        self.verified[rows] = True
+        assert self.checksums is not None
+        differs = row_checksums(values) != self.checksums[rows]
+        if differs.any():
+            raise ValueError(f"the checksum of row {rows[differs][0]} of {self.dataset.name[1:]} does not match")
 
 
 class _Open(NamedTuple):
@@ -140,19 +142,23 @@ class Hdf5Reader:
     def _read_increasing(self, source: _RowSource, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         values = source.dataset
         entries = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out[: len(rows)]
+        unverified = source.unverified(rows)
+
+        def verify(first: int, last: int) -> None:
+            source.verify(rows[first:last], entries[first:last])
+
         if source.stored is not None:
-            source.stored.read(
-                self._opened().file.id.get_vfd_handle(),
-                rows,
-                entries,
-                lambda first, last: source.check(rows[first:last], entries[first:last]),
-            )
-            return entries
-        # h5py takes increasing indices, but is slow at them: read runs of neighbours
-        for start, stop in runs(rows):
-            first = int(rows[start])
-            values.read_direct(entries, np.s_[first : first + stop - start], np.s_[start:stop])
-        source.check(rows, entries)
+            descriptor = self._opened().file.id.get_vfd_handle()
+            source.stored.read(descriptor, rows, entries, verify if unverified else None)
+        else:
+            # h5py takes increasing indices, but is slow at them: read runs of neighbours
+            for start, stop in runs(rows):
+                first = int(rows[start])
+                values.read_direct(entries, np.s_[first : first + stop - start], np.s_[start:stop])
+                if unverified:
+                    verify(start, stop)
+        if unverified:
+            source.verified[rows] = True
         return entries
 
 

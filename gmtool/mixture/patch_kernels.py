@@ -60,21 +60,27 @@ def numba_add() -> Add:
     tile = TILE_NUMBA
 
     def add_tiles(first: Any, second: Any, bits: Any, rows: Any, shares: Any) -> None:
-        buffer = np.empty(tile, np.uint32)
-        values = buffer.view(np.float32)
+        buffer, other_buffer = np.empty(tile, np.uint32), np.empty(tile, np.uint32)
+        values, other_values = buffer.view(np.float32), other_buffer.view(np.float32)
         for start in range(0, len(first), tile):
             of_values, of_squares = first[start : start + tile], second[start : start + tile]
-            for index in range(len(rows)):
-                half, share = bits[rows[index], start : start + tile], np.float64(shares[index])
-                # two loops, each of which the compiler turns into vector instructions
+            # two samples at a time: their sums then travel to and from the cache half as often
+            for index in range(0, len(rows), 2):
+                other = min(index + 1, len(rows) - 1)
+                share, other_share = np.float64(shares[index]), np.float64(shares[other]) if other > index else 0.0
+                half, other_half = bits[rows[index], start : start + tile], bits[rows[other], start : start + tile]
+                # three loops, each of which the compiler turns into vector instructions
                 for entry in range(len(half)):
                     number = np.uint32(half[entry])
                     buffer[entry] = ((number & sign) << sign_shift) | ((number & magnitude) << magnitude_shift)
                 for entry in range(len(half)):
-                    value = np.float64(values[entry] * scale)
-                    part = share * value
-                    of_values[entry] += part
-                    of_squares[entry] += part * value
+                    number = np.uint32(other_half[entry])
+                    other_buffer[entry] = ((number & sign) << sign_shift) | ((number & magnitude) << magnitude_shift)
+                for entry in range(len(half)):
+                    value, other_value = np.float64(values[entry] * scale), np.float64(other_values[entry] * scale)
+                    part, other_part = share * value, other_share * other_value
+                    of_values[entry] = (of_values[entry] + part) + other_part
+                    of_squares[entry] = (of_squares[entry] + part * value) + other_part * other_value
 
     compiled = njit(add_tiles, nogil=True, error_model="numpy")
 

@@ -298,15 +298,20 @@ def _finish(
         variance, per_scale = everything.variance[tile], everything.per_scale[tile]
         if mass > 0:
             center = first.reshape(shape)[tile] / mass
-            own = np.maximum(second.reshape(shape)[tile] / mass - np.square(center), 0)
+            own = second.reshape(shape)[tile] / mass
+            own -= np.square(center)
+            np.maximum(own, 0, out=own)
             if settings.mirror:
                 center, own = _mirrored(center, own)
         else:
             center, own = everything.mean[tile], variance
-        given = keep * own + (1 - keep) * variance + everything.floor
-        mean[tile], std[tile] = center, np.sqrt(given)
+        given = keep * own
+        given += (1 - keep) * variance
+        given += everything.floor
+        mean[tile] = center
+        np.sqrt(given, out=std[tile], casting="same_kind")
         apart = np.square(center - everything.origin[tile])
-        sums += [*(np.vdot(variance, per_scale) for variance in (own, apart, given)), (own / given).sum()]
+        sums += [*(np.vdot(values, per_scale) for values in (own, apart, given)), (own / given).sum()]
     within, distance, ratio, share = (sums / mean.size).tolist()
     logarithm = 2 * float(np.log(std).mean(dtype=np.float64)) - everything.log_scale
     if settings.covariance == "spherical":

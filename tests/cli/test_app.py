@@ -509,6 +509,7 @@ def fill(place: Path, leave: int) -> Path:
     return filler
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_during_training(
     small: Small, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_mixture_of_a_part_is_that_of_a_file_with_nothing_else(small: Small, t
         assert gmm.manifest.details["data"] == 30
 
 
+@pytest.mark.slow
 def test_a_run_on_a_part_has_the_statistics_of_that_part(small: Small, tmp_path: Path) -> None:
     values = {"fraction": 0.2, "seed": 5, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
     train(small.latents("classes"), tmp_path / "run", make(TrainConfig, values), Progress())

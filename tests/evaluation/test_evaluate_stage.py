@@ -37,6 +37,7 @@ def values(report: Report) -> dict[str, float]:
     return {figure.metric: figure.generated.value for figure in report.figures}
 
 
+@pytest.mark.slow
 def test_real_images_score_like_real_images(world):
     report = run(world / "samples", world / "held_out")
     frechet = report.figure("frechet_distance")
@@ -77,6 +78,7 @@ def test_saturation_tells_washed_out_samples_from_glaring_ones(world, tmp_path, 
             assert 0.3 < figure.real.value < 0.9 and figure.real.images == 500
 
 
+@pytest.mark.slow
 def test_training_images_stand_in_when_the_reference_is_other(world):
     report = run(world / "samples", world / "held_out")
     for figure in report.figures[:4]:
@@ -165,6 +167,7 @@ def test_auto_falls_back_on_the_tokenizer_and_says_why(world):
     assert any("the run's own tokenizer" in line and "could not be fetched" in line for line in progress.lines)
 
 
+@pytest.mark.slow
 def test_changed_training_latents_are_not_the_default_reference(world, tmp_path):
     samples = shutil.copytree(world / "samples", tmp_path / "samples")
     record = samples / "sampling.json"

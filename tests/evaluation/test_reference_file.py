@@ -39,6 +39,7 @@ def dinov2(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_reference_and_samples_in_adms_form_give_the_same_figures(folders, dinov2, digits, capsys):
     """Statistics of a set, and its images, through a file; and the samples as ADM's tools write them."""
     common = ["--dinov2-weights", dinov2, "--cache-size", "0"]

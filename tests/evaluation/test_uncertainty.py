@@ -120,6 +120,7 @@ def test_means_and_spreads_over_seeds():
     assert over_seeds([[figure(1.0, None)]]) == (figure(1.0, None),)
 
 
+@pytest.mark.slow
 def test_the_command_shows_both(world, capsys):
     arguments = ["eval", str(world / "samples"), "--features", "tokenizer"]
     assert main([*arguments, "--intervals", "3", "--repeats", "2", "--json"]) == 0

@@ -24,6 +24,7 @@ def example():
     return load_example("load_run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "objective"), [("tiny", "fm"), ("DH-tiny", "gm-kl")])
 def test_it_draws_what_gmtool_draws(
     example, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, objective: str

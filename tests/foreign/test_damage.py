@@ -115,6 +115,7 @@ def test_a_flipped_byte_of_a_checkpoint_is_never_another_number(tmp_path: Path, 
     assert refused > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights.safetensors", "mixture.pkl"])
 def test_a_flipped_byte_of_a_file_without_checksums_is_one_line_at_most(tmp_path: Path, name: str) -> None:
     write, read = FILES[name]
@@ -212,6 +213,7 @@ def archive(path: Path, pickled: bytes, name: str = "archive/data.pkl", method: 
             file.writestr(part, content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_pickle_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -284,6 +284,7 @@ def test_modes_without_images_are_told(tmp_path: Path) -> None:
         np.testing.assert_allclose(gmm.patch_mean(empty), np.tile(latents.mean, (3, 1, 1, 1)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_plan(digits: Path, tmp_path: Path) -> None:
     plan = plan_of(digits, tmp_path / "gmm.h5", fit_config(top_k=50))
     assert (plan.samples, plan.fitted, plan.modes, plan.top_k, plan.shape) == (1797, 1707, 20, 20, (1, 8, 8))
@@ -411,6 +412,7 @@ def test_modes_of_one_image_without_a_variance_floor(tmp_path: Path, em_iteratio
     fit_gmm(path, tmp_path / "gmm.h5", changed(config, {"variance_floor": 1e-6}), Progress())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [4.0, 64 * (WORK_BYTES + 5.5 * 16 * 3) / 2**30])
 def test_an_output_in_a_new_folder(digits: Path, tmp_path: Path, memory: float) -> None:
     config = fit_config(modes=6, em_iterations=2, memory=memory)
@@ -504,6 +506,7 @@ def test_history_is_of_the_fitted_and_of_the_held_out(digits: Path, tmp_path: Pa
     assert diagonal.travel < gaussian.travel - 0.2
 
 
+@pytest.mark.slow
 def test_mirror_makes_modes_symmetric(digits: Path, tmp_path: Path) -> None:
     fit_gmm(digits, tmp_path / "gmm.h5", fit_config(mirror=True), Progress())
     with open_gmm(tmp_path / "gmm.h5") as gmm:

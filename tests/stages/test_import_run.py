@@ -170,6 +170,7 @@ def test_an_imported_run_samples_and_is_described(place: Path, dino: Path, capsy
     )
 
 
+@pytest.mark.slow
 def test_pictures_and_a_score_with_a_decoder(
     place: Path, dino: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +225,7 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
         np.testing.assert_allclose(same.patches(slice(None)), plain.patches(slice(None)), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_labels_that_a_network_does_not_use(place: Path, dino: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, values = load_file(golden.DATA / "ditdh.safetensors"), golden.arrays("ditdh")
     save_checkpoint(place / "uncond.pt", weights)

@@ -90,6 +90,7 @@ def test_a_mixture_source_is_summed_over_its_modes(small: Small, runs: dict[str,
     assert report.normalised[0] == pytest.approx(expected.mean(), abs=2e-3) and not report.bound
 
 
+@pytest.mark.slow
 def test_a_union_is_bounded_by_its_most_probable_mode(small: Small, runs: dict[str, Path]) -> None:
     x, _ = normalised(small, runs["union"])
     weights, mean, std = modes(small, runs["union"])
@@ -102,6 +103,7 @@ def test_a_union_is_bounded_by_its_most_probable_mode(small: Small, runs: dict[s
     assert report.velocity is not None and np.isfinite(report.velocity).all()
 
 
+@pytest.mark.slow
 def test_images_are_encoded_as_the_runs_were(small: Small, runs: dict[str, Path]) -> None:
     latents, images = (
         likelihood_of(path, runs["mm-fm"]) for path in (small.latents("classes"), small.classes / "images")
@@ -109,6 +111,7 @@ def test_images_are_encoded_as_the_runs_were(small: Small, runs: dict[str, Path]
     assert images.count == latents.count and images.normalised[0] == pytest.approx(latents.normalised[0], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, capsys) -> None:
     arguments = ["likelihood", str(small.latents("classes")), str(runs["union"]), "--num", "8", "--device", "cpu"]
     assert main([*arguments, "--dry-run"]) == 0

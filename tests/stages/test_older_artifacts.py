@@ -57,6 +57,7 @@ def test_it_is_inspected(chain: Path, capsys: pytest.CaptureFixture[str], name: 
     assert kind in first and first.endswith("0.1.0")
 
 
+@pytest.mark.slow
 def test_its_mixture_needs_no_second_fit(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(chain)
     types("fit-gmm --modes 3 --device cpu")
@@ -64,6 +65,7 @@ def test_its_mixture_needs_no_second_fit(chain: Path, capsys: pytest.CaptureFixt
     assert before.items() <= contents(chain).items()
 
 
+@pytest.mark.slow
 def test_its_latents_are_fitted_anew(chain: Path) -> None:
     types("fit-gmm latents.h5 other.h5 --modes 2 --device cpu")
     assert (chain / "other.h5").is_file()

@@ -103,6 +103,7 @@ def test_a_table_offline(
     assert "--lpips-weights FILE, or use --perceptual none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_statistics_that_do_not_belong(place: Path, tmp_path: Path) -> None:
     """Another encoder's, by its record; and, without one, by what they make of the latents."""
     latents = tmp_path / "latents.h5"

@@ -452,6 +452,7 @@ def test_the_union_maps_back_from_the_modes_coordinates(small: Small, make_run: 
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [{}, {"objective": "gm-kl"}, UNION], ids=["fm", "gm-kl", "union"])
 @pytest.mark.parametrize("guidance", ["none", "cfg", "prob", "prob-weights"])
 @pytest.mark.parametrize("solver", [None, *SOLVERS])

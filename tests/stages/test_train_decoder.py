@@ -230,6 +230,7 @@ def test_pictures_among_the_images(place: Path) -> None:
         assert not (place / "images" / folder).exists()
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_replaced(place: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")

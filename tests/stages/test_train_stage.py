@@ -258,6 +258,7 @@ def test_mode_weights_are_those_of_the_data(small: Small) -> None:
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_run_folder(small: Small, tmp_path: Path) -> None:
     report = run(small, tmp_path / "run", changed(QUICK, {"objective": "gm-kl", "source": "gmm", "preview_every": 3}))
     assert (report.resumed_from, report.steps) == (0, 5)
@@ -333,6 +334,7 @@ def test_the_seed_decides(small: Small, tmp_path: Path) -> None:
     assert (tmp_path / "one/metrics.jsonl").read_text() != (tmp_path / "two/metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run")
     before = changes(tmp_path / "run")
@@ -388,6 +390,7 @@ def test_what_was_lost_between_a_checkpoint_and_its_preview_is_made_up(
         assert whole == again
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_record_begins_anew(small: Small, tmp_path: Path, monkeypatch) -> None:
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
@@ -636,6 +639,7 @@ def test_a_run_that_always_diverges_stops_with_advice(
 # --- what is damaged, held or wrong -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_short_is_passed_over_with_a_word(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run")
     older, newest = list_checkpoints(tmp_path / "run/checkpoints")
@@ -653,6 +657,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over_with_a_word(small: Small
     assert any("passing over" in line and f"{newest.path} was cut short" in line for line in notes.lines)
 
 
+@pytest.mark.slow
 def test_checkpoints_for_ever_and_the_newest(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run", changed(QUICK, {"steps": 9, "save_every": 1, "keep": 2, "keep_every": 3}))
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "run/checkpoints")] == [3, 6, 8, 9]
@@ -706,6 +711,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(small: Small, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network(small: Small, tmp_path: Path) -> None:
     run(small, tmp_path / "run")
     run(small, tmp_path / "other", changed(QUICK, {"objective": "gm-kl"}))

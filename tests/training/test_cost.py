@@ -49,6 +49,7 @@ def test_operations_are_those_of_the_closed_form(method: MethodRecord, architect
     assert cost.parameters == sum(parameter.numel() for parameter in build_network(architecture, 0).parameters())
 
 
+@pytest.mark.slow
 def test_precision_changes_memory_but_no_operation() -> None:
     full, half = (step_cost(SMALL, FM, precision) for precision in (torch.float32, torch.bfloat16))
     assert full.flops == half.flops

@@ -102,6 +102,7 @@ def test_the_weights_enter_the_gradient_and_not_the_loss(first_steps: int, micro
         torch.testing.assert_close(parameter.grad, expected.grad)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(small: Small, tmp_path: Path) -> None:
     train(small.latents("classes"), tmp_path / "whole", TRAINING, Progress())
     with pytest.raises(KeyboardInterrupt):

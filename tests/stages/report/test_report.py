@@ -387,6 +387,7 @@ def test_a_page_that_is_too_small(experiments: Path, tmp_path: Path) -> None:
 # --- as it is typed ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_as_it_is_typed(
     experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
