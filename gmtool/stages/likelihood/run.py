@@ -73,7 +73,7 @@ def likelihood(
     if plan.trained_on:
         progress.note(f"{data} is what {run} was trained on, not held-out data")
     share = plan.world.share(len(plan.data))
-    figures: list[Tensor] = []
+    figures: list[list[float]] = []  # not tensors: small ones that stay would scatter over the memory of large ones
     calls = 0.0
     with ExitStack() as stack:
         network = load_network(plan.run.architecture, plan.weights, plan.world.device).requires_grad_(False)
@@ -84,15 +84,15 @@ def likelihood(
         for part in _parts(plan, model, share):
             given = _given(plan, model, part, assignments)
             nll, evaluations = _density(plan, model, part, given)
-            figures.append(torch.stack([nll, _velocity(plan, model, part, given)], dim=1).cpu())
+            figures += torch.stack([nll, _velocity(plan, model, part, given)], dim=1).tolist()
             calls += evaluations * len(part.x)
             progress.advance(len(part.x), {"nats/dim": float(nll.mean())})
     return _report(plan, model, figures, calls)
 
 
-def _report(plan: LikelihoodPlan, model: TrainedModel, figures: list[Tensor], calls: float) -> LikelihoodReport:
+def _report(plan: LikelihoodPlan, model: TrainedModel, figures: list[list[float]], calls: float) -> LikelihoodReport:
     world = plan.world
-    mine = torch.cat(figures) if figures else torch.empty(0, 2, dtype=torch.float64)
+    mine = torch.tensor(figures, dtype=torch.float64).reshape(-1, 2)
     gathered = world.gather({"values": mine, "calls": torch.tensor([calls], dtype=torch.float64)})
     together = {}
     if gathered:

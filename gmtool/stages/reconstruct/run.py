@@ -114,13 +114,14 @@ def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, p
 
 @dataclass
 class _Results:
-    """The results for this process's images: figures (n,) by name, features, and the pairs that are shown.
+    """The results for this process's images: n figures by name, features, and the pairs that are shown.
 
+    figures: no tensors, because small ones that stay would scatter over the memory that batches come and go in.
     shown: uint8 (n, 3, S, 2 S), the first pairs. worst: the same, with the figure by which they are the worst.
     """
 
     indices: list[int] = field(default_factory=list)
-    figures: dict[str, list[Tensor]] = field(default_factory=dict)
+    figures: dict[str, list[float]] = field(default_factory=dict)
     real: dict[str, list[Tensor]] = field(default_factory=dict)
     made: dict[str, list[Tensor]] = field(default_factory=dict)
     shown: list[Tensor] = field(default_factory=list)
@@ -249,7 +250,7 @@ def _reconstruct(
             figures = _figures(images, made, lpips)
             results.indices += batch.indices.tolist()
             for name, values in figures.items():
-                results.figures.setdefault(name, []).append(values.cpu())
+                results.figures.setdefault(name, []).extend(values.tolist())
             for name, extractor in extractors.items():
                 results.real.setdefault(name, []).append(extractor(images).vectors)
                 results.made.setdefault(name, []).append(extractor(made).vectors)
@@ -285,7 +286,8 @@ def _show(results: _Results, pairs: Tensor, values: Tensor, count: int) -> None:
 def _tensors(results: _Results) -> dict[str, Tensor]:
     """The results, for the journey to the first process."""
     tensors = {"indices": torch.tensor(results.indices, dtype=torch.int64)}
-    for kind, values in (("figure", results.figures), ("real", results.real), ("made", results.made)):
+    tensors |= {f"figure.{name}": torch.tensor(values, dtype=torch.float64) for name, values in results.figures.items()}
+    for kind, values in (("real", results.real), ("made", results.made)):
         tensors |= {f"{kind}.{name}": torch.cat(parts) for name, parts in values.items()}
     if results.worst is not None and results.worst_values is not None:
         tensors |= {"shown": torch.cat(results.shown), "worst": results.worst, "worst_values": results.worst_values}
@@ -315,7 +317,7 @@ def _report(
     if not indices:
         raise UserError(f"{plan.images.root}: none of its images can be read: give others")
     names = _names_of_figures(parts)
-    figures = {name: joined(f"figure.{name}").double() for name in names}
+    figures = {name: joined(f"figure.{name}") for name in names}
     distances = []
     for name in extractors if len(indices) > 1 else ():
         real, made = (feature_statistics(joined(f"{kind}.{name}")) for kind in ("real", "made"))
