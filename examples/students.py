@@ -2,9 +2,9 @@
 
 Teachers are flow matching, MM-FM and the union; students imitate them (`gmtool.flow.imitation`), those of a mixture in
 each mode's whitened coordinates. In ten dimensions (`mixture_source`) MM-FM is conditioned on the mode; the score is
-squared sliced W2 to held-out points, beside that of as many other points of the data. On the digits (`digits`) all are
-conditioned on the class, and MM-FM is not conditioned on the mode; the score is the Fréchet distance to digits that
-took no part in training. Tables of mean and standard deviation over the seeds, and a picture.
+squared sliced W2 to held-out points, a mean over eight draws of both, beside that of other points of the data. On the
+digits (`digits`) all are conditioned on the class, and MM-FM is not conditioned on the mode; the score is the Fréchet
+distance to digits that took no part in training. Tables of mean and standard deviation over the seeds, and a picture.
 
     python examples/students.py points            # about 90 minutes on one idle core; may be stopped, and resumes
     python examples/students.py digits            # about five hours
@@ -53,6 +53,7 @@ TEACHERS = {
     "union": "mixture, mode, gm-kl (union)",
 }
 EVALUATIONS, STUDENTS = (1, 2, 4, 8, 50), (1, 2, 4)
+DRAWS = 8  # of points and of held-out points for a score: of 20,000 of the data alone it varies from one to the next
 RATE, SUBSTEPS = 3e-3, 32  # of a student's training; it is drawn from in 128 sub-steps
 
 
@@ -61,19 +62,17 @@ RATE, SUBSTEPS = 3e-3, 32  # of a student's training; it is drawn from in 128 su
 
 @dataclass(frozen=True)
 class World:
-    """Points (N, 10, 1, 1) of a data set: to train on, to compare with, and others; the mixture fitted to the first."""
+    """Points (N, 10, 1, 1) of a data set to train on; the mixture fitted to them, and p(k | x) of each (N, 8)."""
 
     name: str
     x: Tensor
-    held_out: Tensor
-    other: Tensor
     mixture: ModeMixture
     shares: Tensor
     seed: int
 
-    def distance(self, points: Tensor) -> float:
-        """Squared sliced W2 to the held-out points."""
-        return sliced_distance(points, self.held_out, generator("directions"))
+    def fresh(self, part: str, draw: int) -> Tensor:
+        """As many other points of the data."""
+        return curved_modes(DISTANCES[self.name], len(self.x), generator(part, str(draw)))
 
     def modes_of(self, rows: Tensor, stream: torch.Generator) -> Tensor:
         """The modes of points, drawn from what the mixture says of them."""
@@ -82,11 +81,34 @@ class World:
         )
 
 
+@dataclass(frozen=True)
+class Start:
+    """What samples are drawn from: modes (N,), their statistics, and noise (N, 10, 1, 1)."""
+
+    modes: Tensor
+    own: ModeStatistics
+    noise: Tensor
+
+
 def world(name: str, count: int, seed: int) -> World:
-    x, held_out, other = (
-        curved_modes(DISTANCES[name], count, generator(part)) for part in ("training", "held out", "other")
-    )
-    return World(name, x, held_out, other, *mixture_source.fit(x, seed), seed)
+    x = curved_modes(DISTANCES[name], count, generator("training"))
+    return World(name, x, *mixture_source.fit(x, seed), seed)
+
+
+def start(data: World, draw: int) -> Start:
+    stream = generator(data.seed, "draw", str(draw))
+    modes = data.mixture.draw(len(data.x), stream)
+    return Start(modes, data.mixture.at(modes), torch.randn(data.x.shape, generator=stream))
+
+
+Sampler = Callable[[int], Tensor]
+"""The points (N, 10, 1, 1) of a draw."""
+
+
+def distance(data: World, sample: Sampler) -> float:
+    """Squared sliced W2 of samples to held-out points, mean over draws of both."""
+    draws = range(DRAWS)
+    return mean(sliced_distance(sample(n), data.fresh("held out", n), generator("directions")) for n in draws)
 
 
 def point_network(components: int, conditioned: bool) -> PointNetwork:
@@ -144,39 +166,50 @@ def draw_student(method: Method, predict: Predict, own: ModeStatistics, noise: T
     return method.finish(end, own)
 
 
+def by_teacher(flow: str, teacher: PointNetwork, starts: Sequence[Start], evaluations: int) -> Sampler:
+    method = FLOWS[flow][0]
+
+    def sample(draw: int) -> Tensor:
+        given = starts[draw]
+        return mixture_source.draw(method, partial(teacher, modes=given.modes), given.own, given.noise, evaluations)
+
+    return sample
+
+
+def by_student(
+    data: World, flow: str, teacher: PointNetwork, starts: Sequence[Start], evaluations: int, steps: int
+) -> Sampler:
+    """Of a student that is trained now."""
+    network, method = train_student(data, flow, teacher, evaluations, steps), student_method(*FLOWS[flow], evaluations)
+
+    def sample(draw: int) -> Tensor:
+        given = starts[draw]
+        return draw_student(method, partial(network, modes=given.modes), given.own, given.noise)
+
+    return sample
+
+
 def point_scores(name: str, seed: int, setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
     """The distances of each teacher and its students by evaluations, and that of other data: what is there is read."""
     file = folder / f"{name}-{seed}-{setting.teacher}-{setting.student}.json"
     table: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     data = world(name, setting.count, seed)
-    stream = generator(seed, "draw")
-    modes, noise = data.mixture.draw(setting.count, stream), torch.randn(data.x.shape, generator=stream)
-    own = data.mixture.at(modes)
+    starts = [start(data, draw) for draw in range(DRAWS)]
 
-    def keep(row: str, column: int, value: Callable[[], float]) -> None:
+    def keep(row: str, column: int, sampler: Callable[[], Sampler]) -> None:
         if str(column) not in table.setdefault(row, {}):
-            table[row][str(column)] = value()
+            table[row][str(column)] = distance(data, sampler())
             with written_aside(file) as part:
                 part.write_text(json.dumps(table))
 
-    keep("data", 0, lambda: data.distance(data.other))
+    keep("data", 0, lambda: partial(data.fresh, "other"))
     for label in setting.teachers:
         flow = TEACHERS[label]
-        method, conditioned = FLOWS[flow]
         teacher = teacher_of(data, flow, setting.teacher, folder)
         for count in EVALUATIONS:
-            draw = partial(mixture_source.draw, method, partial(teacher, modes=modes), own, noise, count)
-            keep(label, count, lambda draw=draw: data.distance(draw()))
+            keep(label, count, partial(by_teacher, flow, teacher, starts, count))
         for count in setting.students:
-            taught = student_method(method, conditioned, count)
-            train = partial(train_student, data, flow, teacher, count, setting.student)
-            keep(
-                f"student of {label}",
-                count,
-                lambda taught=taught, train=train: data.distance(
-                    draw_student(taught, partial(train(), modes=modes), own, noise)
-                ),
-            )
+            keep(f"student of {label}", count, partial(by_student, data, flow, teacher, starts, count, setting.student))
     return table
 
 
