@@ -98,7 +98,7 @@ def one_line(error: BaseException) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Bring a file's content to the disk, so that a rename cannot outrun it."""
+    """Bring the content of a file or folder to the disk (fsync), so that a later rename is not written before it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -81,7 +81,10 @@ class Output:
             yield
 
     def publish(self) -> None:
-        """Put what was made into its place, and forget the state of its making. What is replaced is checked again."""
+        """Rename what was made to its final path, and remove the state of its making.
+
+        Raises UserError as `check` does, which looks again at what is replaced.
+        """
         self.check()
         flush_to_disk(self.part)
         old = self.work / OLD
