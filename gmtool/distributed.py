@@ -50,7 +50,7 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """This process's part of ``count`` items in a row: parts follow the ranks, and differ in size by one at most."""
+        """This process's part of ``count`` items in a row: parts follow the ranks and differ in size by one at most."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def rows(self, count: int) -> slice:

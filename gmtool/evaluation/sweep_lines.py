@@ -62,7 +62,7 @@ def floors_of(sweep: Sweep, metric: str) -> dict[int, float]:
 
 
 def floor_words(images: int, sizes: int) -> str:
-    """What a floor is called, where there is one for each of so many sizes."""
+    """The legend of the value of real images, for ``images`` of them: with that number if there are several sizes."""
     return "real images in their place" + (f" ({images:,})" if sizes > 1 else "")
 
 
