@@ -39,7 +39,7 @@ class Monitoring:
 def monitoring_of(
     run: RunFolder, inputs: TrainInputs, model: TrainedModel, progress: Progress, stack: ExitStack
 ) -> Monitoring:
-    """What a run's settings ask for; ``stack`` closes it. Says in notes what is trained, and with what.
+    """The loggers and events that a run's settings ask for; ``stack`` closes the loggers. Notes the settings.
 
     Of several processes the first alone keeps metrics; all draw, which a sharded network asks of them. model: the
     network that is drawn from.

@@ -213,7 +213,10 @@ def averaged_model(inputs: TrainInputs, state: TrainState[Network]) -> TrainedMo
 
 
 def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[TrainedModel, Stepper]:
-    """What is drawn from while a run is trained, and what takes its steps, the micro-batch settled."""
+    """The model to sample from while a run is trained, and the stepper of its training, with the micro-batch resolved.
+
+    Raises UserError for a micro-batch that does not divide the batch, MachineError when not even one sample fits.
+    """
     plan, world = inputs.plan, inputs.world
     config, model = plan.config, averaged_model(inputs, state)
     teach = None if inputs.teacher is None else inputs.teacher.of(model.method)
