@@ -44,7 +44,7 @@ def work_folder(target: Path) -> Path:
 
 
 def is_part(path: Path) -> bool:
-    """Whether ``path`` is named as what `part_of` or `written_aside` was still writing when it was killed."""
+    """Whether ``path`` has the name of an unfinished file, as `part_of` and `written_aside` make them."""
     return path.name.startswith(".") and path.name.endswith(PART_SUFFIX)
 
 

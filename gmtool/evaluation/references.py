@@ -269,7 +269,7 @@ def image_features(
     what: str,
     cache: FeatureCache = NO_CACHE,
 ) -> Features:
-    """Features of all images; ``what`` they are, for the progress bar. cache: where they are looked for, and kept.
+    """Features of all images at ``side`` pixels; ``what`` they are, for the progress bar. cache: of earlier features.
 
     Of several processes each takes its share, and the first has all in the end. Raises UserError, naming their path,
     for colour images where the extractor takes grey ones, and for features that are no numbers.

@@ -175,7 +175,7 @@ def read_weights(path: Path, wrong: UserError | None = None) -> Weights:
 
 
 def as_stream(weights: Weights) -> io.BytesIO:
-    """The weights as a file for torch-fidelity, which would unpickle anything: they hold nothing but tensors."""
+    """The weights as a stream for torch-fidelity, which would unpickle anything: it holds nothing but tensors."""
     stream = io.BytesIO()
     torch.save(dict(weights.state), stream)
     stream.seek(0)

@@ -126,7 +126,7 @@ def _bytes_needed(plan: SweepPlan, side: int) -> int:
 
 
 def keys_of(plan: SweepPlan, judge: Judge) -> Iterator[str]:
-    """A digest, for each point, of everything that its figures depend on but the device and the size of batches."""
+    """For each point, a digest of everything that its figures depend on except the device and the batch size."""
     shared = {
         "gmtool": __version__,
         "extractors": judge.names,

@@ -70,7 +70,7 @@ def monitoring_of(
 
 
 def is_watched(run: RunFolder, settings: LoggingSettings, step: int) -> bool:
-    """Whether the preview grid and the score of a finished run's last step are there, where they are asked for."""
+    """Whether the preview grid and the score of a finished run's last step exist, as far as they are asked for."""
     drawn = not settings.preview_every or preview_file(run, step).exists()
     return drawn and (not settings.eval_every or has_record(run.path / METRICS, DISTANCE, step))
 

@@ -164,13 +164,17 @@ def _make_up(run: RunFolder, inputs: TrainInputs, state: TrainState[Network], at
 
 
 def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
-    """About the bytes of a checkpoint: weights and averages in float32, and the optimizer's moments."""
+    """About the bytes of a checkpoint: weights and averages in float32, and the optimizer's moments.
+
+    parameters: number of the network's weights.
+    """
     return (4 * (1 + len(plan.config.averages.names)) + plan.config.optimizer.moment_bytes) * parameters
 
 
 def new_state(inputs: TrainInputs) -> TrainState[Network]:
-    """The network and its optimizer at the start of a run. Of a sharded network the parts go to the device later, one
-    after another.
+    """The network, its averages and its optimizer at the start of a run, on the device.
+
+    The shards of a sharded network are moved to the device later, one after another.
     """
     plan, world, gmm = inputs.plan, inputs.world, inputs.gmm
     config = plan.config

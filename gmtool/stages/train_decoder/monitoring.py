@@ -108,7 +108,7 @@ def pair_grid(images: Tensor, made: Tensor, columns: int | None = None) -> np.nd
 
 
 def preview_file(folder: Path, step: int) -> Path:
-    """Where the pairs of a step are."""
+    """The path of the preview grid of a step."""
     return folder / PREVIEWS / f"step-{step:08d}.png"
 
 
