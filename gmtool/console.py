@@ -93,7 +93,7 @@ class ConsoleProgress(Progress):
 
 
 def duration(seconds: float) -> str:
-    """A human-readable time span: 75 -> '1:15', 3700 -> '1:01:40'."""
+    """A human-readable time span: 75 -> '1:15', 3700 -> '1:01:40', infinity -> 'unknown'. seconds: at least 0."""
     if seconds == float("inf"):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)
@@ -135,7 +135,10 @@ def _head_width(rows: Sequence[Sequence[str]], width: int) -> int:
 
 
 def print_forecast(forecast: Forecast, price: float | None = None) -> None:
-    """Print what a stage would do, as a table on standard output. price: of an hour of this machine, for the cost."""
+    """Print what a stage would do, as a table on standard output.
+
+    price: of an hour of this machine, in any currency; the cost is shown where the time is known too.
+    """
     from gmtool.artifacts.files import human_bytes
 
     rows = [(f"{choice.flag} (auto)", f"{choice.value}: {choice.why}") for choice in forecast.choices]

@@ -50,15 +50,15 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """This process's part of ``count`` things in a row: the parts follow the ranks and differ by one at most."""
+        """This process's part of ``count`` items in a row: parts follow the ranks and differ in size by one at most."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def rows(self, count: int) -> slice:
-        """`share`, to take it from a tensor or array."""
+        """`share` as a slice, to index a tensor or array (count, ...) with."""
         return slice(self.share(count).start, self.share(count).stop)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over processes of tensors of one shape, the same everywhere."""
+        """The sum over all processes of tensors (...) of one shape, in every process."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -66,15 +66,18 @@ class World:
         return total
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over processes of tensors of one shape, the same everywhere; a GPU is not waited for."""
+        """The mean over all processes of tensors (...) of one shape, in every process, without waiting for a GPU."""
         return self.sum(values) / self.size
 
     def any(self, here: bool) -> bool:
-        """Whether it is true in some process; all hear the same answer."""
+        """Whether ``here`` is true in some process; every process gets the same answer."""
         return self.sum(torch.tensor(int(here))).item() > 0
 
     def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of the first process, on the CPU, everywhere; those that the others give are ignored."""
+        """The first process's tensors (...) by name, on the CPU, in every process; what the others give is ignored.
+
+        A single process gets its tensors back as they are.
+        """
         if self.size == 1:
             return dict(tensors)
         message = _pack(tensors) if self.first else torch.empty(0, dtype=torch.uint8)
@@ -85,7 +88,10 @@ class World:
         return _unpack(message)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The tensors of every process, in the order of ranks, on the CPU; all but the first process receive []."""
+        """The tensors (...) of every process by name, in the order of ranks, for the first process; [] for the others.
+
+        Those of other processes arrive on the CPU, and may differ from its own in names and shapes.
+        """
         if self.size == 1:
             return [dict(tensors)]
         if self.first:
@@ -96,7 +102,10 @@ class World:
         return []
 
     def collect(self, values: Tensor) -> Tensor:
-        """The rows (n, ...) of all processes, as many in each, one after another, everywhere."""
+        """The rows (n, ...) of all processes, equally many in each, concatenated in the order of ranks: (size n, ...).
+
+        Every process gets all of them.
+        """
         if self.size == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.size)]
@@ -104,7 +113,10 @@ class World:
         return torch.cat(parts)
 
     def assemble(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named tensors for the first process, whole, on the CPU if they are sharded; nothing, {}, for the others."""
+        """Tensors (...) by name for the first process, sharded ones whole and on the CPU; {} for the others.
+
+        All processes call this together.
+        """
         assembled = {}
         for name, tensor in tensors.items():
             values = whole(tensor)
@@ -119,7 +131,7 @@ class World:
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """What the first process does alone, and the others once it is done: they find what it made."""
+        """A context that the others enter only once the first process has left it, so that they find what it made."""
         if not self.first:
             self.barrier()
         yield
@@ -190,9 +202,9 @@ def join(device: str) -> World:
 def process_group() -> Iterator[Callable[[], bool]]:
     """The processes that torchrun started, as one group, in which only the first prints on standard output and error.
 
-    Yields a function that a process which fails asks whether it is the first to do so, and so is the one to say why:
-    others fail because of it. After a failure nothing is ended in order, since the others may be waiting for ever;
-    torchrun stops them once this process is gone.
+    Yields a function that a failing process calls; it returns whether this process is the first to fail, and hence the
+    one that reports the error: the others fail because of it. After a failure the group is not shut down in order,
+    since the others may be waiting forever; torchrun stops them once this process is gone.
     """
     signal.signal(signal.SIGINT, _interrupt_once)
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
@@ -227,12 +239,12 @@ def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
 
 
 def replicate(network: nn.Module) -> DistributedDataParallel:
-    """A network that every process holds whole: called through this, its gradients are means over all processes."""
+    """A wrapper of a network that every process holds whole: gradients of calls through it are means over processes."""
     return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
 
 def shard(network: nn.Module, world: World) -> None:
-    """Leave to every process its part of each parameter; a block's parts come together while it is computed."""
+    """Shard a network's parameters over processes, in place (FSDP2); those of a block are gathered while it runs."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -248,7 +260,7 @@ def shard(network: nn.Module, world: World) -> None:
 
 @contextmanager
 def holding_shards(network: Any) -> Iterator[None]:
-    """Within it the gradients of a sharded network stay in this process."""
+    """A context in which backward passes of a sharded network accumulate gradients without communication."""
     network.set_requires_gradient_sync(False)
     try:
         yield
@@ -266,17 +278,17 @@ def is_sharded(values: Tensor) -> bool:
 
 
 def whole(values: Any) -> Tensor:
-    """A tensor put together from the parts of all processes, all of which call this; others as they are."""
+    """A sharded tensor (...) put together from all processes' parts, a collective call; other tensors unchanged."""
     return values.full_tensor() if is_sharded(values) else values
 
 
 def local(values: Any) -> Tensor:
-    """This process's part of a sharded tensor, others as they are; what is written to it is written to the tensor."""
+    """This process's part of a sharded tensor, a view of the tensor's memory; other tensors unchanged."""
     return values.to_local() if is_sharded(values) else values
 
 
 def sharded_like(values: Tensor, like: Any) -> Tensor:
-    """A whole tensor, the same in all processes, in parts where ``like`` is and has its shape."""
+    """A tensor (...) that is equal in all processes, sharded as ``like`` is, if that is sharded and of its shape."""
     if not is_sharded(like) or like.shape != values.shape:
         return values
     from torch.distributed.tensor import distribute_tensor

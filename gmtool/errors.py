@@ -22,7 +22,7 @@ class NoEffect(UserError):
 
 
 class NotFinite(UserError):
-    """Samples that came out infinite or as no number."""
+    """Generated samples that are infinite or NaN."""
 
 
 class MachineError(GmtoolError):
@@ -43,5 +43,5 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the GPU's memory, or the machine's, is not enough."""
+    """Whether an error reports that the GPU's or the machine's memory is exhausted."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

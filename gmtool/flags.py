@@ -68,7 +68,7 @@ def spelling(name: str, kind: Any) -> str:
 
 
 def with_options(config_class: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command that takes ``config``: it then takes one flag a setting of ``config_class`` instead.
+    """Decorate a command that takes ``config``: it then takes one flag per setting of ``config_class`` instead.
 
     The wrapped function keeps its other parameters; ranges and choices are checked by the settings themselves.
     """

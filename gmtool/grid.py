@@ -28,9 +28,9 @@ TRUTHS = {"yes": True, "no": False, "true": True, "false": False}
 def several(config_class: type, without: Iterable[str] = ()) -> Any:
     """A frozen dataclass of a component's settings, each of which takes any number of values.
 
-    without: settings that are left out. A setting is the tuple of its values: by default its one default, nothing
-    where that is None. Ranges and choices are those of the setting, for each value; what values mean together is
-    checked where they are put together.
+    without: settings that are left out. A setting is the tuple of its values: by default its one default, () where that
+    is None. Ranges and choices are those of the setting and hold for each value; combinations of values are checked
+    where they are made.
     """
     settings = [setting for setting in settings_of(config_class).values() if setting.name not in without]
     members = [(setting.path[-1], _kind(setting), field(default=_default(setting))) for setting in settings]
@@ -73,7 +73,10 @@ def _is_optional(setting: Setting) -> bool:
 
 
 def read_values(setting: Setting, text: Any) -> tuple[Any, ...]:
-    """The values in what was typed for a setting; what is no text is one value. Raises UserError, naming the flag."""
+    """The values in what was typed for a setting; anything but a string is one value.
+
+    Raises UserError, naming the flag, for values that are empty or of another type, and for a wrong range.
+    """
     if not isinstance(text, str):
         return (text,)
     parts = [text] if _is_whole(setting) else [part.strip() for part in text.split(",")]

@@ -13,7 +13,7 @@ TIMEOUT = 5.0
 
 
 def hub_folder(source: str, what: str, files: Sequence[str]) -> Path:
-    """The folder of a hub id, owner/name.
+    """The local folder of a hub repository, owner/name, downloaded unless it is in the cache.
 
     files: patterns of what is fetched; the first is a file that is there when the rest is. what: its role, for
     messages. Raises UserError when the hub does not know it, MachineError when it cannot be fetched.
@@ -38,7 +38,8 @@ def hub_folder(source: str, what: str, files: Sequence[str]) -> Path:
 def local_or_hub_file(source: str, what: str) -> Path:
     """A file on this machine, which may be missing, or one in a hub repository: owner/name/path/of/file.
 
-    Raises UserError when the hub does not know it, MachineError when it cannot be fetched.
+    what: its role, for messages. Raises UserError when the hub does not know it, MachineError when it cannot be
+    fetched.
     """
     path = Path(source).expanduser()
     owner, _, rest = source.partition("/")

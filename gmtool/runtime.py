@@ -38,7 +38,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values on a device; onto a GPU they go through pinned memory, so that nothing waits for it."""
+    """The values (...) on a device; from the CPU to a GPU through pinned memory, so that the copy is asynchronous."""
     if device.type != "cuda" or values.is_cuda:
         return values.to(device)
     pinned = values if values.is_pinned() else values.pin_memory()

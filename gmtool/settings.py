@@ -91,7 +91,10 @@ _Config = TypeVar("_Config")
 
 
 def settings_of(config_class: type) -> dict[str, Setting]:
-    """The settings of a configuration by name, in the order of declaration. Raises TypeError for a name given twice."""
+    """The settings of a configuration by name, in the order of declaration.
+
+    Raises TypeError for a name that is given twice, and for a field without an `Option`.
+    """
     settings: dict[str, Setting] = {}
     for setting in _walk(config_class, "", (), None):
         if setting.name in settings:
@@ -122,7 +125,10 @@ def as_flat(config: Any) -> dict[str, Any]:
 
 
 def changed(config: _Config, changes: Mapping[str, Any]) -> _Config:
-    """The configuration with other values, by the settings' names. Raises KeyError for a name that it does not have."""
+    """The configuration with other values, by the settings' names.
+
+    Raises KeyError for a name that it does not have, UserError for values that it refuses.
+    """
     settings, values = settings_of(type(config)), dict(changes)
     groups: dict[str, dict[str, Any]] = {}
     direct: dict[str, Any] = {}
@@ -137,9 +143,10 @@ def changed(config: _Config, changes: Mapping[str, Any]) -> _Config:
 
 
 def make(config_class: type[_Config], values: Mapping[str, Any]) -> _Config:
-    """A configuration of the given values, by the settings' names, and defaults. Raises KeyError for an unknown name.
+    """A configuration of the given values, by the settings' names, and defaults.
 
-    All values are set at once: no default need go with the values that others have.
+    All values are set at once: no default need go with the values that others have. Raises KeyError for an unknown
+    name, UserError for values that the configuration refuses.
     """
     settings = settings_of(config_class)
     unknown = sorted(set(values) - set(settings))
@@ -175,7 +182,7 @@ def as_text(value: Any) -> str:
 
 
 def as_flags(values: Mapping[str, Any]) -> str:
-    """Settings, by their names, as a user would type them, without those that are open or off."""
+    """Settings, by their names, as a user would type them, without those that are None, False or ()."""
     given = {k: v for k, v in values.items() if v is not None and v is not False and v != ()}
     return " ".join(flag(name) if value is True else f"{flag(name)} {as_text(value)}" for name, value in given.items())
 
@@ -236,7 +243,8 @@ def _check_number(name: str, number: Any, option: Option) -> None:
 def config_from_json(config_class: type[_Config], values: Mapping[str, Any], whose: str) -> _Config:
     """A config from a manifest's JSON values; paths come back as Path, lists as tuples.
 
-    Raises UserError, naming ``whose``, for a key that the config does not have, as a newer gmtool would write.
+    Raises UserError, naming ``whose``, for a key that the config does not have, as a newer gmtool would write; and for
+    values that the config refuses.
     """
     settings = settings_of(config_class)
     unknown = sorted(set(values) - set(settings))

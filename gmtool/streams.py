@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def key_seed(*key: int | str) -> int:
-    """A 63-bit seed from the parts of a key."""
+    """A 63-bit seed: BLAKE2b of the parts of a key, with their types."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

@@ -77,9 +77,10 @@ BUSY = 5e-3
 
 
 def matmul_rate(device: torch.device, precision: torch.dtype, at_least: float = 0.3) -> float:
-    """Operations per second, two a multiply-add, of square matrix products in a precision.
+    """Operations per second of square matrix products in a precision: 2 n^3 / seconds for matrices (n, n).
 
-    at_least: seconds that are measured. The matrices are as wide as it takes to keep the device busy.
+    at_least: seconds of the measurement. n is doubled from `NARROWEST` until a product takes `BUSY` seconds, up to
+    `WIDEST`.
     """
     width = NARROWEST
     while width < WIDEST and _product_seconds(width, device, precision, 0.0) < BUSY:
@@ -100,19 +101,22 @@ def speeds_file() -> Path:
 
 
 def known_speed(device: str, precision: str) -> Speed | None:
-    """What was found for a device and a precision earlier; None when nothing was, or when it cannot be read."""
+    """The speed measured earlier for a device and a precision; None without one, or when the file cannot be read."""
     return next((speed for speed in _read() if (speed.device, speed.precision) == (device, precision)), None)
 
 
 def speed_row(speed: Speed | None) -> tuple[str, str]:
-    """What a dry run says of the speed that its time follows from."""
+    """The row of a dry run on the speed by which it estimates the time: a name and words."""
     if speed is None:
         return "time", "unknown: `gmtool bench` measures this machine"
     return "speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"
 
 
 def keep_speed(speed: Speed) -> None:
-    """Keep what was found, in place of what was for the same device and precision."""
+    """Store a measured speed, in place of an earlier one of the same device and precision.
+
+    Raises OSError where the file cannot be written.
+    """
     others = [known for known in _read() if (known.device, known.precision) != (speed.device, speed.precision)]
     path = speeds_file()
     path.parent.mkdir(parents=True, exist_ok=True)

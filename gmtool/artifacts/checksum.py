@@ -13,7 +13,7 @@ import xxhash
 
 
 def checksum(values: np.ndarray) -> str:
-    """A 128-bit checksum, in hexadecimal, of an array's type, shape and content."""
+    """A 128-bit checksum, in hexadecimal, of the type, shape and content of an array (...)."""
     digest = xxhash.xxh3_128(f"{values.dtype.str}{values.shape}".encode())
     digest.update(as_bytes(values).data)
     return digest.hexdigest()
@@ -28,5 +28,5 @@ def row_checksums(rows: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
-    """The content of an array in one row of bytes, without a copy where it lies together in memory."""
+    """The content of an array (...) as bytes, uint8 (n,); without a copy where the array is contiguous."""
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -38,7 +38,7 @@ class DecoderRun:
 
 
 def open_decoder_run(path: Path) -> DecoderRun:
-    """Open a decoder's folder. Raises UserError when it is something else."""
+    """Open a decoder's folder. Raises UserError when it is something else, or its record is damaged."""
     record = path / TRAINING
     if not record.is_file():
         raise UserError(f"{path} holds no {TRAINING}: give the folder that `gmtool train-decoder` writes")
@@ -48,7 +48,7 @@ def open_decoder_run(path: Path) -> DecoderRun:
 
 
 def create_decoder_run(path: Path, manifest: Manifest) -> DecoderRun:
-    """Write a new folder's record."""
+    """Write the record of a new decoder's folder, which is made if need be. Raises OSError when the disk is full."""
     path.mkdir(parents=True, exist_ok=True)
     rewrite(path / TRAINING, manifest)
     return DecoderRun(path, manifest)

@@ -44,7 +44,7 @@ def work_folder(target: Path) -> Path:
 
 
 def is_part(path: Path) -> bool:
-    """Whether ``path`` is named as what `part_of` or `written_aside` was still writing when it was killed."""
+    """Whether ``path`` has the name of an unfinished file, as `part_of` and `written_aside` make them."""
     return path.name.startswith(".") and path.name.endswith(PART_SUFFIX)
 
 
@@ -98,7 +98,7 @@ def one_line(error: BaseException) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Bring a file's content to the disk, so that a rename cannot outrun it."""
+    """Bring the content of a file or folder to the disk (fsync), so that a later rename is not written before it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

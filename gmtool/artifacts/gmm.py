@@ -58,7 +58,7 @@ class Assignments:
     probabilities: np.ndarray
 
     def population(self, count: int) -> np.ndarray:
-        """The data that each of ``count`` modes holds, (count,) float64: its sum of probabilities."""
+        """The data that each of ``count`` modes holds, (count,) float64: the sum of its probabilities over the data."""
         return np.bincount(self.modes.ravel(), self.probabilities.ravel(), minlength=count)
 
 
@@ -101,7 +101,10 @@ class GmmFile(Hdf5Reader):
         return self
 
     def patch_mean(self, modes: np.ndarray) -> np.ndarray:
-        """Means float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated."""
+        """Means float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated.
+
+        Raises UserError when one is not finite, and as `Hdf5Reader.read` does.
+        """
         means = self.read("patch_mean", modes)
         with reading(self.path, _REPAIR):
             if not np.isfinite(means).all():
@@ -109,7 +112,10 @@ class GmmFile(Hdf5Reader):
         return means
 
     def patch_std(self, modes: np.ndarray) -> np.ndarray:
-        """Standard deviations float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated."""
+        """Standard deviations float32 (n, C, H, W) of ``modes`` (n,), in any order, also repeated.
+
+        Raises UserError when one is not finite and positive, and as `Hdf5Reader.read` does.
+        """
         stds = self.read("patch_std", modes)
         with reading(self.path, _REPAIR):
             if not (np.isfinite(stds).all() and (stds > 0).all()):
@@ -117,7 +123,10 @@ class GmmFile(Hdf5Reader):
         return stds
 
     def kept(self, rows: Rows) -> Assignments:
-        """The kept modes of some data: a slice with a positive step, or indices in any order, also repeated."""
+        """The kept modes of some data: a slice with a positive step, or indices in any order, also repeated.
+
+        Raises UserError when they are damaged: no modes of the mixture, or no probabilities.
+        """
         modes, probabilities = self.column("modes"), self.column("probabilities")
         with reading(self.path, _REPAIR):
             if modes.size and not (modes.min() >= 0 and modes.max() < len(self)):
@@ -222,7 +231,7 @@ class GmmWriter(Hdf5Writer):
         return Assignments(self._file["modes"][:], self._file["probabilities"][:])
 
     def write(self, patch: PatchMode) -> str:
-        """Write one mode's latents; return their digest."""
+        """Write the mean and deviation (C, H, W) of one mode; return their digest. Raises OSError on a full disk."""
         self._write_rows("patch_mean", patch.mode, patch.mean[None])
         self._write_rows("patch_std", patch.mode, patch.std[None])
         return fingerprint([patch.mean, patch.std])
@@ -235,7 +244,11 @@ class GmmWriter(Hdf5Writer):
         config: Mapping[str, Any],
         details: Mapping[str, Any],
     ) -> Manifest:
-        """Add the manifest, flush; return it. digests: of all latents, by mode. For the rest see `write_gmm`."""
+        """Add the manifest, flush; return it.
+
+        digests: those that `write` returned, in the order of modes. For the rest see `write_gmm`. Raises ValueError
+        unless there is one per mode.
+        """
         modes = len(self._file["weights"])
         if len(digests) != modes:
             raise ValueError(f"{len(digests)} modes' latents for {modes} modes")
@@ -265,6 +278,7 @@ def write_gmm(
     patches: the modes in order, of shape (C, H, W) = ``shape``; each is written as it comes. kept: of all N data.
     latents: what the mixture was fitted to. config: resolved settings, details: figures, both as JSON values.
     weights: of the modes (K,), which sum to 1; None for their shares of the data. stage: the command that writes.
+    Raises ValueError unless there are K patches, MachineError on a full disk.
     """
     with (
         written_aside(path) as part,

@@ -98,14 +98,15 @@ class Hdf5Reader:
         self._open = None
 
     def column(self, name: str) -> np.ndarray:
-        """A whole dataset, one that is not read by rows. Raises UserError when it is not as it was written."""
+        """A whole dataset (N, ...), one that is not read by rows. Raises UserError when it is not as it was written."""
         with reading(self.path, self._repair):
             return read_column(self._opened().file, name, self.manifest.arrays)
 
     def read(self, name: str, rows: Rows, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows of a dataset, in the order asked. ``out``, if given, is where increasing numbers of rows are read to.
+        """Rows (n, ...) of a dataset, in the order asked.
 
-        Raises UserError when the file is damaged or a row is not as it was written, IndexError beyond its end.
+        out: an array of at least n rows, into which they are read if their numbers strictly increase. Raises UserError
+        when the file is damaged or a row is not as it was written, IndexError beyond its end.
         """
         with reading(self.path, self._repair):
             source = self._source(name)
@@ -119,7 +120,7 @@ class Hdf5Reader:
         return values if np.array_equal(unique, wanted) else values[inverse]
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """A dataset that is read by rows, from the first to the last, some rows at a time."""
+        """The rows of a dataset from the first to the last, in blocks (n, ...). Raises UserError as `read` does."""
         count = self.manifest.arrays[name].shape[0]
         row = np.prod(self.manifest.arrays[name].shape[1:], dtype=int)
         step = min(ROWS_AT_ONCE, max(1, 2**26 // max(int(row), 1)))
@@ -308,7 +309,7 @@ def expect_arrays(file: h5py.File, path: Path, arrays: Mapping[str, Array], spar
 
 
 def read_column(file: h5py.File, name: str, arrays: Mapping[str, Array]) -> np.ndarray:
-    """A whole dataset. Raises ValueError when its checksum is known and does not match."""
+    """A whole dataset (N, ...). Raises KeyError without it, ValueError when it has a checksum that does not match."""
     dataset, known = file[name], arrays.get(name)
     values = dataset[...] if known is None or not known.shape else dataset[: known.shape[0]]
     if dataset.dtype == object:  # texts of any length

@@ -59,10 +59,11 @@ class StoredRows:
         on_part: Callable[[int, int], None] | None = None,
         ahead: ReadAhead = READ_AHEAD,
     ) -> None:
-        """Fill ``out`` with the rows, increasing numbers, of an open file. Raises OSError when that ends before.
+        """Fill ``out`` (n, *shape) with the rows (n,), strictly increasing numbers, of an open file.
 
-        on_part: called with the first and last + 1 of ``out``'s rows that have just been read, and are in the
-        processor's cache, while the system fetches the next ones.
+        descriptor: of the file. on_part: called with the first and last + 1 of ``out``'s rows that have just been read,
+        and are in the processor's cache, while the system fetches the next ones. Raises OSError when the file ends
+        before.
         """
         buffer = out.reshape(-1).view(np.uint8).data
         size = self.row_bytes
@@ -78,7 +79,10 @@ class StoredRows:
                     on_part(first, last)
 
     def write(self, descriptor: int, first: int, values: np.ndarray) -> None:
-        """Write values (n, ...) to the rows from ``first`` on. Raises OSError on a full disk."""
+        """Write values (n, *shape) to the rows from ``first`` on.
+
+        Raises ValueError for values that do not fit the dataset, OSError on a full disk.
+        """
         if first < 0 or first + len(values) > self.count or values.shape[1:] != self.shape:
             raise ValueError(f"{values.shape} from row {first} do not fit {self.count} rows of {self.shape}")
         content, place = as_bytes(values.astype(self.dtype, copy=False)).data, self._place(first)
@@ -99,7 +103,7 @@ def stored_rows(dataset: h5py.Dataset) -> StoredRows | None:
 
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and stop of each run of neighbours in increasing ``rows``."""
+    """Start and stop, as places in increasing ``rows`` (n,), of each run of consecutive numbers."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     edges = [0, *breaks.tolist(), len(rows)]
     return ((start, stop) for start, stop in itertools.pairwise(edges) if stop > start)

@@ -81,15 +81,15 @@ class LatentsFile(Hdf5Reader):
         return self
 
     def patches(self, rows: Rows, out: np.ndarray | None = None) -> np.ndarray:
-        """Latents float16 (n, C, H, W) of ``rows``, in their order. out: see `Hdf5Reader.read`."""
+        """Latents float16 (n, C, H, W) of ``rows``, in their order. out, and what is raised: see `Hdf5Reader.read`."""
         return self.read("patches", rows, out)
 
     def descriptors(self, rows: Rows) -> np.ndarray:
-        """Descriptors float32 (n, D) of ``rows``, in their order."""
+        """Descriptors float32 (n, D) of ``rows``, in their order. Raises what `Hdf5Reader.read` does."""
         return self.read("cls", rows)
 
     def names(self) -> tuple[str, ...]:
-        """Every sample's image, as a path relative to the image root."""
+        """Every sample's image, as a path relative to the image root. Raises UserError when the file is damaged."""
         with reading(self.path, _REPAIR):
             return tuple(name.decode() for name in self.column("names"))
 
@@ -108,7 +108,10 @@ class LatentsFile(Hdf5Reader):
             raise UserError(f"{self.path} was changed since it was written: {_REPAIR}")
 
     def verify(self) -> None:
-        """`verify_content`, and the same of the patches. They must be finite and have the file's mean and variance."""
+        """`verify_content`, and read all patches.
+
+        Raises UserError, also unless these are finite and have the file's mean and variance.
+        """
         self.verify_content()
         moments = RunningMoments.empty(self.shape)
         for block in self.blocks("patches"):
@@ -163,7 +166,8 @@ def write_latents(
     """Write a whole latents file aside, then rename it to ``path``; return its manifest.
 
     patches: (N, C, H, W), or batches of it in order, N >= 1. descriptors: (N, D). labels: (N,). names: N texts.
-    flipped: (N,), default none. Raises UserError when patches are not finite or overflow float16.
+    flipped: (N,) bool, default none. Raises UserError when patches are not finite or overflow float16, ValueError when
+    there are not N of them, MachineError on a full disk.
     """
     batches = iter([patches] if isinstance(patches, np.ndarray) else patches)
     first = next(batches)
@@ -280,7 +284,7 @@ class LatentsWriter(Hdf5Writer):
         return _read_tokenizer(self._manifest(), self._file)
 
     def patches(self, rows: slice) -> np.ndarray:
-        """Latents float16 (n, C, H, W) written earlier."""
+        """Latents float16 (n, C, H, W) that were written earlier, of consecutive rows."""
         return self._read_rows("patches", rows.start, rows.stop)
 
     def write(
@@ -303,7 +307,10 @@ class LatentsWriter(Hdf5Writer):
         self._write_rows("names", row, np.array([name.encode() for name in names], np.bytes_))
 
     def finish(self, count: int, moments: RunningMoments, details: Mapping[str, Any] | None = None) -> Manifest:
-        """Say that ``count`` samples are there, add the moments and the final manifest, flush; return the manifest."""
+        """Record that the file holds ``count`` samples, add the moments and the final manifest, flush; return it.
+
+        moments: of the patches as they are stored. details: further ones.
+        """
         self._file["mean"][...] = moments.mean
         self._file["var"][...] = moments.variance
         self._file.flush()

@@ -38,7 +38,7 @@ class StudentRecord:
     data_free: bool
 
     def segments(self, shift: float) -> Segments:
-        """The student's segments of time."""
+        """The student's segments of time. shift: of the time grid; see `gmtool.flow.imitation.Segments`."""
         return Segments(self.evaluations, self.last_segment, shift)
 
     def method(self, teacher: Method, shift: float) -> Method:
@@ -90,12 +90,12 @@ class MethodRecord:
         return method if self.student is None else self.student.method(method, self.time_shift)
 
     def conditioning(self, architecture: Architecture) -> Conditioning:
-        """What the network is told, and what of it can be hidden."""
+        """The conditions of the network, and which of them condition dropout may remove."""
         return conditioning_of(architecture, self.hides)
 
     @property
     def hides(self) -> Condition:
-        """The condition that training hides now and then; modes that are the coordinates cannot be hidden."""
+        """The condition that dropout removes in training; a mode that defines the coordinates is never removed."""
         return "none" if self.condition == "mode" and self.method.coordinates.by_mode else self.condition
 
     @property
@@ -105,22 +105,22 @@ class MethodRecord:
 
     @property
     def sees_modes(self) -> bool:
-        """Whether the network is told a sample's mode."""
+        """Whether the network is conditioned on a sample's mode."""
         return self.condition == "mode" or self.method.coordinates.by_mode
 
     @property
     def uses_mode_statistics(self) -> bool:
-        """Whether means and deviations of the modes enter: as source or coordinates, or shown to the network."""
+        """Whether the modes' means and deviations are used: as source, as coordinates, or as input of the network."""
         return self.method.uses_modes or self.mode_mean
 
     @property
     def uses_modes(self) -> bool:
-        """Whether the fitted mixture enters at all."""
+        """Whether the fitted mixture is used at all."""
         return self.method.uses_modes or self.sees_modes
 
     @property
     def by_class(self) -> bool:
-        """Whether modes are drawn given the class: under other couplings noise knows nothing of the class."""
+        """Whether modes are drawn from p(mode | class); other couplings make the source independent of it."""
         return self.condition == "class" and self.method.coupling.own_mode
 
 

@@ -42,8 +42,8 @@ class Header:
 class StoredArray:
     """An array of an .npz that stays on the disk.
 
-    fingerprint: digest of its shape, its type and the checksum of its bytes that the archive holds. repair: what mends
-    the file, for messages.
+    fingerprint: digest of its shape, its type and the checksum of its bytes that the archive holds. repair: the
+    remedy for a damaged file, for messages.
     """
 
     path: Path
@@ -100,7 +100,10 @@ def npz_arrays(path: Path, repair: str) -> dict[str, StoredArray | None]:
 
 
 def stored_array(path: Path, name: str, repair: str) -> StoredArray | None:
-    """An array of an .npz, none of which is read yet; None for what is no array of numbers."""
+    """An array of an .npz, whose numbers are not read yet; None for what is no array of numbers.
+
+    Raises UserError as `npz_header` does, also where there is no such array.
+    """
     with _opened(path, repair) as archive:
         entry = archive.getinfo(f"{name}.npy")
         with archive.open(entry) as file:
@@ -129,7 +132,10 @@ def npz_header(path: Path, name: str, repair: str) -> Header | None:
 
 
 def read_npz(path: Path, name: str, repair: str) -> np.ndarray:
-    """An array of an .npz, writable. Raises UserError as `npz_header` does, also where there is no such array."""
+    """A whole array (...) of an .npz, writable.
+
+    Raises UserError as `npz_header` does, also where there is no such array, or it is larger than the memory.
+    """
     header = npz_header(path, name, repair)
     if header is None:
         raise UserError(f"{path} holds no {name}: {repair}")

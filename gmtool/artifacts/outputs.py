@@ -81,7 +81,10 @@ class Output:
             yield
 
     def publish(self) -> None:
-        """Put what was made into its place, and forget the state of its making. What is replaced is checked again."""
+        """Rename what was made to its final path, and remove the state of its making.
+
+        Raises UserError as `check` does, which looks again at what is replaced.
+        """
         self.check()
         flush_to_disk(self.part)
         old = self.work / OLD
@@ -93,7 +96,7 @@ class Output:
         (self.work / STATE).unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove what was begun; the state first, since it vouches for the rest."""
+        """Remove what was begun: the state first, since it says that the rest can be used."""
         (self.work / STATE).unlink(missing_ok=True)
         if self.part.is_dir():
             shutil.rmtree(self.part)
@@ -165,7 +168,7 @@ def output_of(path: Path, kind: Kind) -> Output:
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of an artifact, as its manifest says; None for all that has no manifest that can be read."""
+    """The kind of an artifact, as its manifest says; None for anything without a readable manifest."""
     try:
         if path.is_dir():
             record = next((path / name for name in RECORDS.values() if (path / name).is_file()), None)

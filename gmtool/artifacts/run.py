@@ -69,11 +69,11 @@ class LatentStatistics:
         return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """(latents - mean) / std, float32; all on one device."""
+        """(latents - mean) / std, float32 (..., C, H, W), of latents (..., C, H, W) on the same device."""
         return (latents.float() - self.mean) / self.std
 
     def restore(self, x: Tensor) -> Tensor:
-        """The inverse of `normalise`."""
+        """The inverse of `normalise`: x std + mean, for x (..., C, H, W)."""
         return x * self.std + self.mean
 
 
@@ -90,7 +90,10 @@ class Moments(Protocol):
 
 
 def latent_statistics(latents: Moments, mode_weights: Tensor | None = None) -> LatentStatistics:
-    """The statistics of latents with these moments: std = sqrt(var + 1e-5), per entry."""
+    """The statistics of latents with these moments (C, H, W): std = sqrt(var + 1e-5) of each entry.
+
+    mode_weights: see `LatentStatistics`. Source: RAE, arXiv 2510.11690, its public implementation.
+    """
     std = np.sqrt(latents.var + VARIANCE_EPS)
     return LatentStatistics(torch.as_tensor(latents.mean).float(), torch.as_tensor(std).float(), mode_weights)
 
@@ -144,7 +147,7 @@ class RunFolder:
         return LatentStatistics(arrays["mean"], arrays["std"], arrays.get("mode_weights"))
 
     def tokenizer(self) -> TokenizerSpec:
-        """The tokenizer that made the latents."""
+        """The tokenizer that made the latents. Raises UserError when the file of its arrays is damaged."""
         spec = self.manifest.details["tokenizer"]
         arrays = {
             name.removeprefix("tokenizer."): array.numpy()
@@ -155,7 +158,7 @@ class RunFolder:
 
 
 def open_run(path: Path) -> RunFolder:
-    """Open a run. Raises UserError when it is missing, something else, or of another version."""
+    """Open a run. Raises UserError when it is missing, damaged, something else, or of another version."""
     record = path / CONFIG
     if (kind := kind_of(path)) is not None and kind in KINDS and kind != "run":
         raise UserError(f"{path} is {KINDS[kind][0]}, not {KINDS['run'][0]}: give what `{KINDS['run'][1]}` writes")
@@ -203,7 +206,10 @@ def check_place(path: Path, record: str = CONFIG, what: str = "run") -> None:
 
 
 def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tokenizer: TokenizerSpec) -> RunFolder:
-    """Write a new run's record and statistics; the record comes last, so that a folder with one is complete."""
+    """Write a new run's record and statistics; the record comes last, so that a folder with one is complete.
+
+    Raises OSError when the disk is full.
+    """
     path.mkdir(parents=True, exist_ok=True)
     arrays = {"mean": statistics.mean, "std": statistics.std}
     if statistics.mode_weights is not None:

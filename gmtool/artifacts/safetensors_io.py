@@ -26,7 +26,7 @@ CHECKSUMS = "gmtool.checksums"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors aside, then rename the file to ``path``. Raises OSError when the disk is full."""
+    """Write tensors (...) by name aside, then rename the file to ``path``. Raises OSError when the disk is full."""
     with written_aside(path) as part:
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
         checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
@@ -49,7 +49,7 @@ def read_tensors(
     names: Iterable[str] | None = None,
     repair: str = "remove it to use an older checkpoint, or train again",
 ) -> dict[str, Tensor]:
-    """The tensors of a file, all or those of these names, on the CPU.
+    """The tensors (...) of a file by name, all or those of ``names``, on the CPU.
 
     Raises UserError, ending in ``repair``, when the file is missing or damaged, or a tensor is not what was written.
     """

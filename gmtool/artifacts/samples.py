@@ -26,7 +26,7 @@ METRICS = "metrics.json"
 _OF_THE_SYSTEM = (".DS_Store", "Thumbs.db")
 """Files that file managers leave in the folders that they show."""
 REPAIR = "run gmtool sample again"
-"""What mends samples."""
+"""The remedy for damaged samples."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SamplesFolder:
 
 
 def open_samples(path: Path) -> SamplesFolder:
-    """Open a folder of samples. Raises UserError when it is missing or something else."""
+    """Open a folder of samples. Raises UserError when it is missing or something else, or its record is damaged."""
     record = path / MANIFEST
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: make samples with `gmtool sample`")

@@ -90,7 +90,10 @@ def _callback(
 
 
 def execute(arguments: Sequence[str] | None) -> int:
-    """Run one command and return its exit code; its errors are raised."""
+    """Run one command and return its exit code; its errors are raised.
+
+    arguments: the words after ``gmtool``; None for those of this process.
+    """
     return typer.main.get_command(app).main(args=arguments, prog_name="gmtool", standalone_mode=False) or 0
 
 

@@ -62,7 +62,10 @@ class ArrayImages:
         return f"{self.array.header.dtype} {self.axes} in [{self.low:g}, {self.high:g}]"
 
     def batches(self, batch_size: int, rows: range) -> Iterator[Tensor]:
-        """The images ``rows``, as uint8 (B, 3, H, W); floating-point values are rounded to the nearest of 256."""
+        """The images ``rows``, as uint8 (B, 3, H, W): round(255 (v - low) / (high - low)) of each value v.
+
+        Raises UserError where the file is damaged.
+        """
         for piece in self.array.pieces(self.rows[rows.start : rows.stop], batch_size):
             yield torch.from_numpy(np.ascontiguousarray(_in_channels(_in_bytes(piece, self.low, self.high), self.axes)))
 

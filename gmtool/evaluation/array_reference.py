@@ -94,7 +94,10 @@ def _statistics(path: Path, whose: str, mean_name: str, covariance_name: str) ->
 
 
 def wrong_size(path: Path, size: tuple[int, ...], side: int) -> UserError:
-    """The error of images that are not resized, and are of another size than the samples."""
+    """The error to raise for images that are not resized and differ in size from the samples.
+
+    size: height and width of the images; side: of the samples, in pixels.
+    """
     return UserError(
         f"{path} holds images of {' x '.join(map(str, size))} px, but the samples have {side} x {side}: give the "
         "folder of images as --reference"

@@ -76,12 +76,12 @@ NO_CACHE = FeatureCache(Path(), 0)
 
 
 def feature_cache(gib: float) -> FeatureCache:
-    """The cache of this user, of so many GiB."""
+    """This user's cache, limited to ``gib`` GiB (2^30 bytes)."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     home = os.environ.get("GMTOOL_CACHE") or Path(base) / "gmtool"
     return FeatureCache(Path(home) / "features", int(gib * GIB))
 
 
 def feature_key(extractor: str, images: str, side: int) -> str:
-    """The key of the features of images, by digests of the extractor and of the images, at ``side`` pixels."""
+    """The key of features: a digest of those of the extractor and of the images, and of their ``side`` in pixels."""
     return fingerprint([LAYOUT, extractor, images, str(side)])

@@ -41,7 +41,8 @@ def known_from_features(
 ) -> Known:
     """The inputs of the metrics, from the features of some images and of their reference.
 
-    statistics, spatial: of a larger set that the reference was drawn from, for the metrics of statistics.
+    statistics, spatial: of a larger set that the reference was drawn from, for the metrics of statistics. moments:
+    whether the means and covariances are needed.
     """
     known = Known(
         features=None if reference is None else Pair(images.vectors, reference.vectors),
@@ -92,7 +93,7 @@ def figures_of(
 
 
 def measured(rows: Sequence[Row], known: Known, context: Context) -> dict[str, Measurement]:
-    """The metrics of ``rows`` whose inputs are available, by their names, in their order."""
+    """The metrics of ``rows`` whose inputs are available, by name, in their order. Raises what the metrics do."""
     return {
         metric.name: measurement
         for row in rows

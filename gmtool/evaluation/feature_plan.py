@@ -43,7 +43,11 @@ class FeaturePlan:
         return self.choice.value
 
     def computed(self, with_images: bool, on_training_images: bool) -> list[Row]:
-        """The metrics that a reference allows, with images or of statistics alone."""
+        """The metrics that a reference allows.
+
+        with_images: whether it holds images, not statistics alone. on_training_images: whether these are what the run
+        was trained on.
+        """
         allowed = {
             "statistics": with_images or self.statistics is not None,
             "spatial": with_images or self.spatial is not None,

@@ -31,17 +31,17 @@ class Features:
         return len(self.vectors)
 
     def rows(self, index: Tensor) -> Features:
-        """The features of some images."""
+        """The features of the images ``index``, (n,) int64 or bool (N,)."""
         return features_of({name: tensor[index] for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is there, by name."""
+        """The tensors (N, ...) that are not None, by field name."""
         tensors = {"vectors": self.vectors, "logits": self.logits, "spatial": self.spatial}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def features_of(tensors: Mapping[str, Tensor]) -> Features:
-    """The features whose `Features.tensors` these are."""
+    """The features whose `Features.tensors` (N, ...) these are. Raises KeyError without vectors."""
     return Features(tensors["vectors"], tensors.get("logits"), tensors.get("spatial"))
 
 
@@ -70,8 +70,9 @@ class Extractor(Protocol):
 
 
 def feature_statistics(features: Tensor, rows_at_once: int = 1024) -> FeatureStatistics:
-    """Mean and unbiased covariance of features (N, D), N >= 2, in two passes of float64.
+    """Mean m = sum_i f_i / N and unbiased covariance sum_i (f_i - m)(f_i - m)^T / (N - 1), in two passes of float64.
 
+    features (N, D): f, N >= 2.
     rows_at_once: rows of the float64 copies, which bounds the memory beyond the features themselves.
     """
     count, dim = features.shape
@@ -88,7 +89,10 @@ def feature_statistics(features: Tensor, rows_at_once: int = 1024) -> FeatureSta
 def extract_features(
     extractor: Extractor, batches: Iterable[Tensor], total: int, what: str, progress: Progress
 ) -> Features:
-    """Features of ``total`` images that come in batches uint8 (B, 3, S, S); ``what`` they are, for the progress bar."""
+    """Features of ``total`` images that come in batches uint8 (B, 3, S, S).
+
+    what: the images in words, for the progress bar. Raises ValueError when another number of images comes.
+    """
     features: dict[str, Tensor] = {}
     done = 0
     progress.begin(f"features of {what}", total, "images")

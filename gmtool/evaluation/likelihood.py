@@ -56,6 +56,7 @@ def flow_density(
     x (B, C, *S): the data.
     probes: vectors v of random signs (B, C, *S); the divergence is the mean over them.
     tolerance: absolute and relative, per step, for points and divergence together.
+    Raises ImportError without torchdiffeq; see `require_torchdiffeq`.
     """
     from torchdiffeq import odeint
 

@@ -56,7 +56,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Context:
-    """settings: of the metrics. seed: of subsets and directions. device: where distances are computed."""
+    """What every metric is computed with.
+
+    settings: of the metrics. seed: of random subsets and directions. device: where distances are computed.
+    """
 
     settings: MetricSettings
     seed: int
@@ -71,7 +74,7 @@ class Measure(Protocol):
 
 
 def bounded(pair: Pair[Tensor], seed: int, images: int, references: int) -> Pair[Tensor]:
-    """The pair, or a random ``images`` and ``references`` rows of its sides where they have more."""
+    """The pair of features (N, D) and (M, D), reduced to at most ``images`` and ``references`` random rows."""
     return Pair(_some(pair.images, images, seed), _some(pair.reference, references, seed))
 
 

@@ -40,7 +40,10 @@ class NearestPairs:
 
 
 def nearest_pairs(generated: Tensor, real: Tensor, device: torch.device, pairs: int = PAIRS) -> NearestPairs:
-    """The pairs with the smallest ratios, increasing, of features (N, D) and (M, D), M >= 2."""
+    """The pairs with the smallest ratios |g - r| / min |r - r'|, increasing; see the module.
+
+    generated (N, D), real (M, D): features, M >= 2; r is the real image nearest to g, and r' any other real image.
+    """
     distance, nearest = nearest_of(generated, real, device)
     between, _ = nearest_of(real[nearest], real, device, but=nearest)
     ratio = distance / between.clamp(min=torch.finfo(torch.float64).tiny)
@@ -69,7 +72,10 @@ def write_pairs(path: Path, pairs: NearestPairs, generated: Reference, real: Ref
 
 
 def pick(images: Reference, rows: Tensor, side: int) -> np.ndarray:
-    """The images ``rows`` (n,), uint8 (n, side, side, 3); of latents that do not decode exactly, by their names."""
+    """The images ``rows`` (n,) int64, as uint8 (n, side, side, 3).
+
+    Latents that do not decode exactly are shown by the images that were encoded. Raises UserError where these are gone.
+    """
     if isinstance(images, LatentsReference) and not decodes_exactly(images.file.tokenizer):
         images, rows = _named(images, rows)
     if isinstance(images, ImagesReference):

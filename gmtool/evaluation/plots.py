@@ -16,7 +16,7 @@ GAP, BACKGROUND = 2, 255
 def image_grid(images: np.ndarray, columns: int | None = None, scale: int | None = None) -> np.ndarray:
     """Lay out images in rows, first image top left.
 
-    images: uint8 (N, h, w, 3), N >= 1. columns: tiles a row; default ceil(sqrt(N)). scale: whole factor by which each
+    images: uint8 (N, h, w, 3), N >= 1. columns: tiles per row; default ceil(sqrt(N)). scale: whole factor by which each
     pixel is repeated (nearest neighbour); default the smallest that makes tiles at least `READABLE` pixels.
     Returns uint8 (H, W, 3). Raises ValueError for another shape or type.
     """

@@ -35,7 +35,7 @@ def check_reference_file(path: Path) -> None:
 def write_reference_file(path: Path, features: Features, pictures: Reference | None, side: int) -> None:
     """Write the statistics of features, and some of the pictures that they are of, where these are known.
 
-    side: of the pictures, in pixels.
+    side: of the pictures, in pixels. Raises OSError when the disk is full, UserError for pictures that cannot be read.
     """
     with written_aside(path) as part, zipfile.ZipFile(part, "w") as archive:
         for names, vectors in ((("mu", "sigma"), features.vectors), (("mu_s", "sigma_s"), features.spatial)):

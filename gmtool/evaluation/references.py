@@ -65,7 +65,10 @@ class Reference(Protocol):
         """Number of images."""
 
     def batches(self, side: int, batch_size: int, rows: range) -> Iterator[Tensor]:
-        """The images ``rows``, consecutive ones, as uint8 (B, 3, side, side)."""
+        """The images ``rows``, consecutive ones, as uint8 (B, 3, side, side).
+
+        Raises UserError for images that cannot be read, or that are not resized and have another size.
+        """
 
     def thinned(self, step: int) -> Reference:
         """Every ``step``-th image alone."""
@@ -173,7 +176,7 @@ class LatentsReference:
 
 
 def open_reference(path: Path) -> ImagesReference | ArrayReference | LatentsReference:
-    """Open what ``--reference`` names. Raises UserError when it is missing or nothing of the kind."""
+    """Open what ``--reference`` names. Raises UserError when it is missing, damaged or nothing of the kind."""
     if not path.exists():
         raise UserError(
             f"--reference {path} does not exist: give a folder or archive of images, a latents file or .npz"
@@ -238,7 +241,7 @@ def reference_features(
     """Features of the reference's images at the samples' size ``side``; descriptors in a latents file are not remade.
 
     Of several processes each takes its share, and the first has all in the end. Raises UserError when those descriptors
-    are another tokenizer's.
+    are another tokenizer's, when the images of latents are gone, and as `image_features` does.
     """
     pictures = reference
     if isinstance(reference, LatentsReference):
@@ -266,7 +269,7 @@ def image_features(
     what: str,
     cache: FeatureCache = NO_CACHE,
 ) -> Features:
-    """Features of all images; ``what`` they are, for the progress bar. cache: where they are looked for, and kept.
+    """Features of all images at ``side`` pixels; ``what`` they are, for the progress bar. cache: of earlier features.
 
     Of several processes each takes its share, and the first has all in the end. Raises UserError, naming their path,
     for colour images where the extractor takes grey ones, and for features that are no numbers.
@@ -308,9 +311,9 @@ def pictures_of(reference: Reference) -> Reference | None:
 def some_images(
     reference: Reference, side: int, batch_size: int, most: int = 2000
 ) -> Callable[[], Iterator[Tensor]] | None:
-    """Gives batches of evenly spaced images of the reference, more than half of ``most`` where it has so many.
+    """A function that gives batches, uint8 (B, 3, side, side), of evenly spaced images of the reference.
 
-    None where it has no images.
+    They are at most ``most`` images, and more than half of that where it has so many. None where it has no images.
     """
     pictures = pictures_of(reference)
     if pictures is None:

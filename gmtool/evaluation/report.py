@@ -81,13 +81,19 @@ def reports_to_json(reports: tuple[Report, ...]) -> str:
 
 
 def parse_report(text: str) -> Report:
-    """The report in the JSON text that `Report.to_json` made, also of an earlier version."""
+    """The report in the JSON text that `Report.to_json` made, also of an earlier version.
+
+    Raises ValueError, KeyError or TypeError for another text.
+    """
     values = json.loads(text)
     values.setdefault("extractors", {values["features"]: values["extractor"]})
     return Report(**{**values, "figures": tuple(parse_figure(figure) for figure in values["figures"])})
 
 
 def parse_figure(values: Mapping[str, Any]) -> Figure:
-    """A figure of the JSON values that ``dataclasses.asdict`` gives, also of an earlier version."""
+    """A figure of the JSON values that ``dataclasses.asdict`` gives, also of an earlier version.
+
+    Raises KeyError or TypeError for others.
+    """
     real, features = values["real"], values.get("features", "")
     return Figure(values["metric"], Measurement(**values["generated"]), real and Measurement(**real), features)

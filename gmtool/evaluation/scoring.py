@@ -34,7 +34,7 @@ class RealFeatures:
     extractor: Extractor
 
     def known(self, generated: Features, moments: bool = True) -> Known:
-        """The inputs of the metrics, for the features of generated images; moments: also those of statistics."""
+        """The inputs of the metrics, for the features of generated images. moments: whether covariances are needed."""
         known = known_from_features(generated, self.reference, self._statistics, self._spatial, moments)
         return replace(known, training=known.features) if self.on_training_images else known
 

@@ -52,7 +52,7 @@ def value_of(group: Group, metric: str, real: bool = False) -> Value | None:
 
 
 def floors_of(sweep: Sweep, metric: str) -> dict[int, float]:
-    """The metric of real images in the samples' place by the number of images, the mean over all points of so many."""
+    """The metric of real images in the samples' place, by the number of images: the mean over all points with it."""
     values: dict[int, list[float]] = {}
     for group in sweep.groups:
         floor = value_of(group, metric, real=True)
@@ -62,12 +62,12 @@ def floors_of(sweep: Sweep, metric: str) -> dict[int, float]:
 
 
 def floor_words(images: int, sizes: int) -> str:
-    """What a floor is called, where there is one for each of so many sizes."""
+    """The legend of the value of real images, for ``images`` of them: with that number if there are several sizes."""
     return "real images in their place" + (f" ({images:,})" if sizes > 1 else "")
 
 
 def best_of(groups: Sequence[Group], metric: str) -> Group | None:
-    """The group with the best mean; of a metric without direction the nearest to that of real images."""
+    """The group with the best mean; for a metric without a better direction, the one nearest to real images."""
     known = [group for group in groups if value_of(group, metric) is not None]
     return min(known, key=lambda group: _loss(group, metric), default=None)
 

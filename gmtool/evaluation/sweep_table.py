@@ -80,7 +80,7 @@ class Skipped:
 
 
 def points_in_words(count: int) -> str:
-    """So many points: "1 point"."""
+    """A number of points in words: "1 point"."""
     return f"{count:,} point{'' if count == 1 else 's'}"
 
 

@@ -115,7 +115,11 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def mean_lipschitz(model: VelocityModel, trajectory: Trajectory, stream: torch.Generator) -> Tensor:
-    """The largest singular value of du/dx at one random time of each path, t uniform in (0, 1]: (B,)."""
+    """The largest singular value of du/dx at one random point of each path, (B,).
+
+    The point is the start of the Euler step that covers a time uniform in (0, 1]; see `lipschitz`.
+    trajectory: points (n + 1, B, C, *S). stream: of the times and of the first directions of the power iteration.
+    """
     count = trajectory.points.shape[1]
     places = torch.rand(count, generator=stream, device=stream.device).to(trajectory.times)
     # step i of the grid covers the times from times[i + 1] to times[i]
@@ -136,7 +140,7 @@ def transport_distance(x: Tensor, y: Tensor) -> float:
 
 
 def sliced_distance(x: Tensor, y: Tensor, stream: torch.Generator, directions: int = DIRECTIONS) -> float:
-    """The mean of W2^2 over random directions, in float64, for x and y both (N, ...).
+    """mean_v W2^2(v.x, v.y) over random unit directions v, in float64, for x and y both (N, ...); see the module.
 
     Raises ValueError for sets of different sizes or shapes.
     """

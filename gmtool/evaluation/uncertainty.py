@@ -44,7 +44,10 @@ LEAST = 4
 
 
 def subsets(resampling: Resampling, count: int, number: int, seed: int) -> list[Tensor]:
-    """The row numbers, int64 (n,), of about ``number`` subsets of ``count`` samples."""
+    """The row numbers, int64 (n,), of each subset of ``count`` samples; see the module.
+
+    number: of the subsets; of the jackknife at most ``count``.
+    """
     if resampling == "halves":
         return [torch.randperm(count, generator=generator(seed, "half", part))[: count // 2] for part in range(number)]
     parts = torch.randperm(count, generator=generator(seed, "parts")).tensor_split(min(number, count))
@@ -83,7 +86,8 @@ def with_intervals(
 ) -> tuple[Figure, ...]:
     """The figures, with the interval of each that has ``values`` of subsets by `resampled`.
 
-    limits: whether those by the jackknife are extrapolated to infinitely many samples.
+    values: (R,) by the metric's name. limits: whether figures with a jackknife are extrapolated to infinitely many
+    samples.
     """
     return tuple(
         _with_interval(figure, values[figure.metric], resampling, limits) if figure.metric in values else figure

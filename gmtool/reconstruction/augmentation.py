@@ -37,7 +37,7 @@ class AugmentationDraws:
 
 
 def draw_augmentation(count: int, generator: torch.Generator) -> AugmentationDraws:
-    """The random numbers of ``count`` samples, on the generator's device."""
+    """The random numbers of ``count`` samples, on the generator's device: uniform (count, 7), chances (3,)."""
     device = generator.device
     chances = torch.rand(KINDS, generator=generator, device=device)
     return AugmentationDraws(torch.rand(count, NUMBERS, generator=generator, device=device), chances)

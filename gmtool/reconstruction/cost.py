@@ -35,12 +35,15 @@ DINO_S8 = ViewedBy(384, 12, 785)
 
 
 def vit_flops(width: int, blocks: int, tokens: int) -> int:
-    """Operations of a forward pass of a ViT with MLPs of four times its width, two a multiply-add."""
+    """Operations of a forward pass of a ViT with MLPs of four times its width: d n (24 w^2 + 4 n w).
+
+    width, blocks, tokens: w, d and n of an image. A multiply-add counts as two; norms and softmax are left out.
+    """
     return blocks * tokens * (24 * width * width + 4 * tokens * width)
 
 
 def encoder_flops(facts: VitFacts, tokens: int) -> int:
-    """Operations of encoding an image of so many patches."""
+    """Operations of encoding an image of ``tokens`` patches, the encoder's other tokens included; see `vit_flops`."""
     return vit_flops(facts.width, facts.blocks, tokens + facts.dropped)
 
 
@@ -54,9 +57,11 @@ def decoder_step_cost(
     discriminator: ViewedBy | None,
     checkpoint_activations: bool = False,
 ) -> StepCost:
-    """The cost of a step with all losses, for latents (C, h, w). make_network: is called where nothing is computed.
+    """The cost of a step with all losses, for latents (C, h, w); see the module.
 
-    discriminator: the ViT of one, None without it.
+    make_network: is called on the meta device, where nothing is computed. encoder: what makes the latents. precision:
+    of the networks. perceptual: whether LPIPS is used. discriminator: the discriminator's ViT, None without one.
+    checkpoint_activations: whether the decoder recomputes activations in the backward pass.
     """
     with torch.device("meta"):
         network = make_network()

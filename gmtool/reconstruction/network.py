@@ -78,7 +78,7 @@ class DecoderNetwork(nn.Module):
         return blocks
 
     def body(self, latents: Tensor) -> Tensor:
-        """Tokens (B, N, D), all but the last layer done."""
+        """Tokens (B, N, D) of latents (B, C, h, w), after all but the last layer; N patches of an image."""
         decoder = self.decoder
         tokens = decoder.interpolate_latent(decoder.decoder_embed(latents.flatten(2).transpose(1, 2)))
         tokens = torch.cat([decoder.trainable_cls_token.expand(len(tokens), -1, -1), tokens], 1)
@@ -91,7 +91,7 @@ class DecoderNetwork(nn.Module):
         return decoder.decoder_norm(tokens)[:, 1:]
 
     def head(self, tokens: Tensor) -> Tensor:
-        """The images of tokens."""
+        """Images float32 (B, 3, S, S) of tokens (B, N, D): the last layer, and back from the encoder's colours."""
         levels = self.decoder.unpatchify(self.decoder.decoder_pred(tokens)).float()
         return levels * self.std + self.mean
 
@@ -105,7 +105,8 @@ def new_decoder(
 ) -> DecoderNetwork:
     """A decoder with random weights for latents (C, h, w) of a tokenizer.
 
-    Raises UserError when diffusers is missing, or the images' side is no multiple of the latents'.
+    encoder: the tokenizer's record. seed: of the weights. Raises UserError when diffusers is missing, or the images'
+    side is no multiple of the latents'.
     """
     channels, grid, _ = latent_shape
     side = int(encoder.settings["image_size"])
@@ -141,7 +142,10 @@ def check_sides(side: int, latent_shape: tuple[int, int, int]) -> None:
 
 
 def decoder_from(source: str, encoder: TokenizerSpec) -> DecoderNetwork:
-    """A decoder to train further: a folder, hub id or file; see `load_decoder`, whose errors it raises."""
+    """A decoder to train further, on the CPU: a folder, hub id or file; see `load_decoder`.
+
+    Raises UserError as that does, and for a decoder that makes images of another size than the encoder takes.
+    """
     released = load_decoder(source, torch.device("cpu"), encoder).network
     names = [name for name in released.config if not name.startswith("_") and name != "encoder_type"]
     sizes = {name: released.config[name] for name in names} | {"encoder_num_hidden_layers": 0}
@@ -160,7 +164,8 @@ def save_decoder(network: DecoderNetwork, folder: Path, encoder: TokenizerSpec) 
 
     diffusers takes the position embedding that it computes; where the decoder has another one, it stands in the file
     for gmtool. It expects an encoder in the file too: there is none, so its weights are NaN, and latents that diffusers
-    would encode with it are NaN instead of plausible numbers.
+    would encode with it are NaN instead of plausible numbers. Raises OSError when the disk is full, UserError without
+    diffusers.
     """
     with torch.device("meta"):
         autoencoder = _autoencoder()(**network.sizes)

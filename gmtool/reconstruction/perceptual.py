@@ -1,7 +1,10 @@
 """LPIPS, the perceptual distance of two images: torchmetrics' network, on VGG16's features.
 
-The linear layers (v0.1) come with torchmetrics, and VGG16's weights from torchvision's file. Source: Zhang et al., The
-Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924.
+    d(x, y) = sum_l mean over positions of sum_c w_lc (f_lc(x) - f_lc(y))^2,
+
+with f_l the l-th of five layers of VGG16, divided at each position by its norm over the channels c. The linear layers w
+(v0.1) come with torchmetrics, and VGG16's weights from torchvision's file. Source: Zhang et al., The Unreasonable
+Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924.
 """
 
 from __future__ import annotations
@@ -65,7 +68,10 @@ def vgg_file(given: Path | None, progress: Progress, seconds: float | None = Non
 
 
 def load_lpips(file: Path, device: torch.device) -> Lpips:
-    """LPIPS with the weights of a file of torchvision's VGG16, or of a whole LPIPS network. Raises UserError."""
+    """LPIPS with the weights of a file of torchvision's VGG16.
+
+    Raises UserError when torchmetrics is missing, or the file is damaged or holds the weights of another network.
+    """
     try:
         from torchmetrics.functional.image.lpips import _LPIPS as Network
     except ImportError as error:

@@ -162,7 +162,7 @@ class AdversarialSettings(Settings):
             raise UserError("--discriminator-weights has no effect with --adversarial none: remove one of them")
 
     def schedule(self, decoder: Schedule) -> Schedule:
-        """The discriminator's learning rate, given the decoder's."""
+        """The discriminator's schedule: the decoder's, in proportion to ``discriminator_lr`` where that is given."""
         if self.discriminator_lr is None or not decoder.rate:
             return decoder
         factor = self.discriminator_lr / decoder.rate

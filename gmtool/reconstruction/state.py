@@ -32,7 +32,7 @@ class DiscriminatorState:
         return _trained(self.network)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """The files of a checkpoint."""
+        """The tensors (...) of a checkpoint, by file and name."""
         return {HEADS: self.trained.state_dict(), HEADS_OPTIMIZER: self.optimizer.state()}
 
     def load(self, folder: Path) -> None:
@@ -46,7 +46,10 @@ def _trained(network: Discriminator) -> nn.Module:
 
 
 def make_discriminator_state(network: Discriminator, optimizer: OptimizerSettings, rate: float) -> DiscriminatorState:
-    """A discriminator that is to be trained. rate: the learning rate that it begins with."""
+    """A discriminator, set to evaluation mode, with the optimizer of its heads.
+
+    optimizer: its settings. rate: the learning rate that it begins with.
+    """
     return DiscriminatorState(network.eval(), make_optimizer(_trained(network), optimizer, rate))
 
 
@@ -58,7 +61,7 @@ class DecoderState:
     discriminator: DiscriminatorState | None = None
 
     def tensors(self, world: World = ALONE) -> dict[str, Mapping[str, Tensor]]:
-        """The files of a checkpoint. All processes call this, for the first one."""
+        """The tensors (...) of a checkpoint, by file and name, for the first process; all call this together."""
         tensors = self.decoder.tensors(world)
         return tensors if self.discriminator is None else {**tensors, **self.discriminator.tensors()}
 

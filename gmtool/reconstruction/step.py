@@ -1,8 +1,9 @@
 """One step of a decoder's training: the decoder's update, then the discriminator's.
 
-The decoder meets latents with noise, sigma n with sigma = tau U(0, 1) a sample; the discriminator real images, and
-reconstructions by the updated decoder from latents without noise, rounded to 8 bits. All losses are means over samples,
-and the adaptive weight is that of the whole batch of all processes: neither micro-batches nor processes change a step.
+The decoder is trained on latents with noise, sigma n with one sigma = tau U(0, 1) per sample; the discriminator on real
+images, and on reconstructions by the updated decoder from latents without noise, rounded to 8 bits. All losses are
+means over samples, and the adaptive weight is that of the whole batch of all processes: neither micro-batches nor
+processes change a step.
 
 The losses' gradients are taken at the images first; one backward pass through the decoder then serves all of them. With
 several micro-batches and an adversarial loss, the decoder's forward pass is done twice: the adaptive weight must be
@@ -65,7 +66,8 @@ class DiscriminatorLoss:
 class StepResult:
     """A step that was taken, on the device; see `gmtool.training.loop.StepResult`.
 
-    step: its number, from 1. rate: its learning rate. loss: () L1 + weighted LPIPS. figures: other figures by name.
+    step: its number, from 1. rate: its learning rate. loss: () L1 + weighted LPIPS. skipped: () bool, whether an update
+    was called off. figures: other figures () by name.
     """
 
     step: int
@@ -122,7 +124,10 @@ class DecoderStepper:
     micro_batch: int | None = None
 
     def take(self, batch: ImageBatch, step: int, seed: int) -> StepResult:
-        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
+        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers.
+
+        Raises MachineError, naming the repair, when the memory is not enough.
+        """
         try:
             return self._take(batch.x, step, seed)
         except Exception as error:

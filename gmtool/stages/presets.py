@@ -2,7 +2,7 @@
 
     source = "where the recipe is published"
     expect = "the score that it reaches there"
-    [encode]                  # a table a command; its keys are that command's flags without the dashes
+    [encode]                  # a table per command; its keys are that command's flags without the dashes
     [fit-gmm]
     [train]
     batch-size = 1024

@@ -29,7 +29,7 @@ FETCH_SECONDS = 15.0
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """The tokenizer of the latents that come with the images, and the numbers of its descriptor."""
+    """The tokenizer of the latents that come with the images, and the size D of its descriptor."""
 
     tokenizer: TokenizerSpec
     size: int
@@ -72,7 +72,7 @@ class Row:
     classifies: bool = False
 
     def allows(self, metrics: MetricRow) -> bool:
-        """Whether some metrics are meant for its features."""
+        """Whether a row of metrics is meant for, and defined on, its features."""
         listed = not self.metrics or any(metric.name in self.metrics for metric in metrics.metrics)
         return listed and metrics.defined_on(self.name)
 
@@ -289,7 +289,8 @@ def choose_extractors(
     """Which extractors are used, and why: those asked for, or with ``auto`` the first that can be had.
 
     fetch: whether missing weights are downloaded; those that nobody asked for within ``patience`` seconds. refused:
-    extractors that the images do not allow, and why. Raises MachineError when none can be had.
+    extractors that the images do not allow, and why. Raises MachineError when none can be had, UserError for a wrong
+    setting.
     """
     asked = settings.asked
     choices: list[Choice] = []

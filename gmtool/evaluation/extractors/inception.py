@@ -156,7 +156,11 @@ def fetch_weights(progress: Progress, seconds: float | None) -> Path:
 
 
 def read_weights(path: Path, wrong: UserError | None = None) -> Weights:
-    """Read a file of weights as plain tensors. Raises ``wrong``, by default of Inception, when it is something else."""
+    """Read a file of weights as plain tensors.
+
+    wrong: the error to raise when it is something else; by default that of Inception. Raises OSError when it cannot be
+    read.
+    """
     wrong = wrong or _wrong_weights(path)
     content = path.read_bytes()
     try:
@@ -171,7 +175,7 @@ def read_weights(path: Path, wrong: UserError | None = None) -> Weights:
 
 
 def as_stream(weights: Weights) -> io.BytesIO:
-    """The weights as a file for torch-fidelity, which would unpickle anything: they hold nothing but tensors."""
+    """The weights as a stream for torch-fidelity, which would unpickle anything: it holds nothing but tensors."""
     stream = io.BytesIO()
     torch.save(dict(weights.state), stream)
     stream.seek(0)

@@ -51,7 +51,7 @@ def feature_size(_: ExtractorSettings, described: Described | None) -> int | Non
 def open_extractor(
     _: ExtractorSettings, described: Described | None, device: torch.device, _progress: Progress
 ) -> TokenizerExtractor:
-    """See `gmtool.evaluation.extractors.Family`."""
+    """See `gmtool.evaluation.extractors.Family`. Raises ValueError without a tokenizer."""
     if described is None:
         raise ValueError("there is no tokenizer")
     return TokenizerExtractor(build_tokenizer(described.tokenizer, device, "float32"), described.tokenizer)

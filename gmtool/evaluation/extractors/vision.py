@@ -70,14 +70,18 @@ class VisionExtractor:
             return Features(self.read(self.prepared(images.to(self.device))).float().cpu())
 
     def prepared(self, images: Tensor) -> Tensor:
-        """Images uint8 (B, 3, S, S) as the network takes them."""
+        """Images uint8 (B, 3, S, S) resized and normalised, (x / 255 - mean) / std: (B, 3, side, side) float32."""
         resized = interpolate(images.float(), (self.side, self.side), mode="bicubic", antialias=True)
         mean, deviation = (255 * torch.tensor(values, device=self.device).view(3, 1, 1) for values in self.colours)
         return (resized - mean) / deviation
 
 
 def load_network(kind: str, folder: Path, model_types: tuple[str, ...], what: str, device: torch.device) -> Any:
-    """transformers' class ``kind`` with the weights of a folder. Raises UserError for those of another network."""
+    """transformers' class ``kind`` with the weights of a folder, frozen and in evaluation mode.
+
+    model_types: those that its configuration may name. what: the flag, for messages. Raises UserError for another
+    network, and for weights that are damaged or incomplete.
+    """
     import transformers
 
     hub_logging: Any = transformers.utils.logging

@@ -60,11 +60,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Row:
-    """The metrics that one function finds together.
+    """The metrics that one function computes together.
 
     function: "module:function", a `gmtool.evaluation.metric.Measure`, imported when it is used. needs: what it is
     given. library: whether it is torch-fidelity's, without which it is left out. only: the extractors whose features it
-    is defined on; empty for all.
+    is defined on; empty for all. resampling: how its intervals are estimated.
     """
 
     function: str

@@ -1,7 +1,9 @@
-"""Kernel distance: the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
+"""Kernel distance: the unbiased estimate of the squared maximum mean discrepancy with a cubic kernel.
 
-It is averaged over random subsets, and is KID if the features are Inception's. Because it is unbiased, it scatters
-around 0 for equal distributions and may be negative. Source: Binkowski et al. 2018, arXiv 1801.01401.
+    sum_{i != j} (k(x_i, x_j) + k(y_i, y_j)) / (n (n - 1)) - 2 mean_{ij} k(x_i, y_j),    k(x, y) = (x.y / D + 1)^3
+
+It is averaged over random subsets of n features, and is KID if the features are Inception's. Because it is unbiased, it
+scatters around 0 for equal distributions and may be negative. Source: Binkowski et al. 2018, arXiv 1801.01401.
 """
 
 from __future__ import annotations

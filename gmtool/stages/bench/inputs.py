@@ -58,7 +58,7 @@ def make_inputs(preset: Preset, folder: Path, device: str, count: int) -> Inputs
 
 
 def write_images(folder: Path, count: int) -> None:
-    """JPEGs of smooth noise in two class folders, of a photograph's size in pixels and in bytes."""
+    """Write ``count`` JPEGs of smooth noise, of a photograph's size in pixels and bytes, to two class folders."""
     draws = np.random.default_rng(0)
     height, width = SIDE
     for index in range(count):

@@ -52,7 +52,7 @@ CPU_BATCH, GPU_BATCH = 8, 256
 
 @dataclass(frozen=True)
 class StageRate:
-    """A part of a stage: its rate in ``unit`` a second, the seconds that the whole task takes, and what to know."""
+    """A part of a stage: its rate in ``unit`` per second, the seconds that the whole task takes, and a note."""
 
     stage: str
     unit: str
@@ -63,7 +63,10 @@ class StageRate:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was found. matmul: operations per second of matrix products in ``precision``; images: of the task."""
+    """The results of a benchmark.
+
+    matmul: operations per second of matrix products in ``precision``. images: number that the times are for.
+    """
 
     preset: str
     device: str

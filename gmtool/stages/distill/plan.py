@@ -65,7 +65,7 @@ def open_teacher(path: Path, config: DistillConfig) -> Drawing:
 def open_sources(run: RunFolder, config: DistillConfig, stack: ExitStack) -> Sources:
     """The latents and the mixture of a student of ``run``, which ``stack`` closes.
 
-    Raises UserError for other latents than the teacher's, and for those that do not exist.
+    Raises UserError for other latents than the teacher's or none, and for a mixture that is missing or another one.
     """
     gmm = None
     if run.method.uses_mode_statistics or (run.method.uses_modes and not config.student.data_free):

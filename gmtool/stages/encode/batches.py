@@ -21,7 +21,11 @@ from gmtool.tokenizers.build import build_tokenizer
 
 @dataclass(frozen=True, eq=False)
 class EncodedBatch:
-    """indices (B,): rows of the set. patches float16 and descriptors float32 of their samples. bad: left out."""
+    """A batch of images, encoded.
+
+    indices (B,): their rows in the set. patches (n, C, H, W) float16 and descriptors (n, D) float32: of their samples,
+    n = B times the plan's views. bad: images that cannot be read and are left out.
+    """
 
     indices: np.ndarray
     patches: np.ndarray
@@ -29,14 +33,14 @@ class EncodedBatch:
     bad: tuple[BadImage, ...]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The batch as it travels to another process."""
+        """The batch as named tensors, to send to another process: the fields, and bad as JSON text, uint8 (m,)."""
         bad = np.frombuffer(json.dumps([asdict(image) for image in self.bad]).encode(), np.uint8)
         arrays = {"indices": self.indices, "patches": self.patches, "descriptors": self.descriptors, "bad": bad.copy()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> EncodedBatch:
-        """The batch that travelled."""
+        """The batch whose `tensors` these are."""
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         bad = tuple(BadImage(**values) for values in json.loads(arrays.pop("bad").tobytes()))
         return cls(**arrays, bad=bad)

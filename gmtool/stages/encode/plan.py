@@ -96,7 +96,10 @@ class EncodePlan:
 
 
 def class_counts(labels: np.ndarray, classes: int, views: int) -> list[int]:
-    """Samples of each class, given the labels of the images, -1 for none."""
+    """Number of samples of each class.
+
+    labels (N,): of the images, -1 for none. classes: their number. views: samples per image.
+    """
     return (views * np.bincount(labels[labels >= 0], minlength=classes)).tolist()
 
 

@@ -117,8 +117,9 @@ def encode_images(
 
     A finished file of the same images and settings is left as it is; another one is replaced once the new one is
     whole. save_seconds: between two savings of the state. Raises UserError and MachineError as `plan_encoding` does,
-    and UserError, with the image's name, for an image that cannot be read (without ``config.skip_bad``), a colour image
-    where grey ones were announced, or latents that float16 cannot hold.
+    MachineError when the file does not fit on the disk, and UserError, with the image's name, for an image that cannot
+    be read (without ``config.skip_bad``), a colour image where grey ones were announced, or latents that float16 cannot
+    hold.
     """
     started = time.monotonic()
     allow_tf32(False)

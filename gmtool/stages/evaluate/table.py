@@ -15,7 +15,7 @@ ARROWS: Mapping[Better, str] = {"lower": "\N{NO-BREAK SPACE}↓", "higher": "\N{
 
 
 def print_reports(reports: Sequence[Report]) -> None:
-    """Print one report with all that is in it, or several beside each other."""
+    """Print one report in full, or several side by side, as a table on standard output."""
     if len(reports) == 1:
         _print_one(reports[0])
     elif reports:
@@ -76,7 +76,7 @@ def _print_several(reports: Sequence[Report]) -> None:
 
 
 def best_of(values: Sequence[float | None], better: Better) -> frozenset[int]:
-    """The numbers of the best among several values; none where no direction is better, or there is one value alone."""
+    """The indices of the best values; none where no direction is better, or only one value is known."""
     known = [value for value in values if value is not None]
     if not better or len(known) < 2:
         return frozenset()

@@ -43,7 +43,7 @@ def _settings(folder: SamplesFolder) -> tuple[SelectionSettings, WeightSettings]
 def run_of(folder: SamplesFolder) -> tuple[RunFolder, Checkpoint, Path]:
     """The run that drew the samples, the checkpoint, and the file of the weights that it drew them with.
 
-    Raises UserError when the run is gone, or has no longer these weights.
+    Raises UserError when the run is gone, is a student, or has no longer these weights.
     """
     _, settings = _settings(folder)
     recorded = folder.manifest.input("run")
@@ -93,10 +93,10 @@ def followed_paths(
 
 
 def latents_of_both(folder: SamplesFolder, config: EvaluateConfig, progress: Progress) -> Pair[Pair[Tensor]] | None:
-    """Latents of samples beside as many real ones, and two disjoint sets of real ones, each as a pair; all normalised.
+    """Latents of samples beside as many real ones, and two disjoint sets of real ones, each as a pair.
 
-    As many as paths are followed, fewer when there are less than twice as many real ones. None, with a note, when the
-    training latents are gone.
+    All are normalised, float32 (n, C, H, W), with n the number of paths that are followed, or half the number of real
+    ones if that is smaller. None, with a note, when the training latents are gone. Raises what `run_of` does.
     """
     run, _, _ = run_of(folder)
     selection, _ = _settings(folder)

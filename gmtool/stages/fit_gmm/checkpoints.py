@@ -36,7 +36,7 @@ class InKMeans:
 
 @dataclass(frozen=True, eq=False)
 class InEm:
-    """k-means is done, in so many iterations, and some iterations of EM."""
+    """k-means is done, in ``kmeans_iterations`` iterations, and so are some iterations of EM."""
 
     fit: Fit
     kmeans_iterations: int

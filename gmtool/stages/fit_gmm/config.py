@@ -15,7 +15,7 @@ UNITS = {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30
 
 
 def gibibytes(size: str | float) -> float:
-    """A size such as ``8GiB``, ``512 MiB`` or ``8`` in GiB, or such a number. Raises UserError when it is none."""
+    """A size in GiB, given as ``8GiB``, ``512 MiB``, ``8`` or a number. Raises UserError for other texts."""
     if isinstance(size, (int, float)):
         return float(size)
     parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", size.lower())

@@ -51,7 +51,10 @@ def fit_patches(
     progress: Progress,
     checkpoints: Checkpoints,
 ) -> FitMetrics:
-    """Write the modes that ``state`` does not count to the file ``part``, then its manifest; return the metrics."""
+    """Write the modes that ``state`` does not count to the file ``part``, then its manifest; return the metrics.
+
+    All processes call this together. Raises UserError when the latents are damaged, OSError when the disk is full.
+    """
     with ExitStack() as stack:
         writer = stack.enter_context(GmmWriter.reopen(part)) if world.first else None
         kept = _counted(_kept(writer, world), plan)

@@ -124,7 +124,11 @@ class FitPlan:
 
 
 def plan_fit(source: LatentsFile, output: Path, config: FitGmmConfig, processes: int) -> FitPlan:
-    """The plan of a fit to ``source``. Raises UserError when it cannot be carried out."""
+    """The plan of a fit to ``source`` by ``processes`` processes.
+
+    Raises UserError, naming the flag or file, where the output cannot be written, the latents are not finite or have no
+    descriptors, there are fewer images than modes, or the memory is too small.
+    """
     written = output_of(output, "gmm")
     check_picture(_picture_of(output), output)
     if not (np.isfinite(source.mean).all() and np.isfinite(source.var).all()):

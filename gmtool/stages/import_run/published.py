@@ -67,7 +67,10 @@ class Published:
 
 
 def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
-    """A DiTDH of RAE or MM-FM. Raises UserError for what cannot be read or does not fit together."""
+    """A DiTDH of RAE or MM-FM.
+
+    Raises UserError for what cannot be read or does not fit together, MachineError for what cannot be fetched.
+    """
     named = _named(config, ("statistics", "gmm", "cls_gmm"))
     beside = _beside(file, named)
     files = {"weights": file, **named, **beside}
@@ -112,7 +115,10 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
 
 
 def read_published_gmflow(folder: Path, config: ImportConfig) -> Published:
-    """A GM-DiT of GMFlow. Raises UserError for what cannot be read or does not fit together."""
+    """A GM-DiT of GMFlow.
+
+    Raises UserError for what cannot be read or does not fit together, MachineError for what cannot be fetched.
+    """
     for name in ("statistics", "gmm", "cls_gmm", "condition"):
         if getattr(config, name) is not None:
             raise UserError(f"{flag(name)} is for a DiTDH, and {folder} is GMFlow's: remove the flag")

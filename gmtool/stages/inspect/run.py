@@ -51,7 +51,7 @@ def describe(path: Path) -> Description:
 
 
 def verify(path: Path) -> None:
-    """Read everything in a latents file, a mixture, a run, samples or a sweep.
+    """Read everything in an artifact: a latents file, a mixture, a run, a decoder or samples; of others the record.
 
     Raises UserError, naming the file, unless all of it is what was written. What an older version wrote without
     checksums is held against its fingerprint and its statistics; of its weights only the format is checked.

@@ -64,9 +64,10 @@ class Given:
 def likelihood(
     data: Path, run: Path, config: LikelihoodConfig, progress: Progress, output: Path = RESULT
 ) -> LikelihoodReport:
-    """The negative log-likelihood of data under a run, also written to ``output``. Raises what `plan_likelihood` does.
+    """The negative log-likelihood of data under a run, also written to ``output``; see `gmtool.evaluation.likelihood`.
 
-    Of several processes each takes its share, and all have the result.
+    Of several processes each takes its share, and all have the result. Raises what `plan_likelihood` does, and
+    UserError for images that the tokenizer does not take and for a mixture that is missing or another one.
     """
     allow_tf32(False)
     plan = plan_likelihood(data, run, config, output)

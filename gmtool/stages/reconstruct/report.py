@@ -43,8 +43,8 @@ class WorstImage:
 class ReconstructionReport:
     """All figures.
 
-    images: where they are, and how many. tokenizer, decoder: what gives them back. qualities: by name. statistics: the
-    mean square of latents normalised by them, by their source. worst: by ``worst_by``, the worst first.
+    images, count: where they are, and how many. tokenizer, decoder: what reconstructs them. qualities: by name.
+    statistics: the mean square of latents normalised by them, by their source. worst: by ``worst_by``, the worst first.
     """
 
     images: str

@@ -93,7 +93,10 @@ class ReconstructPlan:
 
 
 def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, progress: Progress) -> ReconstructPlan:
-    """The plan. Raises UserError for what does not go together, MachineError when weights cannot be fetched."""
+    """The plan of a reconstruction; nothing is written.
+
+    Raises UserError for what does not go together, MachineError when weights cannot be fetched.
+    """
     output = output_of(folder, "reconstruction")
     expect_outside(folder, images)
     image_set = find_images(images)
@@ -132,7 +135,8 @@ class _Results:
 def reconstruct(images: Path, folder: Path, config: ReconstructConfig, progress: Progress) -> ReconstructionReport:
     """Reconstruct images, and write grids of pairs, a table of all images and the report into a folder.
 
-    Raises what `plan_reconstruction` does, and UserError where the statistics do not belong to the latents.
+    Raises what `plan_reconstruction` does, and UserError where the statistics do not belong to the latents, images are
+    smaller than SSIM's window, or one cannot be read (without ``config.skip_bad``).
     """
     allow_tf32(False)  # figures are to be those of any other device
     world = join(config.device)

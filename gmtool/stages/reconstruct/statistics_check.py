@@ -73,12 +73,15 @@ def _expect_tokenizer(path: Path, recorded: TokenizerSpec, spec: TokenizerSpec) 
 
 
 def mean_square(latents: Tensor, statistics: LatentStatistics) -> float:
-    """The mean square of latents (N, C, h, w) normalised by statistics."""
+    """mean ((z - mean) / std)^2 over all entries of latents z (N, C, h, w)."""
     return float(statistics.to(latents.device).normalise(latents).square().mean())
 
 
 def expect_belonging(latents: Tensor, named: NamedStatistics) -> float:
-    """The mean square of latents normalised by statistics. Raises UserError unless it is near 1."""
+    """The `mean_square` of latents (N, C, h, w) under statistics.
+
+    Raises UserError for statistics of another shape, and unless it is within a factor of `FACTOR` of 1.
+    """
     if latents.shape[1:] != torch.broadcast_shapes(latents.shape[1:], named.statistics.mean.shape):
         raise UserError(f"{named.source} are of latents of another shape than {tuple(latents.shape[1:])}")
     value = mean_square(latents, named.statistics)

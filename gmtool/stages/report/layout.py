@@ -43,7 +43,7 @@ class Drawing:
 
 
 def lay_out(graph: Graph) -> Drawing:
-    """A column a kind, from left to right; what was made from one thing stands beside it."""
+    """Lay out a graph in the columns of its nodes, from left to right; what was made from a node stands beside it."""
     used = sorted({node.column for node in graph.nodes.values()})
     x = {column: MARGIN + place * (WIDTH + ACROSS) for place, column in enumerate(used)}
     y = _rows(graph)

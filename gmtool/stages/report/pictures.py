@@ -62,7 +62,7 @@ def png_of(pixels: np.ndarray) -> bytes:
 
 
 def fit_pictures(files: Sequence[bytes], size: int) -> list[Picture]:
-    """The PNG files as pictures that take ``size`` bytes of a page at most.
+    """The PNG files as pictures that take about ``size`` bytes of a page at most.
 
     Small files stay as they are; what they leave of their shares goes to the others, which are stored as WebP, and
     scaled down where that is not enough.

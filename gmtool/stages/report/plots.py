@@ -23,7 +23,7 @@ FIGURE_WORDS: Mapping[str, str] = {
 
 
 def plots_of(contents: Contents, colours: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """What the script draws, by the plots' keys."""
+    """The page's plots by key, as JSON values. colours: number of each run's colour, by the run's name."""
     plots = {f"scores-{index}": _score_chart(table, colours) for index, table in enumerate(contents.tables)}
     plots |= {f"sweep-{index}": _score_chart(table, colours) for index, (_, table) in enumerate(contents.sweeps)}
     for outer, (_, figures) in enumerate(contents.panels.values()):

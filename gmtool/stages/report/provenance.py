@@ -73,7 +73,7 @@ class Graph:
         return [child for child in self.nodes if (key, child) in self.edges]
 
     def reduced(self) -> Graph:
-        """The graph without the edges that a longer way implies."""
+        """The transitive reduction: the graph without edges that a longer path implies."""
         longer = {(one, other) for one, other in self.edges if self._leads_round(one, other)}
         return Graph(self.nodes, self.edges - longer)
 
@@ -188,7 +188,7 @@ class _Tracer:
 
 
 def kind_words(kind: str) -> str:
-    """What a kind of node is called."""
+    """The name of a kind of node on the page."""
     return "mixture" if kind == "gmm" else kind
 
 
@@ -213,7 +213,7 @@ def _places(used: Input, folder: Path) -> Iterator[Path]:
 
 
 def shown_path(path: Path) -> str:
-    """A path as one would type it here: relative where it lies in the current folder."""
+    """A path as a user would type it: relative to the current folder if it lies in that."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

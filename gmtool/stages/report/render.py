@@ -30,7 +30,7 @@ NO_PICTURE = Picture("", 0, 0, (0, 0))
 
 
 def render(contents: Contents, size: int, date: datetime.date | None) -> str:
-    """The page, of ``size`` bytes at most, its pictures made smaller where need be.
+    """The page as HTML, of ``size`` bytes at most, its pictures made smaller where need be. date: shown on it.
 
     Raises UserError where it is larger without any picture.
     """

@@ -83,7 +83,7 @@ class ScoreTable:
     floors: tuple[Floors, ...]
 
     def shows(self, name: str, real: Measurement) -> bool:
-        """Whether one of the floors is what real images reach by a metric."""
+        """Whether the value ``real`` of real images by the metric ``name`` is among the floors."""
         return any(floors.values.get(name) == real for floors in self.floors)
 
 

@@ -120,7 +120,8 @@ class SampleJob:
 def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progress) -> SampleReport:
     """Draw samples from a run into ``folder``, which replaces an earlier folder of samples.
 
-    Raises UserError for what the run cannot do, naming the flag; MachineError when they will not fit on the disk.
+    Raises UserError for what the run cannot do, naming the flag; MachineError when they will not fit on the disk, or
+    the decoder cannot be fetched; NotFinite when samples are infinite or NaN.
     """
     job = plan_samples(run_path, folder, config)
     for line in job.drawing.notes:

@@ -26,9 +26,10 @@ AT_LEAST = 0.2
 
 
 def seconds_of_sweep(plan: SweepPlan) -> float:
-    """About the seconds of drawing all samples and their features, as far as the weights are here; metrics come on top.
+    """About the seconds that all samples and their features take; the metrics come on top.
 
-    A batch of the point with the fewest evaluations is drawn, decoded, and shown to the extractors.
+    A batch of the point with the fewest evaluations is drawn, decoded, and passed through the extractors whose weights
+    are on this machine. Raises UserError where the samples of a run cannot be decoded.
     """
     device, points = plan.world.device, plan.grid.points
     cheapest = min(points, key=lambda point: point.evaluations)

@@ -57,7 +57,7 @@ class Judge:
         return {criterion.plan.name: criterion.extractor.name for criterion in self.criteria}
 
     def figures(self, run: RunFolder, images: np.ndarray, progress: Progress) -> tuple[Figure, ...]:
-        """The figures of samples of a run, images uint8 (N, S, S, 3)."""
+        """The figures of samples of a run, images uint8 (N, S, S, 3). Raises UserError unless features are finite."""
         batch = self.plan.config.batch_size
         figures: list[Figure] = []
         for criterion in self.criteria:

@@ -64,7 +64,8 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
     """Draw and score every point of a grid into a folder of a table and plots, which replaces an earlier sweep.
 
     paths: runs, and the folder to write where the last of several is no run; see `places`. Raises what `plan_sweep`
-    does, and UserError for images that cannot be read or do not fit the samples.
+    does, UserError for images that cannot be read or do not fit the samples, and for runs whose images differ in size;
+    MachineError when the images of a point do not fit on the disk.
     """
     plan = plan_sweep(paths, output, config, progress)
     allow_tf32(False)  # figures are to be those of any other device
@@ -96,7 +97,10 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
 
 
 def open_tokenizers(plan: SweepPlan) -> Mapping[Path, Tokenizer]:
-    """What decodes the samples, by run."""
+    """The tokenizers that decode the samples, by the run's path.
+
+    Raises UserError where one cannot, MachineError when a decoder cannot be fetched.
+    """
     tokenizers = {}
     for run in plan.runs:
         with plan.world.first_before_others():  # which may fetch the decoder
@@ -122,7 +126,7 @@ def _bytes_needed(plan: SweepPlan, side: int) -> int:
 
 
 def keys_of(plan: SweepPlan, judge: Judge) -> Iterator[str]:
-    """A digest, for each point, of everything that its figures depend on but the device and the size of batches."""
+    """For each point, a digest of everything that its figures depend on except the device and the batch size."""
     shared = {
         "gmtool": __version__,
         "extractors": judge.names,

@@ -54,7 +54,7 @@ class TrainInputs:
     teacher: LoadedTeacher | None = None
 
     def origin(self) -> Origin:
-        """Where the latents come from: as their file says, or a teacher's record."""
+        """Where the latents come from: as their file says, or a teacher's record. Raises ValueError without either."""
         if self.latents is None:
             if self.teacher is None:
                 raise ValueError("a run without latents needs a teacher")
@@ -83,7 +83,7 @@ def files_of(
 
 
 def rows_of(plan: TrainPlan, latents: LatentsFile) -> np.ndarray:
-    """The rows of the latents file that are trained on."""
+    """The rows (n,) int64 of the latents file that are trained on, ascending."""
     return part_of_data(latents, plan.config.data.fraction, plan.config.seed)
 
 

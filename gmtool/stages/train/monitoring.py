@@ -39,7 +39,7 @@ class Monitoring:
 def monitoring_of(
     run: RunFolder, inputs: TrainInputs, model: TrainedModel, progress: Progress, stack: ExitStack
 ) -> Monitoring:
-    """What a run's settings ask for; ``stack`` closes it. Says in notes what is trained, and with what.
+    """The loggers and events that a run's settings ask for; ``stack`` closes the loggers. Notes the settings.
 
     Of several processes the first alone keeps metrics; all draw, which a sharded network asks of them. model: the
     network that is drawn from.
@@ -70,7 +70,7 @@ def monitoring_of(
 
 
 def is_watched(run: RunFolder, settings: LoggingSettings, step: int) -> bool:
-    """Whether the preview grid and the score of a finished run's last step are there, where they are asked for."""
+    """Whether the preview grid and the score of a finished run's last step exist, as far as they are asked for."""
     drawn = not settings.preview_every or preview_file(run, step).exists()
     return drawn and (not settings.eval_every or has_record(run.path / METRICS, DISTANCE, step))
 

@@ -52,7 +52,7 @@ class Scorer:
 
     @cached_property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The training images that take part, in a random order: those that stand for samples, and the reference."""
+        """Rows (n,) and (m,) of training images, in random order: those that stand for samples, and the reference."""
         rows = spread(len(self.latents), min(len(self.latents), (1 + REFERENCES) * self._size))
         rows = rows[torch.randperm(len(rows), generator=generator(self.seed, "score")).numpy()]
         return rows[: self._size], rows[self._size :]

@@ -121,7 +121,8 @@ def facts_of(latents: LatentsFile, gmm: GmmFile | None) -> DataFacts:
 def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) -> GmmFile | None:
     """The fitted mixture that was asked for, or that lies beside the latents; None when there is none.
 
-    A mixture beside the latents that was fitted to others is refused only where it would be used.
+    Raises UserError for one that is missing, damaged or fitted to other latents; one beside the latents is opened, and
+    hence refused, only where it would be used.
     """
     path = config.data.gmm or latents.path.with_name("gmm.h5")
     unlabelled = config.method.condition == "auto" and len(latents.classes) <= 1
@@ -136,7 +137,7 @@ def open_mixture(latents: LatentsFile, config: TrainConfig, stack: ExitStack) ->
 def expect_part(gmm: GmmFile, latents: LatentsFile, config: TrainConfig) -> None:
     """Raise UserError, with the repair, unless the mixture was fitted to the part of the data that is trained on.
 
-    One that has seen other images would tell the run of them.
+    A mixture that was fitted to other images would leak them into the run.
     """
     fitted, asked = gmm.manifest.config, (config.data.fraction, config.seed)
     known = fitted.get("fraction", 1.0), fitted.get("seed", 0)
@@ -156,7 +157,10 @@ OLDER = ("schedule", "fall", "lr_end", "lr_from")
 
 
 def recorded_settings(settings: Mapping[str, Any], config_class: type = TrainConfig) -> dict[str, Any]:
-    """A run's settings as this version names them; what earlier versions did not know is as it is by default."""
+    """A run's settings as this version names them; what earlier versions did not know is as it is by default.
+
+    Raises UserError for a learning rate of an earlier version that cannot be written as ``lr_knots``.
+    """
     current = {**as_flat(config_class()), **{name: value for name, value in settings.items() if name not in OLDER}}
     if "schedule" not in settings:
         return current

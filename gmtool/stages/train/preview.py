@@ -22,7 +22,7 @@ IMAGES = 36
 
 
 def preview_file(run: RunFolder, step: int) -> Path:
-    """Where the grid of a step is."""
+    """The path of the preview grid of a step."""
     return run.path / PREVIEWS / f"step-{step:08d}.png"
 
 

@@ -164,13 +164,17 @@ def _make_up(run: RunFolder, inputs: TrainInputs, state: TrainState[Network], at
 
 
 def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
-    """About the bytes of a checkpoint: weights and averages in float32, and the optimizer's moments."""
+    """About the bytes of a checkpoint: weights and averages in float32, and the optimizer's moments.
+
+    parameters: number of the network's weights.
+    """
     return (4 * (1 + len(plan.config.averages.names)) + plan.config.optimizer.moment_bytes) * parameters
 
 
 def new_state(inputs: TrainInputs) -> TrainState[Network]:
-    """The network and its optimizer at the start of a run. Of a sharded network the parts go to the device later, one
-    after another.
+    """The network, its averages and its optimizer at the start of a run, on the device.
+
+    The shards of a sharded network are moved to the device later, one after another.
     """
     plan, world, gmm = inputs.plan, inputs.world, inputs.gmm
     config = plan.config
@@ -213,7 +217,10 @@ def averaged_model(inputs: TrainInputs, state: TrainState[Network]) -> TrainedMo
 
 
 def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[TrainedModel, Stepper]:
-    """What is drawn from while a run is trained, and what takes its steps, the micro-batch settled."""
+    """The model to sample from while a run is trained, and the stepper of its training, with the micro-batch resolved.
+
+    Raises UserError for a micro-batch that does not divide the batch, MachineError when not even one sample fits.
+    """
     plan, world = inputs.plan, inputs.world
     config, model = plan.config, averaged_model(inputs, state)
     teach = None if inputs.teacher is None else inputs.teacher.of(model.method)

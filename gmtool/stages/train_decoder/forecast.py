@@ -74,7 +74,7 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig) -> Forecast
 
 
 def cost_of(plan: TrainDecoderPlan, precision: torch.dtype) -> StepCost:
-    """What a step of a planned training costs."""
+    """The cost of a step of a planned training; see `gmtool.reconstruction.cost`. Raises what `decoder_from` does."""
     config = plan.config
 
     def network() -> DecoderNetwork:

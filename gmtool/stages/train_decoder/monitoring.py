@@ -48,7 +48,7 @@ class HeldOut:
     autocast: Callable[[], object]
 
     def draw(self, step: int) -> None:
-        """Write a grid of pairs, image beside reconstruction."""
+        """Write the grid of the first `PAIRS` images, each beside its reconstruction, as `preview_file`."""
         if not self.world.first:
             return
         images = self._images[:PAIRS]
@@ -59,7 +59,7 @@ class HeldOut:
             Image.fromarray(pair_grid(images, made)).save(part, format="PNG")
 
     def score(self, step: int) -> None:
-        """Hand mean PSNR, SSIM, L1 and LPIPS to the loggers; the processes share the images."""
+        """Write the means of PSNR, SSIM, L1 and LPIPS over all held-out images to the loggers; processes share them."""
         totals = torch.zeros(5, dtype=torch.float64, device=self.world.device)
         mine = self._images[self.world.rows(len(self._images))]
         for images in mine.split(AT_ONCE) if len(mine) else ():
@@ -102,13 +102,13 @@ class HeldOut:
 
 
 def pair_grid(images: Tensor, made: Tensor, columns: int | None = None) -> np.ndarray:
-    """A grid of pairs, image left and reconstruction right, from uint8 (N, 3, S, S) each."""
+    """A grid (H, W, 3) uint8 of pairs, image left and reconstruction right, from uint8 (N, 3, S, S) each."""
     pairs = torch.cat([images.cpu(), made.cpu()], 3).permute(0, 2, 3, 1).contiguous().numpy()
     return image_grid(pairs, columns)
 
 
 def preview_file(folder: Path, step: int) -> Path:
-    """Where the pairs of a step are."""
+    """The path of the preview grid of a step."""
     return folder / PREVIEWS / f"step-{step:08d}.png"
 
 
