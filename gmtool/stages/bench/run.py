@@ -167,7 +167,8 @@ def _fitting(run: _Bench) -> list[StageRate]:
     ):
         rate = count / seconds
         note = f"{asked.modes:,} modes, {iterations} iterations at most"
-        measurements.append(StageRate(f"fit-gmm: {name}", "images an iteration", rate, iterations * total / rate, note))
+        seconds_in_all = iterations * total / rate
+        measurements.append(StageRate(f"fit-gmm: {name}", "images per iteration", rate, seconds_in_all, note))
     return measurements
 
 

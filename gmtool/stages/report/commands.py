@@ -47,7 +47,7 @@ def command_of(manifest: Manifest, path: str, inputs: Mapping[str, Sequence[str]
 
 def evaluation_of(report: Report, samples: str) -> str:
     """The command that scored samples, as far as the report tells it."""
-    words = ["gmtool", "eval", samples, "--reference", report.reference, ",".join(report.extractors)]
+    words = ["gmtool", "eval", samples, "--reference", report.reference, "--features", ",".join(report.extractors)]
     return shlex.join([*words, *(["--seed", str(report.seed)] if report.seed else [])])
 
 

@@ -15,7 +15,7 @@ from gmtool.data.image_sets import ImageSet, find_images, spread
 from gmtool.data.images import ImageSample
 from gmtool.errors import UserError
 from gmtool.forecast import Choice
-from gmtool.reconstruction.network import SIZES, check_sides
+from gmtool.reconstruction.network import check_sides
 from gmtool.reconstruction.settings import Phases, phases
 from gmtool.settings import as_flat, changed
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
@@ -143,11 +143,3 @@ def _held_out(images: ImageSet, config: TrainDecoderConfig) -> tuple[ImageSet, n
         )
     rows = spread(len(images), count)
     return images, rows, np.setdiff1d(every, rows)
-
-
-def decoder_parameters(size: str, plan: TrainDecoderPlan) -> int:
-    """The number of parameters of a decoder of a size, its position embedding left out."""
-    sizes, (channels, grid, _) = SIZES[size], plan.latent_shape
-    width, patch = sizes.width, plan.image_size // grid
-    block = 4 * width * width + 2 * width * sizes.mlp + 9 * width + sizes.mlp
-    return sizes.depth * block + (channels + 4) * width + (width + 1) * 3 * patch * patch

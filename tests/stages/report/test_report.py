@@ -155,7 +155,7 @@ def test_commands_can_be_typed(experiments: Path, tmp_path: Path, capsys: pytest
     import shlex
 
     for node in trace(collect([experiments])).nodes.values():
-        if node.given and node.kind in ("run", "samples", "gmm"):
+        if node.given and node.kind in ("run", "samples", "gmm", "scores"):
             words = shlex.split(node.command)
             assert words[0] == "gmtool"
             words = [str(tmp_path / f"new{Path(word).suffix}") if word == node.path else word for word in words]
