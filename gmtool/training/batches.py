@@ -104,10 +104,10 @@ class ModeDraws:
 
 
 def mode_draws(assignments: Assignments, gmm: GmmFile, part: np.ndarray | None = None) -> ModeDraws:
-    """Draws from a mixture's modes, whose weights are their shares of the data.
+    """Draws from a mixture's modes, by the weights in its file.
 
-    part (n,): the rows of the latents file that are trained on; default: all. Raises UserError when the mixture's file
-    is damaged.
+    part (n,): the rows of the latents file that are trained on, whose shares of the modes are then the weights;
+    default: all. Raises UserError when the mixture's file is damaged.
     """
     weights = gmm.weights if part is None else gmm.kept(part).population(len(gmm)) / len(part)
     return ModeDraws(assignments, torch.from_numpy(weights).float())
