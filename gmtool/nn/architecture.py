@@ -33,7 +33,7 @@ class HeadShape:
 
     @property
     def numbers(self) -> int:
-        """How many numbers a position has: those of the vectors one after another, then one logit per component."""
+        """The count of numbers at a position: those of the vectors one after another, then one logit per component."""
         return self.vectors * self.channels + self.components
 
 
