@@ -18,7 +18,8 @@ TRAINING = 1400
 def write_digits(folder: Path) -> tuple[Path, Path]:
     """Write the digits as PNG class folders ``train/<digit>/`` and ``held-out/<digit>/``; return the two folders.
 
-    Which digit goes where is fixed. A digit that exists is not written again, so that its modification time stays.
+    The split is fixed. A file that already has the right content is not written again, so that its modification time
+    stays. Raises OSError when one cannot be written.
     """
     from sklearn.datasets import load_digits
 

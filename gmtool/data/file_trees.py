@@ -55,7 +55,8 @@ class File:
     """A file: its path, its size in bytes, its place for `FileReader`, and a number that changes with its content.
 
     place: the path on disk, the name in a zip, or in a tar (offset, size) and, of a sparse member, the runs (start,
-    length) that it has data for. stamp: the time of its last change in nanoseconds, or a checksum.
+    length) that it has data for. stamp: in a zip its CRC-32, else the time of the last change, in nanoseconds, of the
+    file or of the tar that holds it.
     """
 
     path: str
@@ -66,7 +67,7 @@ class File:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that is not among the files, and the kind of reason."""
+    """A path that is left out of the files, and the reason, in words that all paths left out for it share."""
 
     path: str
     reason: str
@@ -74,7 +75,7 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class FilePlaces:
-    """Where files are: the kind of storage, the folder or archive, and a place for each."""
+    """Where files are: the kind of storage, the folder or archive, and the place of each file in it (`File.place`)."""
 
     kind: Literal["folder", "zip", "tar"]
     store: Path
@@ -83,7 +84,10 @@ class FilePlaces:
 
 @dataclass(frozen=True, eq=False)
 class FileTree:
-    """What a folder or archive holds, in no particular order."""
+    """What a folder or archive holds, in no particular order.
+
+    store: the folder or archive; for a compressed tar, a decompressed copy that is removed when the process ends.
+    """
 
     kind: Literal["folder", "zip", "tar"]
     store: Path
@@ -94,7 +98,9 @@ class FileTree:
 def list_files(path: Path) -> FileTree:
     """The files of a folder, .zip or .tar.
 
-    Raises UserError when it is missing, no archive, or damaged.
+    Raises UserError when it is missing, neither of these, damaged, encrypted or not readable; MachineError when the
+    disk of temporary files has no space for the decompressed copy of a compressed tar; OSError when a folder below
+    ``path`` cannot be read.
     """
     with _named(path):
         if path.is_dir():
@@ -124,7 +130,11 @@ class FileReader:
         return {"_files": self._files, "_archive": None, "_owner": 0}
 
     def read(self, index: int) -> bytes:
-        """The bytes of file ``index``. Raises OSError, ValueError or an archive's error when they cannot be read."""
+        """The bytes of file ``index``.
+
+        Raises ValueError for a file of more than `LARGEST` bytes, OSError or an error of zipfile or zlib when it cannot
+        be read.
+        """
         files, place = self._files, self._files.places[index]
         if files.kind == "folder":
             path = files.store / str(place)
@@ -194,7 +204,7 @@ def _tree(kind: Literal["folder", "zip", "tar"], store: Path, entries: Iterator[
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a path is hidden, or what macOS adds to archives."""
+    """Whether a part of a path begins with a dot, or is the folder __MACOSX that macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 

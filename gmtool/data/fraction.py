@@ -38,7 +38,11 @@ class LatentsPart:
 
 
 def open_part(latents: LatentsFile, rows: np.ndarray, world: World, progress: Progress) -> LatentsPart:
-    """A part with its moments: the file's own for all rows, else of one pass over the part by the first process."""
+    """The part of a latents file that consists of ``rows`` (n,), ascending, with its mean and variance.
+
+    The moments are the file's own for all rows; else the first process reads the part once, and all processes, each of
+    which calls this, receive them. Raises UserError when the file is damaged.
+    """
     if len(rows) == len(latents):
         return LatentsPart(latents, rows, latents.mean, latents.var)
     own = {}
@@ -56,9 +60,9 @@ def open_part(latents: LatentsFile, rows: np.ndarray, world: World, progress: Pr
 
 
 def part_of_data(latents: LatentsFile, fraction: float, seed: int) -> np.ndarray:
-    """Rows of the latents file, ascending: the share ``fraction`` of each class, at least one image of it.
+    """Rows (n,) int64 of the latents file, ascending: a random ``fraction`` of each class, at least one image.
 
-    A larger fraction of the same seed holds the smaller one. An image and its mirrored copy stay together; images
+    A larger fraction of the same seed contains the smaller one. An image and its mirrored copy stay together; images
     without a class count as a class of their own. Raises UserError when the fraction is less than one image.
     """
     if fraction == 1:

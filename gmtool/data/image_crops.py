@@ -26,8 +26,8 @@ LOOKED_AT = 256
 class CropSource:
     """Crops to train on.
 
-    images: the set. rows: those of its images that are used. size: of a crop. enlarged: what the short side is resized
-    to before. upscale: whether images smaller than a crop are used too.
+    images: the set. rows (n,) int64: those of its images that are used. size: side of a crop, in pixels. enlarged:
+    pixels that the short side is resized to before. upscale: whether images smaller than a crop are used too.
     """
 
     images: ImageSet
@@ -42,7 +42,7 @@ class CropSource:
         """The crops uint8 (b, 3, S, S) of steps ``start`` ... ``stop`` - 1.
 
         share: what this process takes of each batch. workers: processes that decode; None takes the cores of this
-        machine. Raises UserError, with its name, at an image that cannot be used.
+        machine. Raises UserError, naming the image, where one cannot be used, MachineError as `cut_batches` does.
         """
         order = ShuffledRows(len(self.rows), batch_size, seed)
 
@@ -62,7 +62,10 @@ class CropSource:
             yield batch.images
 
     def check(self) -> None:
-        """Raise UserError, with its name, where one of some images is smaller than a crop."""
+        """Raise UserError, naming the image, if one is smaller than a crop and ``upscale`` does not allow it.
+
+        At most `LOOKED_AT` images, evenly spaced, are looked at.
+        """
         reader = FileReader(self.images.files)
         for row in self.rows[spread(len(self.rows), LOOKED_AT)].tolist() if not self.upscale else ():
             try:
@@ -79,8 +82,8 @@ def random_crop(
 ) -> np.ndarray:
     """A crop uint8 (3, size, size) of an RGB image whose short side is resized (bicubic) to ``enlarged`` pixels.
 
-    down, right: where, in [0, 1) of the possible places. Raises ValueError for an image smaller than the crop, unless
-    it may be scaled up.
+    down, right: the position of the crop, in [0, 1) of the range of possible ones. Raises ValueError for an image
+    smaller than the crop, unless ``upscale``.
     """
     if min(image.size) < size and not upscale:
         raise ValueError(_too_small(image.size, size))

@@ -21,14 +21,14 @@ LOSSY = ("JPEG", "MPO")
 
 @dataclass(frozen=True)
 class Headers:
-    """What was found: sizes, width and height, and formats, each with its number, the most frequent first."""
+    """The sizes, (width, height) in pixels, and file formats of some images with their counts, most frequent first."""
 
     sizes: tuple[tuple[tuple[int, int], int], ...]
     formats: tuple[tuple[str, int], ...]
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """The most frequent width and height; None where no header could be read."""
+        """The most frequent width and height, in pixels; None where no header could be read."""
         return self.sizes[0][0] if self.sizes else None
 
     @property
@@ -38,7 +38,7 @@ class Headers:
 
 
 def read_headers(images: ImageSet, rows: np.ndarray) -> Headers:
-    """The headers of evenly spaced images of ``rows``; those that cannot be read are passed over."""
+    """The headers of at most `LOOKED_AT` images of ``rows`` (n,), evenly spaced; unreadable ones are passed over."""
     reader = FileReader(images.files)
     sizes: Counter[tuple[int, int]] = Counter()
     formats: Counter[str] = Counter()

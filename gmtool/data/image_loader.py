@@ -40,8 +40,8 @@ class ImageSource:
         """The batches of steps ``start`` ... ``stop`` - 1.
 
         share: what this process takes of each. workers: processes that decode; None takes the cores of this machine.
-        Raises UserError, with its name, at an image that cannot be read, or is of colour where the tokenizer knows grey
-        alone.
+        Raises UserError, naming the image, where one cannot be read, or has colours and the tokenizer takes grey ones
+        only; MachineError as `decoded_batches` does.
         """
         order = ShuffledRows(len(self.images), batch_size, seed)
         rows = (order.of_step(step)[share].tolist() for step in range(start, stop))
@@ -64,9 +64,9 @@ class ImageSource:
 
 
 def open_images(path: Path, latents: LatentsFile, tokenizer: Tokenizer, flip: bool) -> ImageSource:
-    """The images of a folder or archive, for a run by the statistics and classes of a latents file.
+    """The images of a folder or archive, labelled by the classes of the latents file that a run is based on.
 
-    Raises UserError for a class that the file does not know.
+    Raises UserError and MachineError as `find_images` does, and UserError for a class that the file does not have.
     """
     images = find_images(path)
     numbers = {name: number for number, name in enumerate(latents.classes)}

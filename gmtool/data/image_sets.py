@@ -76,7 +76,8 @@ class ImageSet:
 def find_images(path: Path) -> ImageSet:
     """The images of a folder, .zip or .tar.
 
-    Raises UserError when it is missing, no archive, damaged, or holds no images.
+    Raises as `list_files` does, and UserError when it holds no images, when an image's name is not UTF-8, and when a
+    ``dataset.json`` is damaged or lacks the label of an image.
     """
     root = Path(path)
     tree = list_files(root)
@@ -107,7 +108,7 @@ def find_images(path: Path) -> ImageSet:
 
 
 def expect_outside(output: Path, images: Path) -> None:
-    """Raise UserError where an output that holds pictures would lie among the images that it is made from."""
+    """Raise UserError if an output that contains pictures would lie among the images that it is made from."""
     if resolved(output).is_relative_to(resolved(images)):
         raise UserError(
             f"{output} lies in {images}, and its pictures would be among those images: choose another place"
@@ -115,7 +116,7 @@ def expect_outside(output: Path, images: Path) -> None:
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
-    """Indices, increasing, of at most ``limit`` of ``count`` things, evenly spread; all of them without a limit."""
+    """Indices (n,), increasing, of at most ``limit`` of ``count`` things, evenly spaced; of all without a limit."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.arange(limit) * count // limit

@@ -71,8 +71,8 @@ def image_batches(
     """Batches of the images ``rows`` (default: all), in that order, decoded ahead in worker processes.
 
     The i-th batch covers rows [i B, (i + 1) B) whatever is bad among them, so it may hold fewer images, or none.
-    workers: processes; None takes the cores of this machine. Raises UserError, with its name, at an image that cannot
-    be read, unless ``skip_bad``.
+    image_size: S, in pixels. workers: processes; None takes the cores of this machine. Raises UserError, naming the
+    image, where one cannot be read, unless ``skip_bad``; MachineError as `decoded_batches` does.
     """
     order = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
     batches = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
@@ -90,10 +90,10 @@ def decoded_batches(
     workers: int,
     begin_worker: Callable[[int], None] | None = None,
 ) -> Iterator[ImageBatch]:
-    """The images of each of ``batches``, rows of the set, decoded ahead in ``workers`` processes; 0 decodes here.
+    """The images of each of ``batches``, rows of the set, decoded ahead in ``workers`` processes; 0: in this process.
 
-    begin_worker: called in each process with its number. Raises MachineError when the processes cannot start or are
-    killed, or the memory does not suffice.
+    image_size: S, in pixels. begin_worker: called in each process with its number. Raises MachineError when the
+    processes cannot start or are killed, or the memory does not suffice.
     """
     yield from cut_batches(images, partial(_centred, size=image_size), batches, workers, begin_worker)
 
@@ -105,10 +105,10 @@ def cut_batches(
     workers: int,
     begin_worker: Callable[[int], None] | None = None,
 ) -> Iterator[ImageBatch]:
-    """`decoded_batches` of other parts of the images than the centre.
+    """Batches of parts of the images, like `decoded_batches`, which cuts out the centre.
 
-    cut: makes uint8 (3, S, S) of a whole image (RGB) and of what follows the row in its place. What it raises makes
-    the image a bad one.
+    cut: makes uint8 (3, S, S) of a whole RGB image and of what follows the row in its `Place`; an image for which it
+    raises is a bad one. Raises MachineError as `decoded_batches` does.
     """
     loader = DataLoader(
         _Decoder(images, cut),
@@ -164,7 +164,10 @@ class ImageSample:
         return len(self.rows)
 
     def first_size(self) -> tuple[int, int]:
-        """Width and height, upright, of the first that can be read. Raises UserError without one."""
+        """Width and height, upright, in pixels, of the first that can be read.
+
+        Raises UserError when none can be, or, without ``skip_bad``, when the first cannot.
+        """
         reader = FileReader(self.images.files)
         for index in self.rows.tolist():
             try:
@@ -178,7 +181,8 @@ class ImageSample:
     def batches(self, size: int, limit: int, grey: bool = False) -> Iterator[np.ndarray]:
         """At most ``limit`` of them, spread evenly, as uint8 (B, 3, size, size), B >= 1.
 
-        Raises UserError for a colour image where all should be ``grey``, and when none can be read.
+        Raises as `image_batches` does, and UserError for a colour image where all should be ``grey``, or when none can
+        be read.
         """
         rows = self.rows[spread(len(self.rows), limit)]
         none = True
@@ -195,7 +199,7 @@ class ImageSample:
 
 
 def check_grey(images: ImageSet, batch: ImageBatch) -> None:
-    """Raise UserError, with its name, for a colour image in a batch for a tokenizer of grey ones."""
+    """Raise UserError, naming the image, if one of a batch for a tokenizer of grey images is not grey."""
     grey = is_grey(batch.images)
     if not grey.all():
         name = images.names[batch.indices[int(grey.int().argmin())]]
@@ -234,7 +238,11 @@ _UPRIGHT = {
 
 
 def load_image(reader: FileReader, index: int) -> Image.Image:
-    """Image ``index`` of a set, whole, as 8-bit RGB. Raises some Exception when it cannot be read."""
+    """Image ``index`` of a set, whole and upright, as 8-bit RGB.
+
+    Raises ValueError for more than `MAX_PIXELS` pixels and for those that `to_rgb` refuses; for damaged data whatever
+    the reader or Pillow raises.
+    """
     data = reader.read(index)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata that we do not use
@@ -285,11 +293,11 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
-    """ADM's centre crop of an RGB image to uint8 (3, size, size).
+    """ADM's centre crop of an RGB image to uint8 (3, size, size); see the module for the source.
 
-    The image is halved (box filter) while its short side is at least twice ``size``, resized (bicubic) so that the
-    short side is ``size``, and cropped in the middle. Of an image much longer than wide only the middle is resized,
-    which would else take gigabytes.
+    The image is halved (box filter) while its short side is at least twice ``size`` pixels, resized (bicubic) so that
+    the short side is ``size``, and cropped in the middle. Of an image that is much longer than wide only the middle is
+    resized, since the whole would take gigabytes.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

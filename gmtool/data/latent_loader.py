@@ -27,7 +27,7 @@ AHEAD = 2
 @dataclass(frozen=True)
 class LatentBatch:
     """The rows (B,) of a step's batch in the latents file, or among the images; the share of them that this process
-    takes; and the share's latents (b, C, H, W) float16, not normalised.
+    takes; and the share's latents (b, C, H, W), not normalised: float16 from a file, float32 where just encoded.
 
     descriptors (b, D): of the share, where its images were encoded; None for stored latents, whose modes are known.
     """
@@ -65,7 +65,7 @@ class ShuffledRows:
 
 
 def leave_interrupts_to_the_main_process(_worker: int) -> None:
-    """What a worker process begins with."""
+    """Ignore Ctrl-C (SIGINT) in a worker process, which calls this, with its number, when it starts."""
     # Ctrl-C reaches every process of the terminal; a worker that died of it would take the last step down with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -80,10 +80,11 @@ def latent_batches(
     part: np.ndarray | None = None,
     share: slice = EVERY_ROW,
 ) -> Iterator[LatentBatch]:
-    """The batches of steps ``start`` ... ``stop`` - 1, from the rows ``part`` of the file; default: all.
+    """The batches of steps ``start`` ... ``stop`` - 1, from the rows ``part`` (n,) of the file; default: all.
 
     share: what this process takes of each batch. workers: threads that read from disk ahead; None keeps the latents in
-    memory when they take at most a quarter of it, else uses 4; 0 reads when a batch is asked for.
+    memory when they take at most a quarter of it, else uses 4; 0 reads when a batch is asked for. Raises UserError when
+    the file is damaged.
     """
     part = np.arange(len(latents)) if part is None else part
     order = ShuffledRows(len(part), batch_size, seed)

@@ -40,12 +40,13 @@ def place_for(size: int, device: torch.device) -> Place:
 
 
 class ModeTable:
-    """mu_k and s_k of modes, normalised as the latents are: ((mean - m) / s, std / s).
+    """Means and standard deviations of modes, normalised as the latents are, whose statistics are m and s:
 
-    whitened: whether data will be divided by s_k, which then is at least FLOOR; a source that is only drawn from is
-    taken as it was fitted.
+        mu_k = (mean_k - m) / s,    s_k = std_k / s,    entry by entry of (C, H, W).
 
-    place: where all modes are kept; default: see `place_for`. On "disk" each batch's are read from the file.
+    whitened: whether data will be divided by s_k, which is then at least `FLOOR`; a source that is only drawn from is
+    taken as it was fitted. place: where all modes are kept; default: see `place_for`. On "disk" each batch's are read
+    from the file. Raises UserError when the file is damaged.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class ModeTable:
             self._all = ModeStatistics(self._all.mean.to(device), self._all.std.to(device))
 
     def at(self, modes: Tensor) -> ModeStatistics:
-        """The statistics of modes (B,) int64, on the device."""
+        """The statistics (B, C, H, W) float32, on the device, of modes (B,) int64.
+
+        Raises UserError when they are read from the file and it is damaged.
+        """
         if self._all is None:
             statistics = self._read(modes.cpu().numpy())
             return ModeStatistics(to_device(statistics.mean, self._device), to_device(statistics.std, self._device))

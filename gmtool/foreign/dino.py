@@ -32,7 +32,7 @@ _PARTS = ("query", "key", "value")
 
 @dataclass(frozen=True, eq=False)
 class DinoWeights:
-    """sizes: what ViTConfig is built of. weights: under transformers' names."""
+    """DINO's weights for transformers. sizes: arguments of ViTConfig. weights: by transformers' names."""
 
     sizes: Mapping[str, int]
     weights: Mapping[str, Tensor]
@@ -41,7 +41,7 @@ class DinoWeights:
 def dino_weights(tensors: Mapping[str, Tensor], heads: int | None = None) -> DinoWeights:
     """DINO's own weights under transformers' names. Raises KeyError or ValueError when they are something else.
 
-    heads: of attention; default: one for 64 channels.
+    heads: number of attention heads; default: one per 64 channels.
     """
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     grid = math.isqrt(tensors["pos_embed"].shape[1] - 1)

@@ -20,9 +20,10 @@ WIDE_DEPTH = 2
 
 
 def ditdh_architecture(weights: Mapping[str, Tensor], labels: Labels) -> DiTDHArchitecture:
-    """The architecture that the shapes of a DiTDH's weights tell.
+    """The architecture of a DiTDH, inferred from the shapes of its weights.
 
-    Raises KeyError for a weight that is missing, UserError where they cannot tell it.
+    Raises KeyError for a weight that is missing, UserError where the number of attention heads cannot be inferred,
+    ValueError for shapes of no DiTDH.
     """
     wide, channels, patch, _ = weights["x_embedder.proj.weight"].shape
     width = len(weights["s_embedder.proj.weight"])
@@ -51,7 +52,10 @@ def ditdh_architecture(weights: Mapping[str, Tensor], labels: Labels) -> DiTDHAr
 
 
 def ditdh_weights(weights: Mapping[str, Tensor], architecture: DiTDHArchitecture) -> dict[str, Tensor]:
-    """The weights of a DiTDH under our names: its labels are those of classes or of modes, or are left out."""
+    """The weights of a DiTDH under our names: its labels are those of classes or of modes, or are left out.
+
+    Raises KeyError when the labels that the architecture has are missing.
+    """
     named = {name: tensor for name, tensor in weights.items() if name != LABELS}
     if architecture.modes:
         # trained without hiding the mode, it may have no row for the hidden one; sampling does not ask for it

@@ -42,7 +42,7 @@ IN_BLOCK = {
 def gmdit_architecture(config: Mapping[str, Any]) -> DiTArchitecture:
     """The architecture that the ``config.json`` of a GM-DiT describes.
 
-    Raises KeyError for a missing setting, ValueError for one out of range.
+    Raises KeyError for a missing setting, ValueError or TypeError for one that is out of range or no number.
     """
     size, patch, heads = (_count(config, name) for name in ("sample_size", "patch_size", "num_attention_heads"))
     constant = config.get("constant_logstd")

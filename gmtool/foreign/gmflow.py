@@ -28,9 +28,10 @@ LARGEST_SHIFT = 10**6
 
 @dataclass(frozen=True, eq=False)
 class GmflowFolder:
-    """architecture, weights: under our names. classes: names. shift: of times. files: all that were read.
+    """GMFlow's network in our terms.
 
-    parameters: of the network. vae: the folder of the autoencoder, None where it is not beside the network.
+    architecture, weights: under our names. parameters: their number. classes: their names. shift: s of the shift of
+    times. files: all that were read. vae: the folder of the autoencoder, None where it is not beside the network.
     """
 
     architecture: DiTArchitecture

@@ -35,9 +35,10 @@ class Labels:
 
 
 def labels_of(weights: Mapping[str, Tensor], asked: Condition | None, modes: int) -> Labels:
-    """What the labels are, as asked or else as there is one answer only. modes: of the mixture source, 0 without.
+    """The meaning of a checkpoint's labels: the condition ``asked`` for, or else the only one that is possible.
 
-    Raises UserError, naming --condition, where the weights do not allow what is asked, or leave two answers.
+    modes: number of modes of the mixture source, 0 without one. Raises UserError, naming --condition, where the weights
+    do not allow what is asked for, or leave more than one possibility.
     """
     rows = len(weights[LABELS]) if LABELS in weights else 0
     if asked is None and modes and rows > 1:

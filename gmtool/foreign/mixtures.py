@@ -26,7 +26,7 @@ LEAST_VARIANCE = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class ReleasedMixture:
-    """weights (K,), means (K, D); variances (K, 1) spherical, or (K, D) diagonal."""
+    """A mixture of K modes. weights (K,) float64, means (K, D); variances (K, 1) spherical, or (K, D) diagonal."""
 
     weights: np.ndarray
     means: np.ndarray
@@ -66,7 +66,11 @@ def _checked(path: Path, fields: Mapping[Any, Any]) -> ReleasedMixture:
 
 
 def patch_modes(mixture: ReleasedMixture, statistics: LatentStatistics) -> Iterator[PatchMode]:
-    """The modes of a mixture over normalised latents, in order, in the coordinates of the latents themselves."""
+    """The modes of a mixture over normalised latents, in order, in the coordinates of the latents themselves.
+
+    With m and s the latents' mean and standard deviation (C, H, W), a mode has the mean mu_k s + m and the standard
+    deviation sqrt(v_k) s, both (C, H, W) float32.
+    """
     mean, std = statistics.mean.double().numpy(), statistics.std.double().numpy()
     for mode, (center, variance) in enumerate(zip(mixture.means, mixture.variances, strict=True)):
         spread = np.sqrt(variance) if len(variance) == 1 else np.sqrt(variance).reshape(mean.shape)

@@ -84,7 +84,8 @@ def read_pickle(path: Path, classes: Collection[Name]) -> Any:
 def run_pickle(file: IO[bytes], path: Path, known: Callable[[Name], bool]) -> Any:
     """The content of the pickle ``file``, in ``path``, in a time that grows with its length alone.
 
-    Raises UserError for a name that is not known, and some exception when it is damaged.
+    Raises UserError for a name that is not ``known``; when it is damaged, any exception, for the caller to turn into
+    one that names the file (`gmtool.foreign.reading.reading`).
     """
     machine = _Machine(file)
     for name in machine.run():

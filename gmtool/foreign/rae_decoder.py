@@ -30,8 +30,9 @@ _ATTENTION = {
 
 @dataclass(frozen=True, eq=False)
 class RaeDecoder:
-    """sizes: that ``AutoencoderRAE`` is built of. grid: tokens on each axis. weights: under diffusers' names.
+    """A decoder of RAE for diffusers.
 
+    sizes: arguments of ``AutoencoderRAE``. grid: tokens on each axis. weights: by diffusers' names.
     positions: the position embedding (1, N + 1, D), which diffusers computes anew and so is not among the weights.
     """
 
@@ -42,7 +43,7 @@ class RaeDecoder:
 
 
 def read_decoder(path: Path) -> RaeDecoder:
-    """The decoder in a checkpoint. Raises UserError when the file is damaged, or holds something else."""
+    """The decoder in a checkpoint. Raises UserError when the file is missing or damaged, or holds something else."""
     weights = read_checkpoint(path).ema
     with reading(path, "a decoder of RAE or MM-FM"):
         positions = weights[POSITIONS]

@@ -36,7 +36,11 @@ _PIECE = 2**22
 
 @dataclass(frozen=True, eq=False)
 class TorchCheckpoint:
-    """ema: the averaged weights, or the only ones. model: those of the last step, None without. step: 0 if unknown."""
+    """The weights of a checkpoint by name.
+
+    ema: the averaged ones, or the only ones. model: those of the last step, None where there are none beside the
+    averaged ones. step: number of training steps, 0 if unknown.
+    """
 
     ema: Mapping[str, Tensor]
     model: Mapping[str, Tensor] | None
@@ -68,9 +72,10 @@ def read_weights(files: tuple[Path, ...]) -> dict[str, Tensor]:
 
 
 def read_statistics(path: Path, shape: tuple[int, int, int]) -> LatentStatistics:
-    """RAE's ``stat.pt``, {mean, var} of each entry of the latents. One that is None is 0 or 1, as in RAE.
+    """The statistics of latents in RAE's ``stat.pt``, {mean, var}, each of ``shape`` (C, H, W): std = sqrt(var + 1e-5).
 
-    Raises UserError when it is missing, damaged, or of latents of another shape.
+    One of the two may be None or missing: the mean is then 0, or the variance 1, as in RAE. Raises UserError when the
+    file is missing, damaged, or of latents of another shape, or holds numbers that are not finite or variances below 0.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the stat.pt that the network was trained with by --statistics")

@@ -16,9 +16,9 @@ from gmtool.nn.build import build_network
 
 
 def check_weights(weights: Mapping[str, Tensor], architecture: Architecture) -> int:
-    """The number of parameters of a network.
+    """Check weights against an architecture; return the network's number of parameters.
 
-    Raises ValueError unless the weights have the names and shapes of the architecture, and finite numbers.
+    Raises ValueError unless they have the names and shapes of the architecture's, and are finite.
     """
     with torch.device("meta"):
         network = build_network(architecture, seed=0)

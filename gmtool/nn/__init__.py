@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """A named network. dimensions: its architecture's arguments after the shape. lr: a learning rate that suits it."""
+    """A named size of a network. dimensions: its architecture's arguments after the shape. lr: its learning rate."""
 
     dimensions: tuple[int, ...]
     lr: float

@@ -33,7 +33,7 @@ class HeadShape:
 
     @property
     def numbers(self) -> int:
-        """All numbers of a position: the vectors one after the other, then a logit a component."""
+        """The count of numbers at a position: those of the vectors one after another, then one logit per component."""
         return self.vectors * self.channels + self.components
 
 
@@ -42,16 +42,16 @@ class Architecture:
     """Everything that defines a network's weights and what it computes; a run stores it to load its weights.
 
     Each kind of network has a subclass beside it, with its own fields; these are what the rest of gmtool relies on.
-    Raises ValueError for impossible numbers.
+    Raises ValueError for values of which no network can be built.
 
     kind: its row in `gmtool.nn.NETWORKS`.
     shape: (C, H, W) of the latents.
     classes, modes: number of labels of each sort that it is conditioned on, 0 for none.
     context: channels beside x_t that the network sees at every position, 0 for none; see `Conditions`.
     components: K of the mixture over the velocity, 0 for a velocity alone.
-    velocities: how many of these it predicts then, as a student of policy dx does.
-    constant_std: standard deviation of the components, None where it is learned.
-    spectral: leading axes that are transported to learn the spectrum of the noise, 0 for none.
+    velocities: number of velocities that it predicts without components; a student of policy dx predicts several.
+    constant_std: standard deviation of the components over the velocity, None where it is learned.
+    spectral: number of leading axes that are transported to learn the spectrum of the noise, 0 for none.
     """
 
     kind: ClassVar[str]
@@ -88,7 +88,7 @@ class Architecture:
 
     @property
     def inputs(self) -> int:
-        """Channels at each position of what the network sees: x_t, and the context."""
+        """Channels of the network's input at each position: those of x_t and of the context."""
         return self.channels + self.context
 
     def configured(self, settings: NetworkSettings) -> Self:
@@ -110,12 +110,12 @@ def expect(valid: bool, what: str) -> None:
 
 @dataclass(frozen=True)
 class TransformerArchitecture(Architecture):
-    """A transformer over the squares of ``patch`` x ``patch`` positions that make a token; ``patch`` divides H and W.
+    """A transformer whose tokens are patches of ``patch`` x ``patch`` positions; ``patch`` divides H and W.
 
-    depth, width, heads: blocks, numbers of a token, attention heads.
-    rms_norm (else LayerNorm without parameters), swiglu (else GELU), rope (rotated queries and keys beside the table of
-    positions), qk_norm: what the blocks are made of.
-    columns_first: the first half of the table of positions tells columns.
+    depth, width, heads: number of blocks, channels of a token, number of attention heads.
+    rms_norm (else LayerNorm without parameters), swiglu (else GELU), rope (rotary embedding of queries and keys, beside
+    the position table), qk_norm: what the blocks are made of.
+    columns_first: whether the first half of the position table's channels encodes the column, not the row.
     """
 
     depth: int
@@ -137,7 +137,7 @@ class TransformerArchitecture(Architecture):
         self.expect_blocks(self.depth, self.width, self.heads)
 
     def expect_blocks(self, depth: int, width: int, heads: int) -> None:
-        """Raise ValueError where there are no such blocks."""
+        """Raise ValueError unless a network can have ``depth`` blocks of ``width`` channels and ``heads`` heads."""
         expect(depth >= 0, f"{depth} blocks")
         expect(heads >= 1 and width >= 1 and width % heads == 0, f"{heads} heads of {width} numbers")
         # sin and cos, by row and by column

@@ -38,7 +38,9 @@ def positions(tokens: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in [0, 1] -> (B, width): cos and sin of 1000 t at geometric frequencies, then a two-layer MLP.
+    """t (B,) in [0, 1] -> (B, width): cos and sin of the angles below, then a two-layer MLP.
+
+        1000 t 10000^(-i / h),    i = 0 ... h - 1,    h = frequencies / 2
 
     Source: DiT, arXiv 2212.09748.
     """
@@ -59,7 +61,7 @@ class TimeEmbedding(nn.Module):
 class FourierTimeEmbedding(nn.Module):
     """t (B,) in [0, 1] -> (B, width): sin and cos of 2 pi t W, then a two-layer MLP.
 
-    W (256,) is drawn once from N(0, 1) and kept with the weights. Source: RAE, arXiv 2510.11690.
+    W (frequencies,) is drawn once from N(0, 1) and kept with the weights. Source: RAE, arXiv 2510.11690.
     """
 
     W: Tensor
@@ -88,7 +90,9 @@ def label_embedding(count: int, width: int, name: str = "table") -> nn.Module:
 def position_table(height: int, width: int, channels: int, columns_first: bool = False) -> Tensor:
     """Fixed sin-cos position embedding (height * width, channels): half the channels by row, half by column.
 
-    Source: MAE, arXiv 2111.06377; DiT, arXiv 2212.09748. ``channels`` must be divisible by 4.
+    A half holds sin, then cos, of position 10000^(-i / q), i = 0 ... q - 1, q = channels / 4. ``channels`` must be
+    divisible by 4. columns_first: whether the half by column is the first.
+    Source: MAE, arXiv 2111.06377; DiT, arXiv 2212.09748.
     """
     rates = 1 / 10_000 ** (torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
     rows = torch.arange(height, dtype=torch.float64)[:, None] * rates
@@ -100,21 +104,22 @@ def position_table(height: int, width: int, channels: int, columns_first: bool =
 
 
 class Rotation(NamedTuple):
-    """cos and sin (N, D) of the angles by which a head's pairs of numbers are turned, each twice."""
+    """cos and sin (N, D) of the angles by which the pairs of a head's D channels are rotated, each of them twice."""
 
     cos: Tensor
     sin: Tensor
 
     def turn(self, x: Tensor) -> Tensor:
-        """Turn pairs of neighbours of x (B, heads, N, D): (a, b) -> (a cos - b sin, b cos + a sin)."""
+        """Rotate pairs of adjacent channels of x (B, heads, N, D): (a, b) -> (a cos - b sin, b cos + a sin)."""
         first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
         return x * self.cos + torch.stack([-second, first], dim=-1).flatten(-2) * self.sin
 
 
 class RotaryEmbedding(nn.Module):
-    """The rotation that tells a position: half of a head's numbers by row, half by column (RoPE, arXiv 2104.09864).
+    """Rotary position embedding: half of a head's D channels by row, half by column (RoPE, arXiv 2104.09864).
 
-    The angles are position / 10000^(2 i / (D / 2)) for pair i of a half. Its tables are kept with the weights.
+    The angles are position / 10000^(2 i / (D / 2)) for pair i of a half. The tables are kept with the weights.
+    grid: rows and columns of tokens. head_width: D, divisible by 4.
     """
 
     freqs_cos: Tensor
@@ -134,12 +139,15 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("freqs_sin", angles.sin())
 
     def forward(self) -> Rotation:
-        """The rotation of all positions, row by row."""
+        """The rotation of all N positions of the grid, row by row."""
         return Rotation(self.freqs_cos, self.freqs_sin)
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean x^2 + 1e-6) times a learned scale, in the scale's precision whatever the autocast around it."""
+    """x / sqrt(mean x^2 + 1e-6) times a learned scale, in the scale's precision whatever the autocast around it.
+
+    Source: Zhang and Sennrich, arXiv 1910.07467.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)
@@ -155,7 +163,10 @@ def norm(width: int, rms: bool, eps: float = 1e-6) -> nn.Module:
 
 
 def modulation(width: int, numbers: int) -> nn.Sequential:
-    """A condition (..., width) -> ``numbers`` vectors alike: shifts, scales, gates; zero at first (adaLN-zero)."""
+    """A condition (..., width) -> (..., numbers * width): ``numbers`` shifts, scales and gates side by side.
+
+    They are linear in silu(condition), and initially zero (adaLN-zero, arXiv 2212.09748, section 3.2).
+    """
     return nn.Sequential(nn.SiLU(), linear(width, numbers * width, std=0))
 
 
@@ -165,9 +176,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention among the tokens of (B, N, width), by PyTorch's fused kernel.
+    """Multi-head self-attention, softmax(q k^T / sqrt(width / heads)) v in each head, by PyTorch's fused kernel.
 
     With qk_norm each head's queries and keys are normalised, by RMSNorm or LayerNorm, before they are rotated.
+    Source: Vaswani et al., arXiv 1706.03762; QK-norm: Dehghani et al., arXiv 2302.05442.
     """
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False, rms_norm: bool = False) -> None:
@@ -205,6 +217,8 @@ class SwiGLU(nn.Module):
 
 class Block(nn.Module):
     """A DiT block: attention and MLP, each modulated by the condition (adaLN-zero, arXiv 2212.09748, section 3.2).
+
+        x <- x + gate f(norm(x) (1 + scale) + shift),    f = attention, then f = MLP
 
     rms_norm (else LayerNorm without parameters), swiglu (else GELU), qk_norm: what it is made of.
     norm2_eps: of the LayerNorm before the MLP.

@@ -27,8 +27,9 @@ def build_network(architecture: Architecture, seed: int, *, checkpoint_activatio
 
 
 def named(model: str, shape: tuple[int, int, int]) -> Architecture:
-    """The network of a name of --model, as published: without conditions, and with a velocity head.
+    """The architecture of a name of --model, as published, for latents of ``shape`` (C, H, W).
 
+    It has no conditions, and a velocity head.
     Raises KeyError for an unknown name.
     """
     entry = NETWORKS[kind_of(model)]
@@ -46,7 +47,7 @@ def architecture_for(
     mixture: bool,
     gpu: bool,
 ) -> Architecture:
-    """The network that the settings ask for, over latents of a shape (C, H, W).
+    """The architecture that the settings ask for, over latents of a shape (C, H, W).
 
     classes, modes, context: see `Architecture`. mixture: whether the objective predicts one. gpu: whether the network
     is trained on one. Raises UserError, naming the flag, for settings that do not go with these.
@@ -66,7 +67,7 @@ def architecture_for(
 
 
 def architecture_to_json(architecture: Architecture) -> dict[str, Any]:
-    """An architecture as a run's record holds it: its kind, and its fields."""
+    """An architecture as a run's record holds it: its kind and its fields, as JSON values."""
     return {"kind": architecture.kind, **asdict(architecture)}
 
 

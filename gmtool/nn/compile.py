@@ -24,7 +24,7 @@ def compile_network(network: InBlocks, backend: str | Callable = "inductor") -> 
     """Have the blocks compiled in place at the first call; weights keep their names.
 
     Blocks are where the work is, and alike: they share their code, so that a deep network compiles as fast as a shallow
-    one. What wraps a block, to shard its weights or to forget its activations, stays outside of the compiled code.
+    one. What wraps a block, to shard its weights or to checkpoint its activations, stays outside of the compiled code.
     Raises MachineError where there is no C++ compiler, which PyTorch needs for it on a CPU and on a GPU.
     """
     if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:

@@ -32,8 +32,9 @@ class Conditioning:
         )
 
     def hidden(self, conditions: Conditions, rows: Tensor) -> Conditions:
-        """The conditions with what can be hidden replaced, by the null label or a mean of zeros, where ``rows`` (B,)
-        bool.
+        """The conditions, in which that of ``hides`` is hidden from the samples where ``rows`` (B,) bool is true.
+
+        Hidden labels are the null label, a hidden mean of the mode is zero.
         """
         if self.hides == "class" and conditions.classes is not None:
             return replace(conditions, classes=conditions.classes.masked_fill(rows, self.classes))
@@ -53,5 +54,5 @@ class Conditioning:
 
 
 def conditioning_of(architecture: Architecture, hides: Condition) -> Conditioning:
-    """The conditions of a network of this architecture."""
+    """The conditions of a network of this architecture. hides: the one that dropout hides."""
     return Conditioning(architecture.classes, architecture.modes, bool(architecture.context), hides)

@@ -76,7 +76,7 @@ class FinalLayer(nn.Module):
 class DiTDHArchitecture(TransformerArchitecture):
     """A DiTDH; see `TransformerArchitecture`, whose blocks are those of the encoder. Defaults are as published.
 
-    wide_depth, wide_width, wide_heads: blocks, numbers of a token and attention heads of the wide head.
+    wide_depth, wide_width, wide_heads: number of blocks, channels of a token and attention heads of the wide head.
     constant_label: without labels it adds one learned vector in their place, as published unconditional networks do.
     """
 

@@ -43,7 +43,7 @@ def make_head(
     log_std_width: int = 0,
     velocities: int = 1,
 ) -> nn.Module:
-    """The head for a mixture of ``components``, or for velocities if ``components`` is 0.
+    """The head for a mixture of ``components``, or for velocities if ``components`` is 0; see the module.
 
     The head is called with tokens (B, N, D) and an embedding (B, width) of time and condition.
 

@@ -18,7 +18,7 @@ LOWEST = math.pi / 8
 
 
 def octaves(values: Tensor, count: int = FREQUENCIES) -> Tensor:
-    """sin and cos of 2^j pi / 8 times each number, 0 <= j < count, and the numbers: (B, D) -> (B, (2 count + 1) D)."""
+    """The values, then sin and cos of 2^j pi / 8 times each, 0 <= j < count: (B, D) -> (B, (2 count + 1) D)."""
     rates = LOWEST * 2.0 ** torch.arange(count, device=values.device)
     angles = (values.unsqueeze(2) * rates).flatten(1)
     return torch.cat([values, angles.sin(), angles.cos()], dim=1)

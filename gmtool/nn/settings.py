@@ -70,7 +70,7 @@ class NetworkSettings(Settings):
     def components_of(self, mixture: bool) -> int:
         """K of the head: 0 where the objective predicts no mixture.
 
-        Raises UserError for settings of a mixture that is not predicted.
+        Raises UserError for settings of a mixture where none is predicted.
         """
         if mixture:
             return self.components or COMPONENTS

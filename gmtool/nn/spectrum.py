@@ -15,7 +15,9 @@ from gmtool.mixture.gaussian_mixture import IsotropicGaussian
 
 
 class SpectrumMLP(nn.Module):
-    """A moment-matched Gaussian -> the log power of every channel and frequency, (B, C, H, W) float32, of mean power 1.
+    """A moment-matched Gaussian -> the log power s of every channel and frequency, (B, C, H, W) float32.
+
+        s = log_softmax(MLP) + log(H W),    over the frequencies of a channel, whose mean power is therefore 1
 
     The input is two numbers per sample: the mean variance, and the variance of the mean over positions, averaged over
     channels. A map smaller than ``shape`` uses the corners of the spectrum, which hold the low frequencies. The last

@@ -1,8 +1,9 @@
 """A student's first weights: those of its teacher, the head widened from a velocity, or K components, to more.
 
-Component k of the student begins as component k mod K of the teacher's mixture, or as the teacher's velocity. Copies
-would stay alike for ever: so each is moved by a random vector, the same at every position and time. What the teacher
-does not have, the logits and the log-std of a mixture, begins as in a new network, but with a deviation that suits it.
+Component k of the student begins as component k mod K of the teacher's mixture, or as the teacher's velocity. Equal
+copies would have equal gradients and stay equal, so each is shifted by a random vector, the same at every position and
+time. What the teacher does not have, the logits and the log-std of a mixture, begins as in a new network, but with a
+standard deviation that suits it. The start from the teacher's weights is that of pi-Flow, arXiv 2510.14974.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ def begin_as(
     spread: float = SPREAD,
     std: float = STD,
 ) -> None:
-    """Give a student's new network its first weights, those of its teacher by name; see `widened`."""
+    """Load a student's first weights into its new network, in place; for the other arguments see `widened`.
+
+    std: initial standard deviation of the components over the velocity, where the teacher's head has no mixture and the
+    student learns it. Raises ValueError as `widened` does.
+    """
     if not before.components:
         for layer in network.modules():
             if isinstance(layer, LogStd):
@@ -48,10 +53,14 @@ def widened(
     generator: torch.Generator,
     spread: float = SPREAD,
 ) -> dict[str, Tensor]:
-    """Weights of a student by name, for those of its teacher and the first ones of its own network.
+    """The first weights of a student by name, from those of its teacher and the initial ones of its own network.
 
-    A weight of the teacher whose number of rows is a multiple of ``before.numbers`` is the head's where the student's
-    is another shape. Raises ValueError where the networks differ in more than their heads.
+    before, after: what the heads of teacher and student predict. spread: standard deviation of the vectors that move
+    copies apart, in units of the normalised latents, drawn from ``generator`` (on the CPU).
+
+    A weight that the two networks share is the teacher's; one that only the student has keeps its initial value. Where
+    the shapes differ, it is that of the head's output layer, which has ``numbers`` rows per position of a patch: it is
+    widened as the module describes. Raises ValueError where shapes differ in any other way.
     """
     weights = {}
     for name, own in student.items():

@@ -10,7 +10,11 @@ from gmtool.tokenizers.build import build_tokenizer, missing_decoder
 
 
 def decoder_of(run: RunFolder, decoder: str | None, device: torch.device) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer that turns the run's latents into images, or None and how to get one."""
+    """The tokenizer that turns the run's latents into images, or None and how to get one.
+
+    decoder: hub id, folder or file, where an encoder's latents need one. Raises UserError and MachineError as
+    `build_tokenizer` does.
+    """
     spec = run.tokenizer()
     if (hint := missing_decoder(spec, decoder)) is not None:
         return None, hint

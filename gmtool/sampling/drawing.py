@@ -28,9 +28,9 @@ from gmtool.training.checkpoint import Checkpoint
 class Drawing:
     """Samples that will be drawn from a run.
 
-    plan: how. labels, modes (num,): of the samples, -1 for no class, None for modes that are drawn. weights: the file
-    that holds them. guide: the weaker run, None for none. gmm: the file of the run's mixture; None: where it was.
-    choices: defaults that depend on the run.
+    plan: how. labels, modes (num,) int64: of the samples, -1 for no class, None for modes that are drawn. weights: the
+    file of the network's weights. guide: the weaker run, None for none. gmm: the file of the run's mixture; None: where
+    it was in training. choices: defaults that depend on the run.
     """
 
     run: RunFolder
@@ -64,13 +64,20 @@ class Drawing:
         )
 
     def load(self, device: torch.device, precision: torch.dtype, compiled: bool, stack: ExitStack) -> TrainedModel:
-        """The network, and its guide; ``stack`` closes the run's mixture. Raises UserError for another's weights."""
+        """The network, and its guide; ``stack`` closes the run's mixture. precision: of the network's arithmetic.
+
+        Raises UserError when weights, statistics or mixture are missing, damaged or not the run's, MachineError when
+        the network is to be compiled and there is no compiler.
+        """
         network = load_network(self.run.architecture, self.weights, device, compiled)
         model = load_model(self.run, network, device, precision, self.gmm, stack)
         return model if self.guide is None else replace(model, weaker=self.guide.load(device, precision, compiled))
 
     def draw(self, model: TrainedModel, batch: range) -> Tensor:
-        """Latents (B, C, H, W) float32, not normalised, of the samples ``batch``. Raises NotFinite."""
+        """Latents (B, C, H, W) float32, not normalised, of the samples ``batch``.
+
+        Raises NotFinite when one is infinite or NaN.
+        """
         rows = slice(batch.start, batch.stop)
         classes = torch.from_numpy(self.labels[rows]).clamp(min=0)
         modes = None if self.modes is None else torch.from_numpy(self.modes[rows])
@@ -87,9 +94,10 @@ def plan_drawing(
     weights: WeightSettings,
     weaker: Callable[[RunFolder, Path], WeakerRun] = open_weaker,
 ) -> Drawing:
-    """Settle everything about samples of a run.
+    """The samples that the settings ask for, checked against the run, with its weights found.
 
-    weaker: opens the run of ``--guide``. Raises UserError, naming the flag, for what the run cannot do.
+    weaker: opens the run of ``--guide``. Raises UserError, naming the flag, for what the run cannot do and for weights
+    that it does not have.
     """
     plan = make_plan(sampling, run.method, run.architecture.spectral, selection.seed)
     labels, modes = labels_of(selection, run), modes_of(selection, run)

@@ -25,7 +25,11 @@ class WeakerRun:
     input: Input
 
     def load(self, device: torch.device, precision: torch.dtype, compiled: bool = False) -> TrainedModel:
-        """The network; the statistics of the modes are those of the run that it guides."""
+        """The network, ready to guide; the statistics of the modes are those of the run that it guides.
+
+        Raises UserError when its weights are missing, damaged or of another network, MachineError when it is to be
+        compiled and there is no compiler.
+        """
         network = load_network(self.run.architecture, self.weights, device, compiled)
         record = self.run.method
         return TrainedModel(
@@ -40,7 +44,10 @@ class WeakerRun:
 
 
 def open_weaker(run: RunFolder, guide: Path) -> WeakerRun:
-    """The run of ``--guide``, and its default average. Raises UserError when it cannot guide ``run``."""
+    """The run of ``--guide``, and its default average.
+
+    Raises UserError when it is no run, has no whole checkpoint, or cannot guide ``run``.
+    """
     weaker = open_run(guide)
     _expect_comparable(run, weaker)
     checkpoint = find_checkpoint(weaker.checkpoints, None)

@@ -12,7 +12,7 @@ from gmtool.sampling.settings import SelectionSettings
 def labels_of(selection: SelectionSettings, run: RunFolder) -> np.ndarray:
     """The label of every sample, (num,) int64: the chosen classes in turn, equally often; -1 without classes.
 
-    Raises UserError for a run that was trained without classes, and for a class it does not know.
+    Raises UserError for classes of a run that was trained without, and for a class that it does not know.
     """
     if run.method.condition != "class":
         if selection.classes is not None:
@@ -29,7 +29,8 @@ def labels_of(selection: SelectionSettings, run: RunFolder) -> np.ndarray:
 def modes_of(selection: SelectionSettings, run: RunFolder) -> np.ndarray | None:
     """The mode of every sample, (num,) int64, the chosen ones in turn; None where they are drawn.
 
-    Raises UserError for a run that no mode of a sample reaches, and for a mode that its mixture does not have.
+    Raises UserError for modes of a run whose samples do not depend on a mode, and for one that its mixture does not
+    have.
     """
     if selection.modes is None:
         return None

@@ -31,8 +31,9 @@ from gmtool.training.ema import average_file
 class TrainedModel:
     """A network ready to draw from.
 
-    modes: statistics of the modes, None where neither the method nor
-    the network asks for them. weaker: what autoguidance leads away from, in the same coordinates.
+    statistics: of the latents. modes: statistics of the modes, None where neither the method nor the network uses them.
+    precision: of the network's arithmetic, float32 or that of autocast. weaker: what autoguidance leads away from, in
+    the same coordinates.
     """
 
     network: Network
@@ -45,13 +46,13 @@ class TrainedModel:
     weaker: TrainedModel | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The arithmetic of the network."""
+        """The context of arithmetic in which the network is called: autocast to ``precision``, none for float32."""
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
     def predict(self, conditions: Conditions) -> Predict:
-        """The network given the samples' conditions."""
+        """The network given the samples' conditions: x_t (B, C, H, W), t (B,) -> its prediction of the velocity."""
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor | GaussianMixture:
             with self.autocast():
@@ -67,14 +68,21 @@ class TrainedModel:
 
 
 def find_weights(settings: WeightSettings, run: RunFolder) -> tuple[Checkpoint, Path]:
-    """The checkpoint, and the file of its weights. Raises UserError where the run has none of the kind."""
+    """The checkpoint that the settings choose, and the file of its weights.
+
+    Raises UserError when the run has no such checkpoint, or no such average.
+    """
     checkpoint = find_checkpoint(run.checkpoints, settings.checkpoint)
     name = average_file(settings.ema, run.averages) if settings.weights == "ema" else MODEL
     return checkpoint, checkpoint.path / name
 
 
 def load_network(architecture: Architecture, weights: Path, device: torch.device, compiled: bool = False) -> Network:
-    """The network with the weights of a file. Raises UserError when they are of another network."""
+    """The network of an architecture with the weights of a file, on a device, for inference.
+
+    Raises UserError when the file is missing, damaged or of another network, MachineError when the network is to be
+    ``compiled`` and there is no compiler.
+    """
     network = build_network(architecture, seed=0)
     load_weights(network, weights)
     if compiled:
@@ -87,7 +95,8 @@ def load_model(
 ) -> TrainedModel:
     """A run's network, ready to draw; ``stack`` closes its mixture, which stays open.
 
-    gmm: the file of its mixture; None: where it was in training. Raises UserError when the mixture is not the run's.
+    precision: of the network's arithmetic. gmm: the file of its mixture; None: where it was in training. Raises
+    UserError when the run's statistics are damaged, and as `run_mixture` does.
     """
     statistics = run.statistics()
     modes = mode_table(run, statistics, device, gmm, stack) if run.method.uses_mode_statistics else None
@@ -98,7 +107,7 @@ def load_model(
 def mode_table(
     run: RunFolder, statistics: LatentStatistics, device: torch.device, path: Path | None, stack: ExitStack
 ) -> ModeTable:
-    """The statistics of the modes of a run's mixture. Raises UserError when it is gone, or another one."""
+    """The statistics of the modes of a run's mixture, normalised as its latents; for the rest see `run_mixture`."""
     gmm = run_mixture(run, path, stack)
     return ModeTable(gmm, statistics, device, whitened=run.method.method.coordinates.by_mode)
 
@@ -106,7 +115,7 @@ def mode_table(
 def run_mixture(run: RunFolder, path: Path | None, stack: ExitStack) -> GmmFile:
     """A run's mixture, which ``stack`` closes; path: where it is, None: where it was in training.
 
-    Raises UserError when it is gone, or another one.
+    Raises UserError when it is gone, damaged or another one, and when the run does not say which it was.
     """
     known = run.manifest.input("gmm")
     if known is None:

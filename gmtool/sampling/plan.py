@@ -59,7 +59,7 @@ class SamplePlan:
         return PROTOCOLS[self.protocol].truncates
 
     def grid(self, intervals: int) -> Tensor:
-        """The times (intervals + 1,) that the solver goes through."""
+        """The times (intervals + 1,) float64 that the solver goes through, decreasing from 1."""
         if self.student is not None:
             return self.student.segments(self.shift).grid()
         return PROTOCOLS[self.protocol].make(intervals, self.shift)
@@ -76,9 +76,10 @@ class SamplePlan:
 
 
 def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, seed: int) -> SamplePlan:
-    """The plan for a run that learned ``method``; spectral: the axes of its spectrum, 0 for none.
+    """The plan for a run that learned ``method``; spectral: the number of axes of its spectrum, 0 for none.
 
-    Raises UserError, naming the flag to change, for what the run cannot do.
+    Raises UserError, naming the flag to change, for what the run cannot do, and its subclass NoEffect for settings that
+    change nothing.
     """
     if method.student is not None:
         return _plan_of_student(settings, method, method.student, seed)
@@ -174,7 +175,7 @@ def default_order(settings: SamplingSettings, method: MethodRecord, solver: str)
 
 
 def sampling_choices(settings: SamplingSettings, method: MethodRecord) -> tuple[Choice, ...]:
-    """Which defaults `make_plan` settles by the run and the number of evaluations, and why."""
+    """The defaults that `make_plan` settles by the run and the number of evaluations, and why."""
     if method.student is not None:
         return ()
     solver = default_solver(settings, method)

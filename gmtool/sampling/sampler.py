@@ -32,8 +32,8 @@ VIEWS: dict[On, Callable[[Predict], Any]] = {
 
 @dataclass(frozen=True)
 class SampleStart:
-    """What samples draw first: their labels (B,), what the network is told, the statistics of the modes that their
-    noise comes from, and where they begin, (B, C, H, W) at t = 1 in the coordinates of the flow.
+    """What is drawn first for samples: labels and modes (B,), the network's conditions, statistics of the modes that
+    the noise comes from, and where the samples begin, (B, C, H, W) at t = 1 in the coordinates of the flow.
     """
 
     classes: Tensor
@@ -54,8 +54,8 @@ def generate(
 ) -> Tensor:
     """Latents (B, C, H, W) float32, not normalised, of the samples ``indices`` with labels ``classes`` (B,) int64.
 
-    Sample i depends on the seed, i and its label alone. classes is not read by a run that does not know classes.
-    modes: the samples' modes (B,) int64; default: drawn. The other numbers of a sample do not depend on it. observe:
+    Sample i depends on the seed, i, its label and its mode alone. classes: not used by a run without classes. modes:
+    the samples' modes (B,) int64; default: drawn. The other random numbers of a sample do not depend on them. observe:
     see `gmtool.flow.solvers.base.integrate`.
     """
     noise = Noise(plan.seed, indices)
@@ -107,7 +107,10 @@ def unguided_field(
 
 
 def draw_start(model: TrainedModel, noise: Noise, classes: Tensor, chosen: Tensor | None = None) -> SampleStart:
-    """What samples draw first; chosen: their modes (B,) int64, by default drawn from p(mode | class)."""
+    """What is drawn first for samples with labels ``classes`` (B,) int64.
+
+    chosen: their modes (B,) int64, by default drawn from p(mode | class).
+    """
     drawn = _draw_modes(model, noise, classes)
     modes = drawn if chosen is None else chosen
     source_modes = None
@@ -120,7 +123,10 @@ def draw_start(model: TrainedModel, noise: Noise, classes: Tensor, chosen: Tenso
 
 
 def conditions_of(model: TrainedModel, known: TrainedModel, classes: Tensor, modes: Tensor | None) -> Conditions:
-    """What ``model`` is told of samples with these labels (B,); ``known`` knows the statistics of the modes."""
+    """The conditions of ``model`` for samples with these labels and modes (B,) int64, on its device.
+
+    known: the model that has the statistics of the modes.
+    """
     mean = None
     if model.conditioning.mode_mean and known.modes is not None and modes is not None:
         mean = known.modes.at(modes).mean
@@ -150,9 +156,10 @@ def _guided(model: TrainedModel, plan: SamplePlan, start: SampleStart) -> Any:
 def guidance_of(
     model: TrainedModel, plan: SamplePlan, conditions: Conditions, weaker: Conditions | None
 ) -> Callable[[Any], Any]:
-    """What guides the model of the plan's solver, at all times.
+    """The guidance of the plan: a function of the model of its solver, which it guides at all times.
 
-    conditions, weaker: what the network is told of the samples, and what the weaker one is.
+    conditions, weaker: the samples' conditions for the network, and for the weaker one. Raises ValueError for
+    autoguidance without a weaker one.
     """
     entry = GUIDANCES[plan.guidance]
     form = entry.forms[plan.entry.on]

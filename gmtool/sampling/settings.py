@@ -32,7 +32,7 @@ class Protocol:
     solver: str | None
 
     def make(self, intervals: int, shift: float) -> Tensor:
-        """The grid."""
+        """The times (intervals + 1,) float64, decreasing from 1; shift: s of `gmtool.flow.times.shift_time`."""
         module, name = self.grid.split(":")
         made: Tensor = getattr(import_module(module), name)(intervals, shift)
         return made
@@ -219,7 +219,7 @@ class SamplingSettings(GuidanceSettings):
 
 
 def check_solver(settings: SamplingSettings, solver: str) -> None:
-    """Refuse settings that have no effect with a solver, or that it cannot carry."""
+    """Raise UserError for guidance that a solver cannot use, and its subclass NoEffect for settings without effect."""
     entry, forms = SOLVERS[solver], {} if settings.guidance == "none" else GUIDANCES[settings.guidance].forms
     if forms and entry.on not in forms:
         kind = next(iter(forms))
@@ -245,7 +245,10 @@ def _with(has: Callable[[SolverEntry], bool]) -> str:
 
 
 def parse_interval(text: str | None) -> tuple[float, float]:
-    """The times of ``--guidance-interval``, (low, high); all of [0, 1] for None. Raises UserError."""
+    """The times of ``--guidance-interval``, (low, high); all of [0, 1] for None.
+
+    Raises UserError for a text that is not LOW,HIGH with 0 <= LOW <= HIGH <= 1.
+    """
     if text is None:
         return 0.0, 1.0
     try:

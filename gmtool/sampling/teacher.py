@@ -40,8 +40,9 @@ class Teacher:
     student: Method
 
     def __call__(self, conditions: Conditions, modes: ModeStatistics | None) -> VelocityModel:
-        """The velocity for samples with these conditions, and statistics of their modes; costs one evaluation, two
-        where it is guided.
+        """The velocity (B, C, H, W), without gradient, for samples with these conditions and statistics of their modes.
+
+        A call of it costs one evaluation, or two where it is guided.
         """
         own = self.velocity(conditions)
         flow, native = self.student.coordinates, self.model.method.coordinates
@@ -93,11 +94,15 @@ class LoadedTeacher:
     student: Architecture
 
     def of(self, student: Method) -> Teacher:
-        """What it tells a student of this method."""
+        """The teacher of a student with this method."""
         return Teacher(self.model, self.plan, student)
 
     def begin(self, network: Network, seed: int) -> None:
-        """Give a student's new network its first weights; see `gmtool.nn.widen`."""
+        """Load a student's first weights into its new network; see `gmtool.nn.widen`.
+
+        Raises UserError when the teacher's file is missing or damaged, ValueError when the networks differ in more than
+        their heads.
+        """
         stream = generator(seed, "student")
         begin_as(network, read_tensors(self.weights), self.run.architecture.head, self.student.head, stream)
 
@@ -111,7 +116,11 @@ def teacher_inputs(drawing: Drawing) -> tuple[Input, ...]:
 def load_teacher(
     drawing: Drawing, student: Architecture, device: torch.device, precision: torch.dtype, compiled: bool
 ) -> LoadedTeacher:
-    """Load the networks of a teacher and of its guide. Raises UserError for weights of others."""
+    """Load the networks of a teacher and of its guide. student: the architecture of its student.
+
+    precision: of the networks' arithmetic. Raises UserError when weights are missing, damaged or of another network,
+    MachineError when the networks are to be ``compiled`` and there is no compiler.
+    """
     run = drawing.run
     network = load_network(run.architecture, drawing.weights, device, compiled)
     weaker = None if drawing.guide is None else drawing.guide.load(device, precision, compiled)

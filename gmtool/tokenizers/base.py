@@ -48,15 +48,15 @@ class Tokenizer(Protocol):
         """The tokenizer's name, settings and fitted state."""
 
     def encode(self, images: Tensor) -> Encoded:
-        """Latents and descriptors of images."""
+        """Latents and descriptors of images uint8 (B, 3, S, S)."""
 
     def describe(self, images: Tensor) -> Tensor:
-        """Descriptors (B, D) alone."""
+        """Descriptors float32 (B, D) of images, without their latents."""
 
     def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
-        """Images uint8 (B, 3, S, S) of latents; see `to_uint8`.
+        """Images uint8 (B, 3, S, S) of latents (B, C, H, W). truncate: see `to_uint8`.
 
-        Raises UserError, naming the repair, when there is no decoder.
+        Raises UserError, naming the repair, when there is no decoder, or it is for another number of channels.
         """
 
 
@@ -67,12 +67,12 @@ class ImageSample(Protocol):
         """Their number."""
 
     def first_size(self) -> tuple[int, int]:
-        """Width and height, upright, of the first. Raises UserError when none can be read."""
+        """Width and height, upright, in pixels, of the first. Raises UserError when none can be read."""
 
     def batches(self, size: int, limit: int, grey: bool = False) -> Iterator[np.ndarray]:
         """At most ``limit`` of them, spread evenly, as uint8 (B, 3, size, size), B >= 1.
 
-        Raises UserError, with its name, for a colour image where all should be ``grey``.
+        Raises UserError, naming the image, for a colour image where all should be ``grey``, and when none can be read.
         """
 
 
@@ -114,12 +114,16 @@ class TokenizerFamily(ABC):
     def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
         """The record for settings, what they leave open settled by the images; `fit` completes it.
 
-        model: a folder or hub id, None for the family's default. Raises UserError for settings that do not go together.
+        model: a folder or hub id, None for the family's default. Raises UserError for settings that do not go together
+        and for a wrong model, MachineError when the model cannot be fetched.
         """
 
     @abstractmethod
     def sizes(self, spec: TokenizerSpec, images: int) -> LatentSizes:
-        """The sizes of the latents that a tokenizer makes, fitted or to be fitted to so many images."""
+        """The sizes of the latents and descriptors of a tokenizer that is, or will be, fitted to ``images`` images.
+
+        Raises UserError or MachineError when the files of its model cannot be had.
+        """
 
     @abstractmethod
     def open(self, spec: TokenizerSpec, device: torch.device, dtype: torch.dtype, decoder: str | None) -> Tokenizer:
@@ -138,7 +142,10 @@ class TokenizerFamily(ABC):
         return False
 
     def fit(self, spec: TokenizerSpec, images: ImageSample) -> TokenizerSpec:
-        """The record completed by what is fitted to the images; most families fit nothing."""
+        """The record completed by what is fitted to the images; most families fit nothing.
+
+        Raises UserError as `ImageSample.batches` does.
+        """
         return spec
 
     def takes_grey(self, spec: TokenizerSpec) -> bool:
@@ -146,7 +153,10 @@ class TokenizerFamily(ABC):
         return False
 
     def facts(self, spec: TokenizerSpec) -> tuple[Fact, ...]:
-        """What its model's files settle, such as the size of its input; most families have nothing to tell."""
+        """What its model's files settle, such as the size of its input; most families have nothing to tell.
+
+        Raises UserError or MachineError when the files cannot be had.
+        """
         return ()
 
     def save_random(self, folder: Path) -> None:  # noqa: B027  # without weights there is nothing to save
@@ -157,7 +167,7 @@ class TokenizerFamily(ABC):
 
 
 def to_uint8(levels: Tensor, truncate: bool) -> Tensor:
-    """Levels, nominally in [0, 255], as uint8: clamped, and rounded to the nearest or else truncated."""
+    """Levels of any shape, nominally in [0, 255], as uint8: truncated, or else rounded to the nearest, and clamped."""
     return (levels if truncate else levels.round()).clamp(0, 255).to(torch.uint8)
 
 

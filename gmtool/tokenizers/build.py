@@ -1,4 +1,8 @@
-"""A tokenizer from its record in a latents file, a run or samples, and what the record alone tells."""
+"""A tokenizer from its record in a latents file, a run or samples, and what the record alone tells.
+
+Whatever looks at the record's family raises UserError for one that this version does not have
+(`gmtool.tokenizers.table.family_of`).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,9 @@ def build_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that a latents file, a run or samples record.
 
-    decoder: hub id or folder of an AutoencoderRAE, for ``decode`` of an encoder's latents. Raises UserError when the
-    model's weights are no longer those of the record, MachineError when they cannot be fetched.
+    decoder: hub id or folder of an AutoencoderRAE, or a ``.pt`` file of RAE or MM-FM, for ``decode`` of an encoder's
+    latents. Raises UserError when the tokenizer takes no decoder, or the given one is for other latents, and when the
+    model's weights are no longer those of the record; MachineError when they cannot be fetched.
     """
     family = family_of(spec.name)
     if decoder is not None and family.decoder_hint is None:
@@ -36,9 +41,9 @@ def build_tokenizer(
 
 
 def latent_sizes(spec: TokenizerSpec, images: int) -> LatentSizes:
-    """The sizes of the latents that the tokenizer makes, fitted or to be fitted to so many images.
+    """The sizes of the latents and descriptors of the tokenizer, which is, or will be, fitted to ``images`` images.
 
-    Raises UserError when one of them is 0.
+    Raises UserError when one of them is 0, and as `TokenizerFamily.sizes` does.
     """
     sizes = family_of(spec.name).sizes(undescribed(spec), images)
     describer = describer_spec(spec)
@@ -59,7 +64,7 @@ def missing_decoder(spec: TokenizerSpec, decoder: str | None) -> str | None:
 
 
 def decodes_exactly(spec: TokenizerSpec) -> bool:
-    """Whether decoding the latents gives the very images that were encoded."""
+    """Whether decoding the latents gives exactly the images that were encoded."""
     return family_of(spec.name).exact
 
 
@@ -69,7 +74,7 @@ def takes_grey(spec: TokenizerSpec) -> bool:
 
 
 def depends_on_precision(spec: TokenizerSpec) -> bool:
-    """Whether a network of weights makes the latents or the descriptors."""
+    """Whether a network with weights computes the latents or the descriptors."""
     return family_of(spec.name).weights or describer_spec(spec) is not None
 
 

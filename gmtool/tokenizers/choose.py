@@ -20,7 +20,8 @@ from gmtool.tokenizers.with_descriptor import described_spec, describer_spec, un
 def choose_tokenizer(settings: TokenizerSettings, images: ImageSample) -> Settled:
     """The record of the tokenizer that ``settings`` ask for, what they leave open settled by the images.
 
-    It lacks what `fit_tokenizer` adds. Raises UserError for settings that do not go together.
+    It lacks what `fit_tokenizer` adds. Raises UserError for settings that do not go together and for a wrong model,
+    MachineError when a model cannot be fetched.
     """
     known = settings.tokenizer in TOKENIZERS
     name = settings.tokenizer if known else _family_of_model(settings.tokenizer, "--tokenizer")
@@ -39,7 +40,10 @@ def choose_tokenizer(settings: TokenizerSettings, images: ImageSample) -> Settle
 
 
 def fit_tokenizer(spec: TokenizerSpec, images: ImageSample) -> TokenizerSpec:
-    """The record completed by what is fitted to the images, such as the PCA of ``pixels``."""
+    """The record completed by what is fitted to the images, such as the PCA of ``pixels``.
+
+    Raises UserError as `ImageSample.batches` does.
+    """
     fitted, describer = family_of(spec.name).fit(undescribed(spec), images), describer_spec(spec)
     return fitted if describer is None else described_spec(fitted, describer)
 
@@ -53,8 +57,8 @@ def settled_settings(settings: TokenizerSettings, spec: TokenizerSpec) -> Tokeni
 def encoder_spec(encoder: str, image_size: int, role: str) -> TokenizerSpec:
     """The record of an encoder, named as a tokenizer is: by its family, by a hub id or by a folder.
 
-    role: what it serves as, for messages. Raises UserError for what is no encoder, MachineError when it cannot be
-    fetched.
+    image_size: side of the images, in pixels. role: what it serves as, for messages. Raises UserError for what is no
+    encoder and for a size that it cannot take, MachineError when it cannot be fetched.
     """
     known = encoder in TOKENIZERS
     name = encoder if known else _family_of_model(encoder, role)

@@ -96,7 +96,10 @@ class Encoder:
         return self._decoder.decode(latents.to(self._device, torch.float32), self.image_size, truncate)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images float32 (B, 3, S, S) in [0, 1], resized and normalised as the network takes them."""
+        """Images float32 (B, 3, S, S) in [0, 1] as the network takes them: (B, 3, h, h), h = `input_size`, normalised.
+
+        They are resized (bicubic) if S is another size. All are on the encoder's device.
+        """
         size = input_size(self._facts, self.image_size)
         if images.shape[-2:] != (size, size):
             images = functional.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
@@ -161,10 +164,11 @@ class EncoderFamily(TokenizerFamily):
         return Settled(self.spec(model, settings.image_size or DEFAULT_IMAGE_SIZE, settings.layers or 1))
 
     def spec(self, model: str | None, image_size: int, layers: int = 1, role: str = _ROLE) -> TokenizerSpec:
-        """The record of a model, a folder or a hub id, for images of a size and the sum of its last blocks.
+        """The record of an encoder.
 
-        model: None for the default. role: what it serves as, for messages. Raises UserError for a wrong model, size or
-        number of blocks, MachineError when it cannot be fetched.
+        model: its folder or hub id; None for the default. image_size: side of the images, in pixels. layers: number of
+        last blocks whose tokens are summed. role: what it serves as, for messages. Raises UserError for a wrong model,
+        size or number of blocks, MachineError when the model cannot be fetched.
         """
         if image_size < TOKEN_PIXELS:
             raise UserError(f"--image-size must be at least {TOKEN_PIXELS} with --tokenizer {self.name}")
@@ -246,13 +250,13 @@ MAE = EncoderFamily("mae", "facebook/vit-mae-base", ("vit_mae",), _random_mae)
 
 
 def latent_shape(facts: VitFacts, image_size: int) -> tuple[int, int, int]:
-    """(C, H, W) of the latents: one token for 16 x 16 pixels of the image."""
+    """(C, H, W) of the latents: one token per 16 x 16 pixels of the image."""
     grid = image_size // TOKEN_PIXELS
     return facts.width, grid, grid
 
 
 def input_size(facts: VitFacts, image_size: int) -> int:
-    """Side, in pixels, of what the network sees of an image."""
+    """Side, in pixels, to which the images are resized for the network: its patch size times ``image_size`` // 16."""
     return image_size // TOKEN_PIXELS * facts.patch
 
 

@@ -36,7 +36,11 @@ COMPONENTS = 64
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The tokenizer; see the module. mean: (F,), components: (D, F) float32, with F = channels * small side^2."""
+    """The tokenizer; see the module.
+
+    image_size, patch_size: sides in pixels. mean (F,), components (D, F) float32: the PCA of images averaged to at most
+    16 x 16 pixels, F = channels * min(16, image_size)^2.
+    """
 
     image_size: int
     patch_size: int
@@ -65,7 +69,7 @@ class Pixels:
         return Encoded(functional.pixel_unshuffle(signed, self.patch_size), self._project(signed))
 
     def describe(self, images: Tensor) -> Tensor:
-        """See `Tokenizer.describe`."""
+        """See `Tokenizer.describe`. Raises UserError as `encode` does."""
         return self._project(_signed(images, self.channels, self.mean.device))
 
     def decode(self, latents: Tensor, truncate: bool = False) -> Tensor:
@@ -113,7 +117,7 @@ class PixelsFamily(TokenizerFamily):
         return LatentSizes(pixels_shape(spec.settings), count)
 
     def fit(self, spec: TokenizerSpec, images: ImageSample) -> TokenizerSpec:
-        """See `TokenizerFamily.fit`: the PCA."""
+        """See `TokenizerFamily.fit`: the PCA of at most 4096 images."""
         size, channels = spec.settings["image_size"], spec.settings["channels"]
         batches = images.batches(size, FIT_IMAGES, grey=channels == 1)
         return fit_pixels(spec.settings, np.concatenate([small_images(batch, channels) for batch in batches]))
@@ -144,19 +148,22 @@ def pixels_shape(settings: Mapping[str, int]) -> tuple[int, int, int]:
 
 
 def component_count(settings: Mapping[str, int], images: int) -> int:
-    """Principal components that so many images give: at most 64, fewer than images, not more than numbers."""
+    """The number D of principal components of ``images`` images: min(64, max(images - 1, 1), F); see `Pixels`."""
     return min(COMPONENTS, max(images - 1, 1), settings["channels"] * min(SMALL, settings["image_size"]) ** 2)
 
 
 def small_images(images: np.ndarray, channels: int) -> np.ndarray:
-    """What the PCA is fitted to: images uint8 (B, 3, S, S) to float32 (B, F)."""
+    """What the PCA is fitted to: images uint8 (B, 3, S, S) as float32 (B, F) in [-1, 1]; see `Pixels`.
+
+    Raises UserError when ``channels`` is 1 and an image is not grey.
+    """
     return _small(_signed(torch.from_numpy(images), channels, torch.device("cpu"))).numpy()
 
 
 def fit_pixels(settings: Mapping[str, int], small: np.ndarray) -> TokenizerSpec:
-    """Fit the PCA to `small_images` (n, F), n >= 1.
+    """The record of the tokenizer whose PCA is fitted to small images (n, F), n >= 1, as `small_images` makes them.
 
-    The sign of a component, which is free, is the one that makes its largest entry positive.
+    The sign of a component, which is arbitrary, is the one that makes its entry of largest magnitude positive.
     """
     from sklearn.decomposition import PCA
 
@@ -177,12 +184,15 @@ def fit_pixels(settings: Mapping[str, int], small: np.ndarray) -> TokenizerSpec:
 
 
 def default_patch_size(image_size: int) -> int:
-    """The largest divisor of ``image_size`` up to an eighth of it, at most 16."""
+    """The largest divisor of ``image_size`` up to an eighth of it, at most 16, at least 1; both in pixels."""
     return max(size for size in range(1, max(1, min(16, image_size // 8)) + 1) if image_size % size == 0)
 
 
 def default_image_size(short_side: int) -> int:
-    """The largest size up to ``short_side`` and 256 that default patches cut into at most 32 x 32 (97 -> 96)."""
+    """The largest size, in pixels, up to ``short_side`` and 256, that default patches cut into at most 32 x 32.
+
+    A prime number, for instance, has patches of one pixel: 97 becomes 96.
+    """
     size = min(short_side, 256)
     while size // default_patch_size(size) > 32:
         size -= 1

@@ -44,7 +44,10 @@ def model_folder(source: str, what: str, pickled: bool = False) -> Path:
 
 
 def model_config(folder: Path, what: str) -> dict[str, Any]:
-    """A model folder's ``config.json``. Raises UserError when it is damaged."""
+    """The content of a model folder's ``config.json``. what: the model's role, for messages.
+
+    Raises UserError when it is missing or damaged.
+    """
     with one_line(folder, what):
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
@@ -60,7 +63,10 @@ def model_record(source: str, what: str, pickled: bool = False) -> dict[str, str
 
 
 def recorded_folder(settings: Mapping[str, Any], what: str, pickled: bool = False) -> Path:
-    """The folder of a recorded model. Raises UserError when it is gone or has other weights."""
+    """The folder of the model that `model_record` recorded.
+
+    Raises as `model_folder` does, and UserError when it has other weights.
+    """
     folder = model_folder(settings["model"], what, pickled)
     if _digest(folder) != settings["weights"]:
         raise UserError(f"{folder} no longer holds the weights that made these latents: encode the images again")
@@ -69,7 +75,7 @@ def recorded_folder(settings: Mapping[str, Any], what: str, pickled: bool = Fals
 
 @contextmanager
 def one_line(folder: Path, what: str) -> Iterator[None]:
-    """Turn what the libraries raise for a damaged model into a UserError."""
+    """Turn what the libraries raise inside of this, for a damaged model, into a UserError that names its folder."""
     from safetensors import SafetensorError
 
     try:

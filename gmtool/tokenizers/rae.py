@@ -44,7 +44,10 @@ class Decoder:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, image_size: int, truncate: bool = False) -> Tensor:
-        """Images uint8 (B, 3, S, S) of latents float32 (B, C, H, W), not normalised; see `Tokenizer.decode`."""
+        """Images uint8 (B, 3, S, S), S = ``image_size``, of latents float32 (B, C, H, W), not normalised.
+
+        See `Tokenizer.decode`. Raises UserError as `decode_float` does.
+        """
         levels = self.decode_float(latents) * 255
         if levels.shape[-1] != image_size:
             size = (image_size, image_size)
@@ -52,7 +55,10 @@ class Decoder:
         return to_uint8(levels, truncate)
 
     def decode_float(self, latents: Tensor) -> Tensor:
-        """Images float32 (B, 3, S', S') nominally in [0, 1], not clamped; S' is the decoder's own size."""
+        """Images float32 (B, 3, S', S') nominally in [0, 1], not clamped; S' is the decoder's own size.
+
+        latents: as in `decode`. Raises UserError when they have another number of channels than the decoder takes.
+        """
         decoder = self.network.decoder
         expected = decoder.decoder_embed.in_features
         if latents.shape[1] != expected:
@@ -64,7 +70,10 @@ class Decoder:
 
 
 def record_encoder(folder: Path, spec: TokenizerSpec) -> None:
-    """Write into a decoder's folder, which is whole but for this, which tokenizer's latents it was trained on."""
+    """Write ``encoder.json`` into a decoder's folder: the tokenizer whose latents it was trained on.
+
+    Everything else must be there already. Raises OSError when the file cannot be written.
+    """
     values = {"name": spec.name, "settings": dict(spec.settings), CONFIG: file_fingerprint(folder / CONFIG)}
     with written_aside(folder / ENCODER_RECORD) as part:
         part.write_text(json.dumps({**values, CHECKSUM: _checksum(values)}, indent=1) + "\n")
@@ -75,9 +84,10 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def recorded_encoder(source: str) -> TokenizerSpec | None:
-    """The tokenizer that a decoder was trained for, as its folder (or hub id) says; None where it does not.
+    """The tokenizer whose latents a decoder was trained on, by the record in its folder; None where there is none.
 
-    Raises UserError when the record is damaged, or the folder is none of a model.
+    source: folder, hub id, or a file, which has no record. Raises UserError when the record is damaged, or ``source``
+    is no model, or is another kind of gmtool's outputs; MachineError when it cannot be fetched.
     """
     file = local_or_hub_file(source, _ROLE)
     if (kind := kind_of(file)) is not None and kind in KINDS and kind != "decoder":
@@ -101,7 +111,7 @@ def _read_record(folder: Path) -> TokenizerSpec | None:
 def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
     """Raise UserError unless the decoder in a folder was trained on latents of the encoder ``spec``.
 
-    source: what the user calls it.
+    source: what the user calls it. Raises UserError also when its record is damaged.
     """
     known = _read_record(folder)
     family = model_config(folder, _ROLE).get("encoder_type", spec.name) if known is None else known.name
@@ -126,7 +136,8 @@ def _expect_layers(layers: int, spec: TokenizerSpec, source: str) -> None:
 def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> Decoder:
     """The decoder of an ``AutoencoderRAE``, a folder or hub id, or of a ``.pt`` file of RAE or MM-FM.
 
-    encoder: whose latents it is to decode. Raises UserError when it is something else, or for other latents.
+    encoder: whose latents it is to decode. Raises UserError without diffusers, and when ``source`` is something else,
+    is damaged, or was trained on other latents; MachineError when it cannot be fetched.
     """
     try:
         from diffusers import AutoencoderRAE

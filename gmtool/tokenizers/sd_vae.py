@@ -41,7 +41,7 @@ _NEEDS_DIFFUSERS = "latents of an sd-vae need diffusers: pip install '.[sd-vae]'
 
 
 def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
-    """The record of an AutoencoderKL, a folder or a hub id, for images of a size.
+    """The record of an AutoencoderKL, a folder or a hub id, for images of ``image_size`` pixels on each side.
 
     Raises UserError for a wrong model or size, MachineError when it cannot be fetched.
     """
@@ -56,19 +56,22 @@ def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
 
 
 def sd_vae_shape(spec: TokenizerSpec) -> tuple[int, int, int]:
-    """(C, H, W) of the latents."""
+    """(C, H, W) of the latents. Raises as `gmtool.tokenizers.pretrained.model_folder` and `model_config` there do."""
     config = model_config(model_folder(spec.settings["model"], _ROLE), _ROLE)
     grid = int(spec.settings["image_size"]) // _factor(config)
     return int(config.get("latent_channels", 4)), grid, grid
 
 
 def pixels_a_position(model: str) -> int:
-    """Pixels of the image that a position of the latents stands for, on each axis."""
+    """Pixels of the image per position of the latents, on each axis, for a model given by its folder or hub id.
+
+    Raises as `gmtool.tokenizers.pretrained.model_folder` and `model_config` there do.
+    """
     return _factor(model_config(model_folder(model, _ROLE), _ROLE))
 
 
 def pooled_size(shape: tuple[int, int, int]) -> int:
-    """D of the descriptors of latents (C, H, W)."""
+    """D = C min(4, H)^2 of the descriptors of latents (C, H, W), H = W."""
     return shape[0] * min(POOLED, shape[1]) ** 2
 
 
@@ -76,7 +79,9 @@ class SdVae:
     """The tokenizer; see the module. Parameters stay float32; lower precision is autocast, in the encoder alone."""
 
     def __init__(self, spec: TokenizerSpec, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        """Raises UserError without diffusers, and when the model of ``spec`` is gone or has other weights."""
+        """Raises UserError without diffusers, and when the model of ``spec`` is gone, damaged or has other weights;
+        MachineError when it cannot be fetched.
+        """
         self._spec = spec
         self._network = _load_network(recorded_folder(spec.settings, _ROLE)).to(device)
         config = self._network.config

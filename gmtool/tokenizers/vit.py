@@ -94,8 +94,9 @@ KNOWN = "DINOv2, DINOv3, SigLIP or MAE"
 class VitFacts:
     """What a model's folder tells without its weights.
 
-    kind: its ``model_type``. width: of a token. patch: side of a patch, in pixels. pools: whether it has a pooling of
-    its own. dropped: tokens in front of the patches. config: all of it, as transformers reads it.
+    kind: its ``model_type``. width: numbers of a token. blocks: their number. patch: side of a patch, in pixels.
+    dropped: number of tokens in front of the patches. pools: whether it has a pooling of its own. statistics: mean and
+    std of the pixels. config: all of it, as transformers reads it.
     """
 
     kind: str
@@ -116,7 +117,8 @@ class VitFacts:
 def read_facts(folder: Path, role: str) -> VitFacts:
     """The facts of a model folder. role: what it serves as, for messages.
 
-    Raises UserError when it holds another kind of model, or is damaged.
+    Raises UserError when it holds another kind of model, or one that the installed transformers does not have, or is
+    damaged.
     """
     import transformers
 
@@ -150,7 +152,7 @@ def facts_of(spec: TokenizerSpec) -> VitFacts:
 
 
 def a_model(record: Mapping[str, Any]) -> str:
-    """What a model's configuration says that it is, with its article."""
+    """The kind of model that a configuration names, with an indefinite article, for messages."""
     kind = record.get("model_type") or record.get("_class_name") or "model of an unknown kind"
     return f"{'an' if str(kind)[0].lower() in 'aeiou' else 'a'} {kind}"
 

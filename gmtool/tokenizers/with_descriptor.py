@@ -23,13 +23,13 @@ _FIRST_FAMILY = "dinov2"
 
 
 def described_spec(spec: TokenizerSpec, describer: TokenizerSpec) -> TokenizerSpec:
-    """The record of a tokenizer ``spec`` that is described by an encoder."""
+    """The record of the tokenizer ``spec`` with the descriptors of the encoder ``describer``."""
     family = {} if describer.name == _FIRST_FAMILY else {FAMILY: describer.name}
     return TokenizerSpec(spec.name, {**spec.settings, DESCRIPTOR: {**describer.settings, **family}}, spec.arrays)
 
 
 def describer_spec(spec: TokenizerSpec) -> TokenizerSpec | None:
-    """The record of the encoder that describes for a tokenizer, None where it describes itself."""
+    """The record of the encoder that gives a tokenizer's descriptors; None where the tokenizer has its own."""
     settings: Mapping[str, Any] | None = spec.settings.get(DESCRIPTOR)
     if settings is None:
         return None
@@ -38,14 +38,17 @@ def describer_spec(spec: TokenizerSpec) -> TokenizerSpec | None:
 
 
 def undescribed(spec: TokenizerSpec) -> TokenizerSpec:
-    """The record of the tokenizer by itself."""
+    """The record of a tokenizer without the encoder that describes for it."""
     settings = {name: value for name, value in spec.settings.items() if name != DESCRIPTOR}
     return TokenizerSpec(spec.name, settings, spec.arrays)
 
 
 @dataclass(frozen=True, eq=False)
 class WithDescriptor:
-    """tokenizer: gives latents and images. describer: gives descriptors, of the same images."""
+    """A tokenizer with the descriptors of another one; see the module.
+
+    tokenizer: gives latents, and images of them. describer: gives the descriptors of the same images.
+    """
 
     tokenizer: Tokenizer
     describer: Tokenizer

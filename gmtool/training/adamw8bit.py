@@ -22,9 +22,9 @@ SMALLEST, BLOCK = 4096, 256
 def make_adamw8bit(
     parameters: Sequence[nn.Parameter], decay: float, rate: float, betas: tuple[float, float]
 ) -> list[torch.optim.Optimizer]:
-    """torchao's AdamW8bit with a weight decay, one for each parameter; its state is there, and zero, from the start.
+    """torchao's AdamW8bit, an optimizer of its own for each parameter, whose state exists, and is zero, from the start.
 
-    Raises ImportError where torchao is not installed.
+    decay: weight decay. rate: learning rate. Raises ImportError where torchao is not installed.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # while it is imported it warns of what is none of a user's business
@@ -60,9 +60,10 @@ def _in_8_bits(parameter: Tensor, signed: bool, block: int) -> Any:
 
 @torch.no_grad()
 def step_unless(part: torch.optim.Optimizer, skip: Tensor) -> None:
-    """A step of a part that `make_adamw8bit` made, or none where ``skip`` () bool, on the device, says so.
+    """Take a step of one of the optimizers that `make_adamw8bit` made, unless ``skip`` () bool, on the device, is true.
 
-    The weights and moments of one parameter are kept meanwhile, and put back on the device: nothing waits for it.
+    The step is always taken; if skipped, the device then restores copies of the weights and moments of its one
+    parameter, so that nothing waits for the device.
     """
     (parameter,) = part.param_groups[0]["params"]
     if parameter.grad is None:
@@ -88,7 +89,10 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restored(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
-    """The inverse of `plain`, on the parameter's device."""
+    """The inverse of `plain`, on the parameter's device.
+
+    Raises KeyError for a moment without its scale, ImportError for 8-bit moments where torchao is not installed.
+    """
     quantised = [key.removesuffix(CODES) for key in state if key.endswith(CODES)]
     tensors = {key: value.to(parameter.device) for key, value in state.items() if not key.endswith((CODES, SCALE))}
     for key in quantised:

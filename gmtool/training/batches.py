@@ -30,7 +30,7 @@ class Assignments(Protocol):
     """The assignment of samples to modes."""
 
     def of(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
-        """The modes of a share's samples, and their probabilities, both (b, n)."""
+        """The modes of a share's samples, and their probabilities, both (b, n), 0 beyond the last mode of a sample."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class StoredAssignments:
 
 @dataclass(frozen=True, eq=False)
 class FreshAssignments:
-    """The posterior of each sample's own descriptor, computed where the descriptor is: also of a mirrored image.
+    """The posterior p(k | descriptor) of each sample, computed for the very image of the batch, which may be mirrored.
 
-    centre (D,): what descriptors are taken from, as the mixture's means are.
+    centre (D,): subtracted from the descriptors, as it was from the mixture's means.
     """
 
     posterior: ModePosterior
     centre: Tensor
 
     def of(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
-        """See `Assignments.of`."""
+        """See `Assignments.of`. Raises ValueError for a batch without descriptors."""
         if batch.descriptors is None:
             raise ValueError("a batch without descriptors")
         kept = self.posterior(batch.descriptors.float() - self.centre)
@@ -78,7 +78,7 @@ def fresh_assignments(gmm: GmmFile, device: torch.device) -> FreshAssignments:
 
 
 def stored_assignments(gmm: GmmFile) -> StoredAssignments:
-    """The assignment of every sample that is stored in a mixture's file."""
+    """The assignment of every sample that is stored in a mixture's file. Raises UserError when the file is damaged."""
     kept = gmm.kept(slice(None))
     return StoredAssignments(torch.from_numpy(kept.modes), torch.from_numpy(kept.probabilities))
 
@@ -91,9 +91,10 @@ class ModeDraws:
     weights: Tensor
 
     def draw(self, batch: LatentBatch, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A mode a sample of the share by its own probabilities, and one by the weights alone; both (b,) int64.
+        """For each sample of the share, a mode drawn by its own probabilities, and one by the weights alone.
 
-        Numbers are drawn for the whole batch, so that they do not depend on its division among processes.
+        Both are (b,) int64. Random numbers are drawn for the whole batch, so that they do not depend on its division
+        among processes.
         """
         count = len(batch.rows)
         uniform = torch.rand(count, generator=draws)[batch.share]
@@ -103,9 +104,10 @@ class ModeDraws:
 
 
 def mode_draws(assignments: Assignments, gmm: GmmFile, part: np.ndarray | None = None) -> ModeDraws:
-    """Draws from a mixture's modes.
+    """Draws from a mixture's modes, by the weights in its file.
 
-    part: the rows of the latents file that are trained on; default: all.
+    part (n,): the rows of the latents file that are trained on, whose shares of the modes are then the weights;
+    default: all. Raises UserError when the mixture's file is damaged.
     """
     weights = gmm.weights if part is None else gmm.kept(part).population(len(gmm)) / len(part)
     return ModeDraws(assignments, torch.from_numpy(weights).float())
@@ -131,7 +133,10 @@ class BatchBuilder:
     device: torch.device
 
     def batches(self, raw: Iterator[LatentBatch], start: int, seed: int) -> Iterator[Batch]:
-        """The training batches of steps ``start`` and on; (seed, step) gives their random numbers."""
+        """The training batches of ``raw``, the first of which is that of step ``start``, on the device.
+
+        (seed, step) gives their random numbers. Raises UserError when the mixture's file is damaged.
+        """
         made = (self._batch(latents, generator(seed, "modes", step)) for step, latents in enumerate(raw, start))
         return ahead(made) if self.device.type == "cuda" else made
 
@@ -160,9 +165,9 @@ class BatchBuilder:
 class SourceBatches:
     """Training batches without data, for what begins at the source: latents of zeros, labels and modes that are drawn.
 
-    size: of a batch of all processes, share: this one's rows of it. classes: those that are drawn from, each as often,
-    None for a task without classes. weights: p(mode | class) or p(mode), see `mode_weights`, None for a task without
-    modes. The others are as in `BatchBuilder`.
+    shape: (C, H, W) of the latents. size: of a batch of all processes, share: this one's rows of it. classes (n,)
+    int64: those that are drawn, with equal probability; None for a task without classes. weights: p(mode | class) or
+    p(mode), see `mode_weights`; None for a task without modes. The others are as in `BatchBuilder`.
     """
 
     shape: tuple[int, int, int]
@@ -202,7 +207,7 @@ class SourceBatches:
 
 
 def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The items, each made in a thread while the one before is used: a GPU's host is then never behind it."""
+    """The items, none of them None, each computed in a thread while the previous one is used, so that no GPU waits."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -211,10 +216,11 @@ def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
 
 
 def mode_weights(latents: LatentsFile, gmm: GmmFile, by_class: bool, part: np.ndarray | None = None) -> Tensor:
-    """p(mode | class), a row per class, or p(mode) in one row: sums of the data's probabilities, normalised, float32.
+    """p(mode | class) (classes, K), or p(mode) (1, K), float32: the mean over images of their modes' probabilities.
 
-    A class without images gets the row of all; images without a class count for none. part: the rows of the file that
-    are trained on; default: all.
+    A class without images gets the mean over all; images without a class count for none. by_class: which of the two.
+    part (n,): the rows of the file that are trained on; default: all. Raises UserError when the mixture's file is
+    damaged.
     """
     rows = latents.labels if by_class else np.zeros(len(latents), np.int64)
     counts = np.zeros((len(latents.classes) if by_class else 1, len(gmm)))

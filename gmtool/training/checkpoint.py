@@ -33,8 +33,8 @@ NOT_WHOLE = "was cut short or changed since it was written"
 class Position:
     """The position of a run.
 
-    step: optimizer steps taken, those that were left out included. order: the number of the order of the data, which
-    changes when a run goes back. skipped: steps left out in all. streak: of them, without a break up to now.
+    step: optimizer steps taken, skipped ones included. order: the number of the order of the data, which changes when a
+    run rolls back. skipped: steps skipped in all. streak: steps skipped in a row up to now.
     """
 
     step: int = 0
@@ -43,13 +43,13 @@ class Position:
     streak: int = 0
 
     def after(self, skipped: bool) -> Position:
-        """The position after one more step, which was left out or not."""
+        """The position after one more step. skipped: whether it was skipped."""
         return replace(
             self, step=self.step + 1, skipped=self.skipped + skipped, streak=self.streak + 1 if skipped else 0
         )
 
     def seed(self, seed: int) -> int:
-        """The seed of this order of the data, for a run's seed: that itself at first."""
+        """The seed of this order of the data, for a run's seed: that seed itself until the run rolls back."""
         return key_seed(seed, "order", self.order) if self.order else seed
 
 
@@ -137,7 +137,10 @@ def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
 
 
 def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mapping[str, Tensor]]) -> Checkpoint:
-    """Write the checkpoint of a position: files of named tensors by file name."""
+    """Write the checkpoint of a position to the folder of checkpoints: files of named tensors by file name.
+
+    It appears whole or not at all, and replaces one of the same step. Raises OSError when the disk is full or fails.
+    """
     target = folder / f"step-{position.step:08d}"
     part = part_of(target)
     shutil.rmtree(part, ignore_errors=True)
@@ -160,9 +163,9 @@ def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mappin
 
 
 def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and those at multiples of ``keep_every`` steps (0: none).
+    """Remove all but the newest ``keep`` >= 1 checkpoints and those at multiples of ``keep_every`` steps (0: none).
 
-    What was left of one whose writing or removal was killed goes too.
+    The remains of one whose writing or removal was killed are removed too.
     """
     for part in folder.glob(part_of(Path("step-*")).name):
         shutil.rmtree(part, ignore_errors=True)
@@ -175,7 +178,10 @@ def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Load a network's weights in place, strictly. Raises UserError when they are of another network."""
+    """Load a network's weights from a file in place, strictly.
+
+    Raises UserError when the file is missing or damaged, or holds the weights of another network.
+    """
     try:
         here = network.state_dict()
         network.load_state_dict(
@@ -186,7 +192,10 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, file: Path) -> None:
-    """Load an optimizer's state in place. Raises UserError when it is that of another network."""
+    """Load an optimizer's state from a file in place.
+
+    Raises UserError when the file is missing or damaged, or holds the state of another network's optimizer.
+    """
     try:
         optimizer.load(read_tensors(file))
     except KeyError as error:

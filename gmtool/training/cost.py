@@ -1,9 +1,9 @@
 """The cost of a training step, estimated without computing it: its operations and its memory.
 
-The step is traced with tensors that have shapes and no numbers, at one and at two data: what grows between the two is
-the cost of a sample, the rest is paid once a step. Floating-point operations are those of matrix products, convolutions
-and attention, two a multiply-add; a step takes three times those of its forward pass, as each product has two in the
-backward one. What is computed again under activation checkpointing does not count: it is no progress.
+The step is traced with tensors that have shapes and no numbers, for one and for two samples: the difference is the
+cost of a sample, the rest that of every step. Floating-point operations are those of matrix products, convolutions and
+attention, two per multiply-add; a step takes three times those of its forward pass, as each product has two in the
+backward pass. What is recomputed under activation checkpointing does not count, since it is no progress.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gmtool.nn.network import Network
 from gmtool.training.task import Task, task_of
 
 FORWARD_AND_BACKWARD = 3
-"""Products of a training step a product of its forward pass."""
+"""Products of a training step for each product of its forward pass."""
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of softmax(q k^T) v for shapes (batch, heads, tokens, size): two products, two a multiply-add."""
+    """Operations of softmax(q k^T) v for shapes (batch, heads, tokens, size): two products, two per multiply-add."""
     batch, heads, tokens, size = query
     return 2 * batch * heads * tokens * key[2] * (size + value[3])
 
@@ -42,7 +42,11 @@ ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attent
 
 @dataclass(frozen=True)
 class StepCost:
-    """A training step: operations per sample; bytes that its activations take a sample, and once; parameters."""
+    """The cost of a training step.
+
+    flops: floating-point operations per sample. sample_bytes, fixed_bytes: memory of the activations, per sample and in
+    addition per step. parameters: their number.
+    """
 
     flops: int
     sample_bytes: int
@@ -50,11 +54,13 @@ class StepCost:
     parameters: int
 
     def memory(self, micro_batch: int, averages: int, shards: int = 1, moments: int = 8) -> int:
-        """About the bytes that training takes with ``micro_batch`` samples computed at once.
+        """About the bytes per process that training takes with ``micro_batch`` samples computed at once:
 
-        Weights, gradients and ``averages`` moving averages in float32, the optimizer's ``moments`` in bytes a
-        parameter, and the activations; the libraries' own memory, and what the allocator loses, come on top. shards:
-        processes that share the weights.
+            (4 (2 + averages) + moments) parameters / shards + fixed_bytes + micro_batch sample_bytes,
+
+        that is, weights, gradients and ``averages`` moving averages in float32, ``moments`` bytes per parameter of the
+        optimizer's state, and the activations. The libraries' own memory, and what the allocator loses, are added to
+        it. shards: number of processes that share the weights.
         """
         return (
             (4 * (2 + averages) + moments) * self.parameters // shards
@@ -79,9 +85,10 @@ def step_cost(
     checkpoint_activations: bool = False,
     teaching: Teaching | None = None,
 ) -> StepCost:
-    """The cost of a step of a method, its network computed in ``precision``.
+    """The cost of a training step of a method, its network computed in ``precision``.
 
-    teaching: of a student, whose rolls cost little beside the networks, and are left out.
+    checkpoint_activations: see `gmtool.nn.network.Network`. teaching: the teacher's part, for a student, whose rolls
+    cost little beside the networks and are left out; None counts the student alone.
     """
     student = method.student
     if student is not None:
@@ -112,7 +119,7 @@ def step_cost(
 
 @dataclass(frozen=True)
 class Trace:
-    """A forward pass: its operations, and the bytes kept for the backward pass besides the parameters."""
+    """A forward pass: its floating-point operations, and the bytes kept for the backward pass besides parameters."""
 
     flops: int
     bytes: int
@@ -131,9 +138,10 @@ def _loss_of(network: Network, task: Task) -> Callable[[int], object]:
 
 
 def trace(forward: Callable[[int], object], parameters: Iterable[Tensor], precision: torch.dtype, count: int) -> Trace:
-    """A forward pass of ``count`` samples, traced; within a mode of tensors that have shapes and no numbers.
+    """Trace the forward pass of ``count`` samples that ``forward(count)`` computes.
 
-    parameters: those that are there anyway.
+    It is called in a mode of tensors that have shapes and no numbers, such as FakeTensorMode. parameters: tensors that
+    exist anyway, and whose memory is not counted. precision: of autocast; none for float32.
     """
     kept: dict[int, int] = {}
     own = {_storage(parameter) for parameter in parameters}

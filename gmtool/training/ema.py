@@ -103,7 +103,10 @@ def make_averages(network: N, settings: AverageSettings, batch_size: int) -> tup
 
 
 def average_file(name: str | None, names: Sequence[str]) -> str:
-    """The file in a checkpoint of the average ``name`` of ``names``, by default the first. Raises UserError."""
+    """The file in a checkpoint of the average ``name``, by default the first of ``names``.
+
+    Raises UserError for a name that is none of them.
+    """
     if name is None or name == names[0]:
         return EMA
     if name not in names:

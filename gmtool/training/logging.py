@@ -40,20 +40,20 @@ class Logger(Protocol):
     """Receiver of a run's figures."""
 
     def begin(self, step: int) -> None:
-        """Go on after step ``step``: later records, of steps that will be taken again, are dropped."""
+        """Begin after step ``step``: records of later steps, which will be taken again, are dropped."""
 
     def write(self, records: Sequence[Record], group: Group = "train") -> None:
-        """Take records in, in the order of their steps."""
+        """Log the records of a group, which are in the order of their steps."""
 
     def close(self) -> None:
-        """The run is over."""
+        """Finish, as the run is over."""
 
 
 class MetricsFile:
     """Figures of some groups as lines of JSON: a line per step, and one for each score of samples.
 
-    ``metrics.jsonl`` leaves out how fast it went, which ``throughput.jsonl`` tells: a run that was interrupted leaves
-    the same metrics as one that was not.
+    Throughput has a file of its own, ``throughput.jsonl``, so that the ``metrics.jsonl`` of an interrupted run is the
+    same as that of an uninterrupted one. The methods raise OSError when the file cannot be written.
     """
 
     def __init__(self, path: Path, groups: Sequence[Group] = ("train", "samples")) -> None:
@@ -96,7 +96,7 @@ def _named(group: Group, record: Record) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files in ``run/tensorboard/``."""
+    """Event files in ``run/tensorboard/``. `begin` raises ImportError where TensorBoard is not installed."""
 
     def __init__(self, run: Run) -> None:
         self._folder = str(run.path / TENSORBOARD)
@@ -125,7 +125,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of a project at Weights & Biases, or in ``run/wandb/`` with WANDB_MODE=offline.
 
-    A resumed run continues its own record, in which steps already logged stay as they were.
+    A resumed run continues its own record, in which steps already logged stay as they were. `begin` raises ImportError
+    where wandb is not installed.
     """
 
     def __init__(self, run: Run, project: str) -> None:

@@ -55,7 +55,10 @@ class Stepper(Protocol):
         """The processes that share a step."""
 
     def take(self, batch: Any, step: int, seed: int) -> StepResult:
-        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
+        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers.
+
+        Raises MachineError when the memory does not suffice.
+        """
 
 
 class DivergedError(Exception):
@@ -82,7 +85,7 @@ class Event:
         return bool(self.every) and (step % self.every == 0 or step == steps)
 
     def make_up(self, step: int, steps: int, world: World) -> None:
-        """Do it after step ``step`` of ``steps`` where a process was killed between that step's checkpoint and it."""
+        """Do it now if it was due after step ``step`` of ``steps``, but the process was killed before it was done."""
         if step and self.is_due(step, steps) and world.any(world.first and not self.is_done(step)):
             self.act(step)
 
@@ -99,8 +102,7 @@ class Loop:
     pace: ThroughputMeter = field(default_factory=ThroughputMeter)
 
     def run(self, batches: Iterable[Batch], start: Position, seed: int, progress: Progress) -> None:
-        """Take the steps ``start.step`` ... ``settings.steps`` - 1, one per batch; ``seed`` is the
-        run's.
+        """Take the steps ``start.step`` ... ``settings.steps`` - 1, one per batch. seed: that of the run.
 
         Told to stop (Ctrl-C, SIGTERM), it finishes the step, saves a checkpoint and raises KeyboardInterrupt. Raises
         DivergedError after ``settings.skip_limit`` steps in a row that were not finite.

@@ -16,10 +16,10 @@ from gmtool.training.settings import MethodSettings
 def resolve_method(
     settings: MethodSettings, shape: Sequence[int], classes: int, mixture: str | None, latents: str = "LATENTS"
 ) -> tuple[MethodRecord, tuple[Choice, ...]]:
-    """The method for latents (C, H, W) with so many classes, and what was chosen for ``auto``, with the reason.
+    """The method for latents of ``shape`` (C, H, W), and what was chosen for ``auto``, with the reason.
 
-    mixture: the available fitted mixture, in words; None for none. latents: what to call their file. Raises UserError
-    for what the data cannot serve.
+    classes: number of classes of the data. mixture: the available fitted mixture, in words; None for none. latents: the
+    name of their file, for messages. Raises UserError, naming the flag, for what the data do not allow.
     """
     published = settings.objective == "mm-fm"
     source, why_source = _source(settings)

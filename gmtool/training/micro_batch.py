@@ -35,19 +35,21 @@ MARGIN = 0.05
 
 
 def divisors(count: int) -> list[int]:
-    """The divisors of a batch, the largest first."""
+    """The divisors of ``count``, the largest first."""
     return [size for size in range(count, 0, -1) if count % size == 0]
 
 
 def choose_micro_batch(
     stepper: Rehearsing, wanted: str, count: int, device: torch.device, estimate: Callable[[int], int] | None = None
 ) -> int:
-    """The micro-batch of a process that has ``count`` samples per step; wanted: --micro-batch, a number or auto.
+    """The micro-batch size of a process that has ``count`` samples per step; wanted: --micro-batch, a number or auto.
 
-    estimate: about the bytes that so many samples take, to choose by where nothing can be tried: a sharded network that
-    runs out of memory in a trial is left in the middle of its communication.
+    estimate: number of samples -> about the bytes that they take; the choice then relies on it, without a trial, and is
+    1 where nothing fits. It is for a sharded network, which a trial that runs out of memory would leave in the middle
+    of its communication.
 
-    Raises UserError when it does not divide them, MachineError when not even one sample fits.
+    Raises UserError when ``wanted`` does not divide ``count``, MachineError when a trial finds that not even one sample
+    fits.
     """
     if wanted != "auto":
         size = int(wanted)
@@ -64,9 +66,9 @@ def choose_micro_batch(
 
 
 def expected_micro_batch(wanted: str, count: int, device: torch.device, estimate: Callable[[int], int]) -> int:
-    """What `choose_micro_batch` will choose, before there is anything to try: for ``count`` samples per step.
+    """The micro-batch size that `choose_micro_batch` is expected to choose for ``count`` samples per step, untried.
 
-    estimate: about the bytes that so many samples take. The whole memory of the GPU counts as free.
+    estimate: number of samples -> about the bytes that they take. The whole memory of the GPU counts as free.
     """
     if wanted != "auto":
         return int(wanted)
@@ -77,7 +79,10 @@ def expected_micro_batch(wanted: str, count: int, device: torch.device, estimate
 
 
 def largest_that_fits(stepper: Rehearsing, count: int, device: torch.device) -> int:
-    """The largest divisor of ``count`` whose gradient can be computed beside all that training keeps, by trying."""
+    """The largest divisor of ``count`` that fits as micro-batch size beside all that training keeps, by trial.
+
+    Raises MachineError when not even one sample fits.
+    """
     # compiled, every size that is tried would be compiled anew, and the last one for sizes that vary
     with torch.compiler.set_stance("force_eager"):
         for size in divisors(count):

@@ -87,8 +87,9 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings, rate: float)
     """The optimizer that the settings ask for; weight decay is applied to matrices only.
 
     Muon is used for the matrices of the blocks, scaled to the root mean square of AdamW's updates, AdamW for the rest.
-    rate: initial learning rate.
-    Raises UserError where the installed PyTorch has no Muon.
+    rate: initial learning rate. Raises UserError where the installed PyTorch has no Muon, ImportError where adamw8bit
+    is asked for and torchao is not installed.
+    Source: AdamW: Loshchilov and Hutter, arXiv 1711.05101; Muon at this scale: Liu et al., arXiv 2502.16982.
     """
     named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     orthogonal = [

@@ -23,10 +23,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def finishing_the_step() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether the process was told to stop; a second signal stops it at once.
+    """Yield a function that says whether the process was told to stop (`SIGNALS`).
 
-    Not so under torchrun, which passes on what the terminal has sent already, and stops all by force after half a
-    minute. Only the main thread can listen to signals; elsewhere the function always says no.
+    A second signal raises KeyboardInterrupt at once, except under torchrun, which sends again what the terminal has
+    sent already, and stops all processes by force after half a minute. Only the main thread can listen to signals;
+    elsewhere the function always returns False.
     """
     told = False
 
@@ -76,14 +77,15 @@ def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Pos
 
 
 ROLLBACKS = 3
-"""Times that a run goes back, all in all: what fails again on other data is no accident."""
+"""How often a run rolls back at most: what fails again and again on other data is no accident."""
 
 
 def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, world: World = ALONE) -> Position:
-    """Load the newest checkpoint that was not taken amid bad steps, and give the data a new order.
+    """Load the newest checkpoint that was not saved amid skipped steps; return its position, with a new order of data.
 
-    Raises UserError with advice when there is none, or when the run has gone back often enough. Deterministic, so that
-    a run that is killed afterwards comes to the same checkpoint again.
+    at: the position of the last bad step. Later checkpoints are removed. Raises UserError with advice when there is no
+    such checkpoint, or the run has rolled back `ROLLBACKS` times before. Deterministic, so that a run that is killed
+    afterwards comes to the same checkpoint again.
     """
     progress.end()  # of the steps so far: there will be others
     good = [checkpoint for checkpoint in list_checkpoints(folder) if not checkpoint.position.streak]

@@ -172,7 +172,7 @@ class OptimizerSettings(Settings):
 
     @property
     def moment_bytes(self) -> int:
-        """About the bytes a parameter that its moments take: two numbers."""
+        """About the bytes per parameter of the optimizer's two moments."""
         return 2 if self.optimizer == "adamw8bit" else 8
 
     def clip_at(self, step: int) -> float:
@@ -214,7 +214,10 @@ class ScheduleSettings(Settings):
         return self.lr_knots is not None and "%" in self.lr_knots
 
     def resolve(self, default: float, steps: int) -> Schedule:
-        """The schedule of a run of ``steps`` steps. default: the learning rate if --lr is not given."""
+        """The schedule of a run of ``steps`` steps. default: the learning rate if --lr is not given.
+
+        Raises UserError for knots that are not in the order of their steps.
+        """
         rate = default if self.lr is None else self.lr
         return Schedule(rate, self.warmup, parse_knots(self.lr_knots, steps), self.lr_curve)
 
@@ -285,7 +288,10 @@ class AverageSettings(Settings):
 
     @property
     def decay_knots(self) -> tuple[tuple[int, float], ...]:
-        """The steps at which the first decay changes, and what it is from there on."""
+        """The steps at which the first decay changes, and its value from there on.
+
+        Raises UserError where --ema-knots cannot be read, or has a decay of 1 or more.
+        """
         knots = parse_knots(self.ema_knots, None, "--ema-knots", "STEP:DECAY,..., such as 25000:0.9995")
         if any(decay >= 1 for _, decay in knots):
             raise UserError(f"--ema-knots are decays below 1, not {self.ema_knots}")

@@ -38,7 +38,10 @@ class TrainState(Generic[N]):
     focal: ModeLosses | None = None
 
     def tensors(self, world: World = ALONE) -> dict[str, Mapping[str, Tensor]]:
-        """The files of a checkpoint: named tensors by file name. All processes call this, for the first one."""
+        """The files of a checkpoint: named tensors by file name.
+
+        Every process calls this; only the first receives the tensors, the others files without any.
+        """
         averages = {average_file(average.name, self._names): average.network.state_dict() for average in self.averages}
         focal = {} if self.focal is None else {FOCAL: self.focal.state_dict()}
         files = {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state(), **focal}
@@ -69,10 +72,11 @@ def make_state(
     sharded: bool = False,
     world: World = ALONE,
 ) -> TrainState[N]:
-    """A network that is to be trained from its present weights. rate: the learning rate that it begins with.
-    batch_size: images per step, of all processes.
+    """The state of a run that trains a network from its present weights.
 
-    Of several processes each holds all weights, or its part of them where they are ``sharded``.
+    rate: initial learning rate. batch_size: images per step, over all processes. focal: see `TrainState`. sharded:
+    whether each of several processes holds a part of the weights, not all of them.
+    Raises UserError and ImportError as `make_optimizer` does.
     """
     kept = make_averages(network, averages, batch_size)
     forward: Callable[..., Any] = network

@@ -69,7 +69,10 @@ class Stepper:
     micro_batch: int | None = None
 
     def take(self, batch: Batch, step: int, seed: int) -> StepResult:
-        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers."""
+        """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers.
+
+        Raises MachineError, naming a smaller micro-batch size, when the memory does not suffice.
+        """
         state, world = self.state, self.world
         prepared = self._prepared(batch, generator(seed, "train", step, device=batch.x.device), step)
         weights = torch.ones_like(prepared.draws.t)
@@ -144,7 +147,10 @@ class Stepper:
 
 
 def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
-    """Sums of losses (B,), and numbers of data, whose times t (B,) lie between the ``edges`` (3,): (2, 4) float32."""
+    """Sums of losses (B,), and numbers of samples, by the quarter of time that t (B,) lies in: (2, 4) float32.
+
+    edges (3,): the times between the quarters, increasing.
+    """
     # the edges go to the device as numbers: a copy would wait for it
     quarter = sum((t > edge).long() for edge in edges.tolist())
     within = quarter[:, None] == torch.arange(4, device=t.device)
@@ -152,7 +158,7 @@ def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
 
 
 def too_large(size: int, network: str = "--model") -> MachineError:
-    """The error that says what to do if ``size`` samples do not fit in memory."""
+    """The error that says what to do if ``size`` samples do not fit in memory. network: the flag of a smaller one."""
     if size == 1:
         return MachineError(f"out of memory at --micro-batch 1: use a smaller {network}")
     smaller = next(divisor for divisor in range(size // 2, 0, -1) if size % divisor == 0)

@@ -34,7 +34,7 @@ _Rows = TypeVar("_Rows", bound=Any)
 
 
 def each_tensor(values: _Rows, apply: Callable[[Tensor], Tensor]) -> _Rows:
-    """A dataclass of tensors, of None, of numbers, and of such dataclasses, with ``apply`` done to every tensor."""
+    """A copy of a dataclass of tensors, None, floats and such dataclasses, with ``apply`` applied to every tensor."""
 
     def done(value: Any) -> Any:
         if value is None or isinstance(value, float):
@@ -74,7 +74,10 @@ class StepDraws:
 
 @dataclass(frozen=True)
 class Prepared:
-    """B samples, ready for the loss: paired data and noise, what the network is told, and the random numbers."""
+    """B samples, ready for the loss: paired data and noise, the network's conditions, and the random numbers.
+
+    modes: statistics of the modes that the noise comes from; None where the method does not use them.
+    """
 
     pairs: Pairs
     conditions: Conditions

@@ -16,9 +16,9 @@ _Item = TypeVar("_Item")
 class ThroughputMeter:
     """A clock for laps of steps.
 
-    steps: taken in this lap. flops: operations of a sample in a step; peak: operations per second of the machine's
-    matrix products; both 0 where they are not known. On a GPU, steps are only queued: the time waited for data is then
-    an upper bound of the time that the GPU stood still for it.
+    steps: taken in this lap. flops: floating-point operations of a training step per sample; peak: those per second of
+    the machine's matrix products; both 0 where they are not known. clock: time in seconds. On a GPU, steps are only
+    queued: the time waited for data is then an upper bound of the time that the GPU was idle because of it.
     """
 
     flops: int = 0
@@ -30,7 +30,7 @@ class ThroughputMeter:
     steps: int = field(default=0, init=False)
 
     def waiting(self, batches: Iterable[_Item]) -> Iterator[_Item]:
-        """The batches, the time that each is waited for measured."""
+        """The batches, with the time spent waiting for each of them measured."""
         self.begin_lap()
         source = iter(batches)
         while True:
