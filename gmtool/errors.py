@@ -1,5 +1,7 @@
 """The errors that a user sees, each one line that names the file or flag and the repair."""
 
+import errno
+
 
 class GmtoolError(Exception):
     """An error whose message is meant for the user; the command line prints it as one line."""
@@ -30,6 +32,13 @@ class MachineError(GmtoolError):
 
     exit_code = 1
 
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file is larger than is allowed here (ulimit -f)",
+}
+"""The system's errors where disk space is not enough, in words."""
 
 OUT_OF_MEMORY = (
     "out of memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -18,7 +19,7 @@ import typer
 from gmtool import __version__
 from gmtool.cli import quickstart
 from gmtool.console import close_bar
-from gmtool.errors import GmtoolError, is_out_of_memory
+from gmtool.errors import FULL, GmtoolError, is_out_of_memory
 from gmtool.flags import GroupedCommand
 from gmtool.stages.bench import command as bench
 from gmtool.stages.distill import command as distill
@@ -163,13 +164,15 @@ def _attempt(arguments: Sequence[str] | None) -> tuple[int, str | None]:
 def run() -> None:
     """Entry point of the ``gmtool`` script and of ``python -m gmtool``: run one command, and end the process.
 
-    Under torchrun the process ends without tearing the interpreter down. The threads of gloo and NCCL outlive the
-    process group if something still refers to it, and one that lets go of a tensor while the interpreter is torn down
-    makes C++ abort a process whose work is done; torchrun would report that as a failure.
+    Under torchrun the process ends without tearing the interpreter down, once what is registered for exit has run.
+    The threads of gloo and NCCL outlive the process group if something still refers to it, and one that lets go of a
+    tensor while the interpreter is torn down makes C++ abort a process whose work is done; torchrun would report that
+    as a failure.
     """
     code = main()
     if not _under_torchrun():
         sys.exit(code)
+    atexit._run_exitfuncs()  # such as those that remove temporary files
     with suppress(OSError):  # the reader of the output has gone
         sys.stdout.flush()
         sys.stderr.flush()
@@ -190,22 +193,14 @@ _UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 """What the system says of a path that nothing can be at, or something else is."""
 
 
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file is larger than is allowed here (ulimit -f)",
-}
-"""What the system says where disk space is not enough."""
-
-
 def _explain(error: Exception) -> tuple[int, str]:
     """An exit code and one line for an error that no stage foresaw."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
         # h5py raises plain OSErrors with the number in the text
-        full = next((why for number, why in _FULL.items() if error.errno == number or f"errno = {number}," in text), "")
+        full = next((why for number, why in FULL.items() if error.errno == number or f"errno = {number}," in text), "")
         if full or "No space left" in text:
-            return 1, f"{full or _FULL[errno.ENOSPC]}: free some space, and run the same command again"
+            return 1, f"{full or FULL[errno.ENOSPC]}: free some space, and run the same command again"
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             return 2, f"{error.filename or text}: no permission to read or write it"
         if isinstance(error, FileNotFoundError) and error.filename:

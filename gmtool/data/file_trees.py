@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from gmtool.artifacts.files import check_space, human_bytes
-from gmtool.errors import GmtoolError, UserError
+from gmtool.errors import FULL, GmtoolError, UserError
 
 LARGEST = 2**30
 """Bytes of a file that is read whole; of a larger one only the size is looked at."""
@@ -153,11 +153,18 @@ class FileReader:
         _check_size(int(size))
         self._archive.seek(int(offset))
         if not sparse:
-            return self._archive.read(int(size))
+            return self._bytes(int(size))
         content = bytearray(int(size))
         for start, length in sparse[0]:
-            content[start : start + length] = self._archive.read(length)
+            content[start : start + length] = self._bytes(length)
         return bytes(content)
+
+    def _bytes(self, count: int) -> bytes:
+        """The next bytes of a tar, which may have been cut short since its members were listed."""
+        content = cast("IO[bytes]", self._archive).read(count)
+        if len(content) < count:
+            raise OSError("the archive ends within it")
+        return content
 
 
 def _check_size(size: int) -> None:
@@ -174,6 +181,8 @@ def _named(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno is not None:  # the system's own: no permission, a full disk, a name that is too long
+            if error.errno in FULL:  # that of temporary files
+                raise
             if error.filename is None or str(error.filename) == str(path):
                 raise UserError(f"{path}: {error.strerror}") from error
             raise

@@ -1,6 +1,7 @@
 """Folders and archives as people have them: nothing vanishes unnamed, nothing hangs, damage is one line."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -156,6 +157,33 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path: Path, link: str | None) -> None
             find_images(cut)
     cut.write_bytes(whole[: end + 512])
     assert len(find_images(cut)) == len(members)
+
+
+def test_a_tar_cut_short_after_it_was_listed_gives_no_half_image(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar", dict(CONTENT))
+    tree = file_trees.list_files(archive)
+    last = max(tree.files, key=lambda file: file.place[0])
+    places = file_trees.FilePlaces("tar", tree.store, [last.place])
+    assert len(FileReader(places).read(0)) == last.size
+    os.truncate(archive, last.place[0] + last.size - 1)
+    with pytest.raises(OSError, match="ends within it"):
+        FileReader(places).read(0)
+
+
+def test_a_disk_that_fills_while_a_tar_is_unpacked_is_no_damage_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gzip, "open", full)
+    monkeypatch.setattr(gzip.GzipFile, "read", full)
+    with pytest.raises(OSError) as caught:
+        find_images(tmp_path / "x.tar.gz")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_tar_is_not_the_zip_in_it_nor_half_of_two(tmp_path: Path) -> None:
