@@ -45,7 +45,7 @@ from gmtool.artifacts.manifest import Array, Input, Manifest, fingerprint
 from gmtool.errors import UserError
 from gmtool.mixture.patch_moments import PatchMode
 
-_REPAIR = "remove it, and make it again with `gmtool fit-gmm`"
+_REPAIR = "remove it, and make it again with `gmtool fit-gmm` (that of an imported run: import the run again)"
 _PATCHES = ("patch_mean", "patch_std")
 """The datasets that are read mode by mode."""
 
@@ -156,15 +156,24 @@ def open_gmm(path: Path) -> GmmFile:
         return GmmFile(path, manifest, file)
 
 
-def expect_latents(gmm: GmmFile, latents: LatentsFile) -> None:
-    """Raise UserError, naming the repair, unless the mixture was fitted to these latents."""
+def expect_latents(gmm: GmmFile, latents: LatentsFile, repair: str | None = None) -> None:
+    """Raise UserError unless the mixture was fitted to these latents.
+
+    It ends in ``repair``; default: another mixture, or other latents.
+    """
     fitted = gmm.manifest.input("latents")
     if fitted is None or fitted.fingerprint != latents.manifest.fingerprint:
         origin = "other latents" if fitted is None else f"other latents ({fitted.path}, as they were then)"
         raise UserError(
             f"{gmm.path} was fitted to {origin}, not to {latents.path}: "
-            f"run `gmtool fit-gmm {latents.path} {gmm.path}` again"
+            f"{repair or f'{fit_another(latents)}, or give the latents that it was fitted to'}"
         )
+
+
+def fit_another(latents: LatentsFile, flags: str = "") -> str:
+    """The advice to fit another mixture beside one that other runs may need. flags: those that are to differ."""
+    command = f"gmtool fit-gmm {latents.path} OTHER.h5 {flags}".rstrip()
+    return f"fit another mixture (`{command}`, with its other settings) and give it by --gmm"
 
 
 def gmm_bytes(modes: int, descriptor_size: int, data: int, top_k: int, shape: tuple[int, int, int]) -> int:

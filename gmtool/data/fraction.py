@@ -59,6 +59,11 @@ def open_part(latents: LatentsFile, rows: np.ndarray, world: World, progress: Pr
     return LatentsPart(latents, rows, shared["mean"].numpy(), shared["var"].numpy())
 
 
+def part_flags(fraction: float, seed: int) -> tuple[str, ...]:
+    """The flags that choose a part of the data, or all of it."""
+    return ("--fraction", "1") if fraction == 1 else ("--fraction", str(fraction), "--seed", str(seed))
+
+
 def part_of_data(latents: LatentsFile, fraction: float, seed: int) -> np.ndarray:
     """Rows (n,) int64 of the latents file, ascending: a random ``fraction`` of each class, at least one image.
 

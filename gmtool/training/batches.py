@@ -70,8 +70,8 @@ def fresh_assignments(gmm: GmmFile, device: torch.device) -> FreshAssignments:
     Raises UserError when the file has no mixture over descriptors.
     """
     weights, means, variances = map(torch.from_numpy, (gmm.cls_weights, gmm.cls_mean, gmm.cls_var))
-    if not weights.any():
-        raise UserError(f"{gmm.path} holds no mixture over descriptors, which --images needs: run gmtool fit-gmm")
+    if not gmm.cls_mean.shape[1] or not weights.any():
+        raise UserError(f"{gmm.path} holds no mixture over descriptors: import its run again with --cls-gmm")
     centre = (weights @ means).float()  # where squares lose no digits
     mixture = DiagonalMixture(weights.to(device), (means - centre).to(device), variances.to(device))
     return FreshAssignments(ModePosterior(mixture, gmm.top_k), centre.to(device))

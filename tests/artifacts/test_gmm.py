@@ -146,7 +146,7 @@ def test_other_latents_are_refused(tmp_path: Path) -> None:
     with open_latents(mine) as latents, open_latents(other) as strange:
         gmm = open_gmm(written(tmp_path / "gmm.h5", fingerprint=latents.manifest.fingerprint))
         expect_latents(gmm, latents)
-        with pytest.raises(UserError, match=r"gmm.h5 was fitted to other latents.*gmtool fit-gmm .*other.h5"):
+        with pytest.raises(UserError, match=r"gmm.h5 was fitted to other latents.*gmtool fit-gmm .*other.h5 OTHER.h5"):
             expect_latents(gmm, strange)
 
 

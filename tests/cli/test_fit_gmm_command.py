@@ -41,6 +41,14 @@ def test_defaults_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_next_command_trains_on_the_same_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit-gmm", "--modes", "2", "--fraction", "0.5", "--seed", "3"]) == 0
+    following = capsys.readouterr().out.splitlines()[-1].removeprefix("next: gmtool ")
+    assert following == "train latents.h5 --objective mm-fm --gmm gmm.h5 --fraction 0.5 --seed 3"
+    assert main([*following.split(), "--dry-run"]) == 0
+
+
 def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit-gmm", "--modes", "3", "--dry-run"]) == 0
     shown = capsys.readouterr().out

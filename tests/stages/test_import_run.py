@@ -12,6 +12,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -197,7 +198,7 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     weights, values = load_file(golden.DATA / "ditdh.safetensors"), golden.arrays("ditdh")
     save_checkpoint(place / "mode.pt", weights | {LABELS: weights[LABELS][:rows]})
     model = save_mixture(place / "patches.pkl", 10, kind)
-    cls = save_mixture(place / "cls.pkl", 10, "diag")
+    cls = save_mixture(place / "cls.pkl", 10, "diag", size=16)
     flags = ["--gmm", "patches.pkl", "--cls-gmm", "cls.pkl", "--condition", "mode", "--tokenizer", str(dino)]
     assert main(["import", "mode.pt", *flags]) == 0
     run = open_run(place / "run")
@@ -223,6 +224,29 @@ def test_a_network_on_modes(place: Path, dino: Path, rows: int, kind: str) -> No
     assert main(["sample", "run", "guided", "--num", "4", "--steps", "2", "--device", "cpu", *guided]) == 0
     with open_latents(place / "guided/latents.h5") as same, open_latents(place / "samples/latents.h5") as plain:
         np.testing.assert_allclose(same.patches(slice(None)), plain.patches(slice(None)), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_mixture_in_patch_space_alone_assigns_no_image_to_a_mode(
+    place: Path, dino: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What asks for assignments says what to do, and never to replace the run's own mixture."""
+    weights = load_file(golden.DATA / "ditdh.safetensors")
+    save_checkpoint(place / "mode.pt", weights | {LABELS: weights[LABELS][:10]})
+    save_mixture(place / "spatial_gmm.pkl", 10)
+    assert main(["import", "mode.pt", "--condition", "mode", "--tokenizer", str(dino)]) == 0
+    (place / "images").mkdir()
+    for index in range(2):
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(place / f"images/{index}.png")
+    assert main(["encode", "images", "--tokenizer", str(dino), "--image-size", "64", "--device", "cpu"]) == 0
+    for command, words in {
+        "likelihood latents.h5 run": "run/gmm.h5 holds no mixture over descriptors: import its run again with --cls-gmm",
+        "distill run student --latents latents.h5": "other latents, not to latents.h5: use --data-free",
+    }.items():
+        capsys.readouterr()
+        assert main([*command.split(), "--device", "cpu"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and "internal" not in error
 
 
 @pytest.mark.slow
@@ -389,6 +413,10 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
         (["model.pt", "--cls-gmm", "patches.pkl"], "of 4 modes, and there is none in patch space: give it by --gmm"),
         (["model.pt", "--gmm", "patches.pkl", "--cls-gmm", "three.pkl"], "of 3 modes, and there is one of 4 modes"),
         (["model.pt", "--gmm", "narrow.pkl", "--condition", "class"], "a mixture over 200 numbers"),
+        (
+            ["model.pt", "--gmm", "patches.pkl", "--cls-gmm", "patches.pkl", "--condition", "class", *tokenizer],
+            "a mixture over 256 numbers, and the encoder's descriptors have 16: give the one over [CLS] tokens",
+        ),
         (["model.pt", "--gmm", "text.pkl"], "text.pkl is damaged, or is not a pickle of arrays"),
         (["model.pt", "--gmm", "bad.pkl"], "bad.pkl asks for posix.system, which is not data"),
         (["model.pt", "taken"], "taken exists: choose another folder"),

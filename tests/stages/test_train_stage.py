@@ -761,7 +761,7 @@ def test_inputs_that_cannot_serve(small: Small, tmp_path: Path, kind: str, setti
 
 
 def test_a_mixture_of_other_latents(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"was fitted to other latents .*, not to .*: run `gmtool fit-gmm"):
+    with pytest.raises(UserError, match=r"was fitted to other latents .*, not to .*: fit another mixture"):
         run(small, tmp_path / "run", changed(QUICK, {"objective": "mm-fm", "gmm": small.gmm("flat")}))
     # one that only lies there and is not used does no harm
     shutil.copy(small.latents("classes"), tmp_path / "latents.h5")

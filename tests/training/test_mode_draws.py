@@ -145,8 +145,11 @@ def test_a_step_on_images_is_one_on_their_latents(
     assert losses["fresh"] == pytest.approx(losses["stored"], rel=1e-6)
 
 
-def test_a_mixture_over_patches_alone_is_refused(latents: LatentsFile, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"cls_weights": np.zeros(MODES)}, {"cls_mean": np.zeros((MODES, 0))}], ids=str)
+def test_a_mixture_over_patches_alone_is_refused(
+    latents: LatentsFile, tmp_path: Path, change: dict[str, np.ndarray]
+) -> None:
     with open_gmm(broad_mixture(latents, tmp_path)) as gmm:
-        gmm.cls_weights[:] = 0
-        with pytest.raises(UserError, match="holds no mixture over descriptors, which --images needs"):
+        vars(gmm).update(change)
+        with pytest.raises(UserError, match="holds no mixture over descriptors: import its run again with --cls-gmm"):
             fresh_assignments(gmm, CPU)

@@ -83,7 +83,7 @@ def open_sources(run: RunFolder, config: DistillConfig, stack: ExitStack) -> Sou
     latents = stack.enter_context(open_latents(path))
     _check_latents(run, latents)
     if gmm is not None:
-        expect_latents(gmm, latents)
+        expect_latents(gmm, latents, "use --data-free")  # an imported run's, which names no latents
     return Sources(latents, gmm)
 
 

@@ -37,11 +37,12 @@ def command(
     if dry_run:
         print_forecast(forecast_fit(latents, gmm, config))
         return
-    _print_report(fit_gmm(latents, gmm, config, ConsoleProgress()), latents)
+    _print_report(fit_gmm(latents, gmm, config, ConsoleProgress()), latents, config)
 
 
-def _print_report(report: FitReport, latents: Path) -> None:
+def _print_report(report: FitReport, latents: Path, config: FitGmmConfig) -> None:
     from gmtool.console import duration, print_table
+    from gmtool.data.fraction import part_flags
 
     metrics = report.metrics
     names = ("smallest", "5 %", "median", "95 %", "largest")
@@ -71,7 +72,8 @@ def _print_report(report: FitReport, latents: Path) -> None:
     )
     if not report.reused:
         print(f"wrote {report.path} and {report.picture} in {duration(report.seconds)}")
-        print(f"next: gmtool train {latents} --objective mm-fm --gmm {report.path}")
+        part = part_flags(config.fraction, config.seed) if config.fraction < 1 else ()
+        print(" ".join((f"next: gmtool train {latents} --objective mm-fm --gmm {report.path}", *part)))
 
 
 def _likelihood_rows(data: str, value: float | None, size: int) -> list[tuple[str, str]]:

@@ -87,9 +87,14 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
             check_weights(model, architecture)
     statistics = read_statistics(files["statistics"], architecture.shape)
     if mixture is not None:
-        _check_size(mixture, architecture, files["gmm"])
+        size = int(np.prod(architecture.shape))
+        _check_size(mixture, size, files["gmm"], "the network's latents have", "the one in patch space")
     default, shift = DINOV2.model, shift_for(int(np.prod(architecture.shape)))
     spec = encoder_spec(config.tokenizer or default, architecture.shape[1] * TOKEN_PIXELS, "--tokenizer")
+    tokenizer = _checked_tokenizer(spec, architecture.shape)
+    if descriptors is not None:
+        size = latent_sizes(tokenizer, 1).descriptor
+        _check_size(descriptors, size, files["cls_gmm"], "the encoder's descriptors have", "the one over [CLS] tokens")
     choices = [Choice(flag(name), str(path), "found beside the checkpoint") for name, path in beside.items()]
     if config.condition is None:
         choices.append(Choice("--condition", labels.condition, "the only one that the weights allow"))
@@ -104,7 +109,7 @@ def read_published_ditdh(file: Path, config: ImportConfig) -> Published:
         condition=labels.condition,
         classes=tuple(map(str, range(labels.classes))),
         statistics=statistics,
-        tokenizer=_checked_tokenizer(spec, architecture.shape),
+        tokenizer=tokenizer,
         time_shift=config.time_shift or shift,
         files={roles.get(name, name): path for name, path in files.items()},
         sampling="--protocol rae --steps 50",
@@ -178,13 +183,11 @@ def _read_descriptors(file: Path, patches: ReleasedMixture | None) -> ReleasedMi
     return mixture
 
 
-def _check_size(mixture: ReleasedMixture, architecture: TransformerArchitecture, whose: Path) -> None:
-    size = int(np.prod(architecture.shape))
-    if mixture.means.shape[1] != size:
-        raise UserError(
-            f"{whose} is a mixture over {mixture.means.shape[1]} numbers, and the network's latents have {size}: give "
-            "the one in patch space"
-        )
+def _check_size(mixture: ReleasedMixture, size: int, file: Path, data: str, right: str) -> None:
+    """Raise UserError unless a file's mixture is over ``size`` numbers. data: whose numbers. right: what to give."""
+    numbers = mixture.means.shape[1]
+    if numbers != size:
+        raise UserError(f"{file} is a mixture over {numbers} numbers, and {data} {size}: give {right}")
 
 
 def _checked_tokenizer(spec: TokenizerSpec, shape: tuple[int, int, int]) -> TokenizerSpec:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from gmtool.artifacts.gmm import GmmFile, expect_latents, open_gmm
+from gmtool.artifacts.gmm import GmmFile, expect_latents, fit_another, open_gmm
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.method_record import MethodRecord
+from gmtool.data.fraction import part_flags
 from gmtool.errors import UserError
 from gmtool.forecast import Choice
 from gmtool.nn import default_lr
@@ -142,13 +143,10 @@ def expect_part(gmm: GmmFile, latents: LatentsFile, config: TrainConfig) -> None
     fitted, asked = gmm.manifest.config, (config.data.fraction, config.seed)
     known = fitted.get("fraction", 1.0), fitted.get("seed", 0)
     if known != asked and not known[0] == asked[0] == 1:
-        of, trained = (
-            "all images" if share == 1 else f"--fraction {share:g} --seed {seed}" for share, seed in (known, asked)
-        )
-        part = "" if asked[0] == 1 else f" --fraction {asked[0]:g} --seed {asked[1]}"
+        its, own = (" ".join(part_flags(*part)) for part in (known, asked))
         raise UserError(
-            f"{gmm.path} was fitted to {of}, and this run trains on {trained}: run `gmtool fit-gmm {latents.path} "
-            f"{gmm.path}{part}` with its other settings"
+            f"{gmm.path} was fitted with {its}, and this run trains with {own}: {fit_another(latents, own)}, or train "
+            f"with {its}"
         )
 
 
