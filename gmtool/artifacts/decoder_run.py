@@ -22,6 +22,8 @@ from gmtool.errors import UserError
 TRAINING = RECORDS["decoder"]
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 """What diffusers reads."""
+WEIGHTS_REPAIR = "restore a copy of it, or run `gmtool train-decoder` again: it writes those of the last checkpoint"
+"""The remedy for damaged weights of a decoder."""
 
 
 @dataclass(frozen=True)

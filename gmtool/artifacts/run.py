@@ -143,7 +143,7 @@ class RunFolder:
 
     def statistics(self) -> LatentStatistics:
         """The latents' statistics. Raises UserError when the file is damaged."""
-        arrays = read_tensors(self.path / STATISTICS)
+        arrays = self._arrays()
         return LatentStatistics(arrays["mean"], arrays["std"], arrays.get("mode_weights"))
 
     def tokenizer(self) -> TokenizerSpec:
@@ -151,10 +151,15 @@ class RunFolder:
         spec = self.manifest.details["tokenizer"]
         arrays = {
             name.removeprefix("tokenizer."): array.numpy()
-            for name, array in read_tensors(self.path / STATISTICS).items()
+            for name, array in self._arrays().items()
             if name.startswith("tokenizer.")
         }
         return TokenizerSpec(spec["name"], spec["settings"], arrays)
+
+    def _arrays(self) -> dict[str, Tensor]:
+        """All arrays in the file of statistics, which no checkpoint holds too."""
+        again = f"run `gmtool {self.manifest.stage}` again into another folder"
+        return read_tensors(self.path / STATISTICS, repair=f"restore a copy of it, or {again}")
 
 
 def open_run(path: Path) -> RunFolder:

@@ -47,7 +47,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(
     path: Path,
     names: Iterable[str] | None = None,
-    repair: str = "remove it to use an older checkpoint, or train again",
+    repair: str = "restore a copy of it, or make it again",
 ) -> dict[str, Tensor]:
     """The tensors (...) of a file by name, all or those of ``names``, on the CPU.
 

@@ -26,6 +26,7 @@ from gmtool.sampling.model import TrainedModel, load_network
 from gmtool.sampling.plan import SamplePlan
 from gmtool.sampling.sampler import VIEWS, guidance_of
 from gmtool.streams import generator
+from gmtool.training.checkpoint import REPAIR
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ class LoadedTeacher:
         their heads.
         """
         stream = generator(seed, "student")
-        begin_as(network, read_tensors(self.weights), self.run.architecture.head, self.student.head, stream)
+        begin_as(
+            network, read_tensors(self.weights, repair=REPAIR), self.run.architecture.head, self.student.head, stream
+        )
 
 
 def teacher_inputs(drawing: Drawing) -> tuple[Input, ...]:

@@ -43,6 +43,12 @@ def expect_same_settings(
             )
 
 
+def all_taken(run: Path, steps: int, follows: bool) -> str:
+    """The note on a run that has all its steps. follows: whether its schedule depends on their number."""
+    longer = "its schedule follows --steps, so a longer training is a new run"
+    return f"{run} has all its {steps:,} steps; {longer if follows else 'use a larger --steps to continue'}"
+
+
 def as_recorded(settings: Settings) -> dict[str, Any]:
     """Settings as they come back from a record."""
     recorded: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))

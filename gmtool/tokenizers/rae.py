@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gmtool.artifacts.decoder_run import CONFIG, WEIGHTS
+from gmtool.artifacts.decoder_run import CONFIG, WEIGHTS, WEIGHTS_REPAIR
 from gmtool.artifacts.files import reading, written_aside
 from gmtool.artifacts.manifest import CHECKSUM, KINDS, file_fingerprint, fingerprint
 from gmtool.artifacts.outputs import kind_of
@@ -154,7 +154,7 @@ def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> D
             folder = model_folder(source, _ROLE)
             expect_encoder(folder, encoder, source)
             if (folder / ENCODER_RECORD).is_file():
-                read_tensors(folder / WEIGHTS, repair="restore it, or train the decoder again")  # for their checksums
+                read_tensors(folder / WEIGHTS, repair=WEIGHTS_REPAIR)  # for their checksums
             network = AutoencoderRAE.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
                 folder, use_safetensors=True, low_cpu_mem_usage=False
             )

@@ -27,6 +27,8 @@ MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimize
 
 NOT_WHOLE = "was cut short or changed since it was written"
 """Why a checkpoint is passed over."""
+REPAIR = "remove it to use an older checkpoint, or train (or import) again"
+"""The remedy for a damaged checkpoint, or a file of it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
     whole, damaged = list_checkpoints(folder), cut_short(folder)
     if not whole:
         if damaged:
-            raise UserError(f"{damaged[-1]} {NOT_WHOLE}, and there is no whole checkpoint: train again")
+            raise UserError(f"{damaged[-1]} {NOT_WHOLE}, and there is no whole checkpoint: train (or import) again")
         raise UserError(f"{folder} holds no checkpoint yet: let `gmtool train` reach --save-every steps")
     if step is None:
         return replace(whole[-1], passed_over=tuple(path for path in damaged if _step_of(path) > whole[-1].step))
@@ -185,7 +187,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
     try:
         here = network.state_dict()
         network.load_state_dict(
-            {name: sharded_like(tensor, here.get(name)) for name, tensor in read_tensors(file).items()}
+            {name: sharded_like(tensor, here.get(name)) for name, tensor in read_tensors(file, repair=REPAIR).items()}
         )
     except RuntimeError as error:
         raise UserError(f"{file} holds the weights of another network than config.json says") from error
@@ -197,6 +199,6 @@ def load_optimizer(optimizer: Optimizer, file: Path) -> None:
     Raises UserError when the file is missing or damaged, or holds the state of another network's optimizer.
     """
     try:
-        optimizer.load(read_tensors(file))
+        optimizer.load(read_tensors(file, repair=REPAIR))
     except KeyError as error:
         raise UserError(f"{file} holds the state of another network's optimizer than config.json says") from error

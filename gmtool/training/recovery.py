@@ -69,7 +69,7 @@ def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Pos
             continue
         for problem in damaged:
             progress.note(f"passing over a checkpoint: {problem}")
-        progress.note(f"resuming {run} at step {checkpoint.step}")
+        progress.note(f"resuming {run} at step {checkpoint.step:,}")
         return checkpoint.position
     if damaged:
         raise UserError(f"no checkpoint is intact, remove them to train from the start: {'; '.join(damaged)}")
@@ -89,7 +89,7 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, 
     """
     progress.end()  # of the steps so far: there will be others
     good = [checkpoint for checkpoint in list_checkpoints(folder) if not checkpoint.position.streak]
-    what = f"{at.streak} steps in a row up to step {at.step} had a loss or gradient that is not finite"
+    what = f"{at.streak} steps in a row up to step {at.step:,} had a loss or gradient that is not finite"
     advice = "try a smaller --lr or --clip, a longer --warmup, or --precision float32, in a new run"
     if not good:
         raise UserError(f"{what}, and there is no checkpoint to go back to: {advice}")
@@ -102,5 +102,5 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, 
         if checkpoint.step > good[-1].step:
             shutil.rmtree(checkpoint.path, ignore_errors=True)
     trainee.load(good[-1].path)
-    progress.note(f"{what}: going back to step {good[-1].step}, with the data in another order")
+    progress.note(f"{what}: going back to step {good[-1].step:,}, with the data in another order")
     return replace(good[-1].position, order=at.order + 1)

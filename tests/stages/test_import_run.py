@@ -240,7 +240,7 @@ def test_a_mixture_in_patch_space_alone_assigns_no_image_to_a_mode(
         Image.new("RGB", (64, 64), (index, 0, 0)).save(place / f"images/{index}.png")
     assert main(["encode", "images", "--tokenizer", str(dino), "--image-size", "64", "--device", "cpu"]) == 0
     for command, words in {
-        "likelihood latents.h5 run": "run/gmm.h5 holds no mixture over descriptors: import its run again with --cls-gmm",
+        "likelihood latents.h5 run": "holds no mixture over descriptors: import its run again with --cls-gmm",
         "distill run student --latents latents.h5": "other latents, not to latents.h5: use --data-free",
     }.items():
         capsys.readouterr()

@@ -8,12 +8,13 @@ import h5py
 import pytest
 from small import MIXTURE, PIXELS, Small
 
+from gmtool.artifacts.run import open_run
 from gmtool.errors import UserError
 from gmtool.progress import Progress
 from gmtool.settings import make as settings_from
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.run import fit_gmm
-from gmtool.stages.inspect.run import describe
+from gmtool.stages.inspect.run import describe, verify
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
@@ -97,6 +98,16 @@ def test_what_is_nothing_of_gmtool(finished: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words) as caught:
             describe(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_statistics_have_no_older_version(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    (tmp_path / "run/statistics.safetensors").write_bytes(b"none")
+    for reads in (verify, lambda path: open_run(path).tokenizer()):
+        with pytest.raises(
+            UserError, match=r": restore a copy of it, or run `gmtool train` again into another folder$"
+        ):
+            reads(tmp_path / "run")
 
 
 def test_a_damaged_mixture_is_called_one(finished: Path, tmp_path: Path) -> None:

@@ -161,6 +161,20 @@ def test_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "matches" in shown and "all checksums match" in shown
 
 
+@pytest.mark.slow
+def test_damaged_weights_are_written_again(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "damaged")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"none")
+    with pytest.raises(UserError, match="run `gmtool train-decoder` again: it writes those of the last checkpoint"):
+        execute(["inspect", str(folder), "--verify"])
+    assert execute(arguments(place, folder)) == 0
+    assert weights.read_bytes() == (trained / weights.name).read_bytes()
+    assert "has all its 7 steps; its schedule follows --steps" in capsys.readouterr().err
+
+
 def test_a_dry_run_writes_nothing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*arguments(place, tmp_path / "none"), "--dry-run", "--price-per-hour", "2"]) == 0
     shown = capsys.readouterr().out

@@ -431,11 +431,15 @@ def finished(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_falling_schedule_fixes_the_steps(small: Small, tmp_path: Path) -> None:
+def test_a_falling_schedule_fixes_the_steps(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = changed(QUICK, {"steps": 2, "lr_knots": "100%:0", "lr_curve": "cosine"})
     run(small, tmp_path / "run", config)
     with pytest.raises(UserError, match="begun with --steps 2, not 4"):
         run(small, tmp_path / "run", changed(config, {"steps": 4}))
+    notes: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda _, message: notes.append(message))
+    run(small, tmp_path / "run", config)
+    assert notes[-1].endswith("has all its 2 steps; its schedule follows --steps, so a longer training is a new run")
 
 
 def test_resuming_on_other_latents(small: Small, finished: Path, tmp_path: Path) -> None:

@@ -36,10 +36,12 @@ def command(
     """
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.distill.run import distill, forecast
+    from gmtool.stages.sample.following import sample_command
 
     expect_dry_run(price, dry_run)
     if dry_run:
         print_forecast(forecast(run, student, config), price)
         return
     report = distill(run, student, config, ConsoleProgress())
-    print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {student}")
+    following = sample_command(student, default=False)
+    print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: {following}")

@@ -34,6 +34,7 @@ def command(
     """
     from gmtool.stages.import_run.plan import prepare
     from gmtool.stages.import_run.run import import_run
+    from gmtool.stages.sample.following import sample_command
 
     plan = prepare(source, run, config)
     if dry_run:
@@ -45,4 +46,4 @@ def command(
     print(f"{run}: {plan.words}, {plan.network.parameters:,} parameters")
     for choice in plan.network.choices:
         print(f"{choice.flag} {choice.value}: {choice.why}")
-    print(f"next: gmtool sample {run} {plan.network.sampling}")
+    print(f"next: {sample_command(run)} {plan.network.sampling}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gmtool.artifacts.decoder_run import TRAINING, WEIGHTS, open_decoder_run
+from gmtool.artifacts.decoder_run import TRAINING, WEIGHTS, WEIGHTS_REPAIR, open_decoder_run
 from gmtool.artifacts.files import reading
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.hdf5 import open_hdf5, read_manifest
@@ -21,7 +21,7 @@ from gmtool.data.image_sets import find_images
 from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.sweep_table import read_sweep
 from gmtool.tokenizers.pretrained import model_record
-from gmtool.training.checkpoint import NOT_WHOLE, cut_short, list_checkpoints
+from gmtool.training.checkpoint import NOT_WHOLE, REPAIR, cut_short, list_checkpoints
 
 State = Literal["matches", "changed", "missing"]
 
@@ -71,7 +71,7 @@ def verify(path: Path) -> None:
             verify(path / MIXTURE)
     elif manifest.kind == "decoder":
         _verify_checkpoints(open_decoder_run(path).checkpoints)
-        read_tensors(path / WEIGHTS)
+        read_tensors(path / WEIGHTS, repair=WEIGHTS_REPAIR)
     elif manifest.kind == "samples":
         samples = open_samples(path)
         if "arr_0" in manifest.arrays:
@@ -122,10 +122,10 @@ def _checkpoint_facts(folder: Path) -> tuple[tuple[str, str], ...]:
 def _verify_checkpoints(folder: Path) -> None:
     """Read all checkpoints of a run. Raises UserError, naming the file, unless they are what was written."""
     for path in cut_short(folder):
-        raise UserError(f"{path} {NOT_WHOLE}: remove it, or train again")
+        raise UserError(f"{path} {NOT_WHOLE}: {REPAIR}")
     for checkpoint in list_checkpoints(folder):
         for file in sorted(checkpoint.path.glob("*.safetensors")):
-            read_tensors(file)
+            read_tensors(file, repair=REPAIR)
 
 
 def _open_file(path: Path) -> tuple[Manifest, tuple[tuple[str, str], ...]]:

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from gmtool.flags import PresetName, with_options
-from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.config import SAMPLES, SampleConfig
 
 
 @with_options(SampleConfig)
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that gmtool train wrote.")] = Path("run"),
-    samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="Folder to write.")] = Path("samples"),
+    samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="Folder to write.")] = SAMPLES,
     *,
     _preset: PresetName = None,
     config: SampleConfig,
@@ -33,7 +33,7 @@ def command(
         print_forecast(plan_samples(run, samples, config).forecast())
         return
     report = sample(run, samples, config, ConsoleProgress())
-    print(f"{samples}: {report.count:,} samples of step {report.step} by {report.plan.words}")
+    print(f"{samples}: {report.count:,} samples of step {report.step:,} by {report.plan.words}")
     if report.no_images is not None:
         print(f"no images: {report.no_images}")
     else:

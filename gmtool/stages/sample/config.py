@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings, WeightSettings
 from gmtool.settings import Compile, Decoder, Device, NetworkPrecision, SampleBatch, Settings
+
+SAMPLES = Path("samples")
+"""The folder that is written by default."""
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,11 @@ def command(
         _print_forecast(latents, run, config, preset, price)
         return
     from gmtool.console import ConsoleProgress
+    from gmtool.stages.sample.following import sample_command
     from gmtool.stages.train.run import train
 
     report = train(latents, run, config, ConsoleProgress())
-    print(f"{run}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {run}")
+    print(f"{run}: {report.steps:,} steps, {report.parameters:,} parameters. Next: {sample_command(run)}")
 
 
 def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str | None, price: float | None) -> None:

@@ -53,7 +53,10 @@ def monitoring_of(
     wanted = settings.preview_every or settings.eval_every
     tokenizer, no_images = decoder_of(run, None, model.device) if wanted else (None, None)
     if no_images is not None and settings.preview_every:
-        progress.note(f"no preview grids: {no_images}")
+        progress.note(
+            "no preview grids: latents of an encoder become images by a decoder alone; draw them with gmtool sample "
+            "--decoder"
+        )
     plan = make_plan(SamplingSettings(), run.method, run.architecture.spectral, seed=0)
     classes = torch.tensor(run.sampled_classes or (0,))
 

@@ -31,7 +31,7 @@ from gmtool.nn.network import Network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.model import TrainedModel
-from gmtool.stages.resumed_settings import equal, expect_same_settings
+from gmtool.stages.resumed_settings import all_taken, equal, expect_same_settings
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, files_of, open_data, open_inputs
 from gmtool.stages.train.monitoring import is_watched, monitoring_of
@@ -136,7 +136,7 @@ def run_training(inputs: TrainInputs, used: Sequence[Input], run_path: Path, pro
             run = open_begun(run_path, plan, used) or _create(run_path, inputs, used, parameters)
         at = resume(run_path, run.checkpoints, state, progress)
         if at.step >= config.loop.steps:
-            progress.note(f"{run_path} has all its {at.step} steps; use a larger --steps to continue")
+            progress.note(all_taken(run_path, at.step, config.schedule.follows_the_steps))
             _make_up(run, inputs, state, at, progress)
             return replace(report, resumed_from=at.step, steps=at.step)
         check_space(

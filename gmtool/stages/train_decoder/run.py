@@ -36,7 +36,7 @@ from gmtool.reconstruction.state import DecoderState, make_discriminator_state
 from gmtool.reconstruction.step import DecoderStepper, DiscriminatorLoss, ImageBatch, Weights
 from gmtool.runtime import allow_tf32, compute_dtype, to_device
 from gmtool.settings import as_flags
-from gmtool.stages.resumed_settings import equal, expect_same_settings
+from gmtool.stages.resumed_settings import all_taken, equal, expect_same_settings
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.forecast import cost_of
 from gmtool.stages.train_decoder.monitoring import HeldOut, events_of
@@ -119,7 +119,7 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
         at = resume(folder, run.checkpoints, parts.state, progress)
         report = TrainDecoderReport(folder, at.step, max(config.loop.steps, at.step), parts.parameters)
         if at.step >= config.loop.steps:
-            progress.note(f"{folder} has all its {at.step} steps; use a larger --steps to continue")
+            progress.note(all_taken(folder, at.step, config.follows_the_steps))
         else:
             _tell(parts, folder, progress)
             check_space(run.checkpoints / "next", (config.loop.keep + 2) * _checkpoint_bytes(parts), "checkpoints in")
