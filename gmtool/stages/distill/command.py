@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gmtool.flags import HourlyPrice, PresetName, expect_dry_run, with_options
+from gmtool.settings import quoted
 from gmtool.stages.distill.config import DistillConfig
 
 
@@ -42,4 +43,4 @@ def command(
         print_forecast(forecast(run, student, config), price)
         return
     report = distill(run, student, config, ConsoleProgress())
-    print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {student}")
+    print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {quoted(student)}")

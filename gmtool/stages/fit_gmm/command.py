@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gmtool.flags import PresetName, with_options
+from gmtool.settings import quoted
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _print_report(report: FitReport, latents: Path) -> None:
     )
     if not report.reused:
         print(f"wrote {report.path} and {report.picture} in {duration(report.seconds)}")
-        print(f"next: gmtool train {latents} --objective mm-fm --gmm {report.path}")
+        print(f"next: gmtool train {quoted(latents)} --objective mm-fm --gmm {quoted(report.path)}")
 
 
 def _likelihood_rows(data: str, value: float | None, size: int) -> list[tuple[str, str]]:

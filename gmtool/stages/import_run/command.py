@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gmtool.flags import with_options
+from gmtool.settings import quoted
 from gmtool.stages.import_run.config import ImportConfig
 
 
@@ -45,4 +46,4 @@ def command(
     print(f"{run}: {plan.words}, {plan.network.parameters:,} parameters")
     for choice in plan.network.choices:
         print(f"{choice.flag} {choice.value}: {choice.why}")
-    print(f"next: gmtool sample {run} {plan.network.sampling}")
+    print(f"next: gmtool sample {quoted(run)} {plan.network.sampling}")

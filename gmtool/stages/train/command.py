@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gmtool.flags import HourlyPrice, PresetName, expect_dry_run, with_options
+from gmtool.settings import quoted
 from gmtool.stages.train.config import TrainConfig
 
 
@@ -42,7 +43,7 @@ def command(
     from gmtool.stages.train.run import train
 
     report = train(latents, run, config, ConsoleProgress())
-    print(f"{run}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {run}")
+    print(f"{run}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {quoted(run)}")
 
 
 def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str | None, price: float | None) -> None:
