@@ -8,6 +8,7 @@ all names in it are different, so that they can be written flat: as flags (`gmto
 from __future__ import annotations
 
 import math
+import shlex
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -68,6 +69,17 @@ class Setting:
         for name in self.path:
             config = getattr(config, name)
         return config
+
+    def typed(self, value: Any) -> list[str]:
+        """What a user types for a value, also one from JSON, word by word; nothing for None and for no values."""
+        if value is None:
+            return []
+        if isinstance(value, bool):
+            return [flag(self.name) if value else f"--no-{flag(self.name)[2:]}"]
+        items = list(map(str, value)) if isinstance(value, (tuple, list)) else [str(value)]
+        if is_repeated(self.kind):
+            return [word for item in items for word in (flag(self.name), item)]
+        return [flag(self.name), *items]
 
 
 class Settings:
@@ -181,25 +193,40 @@ def as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def as_flags(values: Mapping[str, Any]) -> str:
-    """Settings, by their names, as a user would type them, without those that are None, False or ()."""
-    given = {k: v for k, v in values.items() if v is not None and v is not False and v != ()}
-    return " ".join(flag(name) if value is True else f"{flag(name)} {as_text(value)}" for name, value in given.items())
+def quoted(path: Path) -> str:
+    """A path as a user would type it in a shell."""
+    return shlex.quote(str(path))
+
+
+def as_flags(config_class: type, values: Mapping[str, Any]) -> str:
+    """A configuration's values, by the settings' names, as a user would type them.
+
+    Without those that are None or (), and without False where that is the default or an open one settled as no.
+    """
+    return shlex.join(word for setting, value in _told(config_class, values) for word in setting.typed(value))
+
+
+def as_rows(config_class: type, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `as_flags` tells, as rows of a table: a flag, and its value if it takes one."""
+    return [
+        (setting.typed(value)[0], "" if isinstance(value, bool) else as_text(value))
+        for setting, value in _told(config_class, values)
+    ]
+
+
+def _told(config_class: type, values: Mapping[str, Any]) -> list[tuple[Setting, Any]]:
+    settings = settings_of(config_class)
+    return [
+        (settings[name], value)
+        for name, value in values.items()
+        if settings[name].typed(value) and (value is not False or settings[name].default is True)
+    ]
 
 
 def as_arguments(config: Any) -> list[str]:
     """What a user types for a configuration: the flags of all settings that are not at their defaults."""
-    arguments: list[str] = []
-    for name, setting in settings_of(type(config)).items():
-        value = setting.of(config)
-        if value == setting.default:
-            continue
-        if isinstance(value, bool):
-            arguments.append(flag(name) if value else f"--no-{flag(name)[2:]}")
-        else:
-            for item in value if isinstance(value, tuple) else (value,):
-                arguments += [flag(name), str(item)]
-    return arguments
+    given = ((setting, setting.of(config)) for setting in settings_of(type(config)).values())
+    return [word for setting, value in given if value != setting.default for word in setting.typed(value)]
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:

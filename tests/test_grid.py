@@ -135,12 +135,13 @@ class Some(Settings):
     on: Annotated[bool, Option("On.")] = False
     off: Annotated[bool, Option("Off.")] = True
     count: Annotated[int | None, Option("Count.")] = None
+    pair: Annotated[tuple[int, int], Option("Pair.")] = (1, 2)
 
 
 def test_what_a_user_types_for_a_configuration() -> None:
     assert as_arguments(Some()) == []
-    typed = as_arguments(Some(names=("a b", "c"), on=True, off=False, count=0))
-    assert typed == ["--names", "a b", "--names", "c", "--on", "--no-off", "--count", "0"]
+    typed = as_arguments(Some(names=("a b", "c"), on=True, off=False, count=0, pair=(3, 4)))
+    assert typed == ["--names", "a b", "--names", "c", "--on", "--no-off", "--count", "0", "--pair", "3", "4"]
 
 
 def test_a_component_s_settings_keep_their_title() -> None:

@@ -1,6 +1,8 @@
 """Settings of components, composed: flat outside, nested inside."""
 
 import ast
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +11,18 @@ import pytest
 
 import gmtool
 from gmtool.errors import UserError
-from gmtool.settings import Option, Settings, as_flags, as_flat, changed, config_from_json, make, settings_of
+from gmtool.settings import (
+    Option,
+    Settings,
+    as_flags,
+    as_flat,
+    as_rows,
+    changed,
+    config_from_json,
+    make,
+    quoted,
+    settings_of,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ def test_settings_are_flat_outside() -> None:
     config = make(Machine, {"rate": 2.0, "engine": "b", "seed": 3})
     assert config == Machine(Engine(2.0, "b"), 3)
     assert as_flat(config) == {"rate": 2.0, "engine": "b", "cold": False, "seed": 3}
-    assert as_flags(as_flat(config)) == "--rate 2.0 --engine b --seed 3"
+    assert as_flags(Machine, as_flat(config)) == "--rate 2.0 --engine b --seed 3"
     assert changed(config, {"engine": "a", "seed": 1}) == Machine(Engine(2.0, "a"), 1)
     assert config_from_json(Machine, as_flat(config), "it") == config
 
@@ -63,6 +76,46 @@ def test_a_configuration_may_have_other_defaults_than_its_components() -> None:
     assert make(FastMachine, {"engine": "b"}) == FastMachine(Engine(5.0, "b"))
     assert make(FastMachine, {"rate": 2.0}).engine.rate == 2.0
     assert settings_of(Machine)["rate"].default == 1.0
+
+
+@dataclass(frozen=True)
+class Camera(Settings):
+    colour: Annotated[bool, Option("Colour.")] = True
+    flash: Annotated[bool, Option("Flash.")] = False
+    zoom: Annotated[bool | None, Option("Zoom.")] = None
+    dim: Annotated[float, Option("Dim.")] = 0.5
+    filters: Annotated[tuple[str, ...], Option("Filters.")] = ()
+    focus: Annotated[tuple[float, float], Option("Focus.")] = (0.1, 0.9)
+    film: Annotated[Path | None, Option("Film.")] = None
+    name: Annotated[str | None, Option("Name.")] = "one"
+
+
+def test_settings_are_told_as_they_are_typed() -> None:
+    """Values that are 0, several values, paths with spaces, and what is switched off though it is on by default."""
+    given = {"colour": False, "flash": False, "zoom": False, "dim": 0.0, "filters": ("red", "blue"), "name": None}
+    values = {**as_flat(Camera()), **given, "film": Path("my film")}
+    assert as_flags(Camera, values) == (
+        "--no-colour --dim 0.0 --filters red --filters blue --focus 0.1 0.9 --film 'my film'"
+    )
+    assert as_rows(Camera, values) == [
+        ("--no-colour", ""),
+        ("--dim", "0.0"),
+        ("--filters", "red blue"),
+        ("--focus", "0.1 0.9"),
+        ("--film", "my film"),
+    ]
+    assert as_flags(Camera, {"colour": True, "flash": True, "zoom": True}) == "--colour --flash --zoom"
+    assert settings_of(Camera)["filters"].typed(["red"]) == ["--filters", "red"]  # from JSON
+    assert settings_of(Camera)["zoom"].typed(False) == ["--no-zoom"]
+
+
+def test_commands_that_are_suggested_quote_paths() -> None:
+    assert shlex.split(quoted(Path("my latents.h5"))) == ["my latents.h5"]
+    for path in sorted(Path(gmtool.__file__).parent.glob("stages/*/command.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                text = ast.unparse(node)
+                assert not re.search(r"(gmtool|--)[a-z -]+ \{(?!quoted)", text), f"{path.name}:{node.lineno}: {text}"
 
 
 def test_all_values_are_set_at_once() -> None:

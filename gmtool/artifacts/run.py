@@ -48,6 +48,8 @@ CONFIG, STATISTICS, METRICS, THROUGHPUT, PREVIEWS, CHECKPOINTS, LOCK, TENSORBOAR
 )
 MIXTURE = "gmm.h5"
 """The mixture of an imported run; one that was trained here names the file that fit-gmm wrote."""
+IMPORTED = "imported"
+"""The detail of an imported run that keeps what `gmtool import` was told: its SOURCE and settings."""
 VARIANCE_EPS = 1e-5
 """Added to the latents' variance under the root, as RAE does."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from gmtool.errors import UserError
-from gmtool.settings import as_text, flag, settings_of
+from gmtool.settings import flag, settings_of
 
 Settings = Mapping[str, Any]
 Agree = Callable[[str, Settings, Settings], bool]
@@ -34,12 +35,12 @@ def expect_same_settings(
             f"{run} has the unknown setting {unknown[0]!r}: it was written by another gmtool version; choose another "
             "folder"
         )
-    for name in known:
+    for name, setting in known.items():
         if name not in free and not agree(name, before, now):
-            begun = f"{flag(name)} {as_text(before[name])}" if before[name] is not None else f"no {flag(name)}"
-            settings = f"{begun}, not {'none' if now[name] is None else as_text(now[name])}"
+            begun, asked = (shlex.join(setting.typed(values[name])) for values in (before, now))
             raise UserError(
-                f"{run} was begun with {settings}: repeat these settings to resume, or choose another folder"
+                f"{run} was begun with {begun or f'no {flag(name)}'}, not {asked or 'without it'}: "
+                "repeat these settings to resume, or choose another folder"
             )
 
 

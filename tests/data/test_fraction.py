@@ -200,7 +200,7 @@ def test_a_run_on_a_part_draws_the_modes_of_that_part(small: Small, tmp_path: Pa
     weights = open_run(tmp_path / "run").statistics().mode_weights
     assert weights is not None
     np.testing.assert_allclose(weights[0], expected, rtol=1e-6)
-    with pytest.raises(UserError, match=r"was begun with --fraction 0\.1, not 0\.5"):
+    with pytest.raises(UserError, match=r"was begun with --fraction 0\.1, not --fraction 0\.5"):
         train(small.latents("classes"), tmp_path / "run", changed(config, {"fraction": 0.5}), Progress())
 
 

@@ -76,6 +76,15 @@ def test_every_extractor_holds_what_its_row_promises(row, described):
 def test_a_name_that_is_in_no_row_is_refused():
     with pytest.raises(UserError, match=r"--features must be one of auto, all, inception, .*, not 'dino'"):
         ExtractorSettings("dino")
+    for features in ("all,vgg16", "inception,auto"):
+        with pytest.raises(UserError, match=r"--features (all|auto) stands alone: name the extractors, separated by"):
+            ExtractorSettings(features)
+
+
+def test_names_of_extractors_may_have_spaces_around_them():
+    assert ExtractorSettings(" inception, vgg16 ").asked == ("inception", "vgg16")
+    assert ExtractorSettings(" all").asked == ExtractorSettings("all").asked
+    assert ExtractorSettings(" auto").automatic
 
 
 def test_several_extractors_and_those_that_are_not_there(inception_weights):

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ from gmtool.nn.network import Network
 from gmtool.nn.spectrum import SpectrumMLP
 from gmtool.stages.import_run.config import ImportConfig
 from gmtool.stages.import_run.plan import prepare
+from gmtool.stages.report.collection import collect
+from gmtool.stages.report.provenance import trace
 from gmtool.training.checkpoint import EMA, MODEL, find_checkpoint, load_weights
 
 SHAPE = (16, 4, 4)
@@ -456,3 +459,19 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     for name, size in sizes.items():
         # headers and rounding are small beside the files of real networks alone
         assert size == pytest.approx(written[name], rel=0.05, abs=2**16), name
+
+
+def test_its_command_can_be_typed_again(place: Path, dino: Path) -> None:
+    (place / "my weights").mkdir()
+    save_checkpoint(place / "my weights/mode.pt", load_file(golden.DATA / "ditdh.safetensors"))
+    shutil.copy("stat.pt", "my weights")
+    save_mixture(place / "patches.pkl", 10)
+    typed = ["import", "my weights/mode.pt", "run", "--gmm", "patches.pkl", "--condition", "mode"]
+    assert main([*typed, "--tokenizer", str(dino)]) == 0
+    nodes = {node.name: node for node in trace(collect([place / "run"])).nodes.values()}
+    words = shlex.split(nodes["run"].command)
+    assert words == ["gmtool", *typed, "--tokenizer", str(dino)]
+    assert main([*("again" if word == "run" else word for word in words[1:]), "--dry-run"]) == 0
+    assert nodes["gmm.h5"].command == ""
+    with open_gmm(place / "run/gmm.h5") as gmm:
+        assert gmm.manifest.config["cls_gmm"] is None

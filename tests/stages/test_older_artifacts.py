@@ -83,7 +83,7 @@ def test_its_run_whose_rate_follows_the_steps_has_no_more_of_them(
 ) -> None:
     before = contents(chain)
     types(f"{UNION} --steps 6", exit_code=2)
-    assert "was begun with --steps 4, not 6" in capsys.readouterr().err
+    assert "was begun with --steps 4, not --steps 6" in capsys.readouterr().err
     assert contents(chain) == before
 
 

@@ -251,7 +251,7 @@ def test_what_is_there_is_not_replaced(place: Path, trained: Path, tmp_path: Pat
     with pytest.raises(UserError, match="exists and is not a decoder"):
         execute(arguments(place, tmp_path / "mine"))
     shutil.copytree(trained, tmp_path / "other")
-    with pytest.raises(UserError, match=r"was begun with --noise-tau 0\.8, not 0\.5"):
+    with pytest.raises(UserError, match=r"was begun with --noise-tau 0\.8, not --noise-tau 0\.5"):
         execute(arguments(place, tmp_path / "other", "--noise-tau", "0.5"))
     (place / "images" / "new.png").write_bytes((place / "images" / "0.png").read_bytes())
     try:

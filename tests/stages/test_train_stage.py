@@ -409,14 +409,15 @@ def test_a_run_stopped_before_its_record_begins_anew(small: Small, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
-        ({"lr": 0.5}, "--lr 0.002, not 0.5"),
-        ({"batch_size": 8}, "--batch-size 7, not 8"),
-        ({"objective": "gm-kl"}, "--objective fm, not gm-kl"),
-        ({"model": "small"}, "--model tiny, not small"),
-        ({"seed": 1}, "--seed 0, not 1"),
-        ({"ema": (0.5,)}, r"--ema 0.9995, not 0.5"),
-        ({"condition": "none"}, "--condition class, not none"),
-        ({"lr_knots": "100%:0"}, "no --lr-knots, not 100%:0"),
+        ({"lr": 0.5}, "--lr 0.002, not --lr 0.5"),
+        ({"batch_size": 8}, "--batch-size 7, not --batch-size 8"),
+        ({"objective": "gm-kl"}, "--objective fm, not --objective gm-kl"),
+        ({"model": "small"}, "--model tiny, not --model small"),
+        ({"seed": 1}, "--seed 0, not --seed 1"),
+        ({"ema": (0.5,)}, r"--ema 0.9995, not --ema 0.5"),
+        ({"condition": "none"}, "--condition class, not --condition none"),
+        ({"lr_knots": "100%:0"}, "no --lr-knots, not --lr-knots 100%:0"),
+        ({"qk_norm": True}, "--no-qk-norm, not --qk-norm"),
     ],
 )
 def test_resuming_with_other_settings(small: Small, finished: Path, changes: dict, flag: str) -> None:

@@ -231,8 +231,11 @@ class ExtractorSettings(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         known = [*(row.name for row in EXTRACTORS), FDR6]
-        if self.features not in (AUTO, ALL):
-            for name in self.features.split(","):
+        names = self._names
+        if not self.automatic and names != (ALL,):
+            for name in names:
+                if name in (AUTO, ALL):
+                    raise UserError(f"--features {name} stands alone: name the extractors, separated by commas")
                 if name not in known:
                     raise UserError(f"--features must be one of {', '.join([AUTO, ALL, *known])}, not {name!r}")
             if len(set(self.asked)) < len(self.asked):
@@ -246,12 +249,21 @@ class ExtractorSettings(Settings):
     @property
     def asked(self) -> tuple[str, ...]:
         """The extractors that the user named, also by their weights; empty where they are to be chosen."""
-        if self.features == ALL:
+        if self._names == (ALL,):
             return tuple(row.name for row in EXTRACTORS if row.name not in ON_REQUEST)
-        if self.features != AUTO:
-            names = self.features.split(",")
-            return tuple(one for name in names for one in (("inception", *FDR) if name == FDR6 else (name,)))
+        if not self.automatic:
+            return tuple(one for name in self._names for one in (("inception", *FDR) if name == FDR6 else (name,)))
         return self._with_weights
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the first of `AUTOMATIC` that is available is used, unless weights name another."""
+        return self._names == (AUTO,)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The names in ``features``."""
+        return tuple(name.strip() for name in self.features.split(","))
 
     @property
     def _with_weights(self) -> tuple[str, ...]:

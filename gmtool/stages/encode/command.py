@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gmtool.flags import PresetName, with_options
+from gmtool.settings import quoted
 from gmtool.stages.encode.config import EncodeConfig
 
 if TYPE_CHECKING:
@@ -66,4 +67,4 @@ def _print_report(report: EncodeReport) -> None:
             print(f"  and {len(report.skipped) - LISTED:,} more")
     if report.empty_classes:
         print(f"classes without images, which no network can learn: {report.empty_classes}")
-    print(f"next: gmtool fit-gmm {report.path}, or gmtool train {report.path}")
+    print(f"next: gmtool fit-gmm {quoted(report.path)}, or gmtool train {quoted(report.path)}")

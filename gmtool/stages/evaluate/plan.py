@@ -11,7 +11,7 @@ from gmtool.artifacts.samples import IMAGES
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.compression import compression_note
-from gmtool.evaluation.extractors import AUTO, FDR, Described, extractor_row
+from gmtool.evaluation.extractors import FDR, Described, extractor_row
 from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePlan, plan_features
 from gmtool.evaluation.metrics import METRICS, Row, label
 from gmtool.evaluation.nearest import check_picture
@@ -64,7 +64,7 @@ class EvaluatePlan:
 
     def forecast(self) -> Forecast:
         """What is read, written and computed."""
-        choices = tuple(features.choice for features in self.features) if self.config.extractor.features == AUTO else ()
+        choices = tuple(features.choice for features in self.features) if self.config.extractor.automatic else ()
         subject, folder = self.subject, self.subject.folder
         reads = [subject.path] if folder is None else [folder.path / IMAGES, folder.latents]
         titles = ", ".join(extractor_row(features.name).title for features in self.features)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gmtool.flags import PresetName, with_options
+from gmtool.settings import quoted
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _print_report(report: FitReport, latents: Path, config: FitGmmConfig) -> Non
     if not report.reused:
         print(f"wrote {report.path} and {report.picture} in {duration(report.seconds)}")
         part = part_flags(config.fraction, config.seed) if config.fraction < 1 else ()
-        print(" ".join((f"next: gmtool train {latents} --objective mm-fm --gmm {report.path}", *part)))
+        print(" ".join((f"next: gmtool train {quoted(latents)} --objective mm-fm --gmm {quoted(report.path)}", *part)))
 
 
 def _likelihood_rows(data: str, value: float | None, size: int) -> list[tuple[str, str]]:

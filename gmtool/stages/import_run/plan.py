@@ -24,9 +24,13 @@ from gmtool.stages.import_run.published import (
 
 @dataclass(frozen=True, eq=False)
 class ImportPlan:
-    """path: of the run. config: as asked. network: what is imported, whose weights are read when they are used."""
+    """path: of the run. source, config: as asked.
+
+    network: what is imported, whose weights are read when they are used.
+    """
 
     path: Path
+    source: str
     config: ImportConfig
     network: Published
 
@@ -87,7 +91,7 @@ def prepare(source: str, path: Path, config: ImportConfig) -> ImportPlan:
         network = read_published_gmflow(place, config)
     else:
         network = read_published_ditdh(_checkpoint_in(place), config)
-    plan = ImportPlan(output.target, config, network)
+    plan = ImportPlan(output.target, source, config, network)
     check_space(output.target, plan.checkpoint_bytes + plan.mixture_bytes, "the run")
     return plan
 

@@ -19,7 +19,7 @@ from gmtool.artifacts.gmm import Assignments, DescriptorMixture, write_gmm
 from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, fingerprint
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.outputs import output_of
-from gmtool.artifacts.run import CHECKPOINTS, MIXTURE, LatentStatistics, Origin, create_run, run_details
+from gmtool.artifacts.run import CHECKPOINTS, IMPORTED, MIXTURE, LatentStatistics, Origin, create_run, run_details
 from gmtool.foreign.mixtures import ReleasedMixture, patch_modes
 from gmtool.settings import as_flat
 from gmtool.stages.import_run.config import ImportConfig
@@ -68,12 +68,15 @@ def _write(part: Path, target: Path, plan: ImportPlan) -> None:
         fingerprint=fingerprint([repr(sorted(settings.items())), *(used.fingerprint for used in inputs)]),
         config=settings,
         inputs=tuple(inputs),
-        details=run_details(
-            published.architecture,
-            AVERAGES,
-            published.parameters,
-            Origin(published.classes, published.tokenizer, descriptor_size),
-        ),
+        details={
+            **run_details(
+                published.architecture,
+                AVERAGES,
+                published.parameters,
+                Origin(published.classes, published.tokenizer, descriptor_size),
+            ),
+            IMPORTED: _asked(plan),
+        },
     )
     create_run(part, manifest, statistics, published.tokenizer)
 
@@ -101,11 +104,23 @@ def _write_mixture(
         patches=patch_modes(mixture, published.statistics),
         shape=published.architecture.shape,
         latents=source,
-        config={name: str(value) for name, value in as_flat(config).items()},
+        config=as_flat(config),
         details={"modes": count},
         weights=mixture.weights,
         stage="import",
     )
+
+
+def _asked(plan: ImportPlan) -> dict[str, Any]:
+    """What the command was told: its source and settings, from which it can be typed again."""
+    told = {"source": Path(plan.source), **as_flat(plan.config)}
+    return {name: _place(value) if isinstance(value, Path) else value for name, value in told.items()}
+
+
+def _place(path: Path) -> str:
+    """The whole path of what is on this machine; what is on the hub as it was typed."""
+    here = path.expanduser()
+    return str(here.absolute() if here.exists() else path)
 
 
 def _settings(published: Published, path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gmtool.artifacts.samples import METRICS
 from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.report import Report, parse_report
 from gmtool.evaluation.sweep_table import Sweep, read_sweep
+from gmtool.settings import quoted
 from gmtool.stages.inspect.run import open_manifest
 
 DEPTH = 3
@@ -124,7 +125,7 @@ def _scores(folder: Path, manifest: Manifest) -> tuple[Report | None, list[str]]
     path = folder / METRICS
     if manifest.kind != "samples" or not path.is_file():
         return None, []
-    repair = f"run gmtool eval {folder} again"
+    repair = f"run gmtool eval {quoted(folder)} again"
     try:
         with reading(path, repair):
             report = parse_report(path.read_text())

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gmtool.artifacts.manifest import Manifest
+from gmtool.artifacts.run import IMPORTED
 from gmtool.evaluation.report import Report
-from gmtool.settings import Setting, as_text, flag, is_repeated, settings_of
+from gmtool.settings import Setting, is_repeated, settings_of
 from gmtool.stages.import_run.config import ImportConfig
-from gmtool.stages.likelihood.config import LikelihoodConfig
 from gmtool.stages.presets import STAGES
 
-CONFIGS: Mapping[str, type] = {**STAGES, "import": ImportConfig, "likelihood": LikelihoodConfig}
+CONFIGS: Mapping[str, type] = {**STAGES, "import": ImportConfig}
 """Settings of the commands, by which defaults are told from what was chosen."""
 
 READS: Mapping[str, tuple[str, ...]] = {
@@ -27,6 +27,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "sweep": ("run",),
     "reconstruct": ("images",),
     "likelihood": ("images", "latents", "run"),
+    "import": ("source",),
 }
 """The roles of the inputs that a command is told first, in their order."""
 
@@ -35,14 +36,22 @@ BY_FLAG = ("likelihood",)
 
 
 def command_of(manifest: Manifest, path: str, inputs: Mapping[str, Sequence[str]]) -> str:
-    """The command that made an artifact.
+    """The command that made an artifact; "" where its record does not tell it.
 
     path: where it lies. inputs: role -> paths. Flags that have their default values are left out.
     """
+    config = manifest.config
+    if manifest.stage == "import":  # whose settings are kept apart from those that the run was trained with
+        if IMPORTED not in manifest.details:  # a mixture, or of an earlier version
+            return ""
+        config = manifest.details[IMPORTED]
+        inputs = {name: [shown_path(Path(value))] for name, value in config.items() if isinstance(value, str)}
+    if manifest.stage not in CONFIGS:
+        return ""
     words = ["gmtool", manifest.stage]
-    words += [given for role in READS.get(manifest.stage, ()) for given in inputs.get(role, ())]
+    words += [given for role in READS.get(manifest.stage, ()) for given in dict.fromkeys(inputs.get(role, ()))]
     words += ["--output", path] if manifest.stage in BY_FLAG else [path]
-    return " ".join((shlex.join(words), *_flags(manifest.stage, manifest.config, inputs)))
+    return shlex.join([*words, *_flags(settings_of(CONFIGS[manifest.stage]), config, inputs)])
 
 
 def evaluation_of(report: Report, samples: str) -> str:
@@ -51,23 +60,26 @@ def evaluation_of(report: Report, samples: str) -> str:
     return shlex.join([*words, *(["--seed", str(report.seed)] if report.seed else [])])
 
 
-def _flags(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> list[str]:
-    known = settings_of(CONFIGS[stage]) if stage in CONFIGS else {}
-    flags = []
-    for name, value in config.items():
-        if name in inputs:  # an artifact that was found by itself
-            value = inputs[name][0]
-        if value is None or value in ((), []) or (name in known and _is_default(known[name], value)):
-            continue
-        if isinstance(value, bool):
-            flags += [flag(name)] if value else ["--no-" + flag(name)[2:]] if name in known else []
-        elif isinstance(value, (list, tuple)) and name in known:
-            words = [shlex.quote(str(item)) for item in value]
-            several = is_repeated(known[name].kind)
-            flags += [f"{flag(name)} {word}" for word in words] if several else [f"{flag(name)} {' '.join(words)}"]
-        else:
-            flags.append(f"{flag(name)} {shlex.quote(as_text(value))}")
-    return flags
+def shown_path(path: Path) -> str:
+    """A path as a user would type it: relative to the current folder if it lies in that."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _flags(
+    known: Mapping[str, Setting], config: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """The words of the known settings that are not at their defaults."""
+    for name, setting in known.items():
+        value, files = config.get(name), list(dict.fromkeys(inputs.get(name, ())))
+        if is_repeated(setting.kind):
+            value = files or value
+        elif len(files) == 1:  # also one that was found by itself; of several, each run has its own
+            value = files[0]
+        if not _is_default(setting, value):
+            yield from setting.typed(value)
 
 
 def _is_default(setting: Setting, value: Any) -> bool:

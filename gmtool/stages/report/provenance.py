@@ -14,7 +14,7 @@ from gmtool.evaluation.metrics import label, metrics_by_name
 from gmtool.evaluation.report import Report
 from gmtool.stages.inspect.run import open_manifest, weight_fingerprints
 from gmtool.stages.report.collection import Artifact, Collection
-from gmtool.stages.report.commands import command_of, evaluation_of
+from gmtool.stages.report.commands import command_of, evaluation_of, shown_path
 
 PLACES: Mapping[str, int] = {
     "images": 0,
@@ -210,11 +210,3 @@ def _places(used: Input, folder: Path) -> Iterator[Path]:
     yield Path(used.path).resolve()
     if not Path(used.path).is_absolute():
         yield (folder / used.path).resolve()
-
-
-def shown_path(path: Path) -> str:
-    """A path as a user would type it: relative to the current folder if it lies in that."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

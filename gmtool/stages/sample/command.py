@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gmtool.flags import PresetName, with_options
+from gmtool.settings import quoted
 from gmtool.stages.sample.config import SAMPLES, SampleConfig
 
 
@@ -37,4 +38,4 @@ def command(
     if report.no_images is not None:
         print(f"no images: {report.no_images}")
     else:
-        print(f"look at {samples / 'grid.png'}. Next: gmtool eval {samples}")
+        print(f"look at {samples / 'grid.png'}. Next: gmtool eval {quoted(samples)}")

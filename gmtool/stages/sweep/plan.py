@@ -11,7 +11,7 @@ from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.run import CONFIG, RunFolder, open_run
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
-from gmtool.evaluation.extractors import AUTO, Described
+from gmtool.evaluation.extractors import Described
 from gmtool.evaluation.feature_plan import PlannedFeatures, plan_features
 from gmtool.evaluation.references import Reference, open_reference, open_training_latents, same_tokenizer
 from gmtool.evaluation.sweep_table import Axis, points_in_words
@@ -88,7 +88,7 @@ class SweepPlan:
                 *(("skipped", f"{points_in_words(skipped.count)}: {skipped.reason}") for skipped in grid.skipped),
                 *((("drawn once", f"{grid.repeated:,} repeated points"),) if grid.repeated else ()),
             ),
-            choices=tuple(feature.choice for feature in features) if self.config.extractor.features == AUTO else (),
+            choices=tuple(feature.choice for feature in features) if self.config.extractor.automatic else (),
             seconds=seconds,
         )
 

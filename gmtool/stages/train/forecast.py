@@ -15,7 +15,7 @@ from gmtool.artifacts.run import CHECKPOINTS, CONFIG, METRICS
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
 from gmtool.runtime import compute_dtype, resolve_device
-from gmtool.settings import as_text, flag
+from gmtool.settings import as_rows
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
 from gmtool.stages.train.run import checkpoint_bytes
@@ -115,7 +115,7 @@ def forecast_of(
         epochs = steps * plan.batch_size / plan.facts.samples
         work.append(("epochs", f"{epochs:,.3g} of {plan.facts.samples:,} images"))
     work.append(speed_row(speed))
-    work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value not in (None, False, ())]
+    work += as_rows(type(config), plan.settings)
     return Forecast(
         title=f"{run_path} on {device_name(device)}",
         reads=reads,

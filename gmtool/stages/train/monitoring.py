@@ -46,7 +46,7 @@ def monitoring_of(
     """
     config, world = inputs.plan.config, inputs.world
     settings = config.logging
-    progress.note(f"settings: {as_flags(inputs.plan.settings)}")
+    progress.note(f"settings: {as_flags(type(config), inputs.plan.settings)}")
     loggers = loggers_for(settings, run) if world.first else ()
     for logger in loggers:
         stack.callback(logger.close)

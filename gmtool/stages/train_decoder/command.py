@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gmtool.flags import HourlyPrice, PresetName, expect_dry_run, with_options
+from gmtool.settings import quoted
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 
 
@@ -51,6 +52,6 @@ def command(
 
     report = train_decoder(images, decoder, config, ConsoleProgress())
     print(
-        f"{decoder}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool reconstruct {images} "
-        f"--decoder {decoder}"
+        f"{decoder}: {report.steps:,} steps, {report.parameters:,} parameters. "
+        f"Next: gmtool reconstruct {quoted(images)} --decoder {quoted(decoder)}"
     )

@@ -13,7 +13,7 @@ from gmtool.forecast import FileSize, Forecast
 from gmtool.reconstruction.cost import DINO_S8, decoder_step_cost
 from gmtool.reconstruction.network import SIZES, DecoderNetwork, decoder_from, new_decoder
 from gmtool.runtime import compute_dtype, resolve_device
-from gmtool.settings import as_text, flag
+from gmtool.settings import as_rows
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
 from gmtool.throughput import device_name, known_speed, speed_row
@@ -56,7 +56,7 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig) -> Forecast
         ("adversarial loss from step", f"{plan.phases.adversarial:,}" if plan.adversarial else "never"),
         speed_row(speed),
     ]
-    work += [(flag(name), as_text(value)) for name, value in plan.settings.items() if value not in (None, False, ())]
+    work += as_rows(type(config), plan.settings)
     checkpoint = (4 * (1 + averages) + moments) * cost.parameters
     return Forecast(
         title=f"{folder} on {device_name(device)}",

@@ -297,7 +297,7 @@ def _tell(parts: _Parts, folder: Path, progress: Progress) -> None:
             f"LPIPS from step {plan.phases.perceptual:,}, the discriminator from {plan.phases.discriminator:,}, its "
             f"loss from {plan.phases.adversarial:,}"
         )
-    progress.note(f"settings: {as_flags(plan.settings)}")
+    progress.note(f"settings: {as_flags(TrainDecoderConfig, plan.settings)}")
     progress.note(f"{folder}: {parts.parameters:,} parameters, {len(plan.crops.rows):,} images")
 
 
