@@ -7,6 +7,7 @@ process, and all that is here does nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -87,6 +88,24 @@ class World:
         dist.broadcast(message, src=0)
         return _unpack(message)
 
+    def tell(self, value: Any) -> Any:
+        """The first process's value, of JSON, in every process; what the others give is ignored.
+
+        What the first one finds on the disk, or decides, then holds for all. A single process gets its value as it is.
+        """
+        if self.size == 1:
+            return value
+        return _value_of(self.broadcast({_JSON: _bytes_of(value)} if self.first else {})[_JSON])
+
+    def failure(self, here: str | None) -> str | None:
+        """The message of the process of lowest rank that failed, in every process; None where none did.
+
+        here: this process's message, None where it did not fail.
+        """
+        gathered = self.gather({_JSON: _bytes_of(here)})
+        messages = (_value_of(part[_JSON]) for part in gathered)
+        return self.tell(next((message for message in messages if message is not None), None))
+
     def gather(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """The tensors (...) of every process by name, in the order of ranks, for the first process; [] for the others.
 
@@ -141,6 +160,18 @@ class World:
 
 ALONE = World()
 """One process, on the CPU."""
+
+
+_JSON = "json"
+
+
+def _bytes_of(value: Any) -> Tensor:
+    """A value of JSON as one row of bytes."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _value_of(message: Tensor) -> Any:
+    return json.loads(message.numpy().tobytes())
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -27,6 +27,9 @@ def execute(_arguments):
     assert world.mean(torch.tensor([1.0, 2.0]) * rank).tolist() == [0.5, 1]
     assert world.any(rank == 1) and not world.any(False)
     assert world.broadcast({"a": torch.ones(2)} if rank == 0 else {})["a"].tolist() == [1, 1]
+    assert world.tell({"step": 3 + rank, "names": ["ü", None]}) == {"step": 3, "names": ["ü", None]}
+    assert world.failure(f"{rank} fails") == "0 fails" and world.failure("1 fails" if rank else None) == "1 fails"
+    assert world.failure(None) is None
     with world.first_before_others():
         assert Path("made").exists() == bool(rank)
         Path("made").touch()
@@ -91,6 +94,8 @@ def test_one_process_is_a_world() -> None:
     assert [tensors["x"].tolist() for tensors in (world.broadcast({"x": values}), *world.gather({"x": values}))] == [
         [1, 2]
     ] * 2
+    assert world.tell(values) is values
+    assert world.failure("it fails") == "it fails" and world.failure(None) is None
     with world.first_before_others():
         world.barrier()
 

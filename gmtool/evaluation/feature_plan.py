@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gmtool.errors import UserError
+from gmtool.distributed import World
+from gmtool.errors import MachineError, UserError
 from gmtool.evaluation.array_reference import ArrayReference
-from gmtool.evaluation.extractors import Described, ExtractorSettings, choose_extractors, extractor_row
+from gmtool.evaluation.extractors import Described, ExtractorSettings, choose_together, extractor_row
 from gmtool.evaluation.features import FeatureStatistics
 from gmtool.evaluation.library import torch_fidelity_fault
 from gmtool.evaluation.metrics import METRICS, Row, label
@@ -71,17 +72,21 @@ def plan_features(
     described: Described | None,
     reference: Reference,
     progress: Progress,
+    world: World,
     fetch: bool = True,
     refused: Mapping[str, str] | None = None,
 ) -> PlannedFeatures:
-    """Choose the extractors, and the metrics on each.
+    """Choose the extractors, and the metrics on each, in all processes together.
 
     described: the tokenizer of the run's latents. fetch: whether missing weights are downloaded. refused: extractors
     that the images do not allow, and why. Raises UserError for a reference that holds nothing to compare with,
     MachineError when no extractor that was asked for can be had.
     """
-    chosen = choose_extractors(settings, progress, fetch, refused=refused)
-    fault = torch_fidelity_fault()
+    chosen = choose_together(settings, progress, world, fetch, refused)
+    own = torch_fidelity_fault()
+    fault = world.tell(own)
+    if own is not None and fault is None:
+        raise MachineError(own)
     features = tuple(_features(choice, settings, described, reference, fault is None) for choice in chosen.choices)
     if not len(reference) and not any(plan.statistics or plan.spatial for plan in features):
         raise _no_statistics(reference, features)

@@ -35,10 +35,10 @@ class DiscriminatorState:
         """The tensors (...) of a checkpoint, by file and name."""
         return {HEADS: self.trained.state_dict(), HEADS_OPTIMIZER: self.optimizer.state()}
 
-    def load(self, folder: Path) -> None:
-        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
-        load_weights(self.trained, folder / HEADS)
-        load_optimizer(self.optimizer, folder / HEADS_OPTIMIZER)
+    def load(self, folder: Path, world: World = ALONE) -> None:
+        """See `TrainState.load`."""
+        load_weights(self.trained, folder / HEADS, world)
+        load_optimizer(self.optimizer, folder / HEADS_OPTIMIZER, world)
 
 
 def _trained(network: Discriminator) -> nn.Module:
@@ -65,8 +65,8 @@ class DecoderState:
         tensors = self.decoder.tensors(world)
         return tensors if self.discriminator is None else {**tensors, **self.discriminator.tensors()}
 
-    def load(self, folder: Path) -> None:
-        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
-        self.decoder.load(folder)
+    def load(self, folder: Path, world: World = ALONE) -> None:
+        """See `TrainState.load`."""
+        self.decoder.load(folder, world)
         if self.discriminator is not None:
-            self.discriminator.load(folder)
+            self.discriminator.load(folder, world)

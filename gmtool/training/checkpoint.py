@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gmtool.artifacts.files import flush_to_disk, part_of
 from gmtool.artifacts.manifest import CHECKSUM, fingerprint
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
-from gmtool.distributed import sharded_like
+from gmtool.distributed import ALONE, World, sharded_like
 from gmtool.errors import UserError
 from gmtool.streams import key_seed
 from gmtool.training.optimizer import Optimizer
@@ -167,38 +167,59 @@ def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mappin
 def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
     """Remove all but the newest ``keep`` >= 1 checkpoints and those at multiples of ``keep_every`` steps (0: none).
 
-    The remains of one whose writing or removal was killed are removed too.
+    The newest that was not saved amid skipped steps stays too: it is the one to roll back to. The remains of one whose
+    writing or removal was killed are removed.
     """
     for part in folder.glob(part_of(Path("step-*")).name):
         shutil.rmtree(part, ignore_errors=True)
-    for old in list_checkpoints(folder)[:-keep]:
-        if not keep_every or old.step % keep_every:
+    checkpoints = list_checkpoints(folder)
+    good = [checkpoint for checkpoint in checkpoints if not checkpoint.position.streak]
+    for old in checkpoints[:-keep]:
+        if old not in good[-1:] and (not keep_every or old.step % keep_every):
             # under another name first: what a kill leaves of it is then no checkpoint that is not whole
             part = part_of(old.path)
             old.path.rename(part)
             shutil.rmtree(part, ignore_errors=True)
 
 
-def load_weights(network: nn.Module, file: Path) -> None:
-    """Load a network's weights from a file in place, strictly.
+def load_weights(network: nn.Module, file: Path, world: World = ALONE) -> None:
+    """Load a network's weights from a file in place, strictly. All processes of ``world`` call this together.
 
-    Raises UserError when the file is missing or damaged, or holds the weights of another network.
+    Raises UserError when the file is missing or damaged for one of them, or holds the weights of another network.
     """
+    tensors = _read_together(file, world)
     try:
         here = network.state_dict()
-        network.load_state_dict(
-            {name: sharded_like(tensor, here.get(name)) for name, tensor in read_tensors(file, repair=REPAIR).items()}
-        )
+        network.load_state_dict({name: sharded_like(tensor, here.get(name)) for name, tensor in tensors.items()})
     except RuntimeError as error:
         raise UserError(f"{file} holds the weights of another network than config.json says") from error
 
 
-def load_optimizer(optimizer: Optimizer, file: Path) -> None:
-    """Load an optimizer's state from a file in place.
+def load_optimizer(optimizer: Optimizer, file: Path, world: World = ALONE) -> None:
+    """Load an optimizer's state from a file in place. All processes of ``world`` call this together.
 
-    Raises UserError when the file is missing or damaged, or holds the state of another network's optimizer.
+    Raises UserError when the file is missing or damaged for one of them, or holds the state of another network's
+    optimizer.
     """
+    tensors = _read_together(file, world)
     try:
-        optimizer.load(read_tensors(file, repair=REPAIR))
+        optimizer.load(tensors)
     except KeyError as error:
         raise UserError(f"{file} holds the state of another network's optimizer than config.json says") from error
+
+
+def _read_together(file: Path, world: World) -> dict[str, Tensor]:
+    """The tensors (...) of a file by name, where all processes can read it; where one cannot, all raise its UserError.
+
+    None of them hence begins to take shards that another will not share out.
+    """
+    tensors: dict[str, Tensor] = {}
+    error = None
+    try:
+        tensors = read_tensors(file, repair=REPAIR)
+    except UserError as unreadable:
+        error = unreadable
+    failure = world.failure(None if error is None else str(error))
+    if failure is not None:
+        raise UserError(failure) from error
+    return tensors

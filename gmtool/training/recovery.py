@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 from gmtool.distributed import ALONE, World, under_torchrun
 from gmtool.errors import UserError
 from gmtool.progress import Progress
-from gmtool.training.checkpoint import NOT_WHOLE, Position, cut_short, list_checkpoints
+from gmtool.training.checkpoint import NOT_WHOLE, Checkpoint, Position, cut_short, list_checkpoints
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what schedulers send before they take a machine away."""
@@ -51,19 +51,23 @@ def finishing_the_step() -> Iterator[Callable[[], bool]]:
 class Trainee(Protocol):
     """The state that a checkpoint holds, in memory."""
 
-    def load(self, folder: Path) -> None:
-        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
+    def load(self, folder: Path, world: World) -> None:
+        """Take over a checkpoint's files in place, in all processes together.
+
+        Raises UserError, in all of them, when one is damaged or of another network.
+        """
 
 
-def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Position:
+def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress, world: World = ALONE) -> Position:
     """Load a run's newest sound checkpoint, in ``folder``, into what is trained; return its position, or the first.
 
-    Raises UserError when there are checkpoints and none of them is intact.
+    All processes load the same one: the newest of those that the first process sees which all of them can read. Raises
+    UserError when there are checkpoints and none of them is intact.
     """
-    damaged = [f"{path} {NOT_WHOLE}" for path in cut_short(folder)]
-    for checkpoint in reversed(list_checkpoints(folder)):
+    damaged = world.tell([f"{path} {NOT_WHOLE}" for path in cut_short(folder)])
+    for checkpoint in reversed(_listed(folder, world)):
         try:
-            trainee.load(checkpoint.path)
+            trainee.load(checkpoint.path, world)
         except UserError as error:
             damaged.append(str(error))
             continue
@@ -76,6 +80,12 @@ def resume(run: Path, folder: Path, trainee: Trainee, progress: Progress) -> Pos
     return Position()
 
 
+def _listed(folder: Path, world: World) -> list[Checkpoint]:
+    """The whole checkpoints of a folder as the first process sees them, oldest first."""
+    seen = [(checkpoint.path.name, asdict(checkpoint.position)) for checkpoint in list_checkpoints(folder)]
+    return [Checkpoint(folder / name, Position(**position)) for name, position in world.tell(seen)]
+
+
 ROLLBACKS = 3
 """How often a run rolls back at most: what fails again and again on other data is no accident."""
 
@@ -85,10 +95,11 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, 
 
     at: the position of the last bad step. Later checkpoints are removed. Raises UserError with advice when there is no
     such checkpoint, or the run has rolled back `ROLLBACKS` times before. Deterministic, so that a run that is killed
-    afterwards comes to the same checkpoint again.
+    afterwards comes to the same checkpoint again. All processes load the same one, or raise.
     """
     progress.end()  # of the steps so far: there will be others
-    good = [checkpoint for checkpoint in list_checkpoints(folder) if not checkpoint.position.streak]
+    checkpoints = _listed(folder, world)
+    good = [checkpoint for checkpoint in checkpoints if not checkpoint.position.streak]
     what = f"{at.streak} steps in a row up to step {at.step:,} had a loss or gradient that is not finite"
     advice = "try a smaller --lr or --clip, a longer --warmup, or --precision float32, in a new run"
     if not good:
@@ -97,10 +108,9 @@ def roll_back(folder: Path, at: Position, trainee: Trainee, progress: Progress, 
         raise UserError(
             f"{what}, after going back {at.order} times; the last good checkpoint is {good[-1].path}: {advice}"
         )
-    world.barrier()  # until all have looked
-    for checkpoint in list_checkpoints(folder) if world.first else ():
+    for checkpoint in checkpoints if world.first else ():
         if checkpoint.step > good[-1].step:
             shutil.rmtree(checkpoint.path, ignore_errors=True)
-    trainee.load(good[-1].path)
+    trainee.load(good[-1].path, world)
     progress.note(f"{what}: going back to step {good[-1].step:,}, with the data in another order")
     return replace(good[-1].position, order=at.order + 1)

@@ -47,14 +47,17 @@ class TrainState(Generic[N]):
         files = {MODEL: self.network.state_dict(), **averages, OPTIMIZER: self.optimizer.state(), **focal}
         return {name: world.assemble(tensors) for name, tensors in files.items()}
 
-    def load(self, folder: Path) -> None:
-        """Take over a checkpoint's files in place. Raises UserError when one is damaged or of another network."""
-        load_weights(self.network, folder / MODEL)
+    def load(self, folder: Path, world: World = ALONE) -> None:
+        """Take over a checkpoint's files in place, in all processes together.
+
+        Raises UserError, in all of them, when one is damaged or of another network.
+        """
+        load_weights(self.network, folder / MODEL, world)
         for average in self.averages:
-            load_weights(average.network, folder / average_file(average.name, self._names))
-        load_optimizer(self.optimizer, folder / OPTIMIZER)
+            load_weights(average.network, folder / average_file(average.name, self._names), world)
+        load_optimizer(self.optimizer, folder / OPTIMIZER, world)
         if self.focal is not None:
-            load_weights(self.focal, folder / FOCAL)
+            load_weights(self.focal, folder / FOCAL, world)
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,8 +11,16 @@ from points import normal
 from torch_fidelity import feature_extractor_inceptionv3 as upstream
 
 from gmtool.artifacts.latents import open_latents
+from gmtool.distributed import World
 from gmtool.errors import MachineError, UserError
-from gmtool.evaluation.extractors import EXTRACTORS, Described, ExtractorSettings, choose_extractors, extractor_row
+from gmtool.evaluation.extractors import (
+    EXTRACTORS,
+    Described,
+    ExtractorSettings,
+    choose_extractors,
+    choose_together,
+    extractor_row,
+)
 from gmtool.evaluation.extractors.inception import weights_cache
 from gmtool.evaluation.features import Features, expect_finite, extract_features, feature_statistics
 from gmtool.evaluation.references import array_batches
@@ -98,6 +107,19 @@ def test_several_extractors_and_those_that_are_not_there(inception_weights):
         choose_extractors(ExtractorSettings("inception,tokenizer"), Progress(), refused={"tokenizer": "no latents"})
     with pytest.raises(UserError, match="names an extractor twice"):
         ExtractorSettings("tokenizer,tokenizer")
+
+
+def test_other_processes_have_what_the_first_one_chose_or_say_why_not(monkeypatch, inception_weights):
+    """One that cannot have it does not choose another; one that could have a better one does not take it."""
+    second = World(1, 2, CPU)
+    monkeypatch.setattr(World, "tell", lambda _world, _value: [[asdict(Choice("--features", name, "said"))], ["gone"]])
+    name = "inception"
+    with pytest.raises(MachineError, match="could not be fetched") as caught:
+        choose_together(AUTO, Progress(), second)
+    assert "\n" not in str(caught.value)
+    name = "tokenizer"
+    chosen = choose_together(ExtractorSettings(inception_weights=inception_weights), Progress(), second)
+    assert chosen.choices == (Choice("--features", "tokenizer", "said"),) and chosen.missing == ("gone",)
 
 
 def test_tokenizer_features_equal_the_stored_descriptors(described, world, digits):

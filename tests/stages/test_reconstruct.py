@@ -189,6 +189,37 @@ def test_what_a_killed_process_left_is_replaced(place: Path, tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+WITHOUT = """
+import os
+from pathlib import Path
+from gmtool.cli import app
+from gmtool.errors import MachineError
+from gmtool.stages.reconstruct import run
+
+def gone(*_):
+    raise MachineError("the weights are not here")
+
+if os.environ["RANK"] == "{}":
+    run.vgg_file = gone
+else:
+    run.vgg_file = lambda *_: Path({!r})
+app.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_compute_lpips_or_none_does(place: Path, tmp_path: Path, rank: int) -> None:
+    (tmp_path / "script.py").write_text(WITHOUT.format(rank, str(place / "vgg.pth")))
+    done = torchrun(["script.py", *arguments(place, tmp_path / "out")], tmp_path)
+    if rank:
+        assert done.returncode != 0 and "gmtool: error: the weights are not here" in done.stderr.splitlines()
+    else:
+        assert done.returncode == 0, done.stderr
+        details = json.loads((tmp_path / "out" / "reconstruction.json").read_text())["details"]
+        assert details["qualities"].keys() == {"psnr", "ssim", "l1"} and details["worst_by"] == "l1"
+
+
 @pytest.mark.slow
 def test_two_processes_and_any_name(place: Path, tmp_path: Path) -> None:
     """The second has no image; the name of the only one holds all that a table has to quote."""

@@ -44,12 +44,12 @@ def take_step(network: DiT, optimizer: Optimizer, seed: int) -> None:
     optimizer.step(RATE, torch.tensor(False))
 
 
-def save(folder: Path, step: int, keep: int = 2) -> tuple[DiT, Optimizer]:
+def save(folder: Path, step: int, keep: int = 2, streak: int = 0) -> tuple[DiT, Optimizer]:
     network, optimizer = make(step)
     take_step(network, optimizer, step)
     average = build_network(ARCHITECTURE, step + 1000)
     files = {MODEL: network.state_dict(), EMA: average.state_dict(), OPTIMIZER: optimizer.state()}
-    save_checkpoint(folder, Position(step), files)
+    save_checkpoint(folder, Position(step, streak=streak), files)
     remove_old(folder, keep)
     return network, optimizer
 
@@ -79,6 +79,14 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, 15).step == 15
     with pytest.raises(UserError, match=r"--checkpoint 5: .* has 15, 20"):
         find_checkpoint(tmp_path, 5)
+
+
+def test_one_to_roll_back_to_stays_until_there_is_a_newer_one(tmp_path: Path) -> None:
+    kept = []
+    for step, streak in ((5, 0), (10, 0), (15, 1), (20, 6), (25, 11), (30, 0), (35, 0)):
+        save(tmp_path, step, keep=2, streak=streak)
+        kept.append([checkpoint.step for checkpoint in list_checkpoints(tmp_path)])
+    assert kept[3:] == [[10, 15, 20], [10, 20, 25], [25, 30], [30, 35]]
 
 
 def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:

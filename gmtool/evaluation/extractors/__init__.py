@@ -6,7 +6,7 @@ To add one, write a module with the functions of `Family`, and a row that names 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, cast
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+    from gmtool.distributed import World
     from gmtool.evaluation.features import Extractor
     from gmtool.evaluation.metrics import Row as MetricRow
 
@@ -322,3 +323,26 @@ def choose_extractors(
     if not choices:
         raise MachineError("; ".join(missing))
     return ChosenExtractors(tuple(choices), tuple(missing))
+
+
+def choose_together(
+    settings: ExtractorSettings,
+    progress: Progress,
+    world: World,
+    fetch: bool = True,
+    refused: Mapping[str, str] | None = None,
+) -> ChosenExtractors:
+    """What `choose_extractors` chooses in the first process, prepared in every process.
+
+    The others begin once the first one is done, so that they find what it fetched. Raises what `choose_extractors`
+    does, MachineError also in a process that cannot have what was chosen.
+    """
+    told = None
+    if world.first:
+        chosen = choose_extractors(settings, progress, fetch, refused=refused)
+        told = [[asdict(choice) for choice in chosen.choices], chosen.missing]
+    choices, missing = world.tell(told)
+    chosen = ChosenExtractors(tuple(Choice(**choice) for choice in choices), tuple(missing))
+    for choice in () if world.first else chosen.choices:
+        extractor_row(choice.value).load().prepare(settings, None if fetch else 0.0, progress)
+    return chosen

@@ -161,8 +161,7 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
         run_of(subject.folder)
     described = _described(subject, reference)
     lacking = {} if described is not None else {"tokenizer": f"{subject.path} comes with no latents of a tokenizer"}
-    with world.first_before_others():  # which may fetch weights
-        chosen = plan_features(config.extractor, described, reference, progress, fetch, lacking)
+    chosen = plan_features(config.extractor, described, reference, progress, world, fetch, lacking)
     return EvaluatePlan(
         config=config,
         subject=subject,

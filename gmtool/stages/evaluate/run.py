@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gmtool.artifacts.files import resolved, written_aside
@@ -87,8 +86,7 @@ def _write(path: Path, text: str) -> None:
 
 def _everywhere(report: Report, world: World) -> Report:
     """The first process's report."""
-    text = torch.frombuffer(bytearray(report.to_json().encode()), dtype=torch.uint8)
-    return parse_report(world.broadcast({"report": text})["report"].numpy().tobytes().decode())
+    return parse_report(world.tell(report.to_json()))
 
 
 def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:

@@ -23,7 +23,7 @@ from gmtool.data.image_sets import ImageSet, expect_outside, find_images, spread
 from gmtool.data.images import ImageSample, default_workers, image_batches
 from gmtool.distributed import World, join
 from gmtool.errors import MachineError, UserError
-from gmtool.evaluation.extractors import Described, choose_extractors, extractor_row
+from gmtool.evaluation.extractors import Described, choose_together, extractor_row
 from gmtool.evaluation.features import Extractor, feature_statistics
 from gmtool.evaluation.metrics.frechet_distance import frechet_distance
 from gmtool.evaluation.plots import image_grid
@@ -151,8 +151,8 @@ def _reconstruct_all(plan: ReconstructPlan, world: World, progress: Progress) ->
     with world.first_before_others():
         spec = fit_tokenizer(plan.tokenizer, plan.sample)
         tokenizer = build_tokenizer(spec, world.device, config.precision, config.decoder)
-        lpips = _lpips(config, world, progress)
-        extractors = _extractors(config, spec, tokenizer, world, progress)
+    lpips = _lpips(config, world, progress)
+    extractors = _extractors(config, spec, tokenizer, world, progress)
     if tokenizer.image_size < SMALLEST:
         raise UserError(
             f"images of {tokenizer.image_size} px are smaller than SSIM's window: use --image-size {SMALLEST}"
@@ -176,31 +176,39 @@ def _reconstruct_all(plan: ReconstructPlan, world: World, progress: Progress) ->
 
 
 def _lpips(config: ReconstructConfig, world: World, progress: Progress) -> Lpips | None:
+    """LPIPS in all processes, or in none: the first one decides whether it can be had."""
     if config.perceptual == "none":
         return None
-    try:
-        file = vgg_file(config.lpips_weights, progress, None if config.wants_lpips else SECONDS)
-        return load_lpips(file, world.device)
-    except (MachineError, UserError) as error:
-        if config.wants_lpips:
-            raise
-        progress.note(f"no LPIPS: {error}")
-        return None
+
+    def load(seconds: float | None) -> Lpips:
+        return load_lpips(vgg_file(config.lpips_weights, progress, seconds), world.device)
+
+    lpips = None
+    if world.first:
+        try:
+            lpips = load(None if config.wants_lpips else SECONDS)
+        except (MachineError, UserError) as error:
+            if config.wants_lpips:
+                raise
+            progress.note(f"no LPIPS: {error}")
+    there = world.tell(lpips is not None)
+    return load(None) if there and not world.first else lpips
 
 
 def _extractors(
     config: ReconstructConfig, spec: TokenizerSpec, tokenizer: Tokenizer, world: World, progress: Progress
 ) -> Mapping[str, Extractor]:
-    """What features are compared by, by name."""
+    """What features are compared by, by name, the same in all processes."""
     described = Described(spec, tokenizer.descriptor_size)
-    chosen = choose_extractors(config.extractor, progress)
+    chosen = choose_together(config.extractor, progress, world)
     for line in chosen.missing:
         progress.note(line)
     extractors = {}
     for choice in chosen.choices:
         progress.note(f"{choice.flag} {choice.value}: {choice.why}")
         family = extractor_row(choice.value).load()
-        extractors[choice.value] = family.open_extractor(config.extractor, described, world.device, progress)
+        with world.first_before_others():
+            extractors[choice.value] = family.open_extractor(config.extractor, described, world.device, progress)
     return extractors
 
 

@@ -179,8 +179,8 @@ def _batch_file(part: Path, batch: range) -> Path:
 def _draw(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, world: World, progress: Progress) -> None:
     """Draw and decode the batches that are not there yet, in rounds of one a process; return when all are done."""
     part = job.part
-    missing = [batch for batch in job.batches if not _batch_file(part, batch).exists()]
-    world.barrier()  # until all have seen what is missing: some of it is about to be made
+    starts = set(world.tell([batch.start for batch in job.batches if not _batch_file(part, batch).exists()]))
+    missing = [batch for batch in job.batches if batch.start in starts]
     done = len(job.drawing) - sum(map(len, missing))
     if tokenizer is not None:
         (part / PICTURES).mkdir(exist_ok=True)

@@ -138,8 +138,7 @@ def plan_sweep(
     described = _described(runs)
     lacking = {} if described is not None else {"tokenizer": "the runs have different tokenizers"}
     world = join(config.device)
-    with world.first_before_others():  # which may fetch weights
-        features = plan_features(config.extractor, described, reference, progress, fetch, lacking)
+    features = plan_features(config.extractor, described, reference, progress, world, fetch, lacking)
     return SweepPlan(config, target, runs, grid, reference, described, features, world)
 
 

@@ -78,10 +78,9 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
         check_space(plan.output.target, _bytes_needed(plan, side), "the images of a point")
         judge = open_judge(plan, side, progress)
         tasks = [Task(point, key) for point, key in zip(plan.grid.points, keys_of(plan, judge), strict=True)]
-        known = finished(part, plan.output.target)
         if world.first:
             (part / POINTS).mkdir(parents=True, exist_ok=True)
-        world.barrier()  # until all have seen what is done: more of it is about to be
+        known = set(world.tell(list(finished(part, plan.output.target))))
         missing = [task for task in tasks if task.key not in known]
         done = sum(task.point.work for task in tasks) - sum(task.point.work for task in missing)
         _score_share(plan, judge, tokenizers, shared(missing, world), done, progress)

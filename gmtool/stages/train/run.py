@@ -134,7 +134,7 @@ def run_training(inputs: TrainInputs, used: Sequence[Input], run_path: Path, pro
             if world.first:
                 stack.enter_context(locked(run_path))
             run = open_begun(run_path, plan, used) or _create(run_path, inputs, used, parameters)
-        at = resume(run_path, run.checkpoints, state, progress)
+        at = resume(run_path, run.checkpoints, state, progress, world)
         if at.step >= config.loop.steps:
             progress.note(all_taken(run_path, at.step, config.schedule.follows_the_steps))
             _make_up(run, inputs, state, at, progress)

@@ -116,7 +116,7 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
             if world.first:
                 stack.enter_context(locked(folder, TRAINING))
             run = _create_or_open(folder, parts)
-        at = resume(folder, run.checkpoints, parts.state, progress)
+        at = resume(folder, run.checkpoints, parts.state, progress, world)
         report = TrainDecoderReport(folder, at.step, max(config.loop.steps, at.step), parts.parameters)
         if at.step >= config.loop.steps:
             progress.note(all_taken(folder, at.step, config.follows_the_steps))
