@@ -97,7 +97,10 @@ class LogStd(nn.Sequential):
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, width) -> (B, 1) float32."""
         with torch.autocast(embedding.device.type, enabled=False):
-            return super().forward(embedding.float())
+            values = embedding.float()
+            for layer in self:
+                values = layer(values)
+        return values
 
 
 class MixtureHead(nn.Module):
