@@ -43,6 +43,7 @@ from gmtool.artifacts.hdf5 import (
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Array, Input, Manifest, fingerprint
 from gmtool.errors import UserError
+from gmtool.settings import quoted
 from gmtool.mixture.patch_moments import PatchMode
 
 _REPAIR = "remove it, and make it again with `gmtool fit-gmm` (that of an imported run: import the run again)"
@@ -172,7 +173,7 @@ def expect_latents(gmm: GmmFile, latents: LatentsFile, repair: str | None = None
 
 def fit_another(latents: LatentsFile, flags: str = "") -> str:
     """The advice to fit another mixture beside one that other runs may need. flags: those that are to differ."""
-    command = f"gmtool fit-gmm {latents.path} OTHER.h5 {flags}".rstrip()
+    command = f"gmtool fit-gmm {quoted(latents.path)} OTHER.h5 {flags}".rstrip()
     return f"fit another mixture (`{command}`, with its other settings) and give it by --gmm"
 
 
