@@ -225,7 +225,7 @@ def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[Train
     config, model = plan.config, averaged_model(inputs, state)
     teach = None if inputs.teacher is None else inputs.teacher.of(model.method)
     task = task_of(plan.method, state.network, teach)
-    stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world)
+    stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world, lighter=plan.lighter)
     count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
     if config.compute.shard:
         estimate = partial(plan.cost(model.precision).memory, averages=len(state.averages), shards=world.size)
@@ -266,7 +266,9 @@ def _check_processes(plan: TrainPlan, world: World) -> None:
         near = max(1, round(plan.batch_size / world.size)) * world.size
         raise UserError(f"--batch-size {plan.batch_size} is not divisible by {world.size} processes; use {near}")
     if plan.config.compute.shard and world.size == 1:
-        raise UserError("--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- train, or remove it")
+        raise UserError(
+            f"--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- {plan.stage}, or remove it"
+        )
 
 
 def open_begun(path: Path, plan: TrainPlan, used: Sequence[Input]) -> RunFolder | None:

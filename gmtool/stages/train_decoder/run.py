@@ -205,6 +205,7 @@ def _stepper(parts: _Parts) -> DecoderStepper:
         clip=config.optimizer.clip_at,
         autocast=lambda: _autocast(config, world),
         world=world,
+        lighter="--checkpoint-activations, or a smaller " + ("--size" if plan.size else "--init"),
     )
     count = plan.batch_size // world.size
     return replace(stepper, micro_batch=choose_micro_batch(stepper, config.loop.micro_batch, count, world.device))
