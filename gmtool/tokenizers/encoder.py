@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.runtime import to_device
 from gmtool.tokenizers.base import Encoded, Fact, ImageSample, LatentSizes, Settled, TokenizerFamily
 from gmtool.tokenizers.pretrained import RECORDED, model_folder, model_record, recorded_folder
@@ -130,7 +130,7 @@ class Encoder:
 
 
 DECODER_HINT = (
-    "latents of an encoder become images by a decoder trained for it: pip install '.[rae]', and give --decoder the hub "
+    f"latents of an encoder become images by a decoder trained for it: {install('rae')}, and give --decoder the hub "
     "id or folder of an AutoencoderRAE"
 )
 

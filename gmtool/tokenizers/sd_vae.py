@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.runtime import to_device
 from gmtool.tokenizers.base import Encoded, ImageSample, LatentSizes, Settled, TokenizerFamily, to_uint8
 from gmtool.tokenizers.pretrained import (
@@ -45,7 +45,7 @@ IMAGES_A_CALL = 16
 _ROLE = "--tokenizer"
 
 
-_NEEDS_DIFFUSERS = "latents of an sd-vae need diffusers: pip install '.[sd-vae]'"
+_NEEDS_DIFFUSERS = f"latents of an sd-vae need diffusers: {install('sd-vae')}"
 
 
 def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:

@@ -34,6 +34,7 @@ def command(
 
     Example: gmtool distill run student --evaluations 1 --guidance cfg --guidance-scale 2.7 --guidance-interval 0,0.6
     """
+    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.distill.run import distill, forecast
 
@@ -42,4 +43,5 @@ def command(
         print_forecast(forecast(run, student, config), price)
         return
     report = distill(run, student, config, ConsoleProgress())
-    print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {student}")
+    steps = counted(report.steps, "step")
+    print(f"{student}: {steps}, {report.parameters:,} parameters. Next: gmtool sample {student}")

@@ -38,11 +38,12 @@ def command(
     if dry_run:
         _print_forecast(latents, run, config, preset, price)
         return
+    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress
     from gmtool.stages.train.run import train
 
     report = train(latents, run, config, ConsoleProgress())
-    print(f"{run}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool sample {run}")
+    print(f"{run}: {counted(report.steps, 'step')}, {report.parameters:,} parameters. Next: gmtool sample {run}")
 
 
 def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str | None, price: float | None) -> None:

@@ -31,7 +31,7 @@ from gmtool.nn.network import Network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.model import TrainedModel
-from gmtool.stages.resumed_settings import equal, expect_same_settings
+from gmtool.stages.resumed_settings import another, equal, expect_same_settings
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, files_of, open_data, open_inputs
 from gmtool.stages.train.monitoring import is_watched, monitoring_of
@@ -139,9 +139,8 @@ def run_training(inputs: TrainInputs, used: Sequence[Input], run_path: Path, pro
             progress.note(f"{run_path} has all its {at.step} steps; use a larger --steps to continue")
             _make_up(run, inputs, state, at, progress)
             return replace(report, resumed_from=at.step, steps=at.step)
-        check_space(
-            run.checkpoints / "next", (config.loop.keep + 1) * checkpoint_bytes(plan, parameters), "the checkpoints in"
-        )
+        needed = (config.loop.keep + 1) * checkpoint_bytes(plan, parameters)
+        check_space(run.checkpoints, needed, "the folder", inside=True)
         for choice in plan.choices:
             progress.note(f"{choice.flag} {choice.value}: {choice.why}")
         if world.first:
@@ -320,9 +319,7 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: Sequence[Input]) -> No
     for entry in inputs:
         known = run.manifest.input(entry.role)
         if known is None or not _is_known(entry, known.fingerprint):
-            raise UserError(
-                f"{run.path} was trained on another {entry.role} file than {entry.path}: choose another folder"
-            )
+            raise UserError(f"{run.path} was trained on {another(entry.role)} than {entry.path}: choose another folder")
 
 
 def _is_known(entry: Input, recorded: str) -> bool:

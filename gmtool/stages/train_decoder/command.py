@@ -46,11 +46,12 @@ def command(
             print(load_preset(preset).heading)
         print_forecast(estimate, price)
         return
+    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress
     from gmtool.stages.train_decoder.run import train_decoder
 
     report = train_decoder(images, decoder, config, ConsoleProgress())
+    steps = counted(report.steps, "step")
     print(
-        f"{decoder}: {report.steps:,} steps, {report.parameters:,} parameters. Next: gmtool reconstruct {images} "
-        f"--decoder {decoder}"
+        f"{decoder}: {steps}, {report.parameters:,} parameters. Next: gmtool reconstruct {images} --decoder {decoder}"
     )

@@ -36,7 +36,7 @@ from gmtool.reconstruction.state import DecoderState, make_discriminator_state
 from gmtool.reconstruction.step import DecoderStepper, DiscriminatorLoss, ImageBatch, Weights
 from gmtool.runtime import allow_tf32, compute_dtype, to_device
 from gmtool.settings import as_flags
-from gmtool.stages.resumed_settings import equal, expect_same_settings
+from gmtool.stages.resumed_settings import another, equal, expect_same_settings
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.forecast import cost_of
 from gmtool.stages.train_decoder.monitoring import HeldOut, events_of
@@ -122,7 +122,8 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
             progress.note(f"{folder} has all its {at.step} steps; use a larger --steps to continue")
         else:
             _tell(parts, folder, progress)
-            check_space(run.checkpoints / "next", (config.loop.keep + 2) * _checkpoint_bytes(parts), "checkpoints in")
+            needed = (config.loop.keep + 2) * _checkpoint_bytes(parts)
+            check_space(run.checkpoints, needed, "the folder", inside=True)
             if world.first:
                 update_decoder_settings(run, plan.settings)
         _loop(run, parts, at, progress)
@@ -387,7 +388,7 @@ def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input], w
     known = run.manifest.details["weights"]
     changed += [name for name, digest in weights.items() if known.get(name) != digest]
     if changed:
-        raise UserError(f"{run.path} was trained with other {changed[0]} than these: choose another folder")
+        raise UserError(f"{run.path} was trained with {another(changed[0])}: choose another folder")
 
 
 def _is_known(entry: Input, recorded: Input | None) -> bool:
