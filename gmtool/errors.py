@@ -3,6 +3,11 @@
 import errno
 
 
+def install(extra: str) -> str:
+    """How to install an extra of gmtool, which the package index does not have, for messages."""
+    return f"run pip install '.[{extra}]' in the clone of gmtool"
+
+
 class GmtoolError(Exception):
     """An error whose message is meant for the user; the command line prints it as one line."""
 

@@ -10,13 +10,16 @@ from gmtool.errors import MachineError, UserError
 
 TIMEOUT = 5.0
 """Seconds that the hub has to answer."""
+REPAIR = "give a local folder or file, or set HF_HOME to a cache that holds it"
+"""The remedy for what is neither on this machine nor can be fetched."""
 
 
-def hub_folder(source: str, what: str, files: Sequence[str]) -> Path:
+def hub_folder(source: str, what: str, files: Sequence[str], repair: str = REPAIR) -> Path:
     """The local folder of a hub repository, owner/name, downloaded unless it is in the cache.
 
     files: patterns of what is fetched; the first is a file that is there when the rest is. what: its role, for
-    messages. Raises UserError when the hub does not know it, MachineError when it cannot be fetched.
+    messages. repair: see `REPAIR`. Raises UserError when the hub does not know it, MachineError when it cannot be
+    fetched.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -31,7 +34,7 @@ def hub_folder(source: str, what: str, files: Sequence[str]) -> Path:
         raise UserError(f"{what} {source} is no folder, and no hub id (owner/name) either") from error
     except LocalEntryNotFoundError:
         pass  # not there yet
-    with _fetching(source, what):
+    with _fetching(source, what, repair):
         return Path(snapshot_download(source, allow_patterns=patterns, etag_timeout=TIMEOUT))
 
 
@@ -61,7 +64,7 @@ def local_or_hub_file(source: str, what: str) -> Path:
 
 
 @contextmanager
-def _fetching(source: str, what: str) -> Iterator[None]:
+def _fetching(source: str, what: str, repair: str = REPAIR) -> Iterator[None]:
     """Turn what the hub's client raises into errors for the user."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -85,6 +88,5 @@ def _fetching(source: str, what: str) -> Iterator[None]:
         if "No space left" in str(error):
             raise
         raise MachineError(
-            f"{what} {source} is not on this machine and cannot be fetched from huggingface.co (no network?): give a "
-            "local folder or file, or set HF_HOME to a cache that holds it"
+            f"{what} {source} is not on this machine and cannot be fetched from huggingface.co (no network?): {repair}"
         ) from error

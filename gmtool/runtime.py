@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gmtool.artifacts.files import counted
 from gmtool.errors import UserError
 from gmtool.settings import Precision
 
@@ -24,7 +25,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cpu")
     index = int(number or 0)
     if index >= gpus:
-        seen = "no GPU that torch can use" if not gpus else f"{gpus} GPU{'s' if gpus > 1 else ''}"
+        seen = "no GPU that torch can use" if not gpus else counted(gpus, "GPU")
         raise UserError(f"--device {name}: this machine has {seen}; choose --device {'cuda:0' if gpus else 'cpu'}")
     return torch.device("cuda", index)
 

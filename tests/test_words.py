@@ -27,6 +27,7 @@ PHRASES = {
     r"\bdecay a step\b": "decay per step",
     r"\b(?:one|order|number|evaluation|operation|byte|row|file|line|coefficient|figure|tensor|descriptor|panel)s? "
     r"an? (?:step|sample|position|mode|batch|token|image|class|evaluation|method|call|second)\b": "per",
+    r"\ban? latent entry\b": "per latent entry",
     r"\bleft open\b": "resolve defaults",
     r"\bin so many words\b": "explicitly",
     r"\bcan mend\b|\bmended?\b": "fix, repair",
@@ -58,6 +59,13 @@ def test_no_phrase_of_the_list_is_left(phrase: str) -> None:
             line = text.count("\n", 0, match.start()) + 1
             matches.append(f"{path.relative_to(ROOT)}:{line}: {match.group()}")
     assert not matches, f"use: {PHRASES[phrase]}"
+
+
+def test_where_an_extra_is_installed_is_said_by_one_function() -> None:
+    """`gmtool.errors.install`: the command alone works in the clone only."""
+    assert [path.name for path in (ROOT / "gmtool").rglob("*.py") if "pip install '." in path.read_text()] == [
+        "errors.py"
+    ]
 
 
 def test_names_say_what_they_hold() -> None:

@@ -141,9 +141,12 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(parent).free
 
 
-def check_space(path: Path, needed: int, what: str) -> None:
-    """Raise MachineError when ``needed`` bytes for ``path`` (named ``what``) exceed the free disk."""
-    free = free_bytes(path)
+def check_space(path: Path, needed: int, what: str, inside: bool = False) -> None:
+    """Raise MachineError when ``needed`` bytes for ``path`` (named ``what``) exceed the free disk.
+
+    inside: whether it is a folder that stays and is filled, which may be the root of a disk.
+    """
+    free = free_bytes(path / "file" if inside else path)
     if needed > free:
         raise MachineError(
             f"{what} {path} needs {human_bytes(needed)}, but only {human_bytes(free)} are free there: free some, or "
@@ -168,6 +171,11 @@ def reserve(path: Path, size: int) -> None:
                 f"{path} cannot have the {human_bytes(size)} that it needs ({reason}): free some space, or choose "
                 "another disk"
             ) from error
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, human-readable: "1 point", "1,000 points"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def human_bytes(count: float) -> str:

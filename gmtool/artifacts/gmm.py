@@ -43,8 +43,8 @@ from gmtool.artifacts.hdf5 import (
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Array, Input, Manifest, fingerprint
 from gmtool.errors import UserError
-from gmtool.settings import quoted
 from gmtool.mixture.patch_moments import PatchMode
+from gmtool.settings import quoted
 
 _REPAIR = "remove it, and make it again with `gmtool fit-gmm` (that of an imported run: import the run again)"
 _PATCHES = ("patch_mean", "patch_std")

@@ -49,6 +49,8 @@ from gmtool.mixture.running_moments import RunningMoments
 _UNFINISHED = ""
 """The fingerprint in the manifest of a file that is still being written."""
 _REPAIR = "remove it, and make it again with `gmtool encode`"
+_ENCODE_AGAIN = "encode with --precision float32, and check the tokenizer's weights"
+"""The remedy for latents that the file cannot hold."""
 _SAMPLES = ("patches", "cls", "labels", "flipped", "names")
 """The datasets with a row per sample."""
 _CONTENT = ("names", "labels", "flipped", "cls")
@@ -189,15 +191,16 @@ def write_latents(
             return writer.finish(count, moments)
 
 
-def to_float16(patches: np.ndarray, whose: str) -> np.ndarray:
-    """Latents (B, ...) as the file stores them. Raises UserError when one is NaN, infinite or beyond float16."""
+def to_float16(patches: np.ndarray, whose: str, repair: str = _ENCODE_AGAIN) -> np.ndarray:
+    """Latents (B, ...) as the file stores them. whose, repair: for messages.
+
+    Raises UserError when one is NaN, infinite or beyond float16.
+    """
     with np.errstate(over="ignore"):
         stored = patches.astype(np.float16)
     if not np.isfinite(stored).all():
         kind = "beyond the range of float16" if np.isfinite(patches).all() else "not finite (NaN or infinite)"
-        raise UserError(
-            f"the latents of {whose} are {kind}: encode with --precision float32, and check the tokenizer's weights"
-        )
+        raise UserError(f"the latents of {whose} are {kind}: {repair}")
     return stored
 
 

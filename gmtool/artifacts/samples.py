@@ -18,7 +18,7 @@ import numpy as np
 from gmtool.artifacts.files import is_part
 from gmtool.artifacts.manifest import RECORDS, Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.npz import npz_header, read_npz
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 
 MANIFEST, IMAGES, PICTURES, LATENTS, GRID = RECORDS["samples"], "samples.npz", "images", "latents.h5", "grid.png"
 METRICS = "metrics.json"
@@ -51,7 +51,8 @@ class SamplesFolder:
         file = self.path / IMAGES
         if not file.is_file():
             raise UserError(
-                f"{self.path} holds latents but no images: sample again with --decoder (pip install '.[rae]')"
+                f"{self.path} holds latents but no images: sample again with --decoder (if diffusers is missing, "
+                f"{install('rae')})"
             )
         header = npz_header(file, "arr_0", REPAIR)
         if header is None or header.dtype != np.uint8 or header.shape[1:] != (*header.shape[1:2] * 2, 3):

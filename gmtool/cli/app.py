@@ -208,7 +208,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         if error.errno in _UNUSABLE and error.filename:
             return 2, f"{error.filename} cannot be used ({str(error.strerror).lower()}): choose another path"
     if is_out_of_memory(error):
-        return 1, "out of memory: use a smaller --batch-size, or fewer --workers"
+        advice = "use a smaller --batch-size, fewer --workers or less --memory, where a command has them"
+        return 1, f"out of memory: {advice}"
     if any(words in text for words in ("closed by peer", "reset by peer", "ncclRemoteError")):
         return 1, "another of the processes has died, perhaps for want of memory: run the same command again"
     return 1, f"internal error: {type(error).__name__}: {text} (set GMTOOL_TRACEBACK=1 for the traceback)"

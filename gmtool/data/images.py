@@ -29,6 +29,8 @@ MAX_PIXELS = 2**27
 """Pixels of an image that is decoded: 12000 x 11000, which take half a GiB."""
 LONGEST = 16
 """An image whose long side is more than so many times the short one is cropped before it is resized."""
+FEWER_WORKERS = "use fewer --workers (0: none) where a command has them"
+"""What helps where the processes that decode images are too many, in messages."""
 SAMPLE_BATCH = 64
 """Images in memory at once, where some are looked at before any is encoded."""
 
@@ -123,14 +125,14 @@ def cut_batches(
             batch: ImageBatch | None = next(started, None)
         except RuntimeError as error:
             raise MachineError(
-                "a process that decodes images was killed, perhaps for want of memory: use fewer --workers, or a "
-                "smaller --batch-size"
+                f"a process that decodes images was killed, perhaps for want of memory: {FEWER_WORKERS}, or a smaller "
+                "--batch-size"
             ) from error
         if batch is None:
             return
         if lacking := next((bad for bad in batch.bad if bad.out_of_memory), None):
             raise MachineError(
-                f"{images.root}: out of memory while decoding {lacking.name}: use fewer --workers, or remove the image"
+                f"{images.root}: out of memory while decoding {lacking.name}: {FEWER_WORKERS}, or remove the image"
             )
         yield batch
 
@@ -142,8 +144,8 @@ def _started(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
     except (OSError, RuntimeError) as error:  # too few file descriptors or processes, no space for semaphores
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise MachineError(
-            f"the {workers} processes that decode images cannot start ({reason}): use fewer --workers, or --workers 0, "
-            "or raise `ulimit -n` and `ulimit -u`, or enlarge /dev/shm"
+            f"the {workers} processes that decode images cannot start ({reason}): {FEWER_WORKERS}, or raise "
+            "`ulimit -n` and `ulimit -u`, or enlarge /dev/shm"
         ) from error
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.flow.model import Predict, VelocityModel
 from gmtool.flow.objective import mixture_nll
 from gmtool.flow.path import interpolate, velocity
@@ -44,7 +44,7 @@ def require_torchdiffeq() -> None:
     try:
         import torchdiffeq  # noqa: F401
     except ImportError as error:
-        raise UserError("the likelihood needs torchdiffeq: pip install '.[likelihood]'") from error
+        raise UserError(f"the likelihood needs torchdiffeq: {install('likelihood')}") from error
 
 
 def flow_density(

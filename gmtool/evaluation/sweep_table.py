@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gmtool.artifacts.files import reading
+from gmtool.artifacts.files import counted, reading
 from gmtool.artifacts.manifest import expect_kind, parse_manifest
 from gmtool.artifacts.sweep import MANIFEST
 from gmtool.errors import UserError
@@ -76,12 +76,7 @@ class Skipped:
     reason: str
 
     def __str__(self) -> str:
-        return f"skipped {points_in_words(self.count)}: {self.reason}"
-
-
-def points_in_words(count: int) -> str:
-    """A number of points in words: "1 point"."""
-    return f"{count:,} point{'' if count == 1 else 's'}"
+        return f"skipped {counted(self.count, 'point')}: {self.reason}"
 
 
 @dataclass(frozen=True)

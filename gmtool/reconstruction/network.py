@@ -18,7 +18,7 @@ from gmtool.artifacts.decoder_run import CONFIG, WEIGHTS
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.safetensors_io import write_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.foreign.rae_decoder import POSITIONS
 from gmtool.streams import key_seed
 from gmtool.tokenizers.rae import load_decoder, record_encoder
@@ -188,6 +188,6 @@ def _autoencoder() -> Any:
         from diffusers import AutoencoderRAE
         from diffusers.utils import logging
     except ImportError as error:
-        raise UserError("decoders need diffusers: pip install '.[rae]'") from error
+        raise UserError(f"decoders need diffusers: {install('rae')}") from error
     logging.set_verbosity_error()
     return AutoencoderRAE

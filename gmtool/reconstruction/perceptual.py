@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gmtool.downloads import download
-from gmtool.errors import MachineError, UserError
+from gmtool.errors import MachineError, UserError, install
 from gmtool.foreign.torch_files import read_checkpoint
 from gmtool.progress import Progress
 
@@ -75,7 +75,7 @@ def load_lpips(file: Path, device: torch.device) -> Lpips:
     try:
         from torchmetrics.functional.image.lpips import _LPIPS as Network
     except ImportError as error:
-        raise UserError("LPIPS needs torchmetrics: pip install '.[rae]', or use --perceptual none") from error
+        raise UserError(f"LPIPS needs torchmetrics: {install('rae')}, or use --perceptual none") from error
     network = Network(net="vgg", pnet_rand=True)
     weights = read_checkpoint(file).ema
     try:

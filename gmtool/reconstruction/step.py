@@ -107,7 +107,7 @@ class DecoderStepper:
 
     encode: images uint8 to latents. noise_tau: see the module. clip: bound of the norm of the decoder's gradient, by
     step. autocast: makes the context in which networks are called. micro_batch: images per forward and backward pass;
-    None for the whole batch.
+    None for the whole batch. lighter: what takes less memory, for messages.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -122,6 +122,7 @@ class DecoderStepper:
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     world: World = ALONE
     micro_batch: int | None = None
+    lighter: str = "a smaller network"
 
     def take(self, batch: ImageBatch, step: int, seed: int) -> StepResult:
         """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers.
@@ -132,7 +133,7 @@ class DecoderStepper:
             return self._take(batch.x, step, seed)
         except Exception as error:
             if is_out_of_memory(error):
-                raise too_large(self.micro_batch or len(batch.x), "--size") from error
+                raise too_large(self.micro_batch or len(batch.x), self.lighter) from error
             raise
 
     def _take(self, images: Tensor, step: int, seed: int) -> StepResult:

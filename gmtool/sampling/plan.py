@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gmtool.artifacts.files import counted
 from gmtool.artifacts.method_record import MethodRecord, StudentRecord
 from gmtool.errors import NoEffect, UserError
 from gmtool.flow.guidance import GUIDANCES, Form
@@ -68,11 +69,10 @@ class SamplePlan:
     def words(self) -> str:
         """The plan in a line."""
         if self.student is not None:
-            return f"the student's policy, {self.steps} evaluation{'s' if self.steps > 1 else ''}"
+            return f"the student's policy, {counted(self.steps, 'evaluation')}"
         substeps = f", {self.substeps} sub-steps" if self.entry.substeps else ""
         guided = "unguided" if self.guidance == "none" else f"{self.guidance} {self.scale:g}"
-        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
-        return f"{self.solver}, {steps}, order {self.order}{substeps}, {guided}"
+        return f"{self.solver}, {counted(self.steps, 'step')}, order {self.order}{substeps}, {guided}"
 
 
 def make_plan(settings: SamplingSettings, method: MethodRecord, spectral: int, seed: int) -> SamplePlan:

@@ -50,6 +50,11 @@ def all_taken(run: Path, steps: int, follows: bool) -> str:
     return f"{run} has all its {steps:,} steps; {longer if follows else 'use a larger --steps to continue'}"
 
 
+def another(role: str) -> str:
+    """An input of another content, such as "another teacher" and "other latents", by its role."""
+    return f"{'other' if role.endswith('s') else 'another'} {role}"
+
+
 def as_recorded(settings: Settings) -> dict[str, Any]:
     """Settings as they come back from a record."""
     recorded: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.runtime import to_device
 from gmtool.tokenizers.base import Encoded, Fact, ImageSample, LatentSizes, Settled, TokenizerFamily
-from gmtool.tokenizers.pretrained import model_folder, model_record, recorded_folder
+from gmtool.tokenizers.pretrained import RECORDED, model_folder, model_record, recorded_folder
 from gmtool.tokenizers.rae import Decoder, load_decoder
 from gmtool.tokenizers.settings import TokenizerSettings
 from gmtool.tokenizers.vit import VitFacts, facts_of, final_norm, load_vit, read_facts
@@ -51,9 +51,9 @@ class Encoder:
     ) -> None:
         """Raises UserError when the model of ``spec`` is gone or has other weights, MachineError without network."""
         self._spec = spec
-        folder = recorded_folder(spec.settings, _ROLE, pickled=True)
-        self._facts = read_facts(folder, _ROLE)
-        self._network: Any = load_vit(folder, self._facts, _ROLE).to(device)
+        folder = recorded_folder(spec.settings, pickled=True)
+        self._facts = read_facts(folder, RECORDED)
+        self._network: Any = load_vit(folder, self._facts, RECORDED).to(device)
         self._mean, self._std = (torch.tensor(value, device=device).view(3, 1, 1) for value in self._facts.statistics)
         self._device, self._dtype, self._decoder = device, dtype, decoder
 
@@ -130,7 +130,7 @@ class Encoder:
 
 
 DECODER_HINT = (
-    "latents of an encoder become images by a decoder trained for it: pip install '.[rae]', and give --decoder the hub "
+    f"latents of an encoder become images by a decoder trained for it: {install('rae')}, and give --decoder the hub "
     "id or folder of an AutoencoderRAE"
 )
 

@@ -16,19 +16,22 @@ from pickle import UnpicklingError
 from typing import Any
 
 from gmtool.errors import UserError
-from gmtool.huggingface import hub_folder
+from gmtool.huggingface import REPAIR, hub_folder
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 """What is fetched of a model."""
 PICKLED = "pytorch_model.bin"
 """What is fetched of one without safetensors, such as facebook/vit-mae-base, where the caller can read it."""
+RECORDED = "the tokenizer"
+"""The role, in messages, of a model that a tokenizer's record names: often no flag of the command gives it."""
 
 
-def model_folder(source: str, what: str, pickled: bool = False) -> Path:
+def model_folder(source: str, what: str, pickled: bool = False, repair: str = REPAIR) -> Path:
     """The folder of a model's ``config.json`` and weights, fetched from the hub when it is not on this machine.
 
     source: a folder or a hub id. what: its role, for messages. pickled: whether `PICKLED` will do in place of
-    safetensors. Raises UserError when it is neither or holds no weights, MachineError when it cannot be fetched.
+    safetensors. repair: see `gmtool.huggingface.REPAIR`. Raises UserError when it is neither or holds no weights,
+    MachineError when it cannot be fetched.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -37,9 +40,9 @@ def model_folder(source: str, what: str, pickled: bool = False) -> Path:
         raise UserError(f"{what} {source} is a file: give the folder that holds its config.json and .safetensors")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"{what} {source} is no folder, and no hub id (owner/name) either")
-    fetched = hub_folder(source, what, MODEL_FILES)
+    fetched = hub_folder(source, what, MODEL_FILES, repair)
     if pickled and not any(fetched.glob("*.safetensors")):
-        fetched = hub_folder(source, what, (*MODEL_FILES, PICKLED))
+        fetched = hub_folder(source, what, (*MODEL_FILES, PICKLED), repair)
     return _checked(fetched, what, pickled)
 
 
@@ -62,12 +65,21 @@ def model_record(source: str, what: str, pickled: bool = False) -> dict[str, str
     return {"model": str(place.resolve()) if place.is_dir() else source, "weights": digest}
 
 
-def recorded_folder(settings: Mapping[str, Any], what: str, pickled: bool = False) -> Path:
-    """The folder of the model that `model_record` recorded.
+def recorded_model(settings: Mapping[str, Any], pickled: bool = False) -> Path:
+    """The folder of the model that `model_record` recorded, whatever its weights. Raises as `model_folder` does."""
+    source = settings["model"]
+    if Path(source).is_absolute() and not (Path(source) / "config.json").is_file():
+        raise UserError(f"{RECORDED} {source} is no longer there: put its folder back")
+    repair = "put it back into the Hugging Face cache, or set HF_HOME to one that holds it"
+    return model_folder(source, RECORDED, pickled, repair)
+
+
+def recorded_folder(settings: Mapping[str, Any], pickled: bool = False) -> Path:
+    """The folder of the model that `model_record` recorded, with the weights of then.
 
     Raises as `model_folder` does, and UserError when it has other weights.
     """
-    folder = model_folder(settings["model"], what, pickled)
+    folder = recorded_model(settings, pickled)
     if _digest(folder) != settings["weights"]:
         raise UserError(f"{folder} no longer holds the weights that made these latents: encode the images again")
     return folder

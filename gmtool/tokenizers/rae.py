@@ -24,7 +24,7 @@ from gmtool.artifacts.manifest import CHECKSUM, KINDS, file_fingerprint, fingerp
 from gmtool.artifacts.outputs import kind_of
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.foreign.rae_decoder import POSITIONS, read_decoder
 from gmtool.huggingface import local_or_hub_file
 from gmtool.tokenizers.base import to_uint8
@@ -143,7 +143,7 @@ def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> D
         from diffusers import AutoencoderRAE
         from diffusers.utils import logging
     except ImportError as error:
-        raise UserError(f"{_ROLE} needs diffusers: pip install '.[rae]'") from error
+        raise UserError(f"{_ROLE} needs diffusers: {install('rae')}") from error
     logging.set_verbosity_error()
     file = local_or_hub_file(source, _ROLE)
     try:

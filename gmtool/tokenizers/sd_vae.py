@@ -22,10 +22,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.runtime import to_device
 from gmtool.tokenizers.base import Encoded, ImageSample, LatentSizes, Settled, TokenizerFamily, to_uint8
-from gmtool.tokenizers.pretrained import model_config, model_folder, model_record, one_line, recorded_folder
+from gmtool.tokenizers.pretrained import (
+    RECORDED,
+    model_config,
+    model_folder,
+    model_record,
+    one_line,
+    recorded_folder,
+    recorded_model,
+)
 from gmtool.tokenizers.settings import TokenizerSettings
 
 DEFAULT_MODEL = "stabilityai/sd-vae-ft-ema"
@@ -37,7 +45,7 @@ IMAGES_A_CALL = 16
 _ROLE = "--tokenizer"
 
 
-_NEEDS_DIFFUSERS = "latents of an sd-vae need diffusers: pip install '.[sd-vae]'"
+_NEEDS_DIFFUSERS = f"latents of an sd-vae need diffusers: {install('sd-vae')}"
 
 
 def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
@@ -56,8 +64,8 @@ def sd_vae_spec(model: str, image_size: int) -> TokenizerSpec:
 
 
 def sd_vae_shape(spec: TokenizerSpec) -> tuple[int, int, int]:
-    """(C, H, W) of the latents. Raises as `gmtool.tokenizers.pretrained.model_folder` and `model_config` there do."""
-    config = model_config(model_folder(spec.settings["model"], _ROLE), _ROLE)
+    """(C, H, W) of the latents. Raises as `gmtool.tokenizers.pretrained.recorded_model` and `model_config` do."""
+    config = model_config(recorded_model(spec.settings), RECORDED)
     grid = int(spec.settings["image_size"]) // _factor(config)
     return int(config.get("latent_channels", 4)), grid, grid
 
@@ -83,7 +91,7 @@ class SdVae:
         MachineError when it cannot be fetched.
         """
         self._spec = spec
-        self._network = _load_network(recorded_folder(spec.settings, _ROLE)).to(device)
+        self._network = _load_network(recorded_folder(spec.settings)).to(device)
         config = self._network.config
         self._scale, self._shift = float(config.scaling_factor), float(config.shift_factor or 0.0)
         self._device, self._dtype = device, dtype
@@ -207,7 +215,7 @@ def _load_network(folder: Path) -> Any:
     except ImportError as error:
         raise UserError(_NEEDS_DIFFUSERS) from error
     logging.set_verbosity_error()
-    with one_line(folder, _ROLE):
+    with one_line(folder, RECORDED):
         network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
             folder,
             use_safetensors=True,
@@ -217,5 +225,5 @@ def _load_network(folder: Path) -> Any:
             variant=_variant(folder),
         )
     if report["missing_keys"]:
-        raise UserError(f"{_ROLE} {folder} lacks weights ({sorted(report['missing_keys'])[0]}, ...): save it again")
+        raise UserError(f"{RECORDED} {folder} lacks weights ({sorted(report['missing_keys'])[0]}, ...): save it again")
     return network.eval().requires_grad_(False)

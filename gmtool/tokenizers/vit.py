@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.pretrained import model_config, model_folder, one_line
+from gmtool.tokenizers.pretrained import RECORDED, model_config, one_line, recorded_model
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std of the pixels of each colour, in [0, 1]."""
@@ -147,8 +147,8 @@ def read_facts(folder: Path, role: str) -> VitFacts:
 
 
 def facts_of(spec: TokenizerSpec) -> VitFacts:
-    """The facts of the encoder that a tokenizer's record names; raises as `read_facts` and `model_folder` do."""
-    return read_facts(model_folder(spec.settings["model"], "--tokenizer", pickled=True), "--tokenizer")
+    """The facts of the encoder that a tokenizer's record names; raises as `read_facts` and `recorded_model` do."""
+    return read_facts(recorded_model(spec.settings, pickled=True), RECORDED)
 
 
 def a_model(record: Mapping[str, Any]) -> str:

@@ -23,6 +23,10 @@ class Rehearsing(Protocol):
     def parameters(self) -> Sequence[Tensor]:
         """The trained parameters."""
 
+    @property
+    def lighter(self) -> str:
+        """What to use where not even one sample fits, for messages."""
+
     def rehearse(self, size: int, count: int, device: torch.device) -> None:
         """Compute a gradient as a step on ``count`` samples does, ``size`` at once and within this process."""
 
@@ -89,7 +93,7 @@ def largest_that_fits(stepper: Rehearsing, count: int, device: torch.device) -> 
             # all processes take the same size
             if not stepper.world.any(not _fits(stepper, size, count, device)):
                 return size
-    raise MachineError("a single image does not fit on the GPU: use a smaller --model")
+    raise MachineError(f"a single image does not fit on the GPU: use {stepper.lighter}")
 
 
 def _fits(stepper: Rehearsing, size: int, count: int, device: torch.device) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from gmtool.errors import UserError
+from gmtool.errors import UserError, install
 from gmtool.flow.names import Condition, CouplingName, SourceName, TimeDistribution
 from gmtool.settings import Compile, Device, Option, Settings
 from gmtool.training.schedule import Curve, Schedule, parse_knots
@@ -165,10 +165,7 @@ class OptimizerSettings(Settings):
     def check_installed(self) -> None:
         """Raise UserError for an optimizer whose library is not installed."""
         if self.optimizer == "adamw8bit" and find_spec("torchao") is None:
-            raise UserError(
-                "--optimizer adamw8bit needs torchao: run pip install '.[adamw8bit]' in the clone of gmtool, or use "
-                "adamw"
-            )
+            raise UserError(f"--optimizer adamw8bit needs torchao: {install('adamw8bit')}, or use adamw")
 
     @property
     def moment_bytes(self) -> int:
@@ -383,9 +380,9 @@ class LoggingSettings(Settings):
     def check_installed(self) -> None:
         """Raise UserError if a requested logger is not installed."""
         if self.tensorboard and find_spec("tensorboard") is None:
-            raise UserError("--tensorboard needs TensorBoard: run pip install '.[log]' in the clone of gmtool")
+            raise UserError(f"--tensorboard needs TensorBoard: {install('log')}")
         if self.wandb is not None and find_spec("wandb") is None:
-            raise UserError("--wandb needs Weights & Biases: run pip install '.[wandb]' in the clone of gmtool")
+            raise UserError(f"--wandb needs Weights & Biases: {install('wandb')}")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Stepper:
     """Takes training steps.
 
     clip: bound of the gradient's norm by step, from 0; infinite for none. autocast: makes the context in which the
-    network is called. micro_batch: samples per forward and backward pass; None for the whole batch.
+    network is called. micro_batch: samples per forward and backward pass; None for the whole batch. lighter: what takes
+    less memory, for messages.
     """
 
     task: Task
@@ -67,6 +68,7 @@ class Stepper:
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     world: World = ALONE
     micro_batch: int | None = None
+    lighter: str = "a smaller network"
 
     def take(self, batch: Batch, step: int, seed: int) -> StepResult:
         """Take step ``step``, from 0, on this process's part of its batch; (seed, step) gives the random numbers.
@@ -82,7 +84,7 @@ class Stepper:
             losses = self._accumulate(prepared, weights)
         except Exception as error:
             if is_out_of_memory(error):
-                raise too_large(self.micro_batch or len(batch.x)) from error
+                raise too_large(self.micro_batch or len(batch.x), self.lighter) from error
             raise
         edges = self.task.method.times.quartiles()
         sums = world.sum(torch.cat([losses.mean()[None], by_quarter(losses, prepared.draws.t, edges).flatten()]))
@@ -157,9 +159,9 @@ def by_quarter(losses: Tensor, t: Tensor, edges: Tensor) -> Tensor:
     return torch.stack([torch.where(within, losses[:, None], 0).sum(0), within.sum(0)])
 
 
-def too_large(size: int, network: str = "--model") -> MachineError:
-    """The error that says what to do if ``size`` samples do not fit in memory. network: the flag of a smaller one."""
+def too_large(size: int, lighter: str) -> MachineError:
+    """The error that says what to do if ``size`` samples do not fit in memory. lighter: what to use if size is 1."""
     if size == 1:
-        return MachineError(f"out of memory at --micro-batch 1: use a smaller {network}")
+        return MachineError(f"out of memory at --micro-batch 1: use {lighter}")
     smaller = next(divisor for divisor in range(size // 2, 0, -1) if size % divisor == 0)
     return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {smaller}")

@@ -351,7 +351,7 @@ def test_a_read_only_folder(
         (PermissionError(errno.EACCES, "denied", "there/file"), 2, "there/file: no permission to read or write it"),
         (OSError(errno.EROFS, "read-only", "there/file"), 2, "there/file: no permission"),
         (FileNotFoundError(errno.ENOENT, "none", "there/file"), 2, "there/file does not exist"),
-        (MemoryError(), 1, "out of memory"),
+        (MemoryError(), 1, "fewer --workers or less --memory, where a command has them"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",

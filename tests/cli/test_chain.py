@@ -95,7 +95,7 @@ def test_the_chain_with_a_dinov2_from_a_folder(
     types(f"encode {photographs} --tokenizer {tmp_path / 'dino'} --image-size 64", "fit-gmm --modes 8")
     types("train --objective gm-kl --steps 2", "sample --steps 6 --guidance prob --num 24")
     shown = capsys.readouterr()
-    assert "become images by a decoder trained for it: pip install '.[rae]'" in shown.out
+    assert "become images by a decoder trained for it: run pip install '.[rae]'" in shown.out
     assert "no preview grids: latents of an encoder become images by a decoder alone; draw them with" in shown.err
     assert 0 < shown.err.index("latents alone will be written, and no images: ") < shown.err.index("sample: 24/24")
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["latents.h5", "sampling.json"]

@@ -101,7 +101,7 @@ def test_nothing_of_the_users_is_replaced(world, others, capsys):
         (lambda path: [path / "samples" / "latents.h5"], "holds no images but numbers"),
         (lambda path: [path / "statistics.npz"], "give it as --reference"),
         (lambda path: [path / "nchw.npz", "--reference", path / "folder", "--features", "tokenizer"], "no latents"),
-        (lambda path: [path / "folder", "--reference", path / "folder", "--trajectories", "5"], "--trajectories"),
+        (lambda path: [path / "folder", "--reference", path / "folder", "--trajectories", "5"], "remove the flag, or"),
         (lambda path: [path / "broken"], "none of its 1 images can be read"),
     ],
 )

@@ -23,6 +23,8 @@ from gmtool.evaluation.sweep_lines import (
 )
 from gmtool.evaluation.sweep_plots import _draw_score, _draw_tradeoff, draw_sweep
 from gmtool.evaluation.sweep_table import Axis, Sweep, SweepPoint
+from gmtool.stages.sweep.report import print_sweep
+from gmtool.stages.sweep.run import SweepReport
 
 
 def measured(metric: str, value: float, real: float | None) -> Figure:
@@ -190,9 +192,15 @@ def test_the_plots(sweep: Sweep, tmp_path: Path) -> None:
     assert [picture.read_bytes() for picture in drawn] == before
 
 
-def test_plots_of_what_was_not_measured_are_left_out(tmp_path: Path) -> None:
+def test_plots_of_what_was_not_measured_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the terminal shows none of them."""
     sweep = grid()
+    precise = tuple(replace(drawn_point, figures=(measured("precision", 0.5, None),)) for drawn_point in sweep.points)
+    print_sweep(SweepReport(tmp_path, replace(sweep, points=precise), 0))
+    assert "look at" not in capsys.readouterr().out
     only = tuple(replace(drawn_point, figures=drawn_point.figures[1:2]) for drawn_point in sweep.points)
     assert [picture.name for picture in draw_sweep(replace(sweep, points=only), tmp_path)] == ["score.png"]
     none = tuple(replace(drawn_point, figures=()) for drawn_point in sweep.points)
     assert draw_sweep(replace(sweep, points=none), tmp_path) == ()
+    print_sweep(SweepReport(tmp_path, sweep, 0))
+    assert "look at" in (shown := capsys.readouterr().out) and "score.png" in shown

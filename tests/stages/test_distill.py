@@ -15,7 +15,7 @@ from user import Stop, start_gmtool, torchrun
 
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import open_run
-from gmtool.errors import UserError
+from gmtool.errors import MachineError, UserError
 from gmtool.flow.coordinates import Plain, Whitened
 from gmtool.flow.source import GaussianSource, MixtureSource
 from gmtool.mixture.gaussian_mixture import GaussianMixture
@@ -23,7 +23,7 @@ from gmtool.nn.architecture import Conditions
 from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.sampling.model import load_network
-from gmtool.settings import changed, make
+from gmtool.settings import changed, make, settings_of
 from gmtool.stages.distill.config import DistillConfig
 from gmtool.stages.distill.plan import open_teacher
 from gmtool.stages.distill.run import distill, forecast
@@ -309,6 +309,21 @@ def test_what_does_not_fit_together_is_refused_in_a_line(small, teacher_of, tmp_
     ):
         with pytest.raises(UserError, match=words):
             sample(fm, tmp_path / "samples", changed(DRAWING, settings), Progress())
+
+
+@pytest.mark.slow
+def test_what_is_advised_is_advice_for_a_student(teacher_of, tmp_path, monkeypatch):
+    teacher = teacher_of()
+    refused(teacher, tmp_path / "student", "-m gmtool -- distill, or remove it", shard=True)
+
+    def losses_of(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("gmtool.training.task.Task.losses", losses_of)
+    with pytest.raises(MachineError) as caught:
+        student_of(teacher, tmp_path / "student", micro_batch="1")
+    assert str(caught.value).endswith("use --checkpoint-activations, or a smaller teacher")
+    assert "checkpoint_activations" in settings_of(DistillConfig)
 
 
 @pytest.mark.slow

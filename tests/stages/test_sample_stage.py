@@ -22,12 +22,14 @@ from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.artifacts.samples import open_samples
+from gmtool.cli.app import main
 from gmtool.errors import MachineError, UserError
 from gmtool.flow.coordinates import Whitened
 from gmtool.flow.solvers import SOLVERS
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
 from gmtool.progress import Progress
+from gmtool.sampling.drawing import Drawing
 from gmtool.sampling.labels import labels_of, modes_of
 from gmtool.sampling.model import TrainedModel, load_model
 from gmtool.sampling.plan import SamplePlan, make_plan
@@ -284,9 +286,10 @@ def test_a_folder_of_other_things_is_refused(make_run: MakeRun, tmp_path: Path) 
 
 
 def test_no_room(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
     monkeypatch.setattr("gmtool.artifacts.files.free_bytes", lambda path: 100)
     with pytest.raises(MachineError, match=r"needs .* KiB, but only 100 B are free"):
-        sample(make_run(), tmp_path / "samples", QUICK, Progress())
+        sample(run, tmp_path / "samples", QUICK, Progress())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -624,6 +627,30 @@ def test_weights_that_give_no_numbers(make_run: MakeRun, tmp_path: Path) -> None
     with pytest.raises(UserError, match="the samples are not finite"):
         sample(tmp_path / "run", tmp_path / "samples", QUICK, Progress())
     assert not (tmp_path / "samples").exists()
+
+
+def test_samples_that_diverged(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Drawing.draw
+    monkeypatch.setattr(Drawing, "draw", lambda *arguments: 1e6 * draw(*arguments))
+    with pytest.raises(UserError, match="of the samples are beyond the range of float16: use a smaller --guidance"):
+        sample(make_run(), tmp_path / "samples", QUICK, Progress())
+
+
+@pytest.mark.parametrize("inputs", [True, False])
+def test_the_next_command_can_work(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], inputs: bool
+) -> None:
+    """The run may say which latents it was trained on, or not, as an imported one."""
+    folder = shutil.copytree(make_run(), tmp_path / "run")
+    if not inputs:
+        record = json.loads((folder / "config.json").read_text())
+        del record["checksum"]
+        (folder / "config.json").write_text(json.dumps({**record, "inputs": []}))
+    samples = tmp_path / "samples"
+    assert main(["sample", str(folder), str(samples), "--num", "1", "--steps", "1", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert ": 1 sample of step 2 by " in shown
+    assert shown.endswith(f"Next: gmtool eval {samples}{'' if inputs else ' --reference IMAGES'}\n")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', "\x00\xff"])

@@ -255,7 +255,7 @@ def test_what_is_there_is_not_replaced(place: Path, trained: Path, tmp_path: Pat
         execute(arguments(place, tmp_path / "other", "--noise-tau", "0.5"))
     (place / "images" / "new.png").write_bytes((place / "images" / "0.png").read_bytes())
     try:
-        with pytest.raises(UserError, match="with other images than these"):
+        with pytest.raises(UserError, match="was trained with other images: choose"):
             execute(arguments(place, tmp_path / "other", "--hold-out", "1"))
     finally:
         (place / "images" / "new.png").unlink()

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from torch import Tensor
 
 import gmtool
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import GmtoolError, UserError
 from gmtool.progress import Progress
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.encode.run import encode_images
@@ -91,6 +93,25 @@ def test_every_row_leads_to_a_family(name: str) -> None:
 def test_an_unknown_name_is_a_newer_version_s() -> None:
     with pytest.raises(UserError, match="unknown to this gmtool: upgrade"):
         build_tokenizer(TokenizerSpec("from the future", {}), CPU)
+
+
+def test_a_model_that_is_gone_is_named_and_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from a record: what reads one need not have a --tokenizer."""
+
+    def download(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for model, words in {
+        str(tmp_path / "gone"): f"the tokenizer {tmp_path / 'gone'} is no longer there: put its folder back",
+        "owner/name": "(no network?): put it back into the Hugging Face cache, or set HF_HOME to one that holds it",
+    }.items():
+        for name in (name for name in TOKENIZERS if family_of(name).weights):
+            spec = TokenizerSpec(name, {"model": model, "weights": "0", "image_size": 32})
+            for read in (lambda spec: build_tokenizer(spec, CPU), lambda spec: latent_sizes(spec, 1)):
+                with pytest.raises(GmtoolError) as caught:
+                    read(spec)
+                assert words in str(caught.value) and "--" not in str(caught.value)
 
 
 def test_nothing_outside_asks_for_a_tokenizer_by_name() -> None:

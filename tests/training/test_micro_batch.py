@@ -113,9 +113,10 @@ def test_auto_takes_the_largest_that_fits(case: str, limit: int, largest: int) -
     assert stepper.state.optimizer.state() == {}
 
 
-def test_a_model_that_never_fits() -> None:
-    with pytest.raises(MachineError, match="a single image does not fit on the GPU: use a smaller --model"):
-        largest_that_fits(at_most(0, stepper_of("fm"), []), 12, CPU)
+@pytest.mark.parametrize("lighter", ["a smaller --model", "a smaller teacher"])
+def test_a_model_that_never_fits(lighter: str) -> None:
+    with pytest.raises(MachineError, match=f"a single image does not fit on the GPU: use {lighter}"):
+        largest_that_fits(at_most(0, replace(stepper_of("fm"), lighter=lighter), []), 12, CPU)
 
 
 def test_other_errors_of_a_trial_are_not_hidden() -> None:
@@ -135,10 +136,10 @@ def test_memory_ends_in_other_words_too(error: Exception) -> None:
         largest_that_fits(with_losses(stepper_of("fm"), broken), 12, CPU)
 
 
-@pytest.mark.parametrize(("size", "words"), [(12, "--micro-batch 12: try --micro-batch 6"), (1, "a smaller --model")])
+@pytest.mark.parametrize(("size", "words"), [(12, "--micro-batch 12: try --micro-batch 6"), (1, "1: use another")])
 def test_out_of_memory_names_the_micro_batch_to_try(size: int, words: str) -> None:
     with pytest.raises(MachineError, match=words):
-        at_most(0, stepper_of("fm", size), []).take(batch(12), 0, 0)
+        at_most(0, replace(stepper_of("fm", size), lighter="another"), []).take(batch(12), 0, 0)
 
 
 def test_what_is_asked_is_taken() -> None:

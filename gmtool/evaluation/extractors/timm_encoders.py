@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmtool.errors import MachineError, UserError
+from gmtool.errors import MachineError, UserError, install
 from gmtool.evaluation.extractors import Described, ExtractorSettings, extractor_row
 from gmtool.evaluation.extractors.vision import VisionExtractor, WeightSource
 from gmtool.progress import Progress
@@ -42,7 +42,7 @@ class TimmEncoder:
         try:
             import_module("timm")  # which is wanted before a long download
         except ImportError as error:
-            raise MachineError(f"{self.name} needs timm: pip install '.[fdr]' ({error})") from error
+            raise MachineError(f"{self.name} needs timm: {install('fdr')} ({error})") from error
         return self._source(settings).prepare(patience)
 
     def feature_size(self, settings: ExtractorSettings, _: Described | None) -> int:

@@ -186,7 +186,8 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
         if not run.on_gpu:
             plan, cost = affordable(wanted, precision, matmul * run.config.seconds, fits_in_memory)
         batch = GPU_BATCH if run.on_gpu else min(CPU_BATCH, wanted.batch_size)
-        plan = plan_training(changed(asked, {"batch_size": batch, "model": plan.model}), facts, run.on_gpu)
+        asked = changed(asked, {"batch_size": batch, "model": plan.model})
+        plan = replace(plan_training(asked, facts, run.on_gpu), lighter="a --preset with a smaller network")
         inputs = open_inputs(plan, latents, gmm, World(device=run.device))
         model, stepper = make_stepper(inputs, new_state(inputs))
         images = next(open_data(inputs).batches(Position()))

@@ -34,6 +34,7 @@ def command(
 
     Example: gmtool distill run student --evaluations 1 --guidance cfg --guidance-scale 2.7 --guidance-interval 0,0.6
     """
+    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.distill.run import distill, forecast
     from gmtool.stages.sample.following import sample_command
@@ -44,4 +45,4 @@ def command(
         return
     report = distill(run, student, config, ConsoleProgress())
     following = sample_command(student, default=False)
-    print(f"{student}: {report.steps:,} steps, {report.parameters:,} parameters. Next: {following}")
+    print(f"{student}: {counted(report.steps, 'step')}, {report.parameters:,} parameters. Next: {following}")

@@ -147,6 +147,7 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
         settings=flat,
         stage="distill",
         teaching=Teaching(run.architecture, run.method, asked),
+        lighter="--checkpoint-activations, or a smaller teacher",
     )
 
 

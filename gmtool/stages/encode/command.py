@@ -50,17 +50,17 @@ def command(
 
 
 def _print_report(report: EncodeReport) -> None:
-    from gmtool.artifacts.files import human_bytes
+    from gmtool.artifacts.files import counted, human_bytes
     from gmtool.console import duration
 
     shape = " x ".join(map(str, report.shape))
     took = f", in {duration(report.seconds)}" if report.fresh else ""
     print(
-        f"{report.path}: {report.samples:,} samples of {shape}, descriptors of {report.descriptor_size}, "
+        f"{report.path}: {counted(report.samples, 'sample')} of {shape}, descriptors of {report.descriptor_size}, "
         f"{report.classes} classes, {human_bytes(report.bytes)}{took}"
     )
     if report.skipped:
-        print(f"skipped {len(report.skipped):,} images that cannot be read:")
+        print(f"skipped {counted(len(report.skipped), 'image')} that cannot be read:")
         for bad in report.skipped[:LISTED]:
             print(f"  {bad.name}: {bad.reason}")
         if len(report.skipped) > LISTED:

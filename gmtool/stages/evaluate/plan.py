@@ -152,12 +152,17 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
     reference = _reference(subject, config)
     for name, path in (("--write-reference", config.write_reference), ("--nearest", config.nearest)):
         if path is not None and not len(reference):
-            raise UserError(f"{name}: {reference.path} holds no images, of which it would be: remove one of them")
+            raise UserError(
+                f"{name} needs real images, and {reference.path} holds statistics alone: remove the flag, or give "
+                "images as --reference"
+            )
     if len(reference) == 1:
         raise UserError(f"{reference.path} holds 1 image: a distribution takes 2 at least")
     if config.trajectories:
         if subject.folder is None:
-            raise UserError(f"--trajectories: {subject.path} was not drawn by gmtool: leave it out, or score it alone")
+            raise UserError(
+                f"--trajectories: {subject.path} was not drawn by gmtool: remove the flag, or leave these images out"
+            )
         run_of(subject.folder)
     described = _described(subject, reference)
     lacking = {} if described is not None else {"tokenizer": f"{subject.path} comes with no latents of a tokenizer"}

@@ -125,4 +125,4 @@ def _draw_distances(axes: Axes, metrics: FitMetrics, name: str, what: str) -> No
     bars = axes.bar(["one Gaussian", "spherical", "diagonal"], values)
     axes.bar_label(bars, fmt="%.4g")
     low, high = min(values), max(values)
-    axes.set(title=f"{what}, a latent entry", ylim=(low - 0.5 * (high - low) - 0.01, high + 0.2 * (high - low) + 0.01))
+    axes.set(title=f"{what} per latent entry", ylim=(low - 0.5 * (high - low) - 0.01, high + 0.2 * (high - low) + 0.01))

@@ -32,7 +32,7 @@ def command(
     """
     import datetime
 
-    from gmtool.artifacts.files import human_bytes
+    from gmtool.artifacts.files import counted, human_bytes
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.report.plan import plan_report
     from gmtool.stages.report.run import report
@@ -43,4 +43,4 @@ def command(
         return
     page = report(given, config, ConsoleProgress(), datetime.date.today())
     left_out = f", {page.left_out} left out" if page.left_out else ""
-    print(f"wrote {page.path}: {page.artifacts} artifacts{left_out}, {human_bytes(page.bytes)}")
+    print(f"wrote {page.path}: {counted(page.artifacts, 'artifact')}{left_out}, {human_bytes(page.bytes)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmtool.artifacts.files import check_writable, resolved
+from gmtool.artifacts.files import check_writable, counted, resolved
 from gmtool.artifacts.manifest import KINDS
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
@@ -31,7 +31,7 @@ class ReportPlan:
         """What is read and written."""
         artifacts = self.collection.artifacts
         return Forecast(
-            title=f"Would show {len(artifacts)} artifact{'s' if len(artifacts) != 1 else ''} on one page",
+            title=f"Would show {counted(len(artifacts), 'artifact')} on one page",
             reads=tuple(FileSize(artifact.path, None) for artifact in artifacts),
             writes=(FileSize(self.page, None),),
             work=tuple(

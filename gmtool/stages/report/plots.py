@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gmtool.artifacts.files import counted
 from gmtool.stages.report.contents import Contents, RunFacts
 from gmtool.stages.report.curves import QUARTERS
 from gmtool.stages.report.scores import ScoreTable, axes_of, lines_of, short
@@ -61,9 +62,7 @@ def _score_chart(table: ScoreTable, colours: Mapping[str, int]) -> dict[str, Any
         axes[axis] = {"label": words, "lines": lines}
     first = table.columns[0].label if table.columns else "Scores"
     count = len(next(iter(axes.values()))["lines"])
-    alternative = (
-        f"{first} over network evaluations, {count} line{'s' if count > 1 else ''}; the values are in the table below"
-    )
+    alternative = f"{first} over network evaluations, {counted(count, 'line')}; the values are in the table below"
     return {
         "title": "",
         "marks": True,

@@ -27,6 +27,7 @@ def command(
 
     Example: gmtool sample --steps 6 --guidance prob --guidance-scale 0.2 --num 5000
     """
+    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.sample.run import plan_samples, sample
 
@@ -34,8 +35,9 @@ def command(
         print_forecast(plan_samples(run, samples, config).forecast())
         return
     report = sample(run, samples, config, ConsoleProgress())
-    print(f"{samples}: {report.count:,} samples of step {report.step:,} by {report.plan.words}")
+    print(f"{samples}: {counted(report.count, 'sample')} of step {report.step:,} by {report.plan.words}")
     if report.no_images is not None:
         print(f"no images: {report.no_images}")
     else:
-        print(f"look at {samples / 'grid.png'}. Next: gmtool eval {quoted(samples)}")
+        reference = "" if report.has_reference else " --reference IMAGES"
+        print(f"look at {samples / 'grid.png'}. Next: gmtool eval {quoted(samples)}{reference}")

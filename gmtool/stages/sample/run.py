@@ -47,17 +47,23 @@ PLAN = "plan.json"
 """What an unfinished folder is being made by."""
 REMOVE = "remove it, and run the same command again"
 """The remedy for a damaged batch."""
+DIVERGED = "use a smaller --guidance-scale, or an earlier --checkpoint"
+"""The remedy for samples that have diverged."""
 
 
 @dataclass(frozen=True)
 class SampleReport:
-    """The folder, its number of images (or of latents without a decoder), how they were drawn, and why not decoded."""
+    """The folder, its number of images (or of latents without a decoder), how they were drawn, and why not decoded.
+
+    has_reference: whether the record says which latents the run was trained on, for `gmtool eval` to compare with.
+    """
 
     folder: Path
     count: int
     plan: SamplePlan
     step: int
     no_images: str | None
+    has_reference: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +154,8 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
             _assemble(job, tokenizer)
             job.output.publish()
         world.barrier()
-    return SampleReport(folder, len(job.drawing), job.plan, job.drawing.checkpoint.step, no_images)
+    has_reference = any(entry.role == "latents" for entry in job.inputs)
+    return SampleReport(folder, len(job.drawing), job.plan, job.drawing.checkpoint.step, no_images, has_reference)
 
 
 def plan_samples(run_path: Path, folder: Path, config: SampleConfig) -> SampleJob:
@@ -195,7 +202,7 @@ def _draw(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, worl
 def _draw_batch(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, batch: range) -> None:
     """Draw and decode a batch into its file, and its pictures."""
     latents = job.drawing.draw(model, batch)
-    arrays = {"latents": torch.from_numpy(to_float16(latents.cpu().numpy(), "the samples"))}
+    arrays = {"latents": torch.from_numpy(to_float16(latents.cpu().numpy(), "the samples", DIVERGED))}
     if tokenizer is not None:
         images = tokenizer.decode(latents, truncate=job.plan.truncates)
         arrays["descriptors"] = tokenizer.describe(images)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmtool.artifacts.files import resolved
+from gmtool.artifacts.files import counted, resolved
 from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.run import CONFIG, RunFolder, open_run
 from gmtool.distributed import World, join
@@ -14,7 +14,7 @@ from gmtool.errors import UserError
 from gmtool.evaluation.extractors import Described
 from gmtool.evaluation.feature_plan import PlannedFeatures, plan_features
 from gmtool.evaluation.references import Reference, open_reference, open_training_latents, same_tokenizer
-from gmtool.evaluation.sweep_table import Axis, points_in_words
+from gmtool.evaluation.sweep_table import Axis
 from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
 from gmtool.settings import flag
@@ -85,7 +85,7 @@ class SweepPlan:
                 ("features", ", ".join(feature.name for feature in features)),
                 ("reference", f"{len(self.reference):,} images" if len(self.reference) else "mu and sigma alone"),
                 ("metrics", ", ".join(metrics)),
-                *(("skipped", f"{points_in_words(skipped.count)}: {skipped.reason}") for skipped in grid.skipped),
+                *(("skipped", f"{counted(skipped.count, 'point')}: {skipped.reason}") for skipped in grid.skipped),
                 *((("drawn once", f"{grid.repeated:,} repeated points"),) if grid.repeated else ()),
             ),
             choices=tuple(feature.choice for feature in features) if self.config.extractor.automatic else (),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from gmtool.artifacts.files import counted
+from gmtool.artifacts.sweep import PRECISION_RECALL, SATURATION, SCORE
 from gmtool.console import print_table
 from gmtool.evaluation.metrics import label, metrics_by_name
 from gmtool.evaluation.sweep_lines import Group, best_of, run_names, setting_words, value_of
 from gmtool.evaluation.sweep_plots import score_metrics
-from gmtool.evaluation.sweep_table import RUN, Sweep, points_in_words, split_name
+from gmtool.evaluation.sweep_table import RUN, Sweep, split_name
 from gmtool.stages.sweep.run import SweepReport
 
 ROWS = 40
@@ -23,7 +25,7 @@ def print_sweep(report: SweepReport) -> None:
     names = run_names(sweep)
     axes = [axis.setting for axis in sweep.axes]
     metrics = sweep.metrics[:COLUMNS]
-    title = f"{points_in_words(len(groups))} against {sweep.reference_kind} {sweep.reference}, by {sweep.extractor}"
+    title = f"{counted(len(groups), 'point')} against {sweep.reference_kind} {sweep.reference}, by {sweep.extractor}"
     if len(shown) < len(groups):
         title += f"; the best {len(shown)}"
     print_table(
@@ -41,14 +43,16 @@ def print_sweep(report: SweepReport) -> None:
     for group, best in _best(sweep):
         point = group[0]
         words = [names[point.run]] if len(names) > 1 else []
-        words += [point.plan["solver"], f"{point.evaluations:,} evaluation{'s' * (point.evaluations > 1)}"]
+        words += [point.plan["solver"], counted(point.evaluations, "evaluation")]
         words += [setting_words(point, axis) for axis in axes if axis not in (RUN, "solver", "steps")]
         scores = ", ".join(f"{_label(sweep, metric)} {value_of(group, metric)}" for metric in best)
         print(f"\nbest {scores}: {', '.join(word for word in words if word)}\n  {point.command}")
     for skipped in sweep.skipped:
         print(f"\n{skipped}")
     again = "" if report.drawn == len(sweep.points) else f" ({report.drawn:,} drawn now, the others earlier)"
-    print(f"\n{report.folder}: {points_in_words(len(sweep.points))}{again}; look at {report.folder / 'score.png'}")
+    plots = [report.folder / name for name in (SCORE, PRECISION_RECALL, SATURATION) if (report.folder / name).exists()]
+    look = f"; look at {plots[0]}" if plots else ""
+    print(f"\n{report.folder}: {counted(len(sweep.points), 'point')}{again}{look}")
 
 
 def _shown(sweep: Sweep) -> tuple[Group, ...]:

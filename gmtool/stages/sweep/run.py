@@ -75,7 +75,7 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
     tokenizers = open_tokenizers(plan)
     side = _common_side(tokenizers)
     with plan.output.locked(world.first):
-        check_space(plan.output.target, _bytes_needed(plan, side), "the images of a point")
+        check_space(plan.output.target, _bytes_needed(plan, side), "the folder")
         judge = open_judge(plan, side, progress)
         tasks = [Task(point, key) for point, key in zip(plan.grid.points, keys_of(plan, judge), strict=True)]
         if world.first:

@@ -38,12 +38,14 @@ def command(
     if dry_run:
         _print_forecast(latents, run, config, preset, price)
         return
+    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress
     from gmtool.stages.sample.following import sample_command
     from gmtool.stages.train.run import train
 
     report = train(latents, run, config, ConsoleProgress())
-    print(f"{run}: {report.steps:,} steps, {report.parameters:,} parameters. Next: {sample_command(run)}")
+    steps = counted(report.steps, "step")
+    print(f"{run}: {steps}, {report.parameters:,} parameters. Next: {sample_command(run)}")
 
 
 def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str | None, price: float | None) -> None:

@@ -47,7 +47,8 @@ class TrainPlan:
     """A resolved run; the resolved values of defaults in ``config`` are in the other fields.
 
     choices: what was settled by what is there. settings: all flags as they are recorded. focal: the power of the
-    weights of modes, 0 for none. stage: the command. teaching: what a step of a student asks of its teacher.
+    weights of modes, 0 for none. stage: the command. teaching: what a step of a student asks of its teacher. lighter:
+    what takes less memory, for messages.
     """
 
     config: TrainerConfig
@@ -62,6 +63,7 @@ class TrainPlan:
     focal: float = 0.0
     stage: str = "train"
     teaching: Teaching | None = None
+    lighter: str = "--checkpoint-activations, or a smaller --model"
 
     def cost(self, precision: torch.dtype) -> StepCost:
         """The cost of a step."""

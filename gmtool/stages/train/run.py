@@ -31,7 +31,7 @@ from gmtool.nn.network import Network
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype
 from gmtool.sampling.model import TrainedModel
-from gmtool.stages.resumed_settings import all_taken, equal, expect_same_settings
+from gmtool.stages.resumed_settings import all_taken, another, equal, expect_same_settings
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, files_of, open_data, open_inputs
 from gmtool.stages.train.monitoring import is_watched, monitoring_of
@@ -139,9 +139,8 @@ def run_training(inputs: TrainInputs, used: Sequence[Input], run_path: Path, pro
             progress.note(all_taken(run_path, at.step, config.schedule.follows_the_steps))
             _make_up(run, inputs, state, at, progress)
             return replace(report, resumed_from=at.step, steps=at.step)
-        check_space(
-            run.checkpoints / "next", (config.loop.keep + 1) * checkpoint_bytes(plan, parameters), "the checkpoints in"
-        )
+        needed = (config.loop.keep + 1) * checkpoint_bytes(plan, parameters)
+        check_space(run.checkpoints, needed, "the folder", inside=True)
         for choice in plan.choices:
             progress.note(f"{choice.flag} {choice.value}: {choice.why}")
         if world.first:
@@ -225,7 +224,7 @@ def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[Train
     config, model = plan.config, averaged_model(inputs, state)
     teach = None if inputs.teacher is None else inputs.teacher.of(model.method)
     task = task_of(plan.method, state.network, teach)
-    stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world)
+    stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world, lighter=plan.lighter)
     count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
     if config.compute.shard:
         estimate = partial(plan.cost(model.precision).memory, averages=len(state.averages), shards=world.size)
@@ -266,7 +265,9 @@ def _check_processes(plan: TrainPlan, world: World) -> None:
         near = max(1, round(plan.batch_size / world.size)) * world.size
         raise UserError(f"--batch-size {plan.batch_size} is not divisible by {world.size} processes; use {near}")
     if plan.config.compute.shard and world.size == 1:
-        raise UserError("--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- train, or remove it")
+        raise UserError(
+            f"--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- {plan.stage}, or remove it"
+        )
 
 
 def open_begun(path: Path, plan: TrainPlan, used: Sequence[Input]) -> RunFolder | None:
@@ -318,9 +319,7 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: Sequence[Input]) -> No
     for entry in inputs:
         known = run.manifest.input(entry.role)
         if known is None or not _is_known(entry, known.fingerprint):
-            raise UserError(
-                f"{run.path} was trained on another {entry.role} file than {entry.path}: choose another folder"
-            )
+            raise UserError(f"{run.path} was trained on {another(entry.role)} than {entry.path}: choose another folder")
 
 
 def _is_known(entry: Input, recorded: str) -> bool:

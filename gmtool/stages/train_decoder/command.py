@@ -47,11 +47,13 @@ def command(
             print(load_preset(preset).heading)
         print_forecast(estimate, price)
         return
+    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress
     from gmtool.stages.train_decoder.run import train_decoder
 
     report = train_decoder(images, decoder, config, ConsoleProgress())
+    steps = counted(report.steps, "step")
     print(
-        f"{decoder}: {report.steps:,} steps, {report.parameters:,} parameters. "
+        f"{decoder}: {steps}, {report.parameters:,} parameters. "
         f"Next: gmtool reconstruct {quoted(images)} --decoder {quoted(decoder)}"
     )

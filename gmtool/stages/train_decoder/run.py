@@ -36,7 +36,7 @@ from gmtool.reconstruction.state import DecoderState, make_discriminator_state
 from gmtool.reconstruction.step import DecoderStepper, DiscriminatorLoss, ImageBatch, Weights
 from gmtool.runtime import allow_tf32, compute_dtype, to_device
 from gmtool.settings import as_flags
-from gmtool.stages.resumed_settings import all_taken, equal, expect_same_settings
+from gmtool.stages.resumed_settings import all_taken, another, equal, expect_same_settings
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.forecast import cost_of
 from gmtool.stages.train_decoder.monitoring import HeldOut, events_of
@@ -122,7 +122,8 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
             progress.note(all_taken(folder, at.step, config.follows_the_steps))
         else:
             _tell(parts, folder, progress)
-            check_space(run.checkpoints / "next", (config.loop.keep + 2) * _checkpoint_bytes(parts), "checkpoints in")
+            needed = (config.loop.keep + 2) * _checkpoint_bytes(parts)
+            check_space(run.checkpoints, needed, "the folder", inside=True)
             if world.first:
                 update_decoder_settings(run, plan.settings)
         _loop(run, parts, at, progress)
@@ -205,6 +206,7 @@ def _stepper(parts: _Parts) -> DecoderStepper:
         clip=config.optimizer.clip_at,
         autocast=lambda: _autocast(config, world),
         world=world,
+        lighter="--checkpoint-activations, or a smaller " + ("--size" if plan.size else "--init"),
     )
     count = plan.batch_size // world.size
     return replace(stepper, micro_batch=choose_micro_batch(stepper, config.loop.micro_batch, count, world.device))
@@ -386,7 +388,7 @@ def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input], w
     known = run.manifest.details["weights"]
     changed += [name for name, digest in weights.items() if known.get(name) != digest]
     if changed:
-        raise UserError(f"{run.path} was trained with other {changed[0]} than these: choose another folder")
+        raise UserError(f"{run.path} was trained with {another(changed[0])}: choose another folder")
 
 
 def _is_known(entry: Input, recorded: Input | None) -> bool:

@@ -150,7 +150,7 @@ def test_what_is_missing_is_one_line(weights, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="twice"):
         ExtractorSettings("fdr6,fdr-mae")
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MachineError, match=r"needs timm: pip install .*fdr"):
+    with pytest.raises(MachineError, match=r"needs timm: run pip install .*fdr"):
         opened("fdr-mae", weights)
 
 

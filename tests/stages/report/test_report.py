@@ -395,6 +395,8 @@ def test_as_it_is_typed(
     monkeypatch.chdir(tmp_path)
     assert main(["report", "union/", "union-1/", "shown.html"]) == 0
     assert "wrote shown.html: 2 artifacts, " in capsys.readouterr().out
+    assert main(["report", "union/", "shown.html"]) == 0
+    assert "wrote shown.html: 1 artifact, " in capsys.readouterr().out
     assert main(["report"]) == 0  # all that is here
     assert "wrote report.html: 9 artifacts, " in capsys.readouterr().out
     assert main(["report", "--dry-run"]) == 0
