@@ -95,6 +95,15 @@ class LatentsFile(Hdf5Reader):
         with reading(self.path, _REPAIR):
             return tuple(name.decode() for name in self.column("names"))
 
+    def image_numbers(self) -> np.ndarray:
+        """A number for every sample's image, (N,) int64 from 0: mirrored copies have that of their image.
+
+        Raises UserError when the file is damaged.
+        """
+        if not self.flipped.any():
+            return np.arange(len(self))
+        return np.unique(np.array(self.names()), return_inverse=True)[1]
+
     def verify_content(self) -> None:
         """Raise UserError unless names, labels, descriptors, moments and tokenizer are those that were written.
 

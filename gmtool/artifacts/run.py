@@ -134,13 +134,18 @@ class RunFolder:
     @property
     def origin(self) -> Origin:
         """The origin of the run's latents."""
-        details = self.manifest.details
-        return Origin(self.classes, self.tokenizer(), details["descriptor_size"], details.get("class_counts"))
+        size = self.manifest.details["descriptor_size"]
+        return Origin(self.classes, self.tokenizer(), size, self.class_counts)
+
+    @property
+    def class_counts(self) -> Sequence[int] | None:
+        """The images of each class that were trained on, None where the record does not say."""
+        return self.manifest.details.get("class_counts")
 
     @property
     def sampled_classes(self) -> tuple[int, ...]:
         """The classes that had images in training; all, where the record does not say."""
-        counts = self.manifest.details.get("class_counts")
+        counts = self.class_counts
         return tuple(index for index in range(len(self.classes)) if counts is None or counts[index])
 
     def statistics(self) -> LatentStatistics:

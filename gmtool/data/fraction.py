@@ -72,9 +72,7 @@ def part_of_data(latents: LatentsFile, fraction: float, seed: int) -> np.ndarray
     """
     if fraction == 1:
         return np.arange(len(latents))
-    images = np.arange(len(latents))
-    if latents.flipped.any():
-        images = np.unique(np.array(latents.names()), return_inverse=True)[1]
+    images = latents.image_numbers()
     count = int(images.max()) + 1
     if fraction * count < 1:
         raise UserError(f"--fraction {fraction:g} of the {count} images of {latents.path} is less than one: raise it")

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from gmtool.errors import UserError, install
 from gmtool.flow.model import Predict, VelocityModel
-from gmtool.flow.objective import mixture_nll
 from gmtool.flow.path import interpolate, velocity
 from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
@@ -122,5 +121,5 @@ def velocity_nll(predict: Predict, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     predicted = predict(interpolate(x, z, t), t)
     if not isinstance(predicted, GaussianMixture):
         raise TypeError("the network predicts a velocity, not a mixture")
-    per_position = mixture_nll(predicted, velocity(x, z)).flatten(1).mean(1)
-    return per_position / x.shape[1] + 0.5 * LOG_TWO_PI
+    # a density at any std, unlike the loss, which limits 1 / std
+    return -predicted.log_density(velocity(x, z)).flatten(1).mean(1) / x.shape[1]

@@ -108,3 +108,20 @@ def test_the_nll_of_a_velocity_is_that_of_its_mixture():
     torch.testing.assert_close(nll, expected.flatten(1).mean(1))
     with pytest.raises(TypeError, match="velocity, not a mixture"):
         velocity_nll(lambda x_t, _: x_t, x, z, t)
+
+
+def test_the_nll_of_a_velocity_is_a_density_at_any_std():
+    """A narrow Gaussian around the velocity: the mean NLL is its entropy, far below -log 1e4."""
+    x, z = data(500), torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    std, noise = 1e-6, torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    nll = velocity_nll(
+        lambda x_t, _: GaussianMixture(
+            (z - x + std * noise).unsqueeze(1), x_t.new_zeros(500, 1, 1, 2, 2), x_t.new_full((500, 1, 1, 1, 1), std**2)
+        ),
+        x,
+        z,
+        torch.full((500,), 0.25, dtype=torch.float64),
+    )
+    expected = 0.5 * noise.square() + math.log(std) + 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(nll, expected.flatten(1).mean(1))
+    assert float(nll.mean()) == pytest.approx(0.5 + math.log(std) + 0.5 * math.log(2 * math.pi), abs=0.1)

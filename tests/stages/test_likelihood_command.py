@@ -10,16 +10,20 @@ import torch
 from small import Small
 
 from gmtool.artifacts.gmm import open_gmm
-from gmtool.artifacts.latents import open_latents
-from gmtool.artifacts.run import open_run
+from gmtool.artifacts.latents import Provenance, open_latents, write_latents
+from gmtool.artifacts.run import STATISTICS, open_run
+from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.cli.app import main
+from gmtool.nn.architecture import Conditions
 from gmtool.progress import Progress
+from gmtool.sampling.sampler import conditions_of
 from gmtool.settings import make
 from gmtool.stages.likelihood.config import LikelihoodConfig
 from gmtool.stages.likelihood.report import LikelihoodReport
 from gmtool.stages.likelihood.run import likelihood
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
+from gmtool.training.batches import fresh_assignments
 
 TRAINING = {"steps": 1, "batch_size": 16, "preview_every": 0, "device": "cpu", "lr": 1e-6}
 FEW = make(LikelihoodConfig, {"num": 20, "batch_size": 7, "device": "cpu", "times": 2})
@@ -38,6 +42,8 @@ def runs(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     settings = {
         "fm": {"objective": "fm", "condition": "class"},
         "mm-fm": {"objective": "mm-fm", "condition": "none"},
+        "classes": {"objective": "mm-fm", "condition": "class"},
+        "apart": {"objective": "fm", "source": "gmm", "coupling": "independent", "condition": "mode"},
         "union": {"objective": "gm-kl", "source": "gmm"},
     }
     for name, given in settings.items():
@@ -62,6 +68,24 @@ def gaussian(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     return terms.reshape(*terms.shape[:-3], -1).sum(-1)
 
 
+def every_third(small: Small, path: Path, classes: bool = True, copies: int = 1) -> Path:
+    """A file of every third latent, ``copies`` of it, of which the second counts as mirrored."""
+    with open_latents(small.latents("classes")) as latents:
+        part = np.arange(0, len(latents), 3).repeat(copies)
+        write_latents(
+            path,
+            patches=latents.patches(part),
+            descriptors=latents.descriptors(part),
+            labels=np.where(classes, latents.labels[part], -1),
+            names=[latents.names()[row] for row in part],
+            classes=latents.classes if classes else [],
+            tokenizer=latents.tokenizer,
+            provenance=Provenance("encode", {}),
+            flipped=np.arange(len(part)) % copies == 1,
+        )
+    return path
+
+
 def modes(small: Small, run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, and means and deviations in normalised latents."""
     statistics = open_run(run).statistics()
@@ -69,6 +93,39 @@ def modes(small: Small, run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         every = np.arange(len(gmm))
         mean = statistics.normalise(torch.from_numpy(gmm.patch_mean(every))).numpy()
         return gmm.weights, mean, gmm.patch_std(every) / statistics.std.numpy()
+
+
+def probable_modes(small: Small, weights: np.ndarray) -> list[int]:
+    """The most probable mode that has a weight, of every third image; where none is probable, that of most weight."""
+    with open_gmm(small.gmm("classes")) as gmm, open_latents(small.latents("classes")) as latents:
+        assignments = fresh_assignments(gmm, torch.device("cpu"))
+        kept = assignments.posterior(torch.from_numpy(latents.descriptors(slice(None, None, 3))) - assignments.centre)
+    chosen = []
+    for row, probabilities in zip(kept.modes.tolist(), kept.probabilities.tolist(), strict=True):
+        possible = [mode for mode, p in zip(row, probabilities, strict=True) if p > 0 and weights[mode] > 0]
+        chosen.append(possible[0] if possible else int(weights.argmax()))
+    return chosen
+
+
+def weighted(run: Path, path: Path, weights: np.ndarray) -> Path:
+    """A copy of a run, whose p(mode | class) are ``weights`` (classes or 1, K)."""
+    shutil.copytree(run, path)
+    tensors = read_tensors(path / STATISTICS)
+    write_tensors(path / STATISTICS, tensors | {"mode_weights": torch.from_numpy(weights).float()})
+    return path
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The class labels that the network is given."""
+    given = []
+
+    def conditions(model, known, classes, chosen) -> Conditions:
+        given.extend(classes.tolist())
+        return conditions_of(model, known, classes, chosen)
+
+    monkeypatch.setattr("gmtool.stages.likelihood.run.conditions_of", conditions)
+    return given
 
 
 def test_a_flow_that_stands_still_has_its_sources_density(small: Small, runs: dict[str, Path]) -> None:
@@ -101,6 +158,72 @@ def test_a_union_is_bounded_by_its_most_probable_mode(small: Small, runs: dict[s
     assert report.bound and every.mean() - 0.02 < report.normalised[0]
     assert report.normalised[0] == pytest.approx(best.mean(), abs=0.2)
     assert report.velocity is not None and np.isfinite(report.velocity).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", [[], [0], [1, 2, 3]])
+def test_the_bound_is_by_a_mode_that_occurs_and_the_source_apart_from_it_is_the_mixture(
+    missing: list[int], small: Small, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """-log p(x) <= -log w_k - log p(x | k) for any w_k > 0; missing: modes of weight 0."""
+    x, _ = normalised(small, runs["apart"])
+    weights, mean, std = modes(small, runs["apart"])
+    weights[missing] = 0
+    weights /= weights.sum()
+    run = weighted(runs["apart"], tmp_path / "run", weights[None])
+    chosen = probable_modes(small, weights)
+    assert missing or len(set(chosen)) == 4
+    with np.errstate(divide="ignore"):
+        density = np.logaddexp.reduce(np.log(weights) + gaussian(x[:, None], mean, std), axis=1)
+    expected = -(np.log(weights[chosen]) + density) / x[0].size
+    report = likelihood_of(small.latents("classes"), run)
+    assert report.bound and report.normalised[0] == pytest.approx(expected.mean(), abs=2e-3)
+
+
+@pytest.mark.slow
+def test_an_image_without_a_class_comes_from_the_modes_of_all_classes(
+    small: Small, runs: dict[str, Path], tmp_path: Path, labels: list[int]
+) -> None:
+    x, _ = normalised(small, runs["classes"])
+    weights, mean, std = modes(small, runs["classes"])
+    expected = -np.logaddexp.reduce(np.log(weights) + gaussian(x[:, None], mean, std), axis=1) / x[0].size
+    report = likelihood_of(every_third(small, tmp_path / "latents.h5", classes=False), runs["classes"])
+    assert report.normalised[0] == pytest.approx(expected.mean(), abs=2e-3) and not report.bound
+    assert set(labels) == {3}  # the null label
+
+
+@pytest.mark.slow
+def test_the_mode_of_an_image_without_a_class_weighs_as_in_all_classes(
+    small: Small, runs: dict[str, Path], tmp_path: Path, labels: list[int]
+) -> None:
+    """The bound is lower by log p(mode | class) - log p(mode) with the class than without, as the flow is the same."""
+    weights = np.full((3, 4), 0.1) + 0.6 * np.eye(3, 4)
+    together = np.array([30, 20, 10]) / 60 @ weights
+    run = weighted(runs["union"], tmp_path / "run", weights)
+    known, unknown = (every_third(small, tmp_path / f"{classes}.h5", classes) for classes in (True, False))
+    with_class = likelihood_of(known, run)
+    assert set(labels) == {0, 1, 2}
+    labels.clear()
+    without = likelihood_of(unknown, run)
+    assert set(labels) == {3} and without.bound  # the null label
+    chosen = probable_modes(small, together)
+    with open_latents(known) as latents:
+        gain = (np.log(weights[latents.labels, chosen]) - np.log(together[chosen])) / with_class.dimensions
+    assert without.normalised[0] - with_class.normalised[0] == pytest.approx(gain.mean(), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_an_image_and_its_mirrored_copy_are_one_image(small: Small, runs: dict[str, Path], tmp_path: Path) -> None:
+    """Two rows per image, equal here: the standard error is that of the images."""
+    x, _ = normalised(small, runs["fm"])
+    report = likelihood_of(
+        every_third(small, tmp_path / "latents.h5", copies=2),
+        runs["fm"],
+        make(LikelihoodConfig, {"batch_size": 7, "device": "cpu"}),
+    )
+    expected = -gaussian(x, np.zeros(1), np.ones(1)) / x[0].size
+    assert report.count == 20 and report.normalised[0] == pytest.approx(expected.mean(), abs=1e-3)
+    assert report.normalised[1] == pytest.approx(expected.std(ddof=1) / 20**0.5, rel=1e-2)
 
 
 @pytest.mark.slow

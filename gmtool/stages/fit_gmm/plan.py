@@ -181,9 +181,7 @@ def _patch_memory(source: LatentsFile, modes: int, memory: float) -> PatchMemory
 
 def _held_out(source: LatentsFile, part: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which samples of a part are held out, (N,) bool: a random share of the images, each with its mirrored copy."""
-    images = np.arange(len(part))
-    if source.flipped.any():
-        images = np.unique(np.array(source.names())[part], return_inverse=True)[1]
+    images = np.unique(source.image_numbers()[part], return_inverse=True)[1]
     count = int(images.max()) + 1
     chosen = np.zeros(count, bool)
     chosen[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True

@@ -35,7 +35,8 @@ class LikelihoodPlan:
     """A likelihood with everything resolved.
 
     step, weights: the checkpoint, and the file of its weights. data: the images that count. labels: of each, -1 for
-    none, by the run's classes. trained_on: whether the data are what the run was trained on.
+    none, by the run's classes. images: a number for the image of each, from 0; mirrored copies have that of their
+    image. trained_on: whether the data are what the run was trained on.
     """
 
     config: LikelihoodConfig
@@ -44,13 +45,14 @@ class LikelihoodPlan:
     weights: Path
     data: Data
     labels: np.ndarray
+    images: np.ndarray
     trained_on: bool
     output: Path
     world: World
 
     @property
     def bound(self) -> bool:
-        """Whether the sum over modes is replaced by its largest term."""
+        """Whether the sum over modes is replaced by one of its terms."""
         return self.run.method.sees_modes or self.run.method.mode_mean
 
     @property
@@ -109,6 +111,7 @@ def plan_likelihood(data: Path, run: Path, config: LikelihoodConfig, output: Pat
         weights=weights,
         data=opened,
         labels=_labels(opened, folder),
+        images=_images(opened),
         trained_on=_is_trained_on(opened, folder),
         output=output,
         world=join(config.device),
@@ -131,6 +134,13 @@ def _labels(data: Data, run: RunFolder) -> np.ndarray:
         raise UserError(f"{data.path} has the class {unknown[0]}, which {run.path} does not know: remove it")
     number = np.array([*(run.classes.index(name) for name in classes), -1], np.int64)
     return number[labels]
+
+
+def _images(data: Data) -> np.ndarray:
+    """See `LikelihoodPlan`."""
+    if isinstance(data, LatentsReference):
+        return np.unique(data.file.image_numbers()[:: data.step], return_inverse=True)[1]
+    return np.arange(len(data))
 
 
 def _is_trained_on(data: Data, run: RunFolder) -> bool:

@@ -14,10 +14,11 @@ from gmtool import __version__
 class LikelihoodReport:
     """Negative log-likelihoods of data in nats per dimension, each a mean over images and its standard error.
 
+    An image and its mirrored copy count as one image, whose value is the mean of theirs.
     run, data: their paths; step: of the weights. count: images; dimensions: numbers of a latent. latents: of the
     latents as they are; normalised: of the network's coordinates. bound: whether these are upper bounds. velocity: of
     the network's mixture over the velocity, averaged over time; None where it predicts none. evaluations: of the
-    network, per image.
+    network, per image or mirrored copy.
     """
 
     run: str

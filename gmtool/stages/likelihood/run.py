@@ -25,6 +25,7 @@ from gmtool.evaluation.likelihood import (
 )
 from gmtool.evaluation.references import LatentsReference
 from gmtool.flow.source import ModeStatistics
+from gmtool.mixture.diagonal import Posterior
 from gmtool.nn.architecture import Conditions
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
@@ -52,12 +53,15 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a density is conditioned on: the network's conditions, the statistics of the modes that the flow works with,
-    and log p(mode), (B,) or 0.
+    """What a density is conditioned on: the network's conditions, and the statistics of the modes that source and
+    coordinates depend on, if they do.
+
+    weights: p(mode | class), (B, K), None for a run that knows no modes. log_weight: log p(mode), (B,) or 0.
     """
 
     conditions: Conditions
     modes: ModeStatistics | None
+    weights: Tensor | None
     log_weight: Tensor
 
 
@@ -102,7 +106,8 @@ def _report(plan: LikelihoodPlan, model: TrainedModel, figures: list[list[float]
             "calls": torch.stack([tensors["calls"] for tensors in gathered]).sum(0),
         }
     everywhere = world.broadcast(together)
-    values, count = everywhere["values"], len(everywhere["values"])
+    values = _image_means(everywhere["values"], torch.from_numpy(plan.images))
+    count = len(values)
     error = values.std(0) / count**0.5 if count > 1 else torch.full((2,), torch.nan)
     stretch = float(model.statistics.std.double().log().mean())  # of the normalisation, per dimension
     nll, velocity = ((float(values[:, index].mean()), float(error[index])) for index in (0, 1))
@@ -117,7 +122,7 @@ def _report(plan: LikelihoodPlan, model: TrainedModel, figures: list[list[float]
         latents=(nll[0] + stretch, nll[1]),
         normalised=nll,
         velocity=velocity if plan.run.method.method.objective.mixture else None,
-        evaluations=float(everywhere["calls"]) / count,
+        evaluations=float(everywhere["calls"]) / len(plan.data),
         probes=plan.config.probes,
         tolerance=plan.config.tolerance,
         seed=plan.config.seed,
@@ -126,6 +131,15 @@ def _report(plan: LikelihoodPlan, model: TrainedModel, figures: list[list[float]
         with written_aside(plan.output) as part:
             part.write_text(_manifest(plan, report).to_json() + "\n")
     return report
+
+
+def _image_means(values: Tensor, images: Tensor) -> Tensor:
+    """The means (images, n) of values (N, n) over the rows of an image, which are not independent of each other.
+
+    images (N,) int64: a number for the image of each row, from 0.
+    """
+    counts = images.bincount()
+    return values.new_zeros(len(counts), values.shape[1]).index_add_(0, images, values) / counts[:, None]
 
 
 def _manifest(plan: LikelihoodPlan, report: LikelihoodReport) -> Manifest:
@@ -165,21 +179,41 @@ def _encoded(tokenizer: Tokenizer, images: Tensor, grey: bool, path: Path) -> En
 
 
 def _given(plan: LikelihoodPlan, model: TrainedModel, part: Part, assignments: FreshAssignments | None) -> Given:
-    nothing = torch.zeros(len(part.x), dtype=torch.float64)
-    classes = part.labels.clamp(min=0)
-    if assignments is None:
-        conditions = conditions_of(model, model, classes, None)
-        unknown = part.labels < 0
-        return Given(model.conditioning.hidden(conditions, unknown.to(plan.world.device)), None, nothing)
-    kept = assignments.posterior(part.descriptors - assignments.centre)
-    modes = kept.modes[:, 0].long().cpu()
+    # without a class the network is given the null label, as in training
+    classes = torch.where(part.labels < 0, model.conditioning.classes, part.labels)
+    weights = _mode_weights(plan, model, part.labels)
+    if assignments is None or weights is None:
+        nothing = torch.zeros(len(part.x), dtype=torch.float64)
+        return Given(conditions_of(model, model, classes, None), None, weights, nothing)
+    modes = _occurring_modes(assignments.posterior(part.descriptors - assignments.centre).cpu(), weights)
+    log_weight = weights.gather(1, modes[:, None])[:, 0].double().log()
+    # a source that is not coupled by modes is the whole mixture, also for a network that is conditioned on one
+    own = model.method.uses_modes and model.method.coupling.own_mode
+    statistics = model.modes.at(modes) if model.modes is not None and own else None
+    return Given(conditions_of(model, model, classes, modes), statistics, weights, log_weight)
+
+
+def _mode_weights(plan: LikelihoodPlan, model: TrainedModel, labels: Tensor) -> Tensor | None:
+    """p(mode | class) of labels (B,), (B, K); without a class, -1, p(mode): the mean over the images in training.
+
+    None for a run that knows no modes.
+    """
     weights = model.statistics.mode_weights
-    log_weight = nothing
-    if weights is not None:
-        rows = weights[classes] if len(weights) > 1 else weights.expand(len(modes), -1)
-        log_weight = rows.gather(1, modes[:, None])[:, 0].double().log()
-    statistics = model.modes.at(modes) if model.modes is not None and model.method.uses_modes else None
-    return Given(conditions_of(model, model, classes, modes), statistics, log_weight)
+    if weights is None or len(weights) == 1:
+        return None if weights is None else weights.expand(len(labels), -1)
+    counts = plan.run.class_counts
+    images = torch.ones(len(weights)) if counts is None else torch.tensor(counts, dtype=weights.dtype)
+    return torch.where(labels[:, None] < 0, images / images.sum() @ weights, weights[labels.clamp(min=0)])
+
+
+def _occurring_modes(kept: Posterior, weights: Tensor) -> Tensor:
+    """Each sample's most probable mode of those that occur in its class, (B,) int64: any other bounds nothing.
+
+    kept: p(mode | descriptor). weights (B, K): p(mode | class). Where no kept mode occurs, the class's most frequent.
+    """
+    probabilities = weights.new_zeros(weights.shape).scatter_add_(1, kept.modes.long(), kept.probabilities)
+    possible = torch.where(weights > 0, probabilities, 0.0)
+    return torch.where(possible.sum(1, keepdim=True) > 0, possible, weights).argmax(1)
 
 
 def _density(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Given) -> tuple[Tensor, int]:
@@ -189,17 +223,15 @@ def _density(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Given
         uniform = Noise(key_seed(seed, "probe", number), part.indices).uniform(part.x.shape[1:])
         probes.append((uniform < 0.5).to(part.x) * 2 - 1)
     field = model.method.field(model.predict(given.conditions), given.modes)
-    density = flow_density(field, _source(model, part, given), part.x, probes, plan.config.tolerance)
+    density = flow_density(field, _source(model, given), part.x, probes, plan.config.tolerance)
     log_density = density.log_density.cpu() + given.log_weight
     return -log_density / part.x[0].numel(), density.evaluations
 
 
-def _source(model: TrainedModel, part: Part, given: Given) -> SourceDensity:
+def _source(model: TrainedModel, given: Given) -> SourceDensity:
     """log p_1: of a mode, of all modes, or of N(0, I), in normalised latents."""
-    weights, modes = model.statistics.mode_weights, model.modes
-    if given.modes is None and model.method.uses_modes and modes is not None and weights is not None:
-        rows = weights[part.labels.clamp(min=0)] if len(weights) > 1 else weights.expand(len(part.x), -1)
-        return partial(mixture_density, weights=rows, modes_at=modes.at)
+    if given.modes is None and model.method.uses_modes and model.modes is not None and given.weights is not None:
+        return partial(mixture_density, weights=given.weights, modes_at=model.modes.at)
     return partial(normal_density, modes=given.modes)
 
 
