@@ -5,12 +5,15 @@ metric's range: for other samples of the same generator against the same referen
 without replacement, whose metrics are theta_1, ..., theta_R (Shao & Wu 1989):
 
 halves      random halves; se is their standard deviation, since half as many samples have twice the variance, and
-            halves of the same N share half of it (the delete-d jackknife, d = N / 2)
+            halves of the same N share half of it (the delete-d jackknife, d = N / 2). Of a metric that reads m of the
+            N samples and m' of a half, se is that times sqrt((1 / m) / (1 / m' - 1 / N)), which is 1 where it reads all
 jackknife   all but one of R random parts; se^2 = (R - 1) / R sum (theta_r - mean)^2. A bias b / N of the metric cancels
             in R theta - (R - 1) mean, which is the `Measurement.limit`, of infinitely many samples
 
 Fréchet distances take the jackknife, which halves overestimate more the more features there are, and the other metrics
-halves, which the jackknife overestimates where nearest neighbours of the samples decide (recall). Not the bootstrap:
+halves, which the jackknife overestimates where nearest neighbours of the samples decide (recall). Halves of MIND, which
+compares equally many images on either side, see N / 2 of a larger reference, too, and all of them the same ones: their
+deviation is that of a distance to this smaller reference. Not the bootstrap:
 the copies that it draws shrink balls around nearest neighbours, and add to a Fréchet distance about what N samples add
 to that of infinitely many. On Gaussians of known distance (64 features, 1,000 samples, 200 repetitions, R = 20)
 intervals held the expected distance of as many samples in
@@ -24,6 +27,7 @@ at 1.2, 1.5, 1.7, 1.3 and 1.1 times the width of a perfect interval, and the tru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -61,12 +65,12 @@ def resampled(
     number: int,
     seed: int,
     progress: Progress,
-) -> dict[str, np.ndarray]:
-    """Each metric of the subsets, (R,); nothing of fewer than `LEAST` samples.
+) -> dict[str, list[Measurement]]:
+    """Each metric of the R subsets; nothing of fewer than `LEAST` samples.
 
     measure: the metrics by name, of the samples of some numbers, int64 (n,). count: N. number: R, 2 at least.
     """
-    values: dict[str, list[float]] = {}
+    measurements: dict[str, list[Measurement]] = {}
     if count < LEAST:
         return {}
     chosen = subsets(resampling, count, number, seed)
@@ -74,42 +78,63 @@ def resampled(
     try:
         for rows in chosen:
             for name, measurement in measure(rows).items():
-                values.setdefault(name, []).append(measurement.value)
+                measurements.setdefault(name, []).append(measurement)
             progress.advance()
     finally:
         progress.end()
-    return {name: np.array(of_metric) for name, of_metric in values.items()}
+    return measurements
 
 
 def with_intervals(
-    figures: Sequence[Figure], values: Mapping[str, np.ndarray], resampling: Resampling, limits: bool = False
+    figures: Sequence[Figure],
+    subsets: Mapping[str, Sequence[Measurement]],
+    resampling: Resampling,
+    count: int,
+    limits: bool = False,
 ) -> tuple[Figure, ...]:
-    """The figures, with the interval of each that has ``values`` of subsets by `resampled`.
+    """The figures, with the interval of each that has measurements of ``subsets`` by `resampled`.
 
-    values: (R,) by the metric's name. limits: whether figures with a jackknife are extrapolated to infinitely many
-    samples.
+    subsets: R measurements by the metric's name. One that is not finite is left out of halves; a jackknife, whose parts
+    tell the deviation together, then has no interval. count: N. limits: whether figures with a jackknife are
+    extrapolated to infinitely many samples, within the metric's range.
     """
     return tuple(
-        _with_interval(figure, values[figure.metric], resampling, limits) if figure.metric in values else figure
+        _with_interval(figure, subsets[figure.metric], resampling, count, limits)
+        if figure.metric in subsets
+        else figure
         for figure in figures
     )
 
 
-def _with_interval(figure: Figure, values: np.ndarray, resampling: Resampling, limits: bool) -> Figure:
+def _with_interval(
+    figure: Figure, subsets: Sequence[Measurement], resampling: Resampling, count: int, limits: bool
+) -> Figure:
     from scipy.stats import t
 
-    values = values[np.isfinite(values)]
-    count = len(values)
-    if count < 2:
+    kept = [subset for subset in subsets if math.isfinite(subset.value)]
+    number, values = len(kept), np.array([subset.value for subset in kept])
+    if number < 2 or (resampling == "jackknife" and number < len(subsets)):
         return figure
-    error = values.std(ddof=1) if resampling == "halves" else (count - 1) ** 0.5 * values.std()
-    wide = float(t.ppf((1 + LEVEL) / 2, count - 1) * error)
+    if resampling == "halves":
+        error = values.std(ddof=1) * _of_halves(figure.generated.images, kept[0].images, count)
+    else:
+        error = (number - 1) ** 0.5 * values.std()
+    wide = float(t.ppf((1 + LEVEL) / 2, number - 1) * error)
     value, metric = figure.generated.value, metrics_by_name().get(figure.metric)
-    low, high = value - wide, value + wide
-    if metric is not None:
-        low, high = max(low, min(metric.least, value)), min(high, max(metric.most, value))
-    limit = float(count * value - (count - 1) * values.mean()) if limits and resampling == "jackknife" else None
+    least, most = (-math.inf, math.inf) if metric is None else (metric.least, metric.most)
+    limit = None
+    if limits and resampling == "jackknife":
+        limit = min(max(float(number * value - (number - 1) * values.mean()), least), most)
+    low, high = max(value - wide, min(least, value)), min(value + wide, max(most, value))
     return replace(figure, generated=replace(figure.generated, low=low, high=high, limit=limit))
+
+
+def _of_halves(whole: int | None, half: int | None, count: int) -> float:
+    """The standard error over the deviation of halves; see the module.
+
+    whole, half: images that the metric reads of all samples and of a half, None for all. count: N.
+    """
+    return float(((1 / (whole or count)) / (1 / (half or count // 2) - 1 / count)) ** 0.5)
 
 
 def over_seeds(repeats: Sequence[Sequence[Figure]]) -> tuple[Figure, ...]:

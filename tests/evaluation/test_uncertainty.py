@@ -11,6 +11,7 @@ from points import normal
 
 from gmtool.cli.app import main
 from gmtool.evaluation.features import Features, FeatureStatistics, feature_statistics
+from gmtool.evaluation.metric import Pair, bounded
 from gmtool.evaluation.metrics import Resampling
 from gmtool.evaluation.metrics.density_coverage import density_coverage
 from gmtool.evaluation.metrics.frechet_distance import frechet_distance
@@ -52,7 +53,7 @@ def interval(
         seed,
         Progress(),
     )
-    (figure,) = with_intervals([Figure("it", value, None)], values, resampling, limits=True)
+    (figure,) = with_intervals([Figure("it", value, None)], values, resampling, len(x), limits=True)
     return figure.generated
 
 
@@ -66,6 +67,44 @@ def test_half_widths_are_the_deviations_over_other_samples(resampling, name):
     truth = np.std([metric(x) for x in draws], ddof=1)
     wide = [(estimate.high - estimate.low) / 2 for estimate in (interval(metric, x, resampling) for x in draws[:12])]
     assert np.mean(wide) / (2.093 * truth) == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("cap", [10, 40, 60, 80, 100])
+def test_half_widths_of_a_metric_that_reads_some_of_the_samples_are_its_deviations(cap):
+    """Whether a half has more than it reads, fewer, or the whole has no more either."""
+    count, repetitions, number = 80, 60, 20
+
+    def measure(x: torch.Tensor) -> Measurement:
+        read = bounded(Pair(x, x), 0, cap, cap).images
+        return Measurement(float(read.mean()), None, len(read), None)
+
+    variances = []
+    for seed in range(repetitions):
+        x = normal(count, 1, seed)
+        subsets = resampled("halves", lambda rows, x=x: {"it": measure(x[rows])}, count, number, seed, Progress())
+        (figure,) = with_intervals([Figure("it", measure(x), None)], subsets, "halves", count)
+        variances.append(((figure.generated.high - figure.generated.value) / 2.093) ** 2)  # t of 19 degrees of freedom
+    assert np.mean(variances) ** 0.5 * min(cap, count) ** 0.5 == pytest.approx(1, abs=0.06)
+
+
+def of_values(metric: str, value: float, subsets: list[float], resampling: Resampling) -> Measurement:
+    """The interval and the limit of a metric that has these values on subsets of 8 samples."""
+    figure = Figure(metric, Measurement(value, None, 8, 8), None)
+    measurements = [Measurement(of_subset, None, 4, 8) for of_subset in subsets]
+    return with_intervals([figure], {metric: measurements}, resampling, 8, limits=True)[0].generated
+
+
+def test_a_jackknife_that_lacks_a_part_has_no_interval():
+    lacking = of_values("frechet_distance", 2.0, [2.1, float("nan"), 2.3, 2.2], "jackknife")
+    assert (lacking.low, lacking.high, lacking.limit) == (None, None, None)
+    whole = of_values("frechet_distance", 2.0, [2.1, 2.0, 2.3, 2.2], "jackknife")
+    assert whole.low < 2.0 < whole.high and whole.limit == pytest.approx(4 * 2.0 - 3 * 2.15)
+    halves, fewer = (of_values("mind", 2.0, [2.1, *bad, 2.3], "halves") for bad in ([float("inf")], []))
+    assert halves == fewer and halves.low < 2.0 < halves.high  # either of which tells the deviation
+
+
+def test_the_limit_stays_within_the_range_of_the_metric():
+    assert of_values("frechet_distance", 0.1, [0.3, 0.4, 0.5, 0.4], "jackknife").limit == 0
 
 
 @pytest.mark.parametrize("resampling", RESAMPLINGS)
@@ -158,6 +197,6 @@ def test_an_interval_stays_within_the_range_of_the_metric():
         0,
         Progress(),
     )
-    figures = with_intervals([shares, distances], subsets, "halves")
+    figures = with_intervals([shares, distances], subsets, "halves", 8)
     assert figures[0].generated.high == 1 and figures[0].generated.low < 0.95
     assert figures[1].generated.low < -0.01  # unbiased, it may be below 0

@@ -4,10 +4,11 @@ With B(x) the ball around a real image x whose radius is the distance to its k-t
 
 density    (1 / (k M)) sum over generated images y of the number of balls B(x) that contain y: 1 for equal
            distributions, above 1 if samples concentrate where real images are dense
-coverage   fraction of real images x whose ball B(x) contains a generated image: about 1 - (1/2)^k for equal
-           distributions
+coverage   fraction of real images x whose ball B(x) contains a generated image: about 1 - (N / (N + M))^k for equal
+           distributions, with M generated and N real images
 
-k is 5, as in the paper. Source: Naeem et al. 2020, arXiv 2002.09797.
+Coverage grows with the number of generated images until it tells nothing: hence there are no more of them than real
+ones, as in the paper, which takes equally many, for which it is 1 - (1/2)^k. k is 5, as there. Source: Naeem et al. 2020, arXiv 2002.09797.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmtool.evaluation.metric import IMAGES, REFERENCES, Context, Pair, bounded
+from gmtool.evaluation.metric import REFERENCES, Context, Pair, bounded
 from gmtool.evaluation.report import Measurement
 
 
-def measure(
-    known: Pair[Tensor], context: Context, images: int = IMAGES, references: int = REFERENCES
-) -> tuple[Measurement, Measurement]:
-    """See `gmtool.evaluation.metric.Measure`: density, then coverage."""
-    chosen = bounded(known, context.seed, images, references)
+def measure(known: Pair[Tensor], context: Context, references: int = REFERENCES) -> tuple[Measurement, Measurement]:
+    """See `gmtool.evaluation.metric.Measure`: density, then coverage, of no more generated images than real ones."""
+    references = min(references, len(known.reference))
+    chosen = bounded(known, context.seed, references, references)
     return density_coverage(chosen.images, chosen.reference, context.device)
 
 

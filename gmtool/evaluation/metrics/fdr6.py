@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-import numpy as np
-
 from gmtool.evaluation.metric import Context
 from gmtool.evaluation.report import Figure, Measurement
 
@@ -38,13 +36,14 @@ def fdr6(values: Mapping[str, float]) -> float:
     return fmean(values[name] / normaliser for name, normaliser in NORMALISERS.items())
 
 
-def of_subsets(distances: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """FDr6 of subsets of the samples, (R,), from their distances (R,) by extractor; None unless all six are there."""
+def of_subsets(distances: Mapping[str, Sequence[Measurement]], context: Context) -> list[Measurement] | None:
+    """FDr6 of R subsets of the samples, from their R distances by extractor; None unless all six are there."""
     if not set(NORMALISERS) <= set(distances):
         return None
-    return np.array(
-        [fdr6(dict(zip(distances, values, strict=True))) for values in zip(*distances.values(), strict=True)]
-    )
+    return [
+        measure(dict(zip(distances, of_subset, strict=True)), context)[0]
+        for of_subset in zip(*distances.values(), strict=True)
+    ]
 
 
 def distances(figures: Sequence[Figure], real: bool = False) -> Mapping[str, Measurement] | None:

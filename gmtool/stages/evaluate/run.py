@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +94,7 @@ def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:
     """All figures of one set of images."""
     figures: list[Figure] = []
     used: dict[str, str] = {}
-    subsets: dict[str, np.ndarray] = {}
+    subsets: dict[str, Sequence[Measurement]] = {}
     for features in plan.features:
         row = extractor_row(features.name)
         with plan.world.first_before_others():
@@ -103,15 +102,16 @@ def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:
         used[features.name] = extractor.name
         scored = _figures_on(plan, features, extractor, progress)
         figures += scored.figures
-        if "frechet_distance" in scored.values:
-            subsets[features.name] = scored.values["frechet_distance"]
+        if "frechet_distance" in scored.subsets:
+            subsets[features.name] = scored.subsets["frechet_distance"]
     if plan.world.first:
-        others, of_subsets = _figures_without_features(plan, figures, progress), fdr6_of_subsets(subsets)
+        others = _figures_without_features(plan, figures, progress)
+        of_subsets = fdr6_of_subsets(subsets, _context(plan, plan.config.seed))
         if of_subsets is not None:
             limits = all(
                 figure.generated.limit is not None for figure in figures if figure.metric == "frechet_distance"
             )
-            others = with_intervals(others, {"fdr6": of_subsets}, "jackknife", limits)
+            others = with_intervals(others, {"fdr6": of_subsets}, "jackknife", plan.count, limits)
         figures += others
     first = plan.features[0].name
     return Report(
@@ -130,10 +130,10 @@ def _evaluate(plan: EvaluatePlan, progress: Progress) -> Report:
 
 @dataclass(frozen=True, eq=False)
 class _OnFeatures:
-    """Figures on one extractor's features. values: the metrics of subsets of the samples, by `resampled`."""
+    """Figures on one extractor's features. subsets: the metrics of subsets of the samples, by `resampled`."""
 
     figures: tuple[Figure, ...]
-    values: Mapping[str, np.ndarray]
+    subsets: Mapping[str, Sequence[Measurement]]
 
 
 def _figures_on(plan: EvaluatePlan, features: FeaturePlan, extractor: Extractor, progress: Progress) -> _OnFeatures:
@@ -168,7 +168,8 @@ def _with_intervals(
     plan: EvaluatePlan, figures: tuple[Figure, ...], real: RealFeatures, generated: Features, progress: Progress
 ) -> _OnFeatures:
     """The figures on one extractor's features with their intervals."""
-    context, config, values = _context(plan, plan.config.seed), plan.config, dict[str, np.ndarray]()
+    context, config = _context(plan, plan.config.seed), plan.config
+    subsets: dict[str, Sequence[Measurement]] = {}
     for resampling in get_args(Resampling):
         rows = [row for row in real.plan.rows if row.defined_on(real.plan.name) and row.resampling == resampling]
         moments = any(row.needs in ("statistics", "spatial") for row in rows)
@@ -178,9 +179,9 @@ def _with_intervals(
 
         here = resampled(resampling, measure, plan.count, config.intervals, config.seed, progress)
         limits = len(generated) > generated.vectors.shape[1]
-        figures = with_intervals(figures, here, resampling, limits)
-        values |= here
-    return _OnFeatures(figures, values)
+        figures = with_intervals(figures, here, resampling, plan.count, limits)
+        subsets |= here
+    return _OnFeatures(figures, subsets)
 
 
 def _write_extras(plan: EvaluatePlan, extractor: Extractor, generated: Features, reference: Features) -> None:

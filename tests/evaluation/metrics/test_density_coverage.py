@@ -6,7 +6,9 @@ import torch
 from points import normal
 from scipy.spatial.distance import cdist
 
-from gmtool.evaluation.metrics.density_coverage import density_coverage
+from gmtool.evaluation.metric import Context, Pair
+from gmtool.evaluation.metrics import MetricSettings
+from gmtool.evaluation.metrics.density_coverage import density_coverage, measure
 
 CPU = torch.device("cpu")
 
@@ -31,6 +33,21 @@ def test_equal_distributions_have_density_one_and_nearly_full_coverage():
     density, coverage = values(normal(2000, 3, 3), normal(2000, 3, 4))
     assert density == pytest.approx(1, abs=0.05)
     assert coverage == pytest.approx(1 - 2**-5, abs=0.02)
+
+
+def test_no_more_images_are_read_than_there_are_real_ones():
+    """Else many samples would cover everything, however few of them a mode has."""
+    context = Context(MetricSettings(), 0, CPU)
+    density, coverage = measure(Pair(normal(8000, 3, 3), normal(1000, 3, 4)), context)
+    assert {(known.images, known.reference_images) for known in (density, coverage)} == {(1000, 1000)}
+    assert coverage.value == pytest.approx(1 - 2**-5, abs=0.02)
+    assert {known.images for known in measure(Pair(normal(30, 3, 3), normal(50, 3, 4)), context)} == {30}
+
+
+@pytest.mark.parametrize(("generated", "real"), [(500, 1000), (2000, 1000)])
+def test_coverage_of_equal_distributions_depends_on_both_numbers(generated, real):
+    coverage = np.mean([values(normal(generated, 2, seed), normal(real, 2, seed + 9))[1] for seed in range(4)])
+    assert coverage == pytest.approx(1 - (real / (real + generated)) ** 5, abs=0.02)
 
 
 def test_the_same_set_is_covered_and_a_distant_one_is_not():
