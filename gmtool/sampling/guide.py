@@ -58,12 +58,17 @@ def open_weaker(run: RunFolder, guide: Path) -> WeakerRun:
 
 
 def _expect_comparable(run: RunFolder, weaker: RunFolder) -> None:
-    """Raise UserError unless both networks answer the same question: same data, same noise, labels that are known."""
+    """Raise UserError unless both networks answer the same question: same data, same noise, labels that are known.
+
+    The same data are in the same coordinates, too: velocities of other ones cannot be added.
+    """
     problem, mine, other = None, run.method, weaker.method
     if other.student is not None:
         problem = "is a student, which knows no velocity between its segments"
     elif _fingerprint(run, "latents") != _fingerprint(weaker, "latents"):
         problem = "was trained on other latents"
+    elif not _normalised_alike(run, weaker):
+        problem = "has another mean and std of the latents: train it on the same part of them (--fraction, --seed)"
     elif mine.source != other.source or mine.method.coordinates != other.method.coordinates:
         problem = "starts from another source: train it with the same --source, and gm-kl if this run is gm-kl on gmm"
     elif mine.coupling != other.coupling:
@@ -78,6 +83,11 @@ def _expect_comparable(run: RunFolder, weaker: RunFolder) -> None:
         problem = "was trained with another mixture (--gmm)"
     if problem is not None:
         raise UserError(f"--guide {weaker.path} cannot guide {run.path}: it {problem}")
+
+
+def _normalised_alike(run: RunFolder, weaker: RunFolder) -> bool:
+    mine, other = run.statistics(), weaker.statistics()
+    return torch.equal(mine.mean, other.mean) and torch.equal(mine.std, other.std)
 
 
 def _fingerprint(run: RunFolder, role: str) -> str | None:

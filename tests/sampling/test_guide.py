@@ -51,6 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         "mixture": changed(SHORT, {"objective": "gm-kl", "components": 2, "condition": "class", "seed": 1}),
         "plain": changed(SHORT, {"condition": "none", "seed": 2}),
         "moded": changed(SHORT, {"objective": "mm-fm"}),
+        "half": changed(SHORT, {"condition": "class", "fraction": 0.5}),
     }
     for name, config in made.items():
         train(latents, folder / name, config, Progress())
@@ -94,6 +95,8 @@ def test_the_samples_name_the_weaker_run(runs, tmp_path):
     ("strong", "weaker", "message"),
     [
         ("velocity", "other", "other latents"),
+        ("velocity", "half", r"another mean and std of the latents: .* \(--fraction, --seed\)"),
+        ("half", "velocity", "another mean and std"),
         ("velocity", "moded", "another source"),
         ("plain", "velocity", "conditioned on classes"),
         ("velocity", "nowhere", "does not exist"),
