@@ -27,6 +27,16 @@ def test_a_constant_std_is_that_of_every_sample_and_has_no_parameters():
     }
 
 
+def test_the_learned_std_is_that_of_float32_under_autocast():
+    """Its logarithm enters an exponential, where the rounding of a large one would become one of sigma^2 itself."""
+    module, tokens, embedding = head(4), torch.randn(5, 4, 16), torch.randn(5, 16)
+    torch.nn.init.normal_(module.log_std[3].weight, std=0.1)
+    torch.nn.init.constant_(module.log_std[3].bias, -3)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = module(tokens, embedding).variance
+    torch.testing.assert_close(lower, module(tokens, embedding).variance)
+
+
 def test_one_component_of_constant_std_learns_what_flow_matching_learns():
     """The head's gradients of the mixture loss at s = 0 are those of the squared error over 2 std^2."""
     std, module = 0.7, head(1, 0.7)
