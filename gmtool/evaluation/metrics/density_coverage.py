@@ -8,7 +8,8 @@ coverage   fraction of real images x whose ball B(x) contains a generated image:
            distributions, with M generated and N real images
 
 Coverage grows with the number of generated images until it tells nothing: hence there are no more of them than real
-ones, as in the paper, which takes equally many, for which it is 1 - (1/2)^k. k is 5, as there. Source: Naeem et al. 2020, arXiv 2002.09797.
+ones, as in the paper, which takes equally many, for which it is 1 - (1/2)^k. k is 5, as there.
+Source: Naeem et al. 2020, arXiv 2002.09797.
 """
 
 from __future__ import annotations
