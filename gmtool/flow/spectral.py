@@ -29,7 +29,8 @@ SpectrumModel = Callable[[IsotropicGaussian], Tensor]
 class Spectrum:
     """A model of the noise's power, and the number of leading axes of the mixture that are transported.
 
-    weight: of its loss beside that of the flow.
+    weight: of its loss beside that of the flow. GMFlow's is 1 beside a flow's loss that is 2 C times ours: 1 / (2 C)
+    here.
     """
 
     model: SpectrumModel

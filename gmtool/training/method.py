@@ -14,12 +14,18 @@ from gmtool.training.settings import MethodSettings
 
 
 def resolve_method(
-    settings: MethodSettings, shape: Sequence[int], classes: int, mixture: str | None, latents: str = "LATENTS"
+    settings: MethodSettings,
+    shape: Sequence[int],
+    classes: int,
+    mixture: str | None,
+    latents: str = "LATENTS",
+    spectral: bool = False,
 ) -> tuple[MethodRecord, tuple[Choice, ...]]:
     """The method for latents of ``shape`` (C, H, W), and what was chosen for ``auto``, with the reason.
 
     classes: number of classes of the data. mixture: the available fitted mixture, in words; None for none. latents: the
-    name of their file, for messages. Raises UserError, naming the flag, for what the data do not allow.
+    name of their file, for messages. spectral: whether a spectrum is learned. Raises UserError, naming the flag, for
+    what the data do not allow.
     """
     published = settings.objective == "mm-fm"
     source, why_source = _source(settings)
@@ -27,6 +33,7 @@ def resolve_method(
     condition, why_condition = _condition(settings, classes, mixture)
     whitened = settings.objective == "gm-kl" and source == "gmm"
     shift = shift_for(math.prod(shape)) if settings.time_shift is None else settings.time_shift
+    weight = 1 / (2 * shape[0]) if settings.spectral_weight is None and spectral else settings.spectral_weight
     record = MethodRecord(
         objective="fm" if published else settings.objective,  # type: ignore[arg-type]  # narrowed by the line itself
         source=source,
@@ -38,7 +45,7 @@ def resolve_method(
         time_distribution=settings.time_distribution,
         time_shift=shift,
         dropout=settings.dropout,
-        spectral_weight=1.0 if settings.spectral_weight is None else settings.spectral_weight,
+        spectral_weight=1.0 if weight is None else weight,
     )
     _check(settings, record, classes, mixture, latents)
     numbers = " x ".join(map(str, shape))
@@ -47,6 +54,10 @@ def resolve_method(
         (settings.coupling == "auto", Choice("--coupling", coupling, why_coupling)),
         (settings.condition == "auto", Choice("--condition", condition, why_condition)),
         (settings.mode_mean is None and whitened, Choice("--mode-mean", "yes", "the coordinates do not tell the mode")),
+        (
+            settings.spectral_weight is None and spectral,
+            Choice("--spectral-weight", f"{record.spectral_weight:.4g}", f"GMFlow's ratio for {shape[0]} channels"),
+        ),
         (settings.time_shift is None, Choice("--time-shift", f"{shift:.3g}", f"for latents of {numbers} numbers")),
     )
     return record, tuple(choice for was_open, choice in settled if was_open)

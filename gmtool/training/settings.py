@@ -76,7 +76,8 @@ class MethodSettings(Settings):
         float | None,
         Option(
             "Weight of the spectrum's loss, which is added to that of the flow (gm-kl with --spectral). Its gradient "
-            "reaches the spectrum alone, but counts in the norm that --clip bounds. Default: 1.",
+            "reaches the spectrum alone, but counts in the norm that --clip bounds. Default: 1 / (2 x the latents' "
+            "channels), GMFlow's ratio, whose loss of the flow is 2 x channels times ours.",
             metavar="WEIGHT",
             minimum=0.0,
         ),

@@ -1,5 +1,7 @@
 """A run with a spectrum network: trained beside the mixture, sampled by gm-sde, refused where there is none."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ from small import Small
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import open_run
 from gmtool.errors import UserError
+from gmtool.forecast import Choice
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train.plan import facts_of, plan_training
 from gmtool.stages.train.run import train
 
 TRAINING = make(
@@ -72,6 +76,33 @@ def test_the_mixture_learns_as_without_the_spectrum(small: Small, tmp_path: Path
     for name, weight in plain.items():
         assert torch.equal(weight, both[name]), name
     assert set(both) > set(plain)
+
+
+def test_the_weight_of_its_loss_is_gmflows_ratio_unless_given(small: Small):
+    """GMFlow's loss of the flow is 2 C times ours, and that of its spectrum is ours."""
+    for changes, weight in (({}, 1 / 32), ({"spectral_weight": 0.5}, 0.5), ({"spectral": 0}, None)):
+        with open_latents(small.latents("classes")) as file:
+            plan = plan_training(changed(TRAINING, changes), facts_of(file, None), gpu=False)
+        assert plan.settings["spectral_weight"] == weight
+        assert plan.method.spectral_weight == (weight or 1)
+        told = [choice for choice in plan.choices if choice.flag == "--spectral-weight"]
+        expected = Choice("--spectral-weight", "0.03125", "GMFlow's ratio for 16 channels")
+        assert told == ([] if changes else [expected])
+
+
+def test_a_run_without_a_recorded_weight_resumes_with_1(small: Small, run: Path, tmp_path: Path):
+    old = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((old / "config.json").read_text())
+    del record["checksum"]
+    del record["config"]["spectral_weight"]
+    for unknown in ({}, {"spectral_weight": None}):
+        (old / "config.json").write_text(json.dumps({**record, "config": {**record["config"], **unknown}}))
+        assert open_run(old).method.spectral_weight == 1
+    config = changed(TRAINING, {"source": record["config"]["source"]})
+    with pytest.raises(UserError, match=r"was begun with --spectral-weight 1.*, not 0\.03125"):
+        train(small.latents("classes"), old, config, Progress())
+    resumed = train(small.latents("classes"), old, changed(config, {"spectral_weight": 1.0}), Progress())
+    assert resumed.resumed_from == 3
 
 
 def test_what_does_not_go_together_is_refused(small: Small, run: Path, tmp_path: Path):

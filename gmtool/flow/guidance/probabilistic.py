@@ -1,8 +1,9 @@
 """Probabilistic guidance: re-weight the conditional mixture by a shifted Gaussian.
 
 With the conditional mixture's moment-matched Gaussian N(mu_c, V), V averaged over positions, and the unconditional mean
-mu_u: e = mu_c - mu_u, made orthogonal to mu_c; bias = w e sqrt(V / <e^2>); the conditional mixture is multiplied by
-N(mu_c + bias, V (1 - w^2)) / N(mu_c, V). The scale w lies in [0, 1). <.> is the mean over C and positions of a sample.
+mu_u: e = mu_c - mu_u, made orthogonal to mu_c; bias = w e sqrt(V / max(<e^2>, 1e-6)); the conditional mixture is
+multiplied by N(mu_c + bias, V (1 - w^2)) / N(mu_c, V). The scale w lies in [0, 1). <.> is the mean over C and positions
+of a sample. The bias has the size w sqrt(V), and a smaller one where the means differ by less than 1e-3, by rounding.
 
 The unconditional mean may also be that of a weaker model (autoguidance, Karras et al., arXiv 2406.02507).
 Source: GMFlow, arXiv 2504.05304, section 3.4.
@@ -28,7 +29,10 @@ from gmtool.mixture.gaussian_mixture import GaussianMixture, IsotropicGaussian, 
 
 
 def guidance_bias(gaussian: IsotropicGaussian, unconditional_mean: Tensor, scale: float, orthogonal: float) -> Tensor:
-    """bias (B, C, *S): the direction mu_c - mu_u less ``orthogonal`` of its part along mu_c, of norm w sqrt(V)."""
+    """bias (B, C, *S): the direction mu_c - mu_u less ``orthogonal`` of its part along mu_c.
+
+    <bias^2> is w^2 V, and less where that of the direction is below 1e-6; see the module.
+    """
     mean = gaussian.mean
     direction = mean - unconditional_mean
     along = sample_mean(direction * mean) / sample_mean(mean.square()).clamp(min=TINY)

@@ -8,7 +8,8 @@ both steps, V the variance of the mixture's moment-matched Gaussian and w the gu
     the mixture is multiplied by N(base mean + B, V max(1 - <B^2> / V, 1e-6)) / N(base mean, V)
 
 so that it fuses with the guidance into one update. The root damps the correction where steps are short beside the
-mixture's spread. Source: GMFlow, arXiv 2504.05304, appendix A.4.
+mixture's spread. The limit multiplies B by min(1, sqrt(V / max(<B^2>, 1e-6))): where V < 1e-6, this shortens a B within
+<B^2> <= V, too, by sqrt(V / 1e-6). Source: GMFlow, arXiv 2504.05304, appendix A.4.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class TrainPlan:
 
 def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
     """The plan for given data, on a GPU or a CPU. Raises UserError, naming the flag, where they cannot serve it."""
-    method, choices = resolve_method(config.method, facts.shape, facts.classes, facts.mixture, facts.latents)
+    spectral = config.network.spectral > 0
+    method, choices = resolve_method(config.method, facts.shape, facts.classes, facts.mixture, facts.latents, spectral)
     if config.data.gmm is not None and not method.uses_modes:
         raise UserError(
             f"--gmm {config.data.gmm} has no effect on --objective {config.method.objective} from a Gaussian source: "
@@ -104,6 +105,7 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
         "condition": method.condition,
         "mode_mean": method.mode_mean,
         "transition_ratio": method.transition_ratio,
+        "spectral_weight": method.spectral_weight if spectral else None,
         "time_shift": method.time_shift,
         "model": model,
         "components": architecture.components or None,
@@ -159,9 +161,12 @@ OLDER = ("schedule", "fall", "lr_end", "lr_from")
 def recorded_settings(settings: Mapping[str, Any], config_class: type = TrainConfig) -> dict[str, Any]:
     """A run's settings as this version names them; what earlier versions did not know is as it is by default.
 
-    Raises UserError for a learning rate of an earlier version that cannot be written as ``lr_knots``.
+    A spectrum that was learned without a weight had the weight 1. Raises UserError for a learning rate of an earlier
+    version that cannot be written as ``lr_knots``.
     """
     current = {**as_flat(config_class()), **{name: value for name, value in settings.items() if name not in OLDER}}
+    if settings.get("spectral") and current["spectral_weight"] is None:
+        current["spectral_weight"] = 1.0
     if "schedule" not in settings:
         return current
     curve = "cosine" if settings["schedule"] == "cosine" else "linear"
