@@ -38,13 +38,18 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}{PART_SUFFIX}")
 
 
+def new_part_of(path: Path) -> Path:
+    """As `part_of`, but a name that nobody else has."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{PART_SUFFIX}")
+
+
 def work_folder(target: Path) -> Path:
     """The hidden folder beside an output, its links followed, in which it is made (`gmtool.artifacts.outputs`)."""
     return target.with_name(f".{target.name}.gmtool")
 
 
 def is_part(path: Path) -> bool:
-    """Whether ``path`` has the name of an unfinished file, as `part_of` and `written_aside` make them."""
+    """Whether ``path`` has the name of an unfinished file, as `part_of` and `new_part_of` make them."""
     return path.name.startswith(".") and path.name.endswith(PART_SUFFIX)
 
 
@@ -58,7 +63,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     target = resolved(path)
     if target.exists() and not target.is_file():
         raise UserError(f"{path} is not a regular file: choose another output")
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{PART_SUFFIX}")
+    part = new_part_of(target)
     try:
         yield part
         part.replace(target)

@@ -4,8 +4,11 @@ An output is made in a hidden folder beside it, ``.NAME.gmtool/``, on the disk t
 
     lock        locked by the process that works there, and says which one that is
     part        the file or folder, until it is whole
+    pieces/     what it is put together from, where a stage makes it piece by piece
     state.npz   how far its making has come (`gmtool.artifacts.resume`)
-    old         the folder that is being replaced, between two renames
+    old-*       the folder that is being replaced, between two renames
+
+All that resuming takes stays until the output is in its place, so that a failure to put it there costs no work.
 
 Only what a manifest says is an output of the same kind is ever replaced; everything else is refused before any work.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -26,13 +30,22 @@ from typing import IO
 import h5py
 
 from gmtool.artifacts import reconstruction, samples, sweep
-from gmtool.artifacts.files import LARGEST_RECORD, check_writable, flush_to_disk, is_part, resolved, work_folder
+from gmtool.artifacts.files import (
+    LARGEST_RECORD,
+    check_writable,
+    flush_to_disk,
+    is_part,
+    new_part_of,
+    one_line,
+    resolved,
+    work_folder,
+)
 from gmtool.artifacts.hdf5 import read_manifest
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, parse_manifest
 from gmtool.artifacts.resume import STATE
 from gmtool.errors import UserError
 
-LOCK, PART, OLD = "lock", "part", "old"
+LOCK, PART, PIECES, OLD = "lock", "part", "pieces", "old"
 
 STRANGERS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "samples": samples.strangers,
@@ -66,6 +79,11 @@ class Output:
         """The path until the output is complete."""
         return self.work / PART
 
+    @property
+    def pieces(self) -> Path:
+        """The folder of what the output is put together from, for a stage that makes it piece by piece."""
+        return self.work / PIECES
+
     @contextmanager
     def locked(self, first: bool = True) -> Iterator[None]:
         """Keep the making of the output to this process, or to the first of several (the others pass, first=False).
@@ -81,27 +99,36 @@ class Output:
             yield
 
     def publish(self) -> None:
-        """Rename what was made to its final path, and remove the state of its making.
+        """Rename what was made to its final path, and then remove all that its making took.
 
-        Raises UserError as `check` does, which looks again at what is replaced.
+        Raises UserError as `check` does, which looks again at what is replaced, and where the system refuses to rename;
+        everything is then left as it was.
         """
         self.check()
         flush_to_disk(self.part)
-        old = self.work / OLD
-        if self.target.is_dir():
-            self.target.rename(old)
-        self.part.replace(self.target)
+        old = self.work / f"{OLD}-{secrets.token_hex(8)}"
+        try:
+            if self.target.is_dir():
+                self.target.rename(old)
+            self.part.replace(self.target)
+        except OSError as error:
+            if old.is_dir():
+                old.rename(self.target)
+            raise UserError(
+                f"{self.path} is complete in {self.part}, but cannot be put in its place "
+                f"({(error.strerror or one_line(error)).lower()}): move away what is there, and run the same command "
+                "again"
+            ) from error
         flush_to_disk(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
         (self.work / STATE).unlink(missing_ok=True)
+        for path in (old, self.pieces):
+            _remove(path)
 
     def discard(self) -> None:
         """Remove what was begun: the state first, since it says that the rest can be used."""
         (self.work / STATE).unlink(missing_ok=True)
-        if self.part.is_dir():
-            shutil.rmtree(self.part)
-        else:
-            self.part.unlink(missing_ok=True)
+        for path in (self.pieces, self.part):
+            _remove(path)
 
     def check(self) -> None:
         """Raise UserError unless the output can be written, and there is nothing that it must not replace."""
@@ -114,10 +141,16 @@ class Output:
                 self._check_folder()
             else:
                 self._check_file()
+            if os.path.ismount(self.target):
+                other = "give a folder inside it" if self.kind in RECORDS else "choose another name"
+                raise UserError(f"{path} is a mount point, which cannot be replaced: {other}")
         if self.work.exists() and (
             not self.work.is_dir()
             or self.work.is_symlink()
-            or any(entry.name not in (LOCK, PART, STATE, OLD) and not is_part(entry) for entry in _in(self.work))
+            or any(
+                entry.name not in (LOCK, PART, PIECES, STATE) and not _is_old(entry) and not is_part(entry)
+                for entry in _in(self.work)
+            )
         ):
             raise UserError(f"{self.work} is in the way, and gmtool did not make it: move it away")
 
@@ -150,14 +183,18 @@ class Output:
             )
 
     def _recover(self) -> None:
-        """Put back, or remove, the folder that a killed process was replacing; remove what it was writing."""
+        """Put back, or remove, the folder that a killed process was replacing; remove what it was writing.
+
+        What it was about to put there is still in `part`, with all that the stage takes to publish it now.
+        """
         for half in filter(is_part, _in(self.work)):
-            half.unlink()
-        old = self.work / OLD
-        if old.is_dir() and not self.target.exists():
-            old.rename(self.target)
-        elif old.is_dir() and not STRANGERS.get(self.kind, _in)(old):
-            shutil.rmtree(old, ignore_errors=True)
+            _clear(half)
+        replaced = sorted(filter(_is_old, _in(self.work)), key=lambda old: old.stat().st_ctime)
+        if replaced and not self.target.exists():
+            replaced.pop().rename(self.target)
+        for old in replaced:
+            if not STRANGERS.get(self.kind, _in)(old):
+                _remove(old)
 
 
 def output_of(path: Path, kind: Kind) -> Output:
@@ -261,6 +298,24 @@ def _is_alive(holder: str) -> bool:
         except ProcessLookupError:
             return False
     return pid != os.getpid()
+
+
+def _is_old(path: Path) -> bool:
+    """Whether ``path`` has the name of a folder that is being replaced."""
+    return path.name.partition("-")[0] == OLD and path.is_dir()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there. A kill leaves it whole, or under the name of what is unfinished."""
+    if path.exists():
+        _clear(path.rename(new_part_of(path)))
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _in(folder: Path) -> list[Path]:

@@ -29,11 +29,9 @@ def build_tokenizer(
     latents. Raises UserError when the tokenizer takes no decoder, or the given one is for other latents, and when the
     model's weights are no longer those of the record; MachineError when they cannot be fetched.
     """
-    family = family_of(spec.name)
-    if decoder is not None and family.decoder_hint is None:
-        raise UserError(f"--decoder is for latents of an encoder; those of {spec.name} need none: remove the flag")
+    expect_use_of(decoder, spec)
     dtype = compute_dtype(precision, device)
-    tokenizer = family.open(undescribed(spec), device, dtype, decoder)
+    tokenizer = family_of(spec.name).open(undescribed(spec), device, dtype, decoder)
     describer = describer_spec(spec)
     if describer is None:
         return tokenizer
@@ -56,6 +54,12 @@ def latent_sizes(spec: TokenizerSpec, images: int) -> LatentSizes:
             f"{sizes.descriptor} numbers: choose another --tokenizer"
         )
     return sizes
+
+
+def expect_use_of(decoder: str | None, spec: TokenizerSpec) -> None:
+    """Raise UserError where a decoder is given and the tokenizer takes none."""
+    if decoder is not None and family_of(spec.name).decoder_hint is None:
+        raise UserError(f"--decoder is for latents of an encoder; those of {spec.name} need none: remove the flag")
 
 
 def missing_decoder(spec: TokenizerSpec, decoder: str | None) -> str | None:

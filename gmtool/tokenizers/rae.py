@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from gmtool.artifacts.decoder_run import CONFIG, WEIGHTS, WEIGHTS_REPAIR
 from gmtool.artifacts.files import reading, written_aside
-from gmtool.artifacts.manifest import CHECKSUM, KINDS, file_fingerprint, fingerprint
+from gmtool.artifacts.manifest import CHECKSUM, KINDS, Input, file_fingerprint, fingerprint
 from gmtool.artifacts.outputs import kind_of
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
@@ -28,7 +28,7 @@ from gmtool.errors import UserError, install
 from gmtool.foreign.rae_decoder import POSITIONS, read_decoder
 from gmtool.huggingface import local_or_hub_file
 from gmtool.tokenizers.base import to_uint8
-from gmtool.tokenizers.pretrained import model_config, model_folder
+from gmtool.tokenizers.pretrained import model_config, model_folder, model_record
 from gmtool.tokenizers.vit import VitFacts, facts_of
 
 ENCODER_RECORD = "encoder.json"
@@ -93,6 +93,21 @@ def recorded_encoder(source: str) -> TokenizerSpec | None:
     if (kind := kind_of(file)) is not None and kind in KINDS and kind != "decoder":
         raise UserError(f"{_ROLE} {source} is {KINDS[kind][0]}: give what `{KINDS['decoder'][1]}` writes")
     return None if file.is_file() else _read_record(model_folder(source, _ROLE))
+
+
+def decoder_inputs(source: str | None) -> tuple[Input, ...]:
+    """A decoder, if there is one, as a manifest records it: by a digest of its weights, which go on being trained.
+
+    source: as in `load_decoder`. Raises UserError when it is no model, MachineError when it cannot be fetched.
+    """
+    if source is None:
+        return ()
+    file = local_or_hub_file(source, _ROLE)
+    if not file.is_file():
+        model = model_record(source, _ROLE)
+        return (Input("decoder", model["model"], model["weights"]),)
+    here = Path(source).expanduser()
+    return (Input("decoder", str(here.resolve()) if here.exists() else source, file_fingerprint(file)),)
 
 
 def _read_record(folder: Path) -> TokenizerSpec | None:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -258,6 +259,94 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
     with output_of(folder, "samples").locked():
         assert (folder / "sampling.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+@pytest.mark.parametrize("kind", ["latents", "samples", "run"])
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out"
+    path.mkdir() if kind in RECORDS else path.touch()
+    monkeypatch.setattr("os.path.ismount", lambda place: Path(place) == path)
+    with pytest.raises(
+        UserError, match=r"out is a mount point, which cannot be replaced: (give a folder inside|choose)"
+    ):
+        output_of(path, kind)
+    output_of(tmp_path / "other", kind)
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV])
+@pytest.mark.parametrize("refused", ["rename", "replace"])
+def test_a_rename_that_is_refused_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, number: int
+) -> None:
+    output = output_of(artifact(tmp_path / "samples", "samples"), "samples")
+    before = (tmp_path / "samples/sampling.json").read_text()
+    with output.locked():
+        fill(output)
+        output.pieces.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, refused, refusing(getattr(Path, refused), number))
+            with pytest.raises(UserError, match=r"samples is complete in .*part, but cannot be .*same command again"):
+                output.publish()
+        assert (tmp_path / "samples/sampling.json").read_text() == before
+        assert output.part.is_dir() and output.pieces.is_dir()
+        output.publish()
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+def refusing(rename: Callable[[Path, Path], Path], number: int) -> Callable[[Path, Path], Path]:
+    """A rename that the system refuses the first time."""
+    calls: list[Path] = []
+
+    def attempt(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 1:
+            raise OSError(number, os.strerror(number))
+        return rename(self, target)
+
+    return attempt
+
+
+def test_a_folder_that_an_earlier_replacement_left_is_not_in_the_way(tmp_path: Path) -> None:
+    path = artifact(tmp_path / "samples", "samples")
+    output = output_of(path, "samples")
+    for name in (OLD, f"{OLD}-12"):
+        (output.work / name).mkdir(parents=True)
+        (output.work / name / "notes.txt").write_text("the user's")
+    make(path, "samples")
+    assert "new" in (path / "sampling.json").read_text()
+    assert len(list(output.work.rglob("notes.txt"))) == 2
+
+
+def test_what_was_replaced_last_is_put_back(tmp_path: Path) -> None:
+    output = output_of(tmp_path / "samples", "samples")
+    output.work.mkdir()
+    for name in ("b", "a"):
+        artifact(tmp_path / name, "samples").rename(output.work / f"{OLD}-{name}")
+        (output.work / f"{OLD}-{name}/images").mkdir()
+        (output.work / f"{OLD}-{name}/images/{name}").touch()
+    with output.locked():
+        assert (tmp_path / "samples/images/a").exists()
+
+
+def test_a_kill_while_the_rest_is_removed_leaves_nothing_to_resume_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is half removed must not be taken for what was made."""
+    output = output_of(tmp_path / "samples", "samples")
+    with output.locked():
+        fill(output)
+        output.pieces.mkdir()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("shutil.rmtree", interrupt)
+            output.discard()
+        assert not output.pieces.exists()
+    with output_of(tmp_path / "samples", "samples").locked():
+        output.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_hidden_folder_of_the_user_s_is_left_alone(tmp_path: Path) -> None:

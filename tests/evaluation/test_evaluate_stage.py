@@ -14,7 +14,7 @@ from gmtool.evaluation.report import Report, parse_report
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
 from gmtool.stages.evaluate.config import EvaluateConfig
-from gmtool.stages.evaluate.run import evaluate
+from gmtool.stages.evaluate.run import evaluate, evaluate_all
 
 TOKENIZER = make(EvaluateConfig, {"features": "tokenizer", "device": "cpu", "cache_size": 0.0})
 
@@ -140,6 +140,22 @@ def test_the_report_is_written_whole(world):
     assert written["reference_fingerprint"] == report.reference_fingerprint != ""
     assert "pixels" in written["extractor"]
     assert not list((world / "samples").glob(".*"))
+
+
+def test_samples_that_are_replaced_before_their_turn_are_not_scored(world, tmp_path, digits, make_samples):
+    """Their report would be of the new images, under the name of the old ones."""
+    first, second = (make_samples(tmp_path / name, digits[:40], world / "latents.h5") for name in ("a", "b"))
+    replaced = Notes()
+
+    def note(message: str) -> None:
+        if message.endswith("(2 of 2)"):
+            shutil.rmtree(second)
+            make_samples(second, digits[40:80], world / "latents.h5")
+
+    replaced.note = note
+    with pytest.raises(UserError, match=r"b changed meanwhile: run the same command again"):
+        evaluate_all([first, second], TOKENIZER, replaced)
+    assert (first / "metrics.json").exists() and not (second / "metrics.json").exists()
 
 
 @pytest.mark.slow

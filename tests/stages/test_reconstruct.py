@@ -167,6 +167,24 @@ def test_what_is_there_is_not_replaced(place: Path, tmp_path: Path) -> None:
         execute(arguments(place, tmp_path))
 
 
+@pytest.mark.slow
+def test_a_refused_publication_costs_no_work(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ("--perceptual", "none")
+    assert execute(arguments(place, tmp_path / "whole", *more)) == 0
+
+    def refuse(*_: object) -> None:
+        raise UserError("in the way")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="in the way"):
+        patch.setattr("gmtool.artifacts.outputs.Output.publish", refuse)
+        execute(arguments(place, tmp_path / "out", *more))
+    monkeypatch.setattr("gmtool.stages.reconstruct.run._reconstruct", None)
+    assert execute(arguments(place, tmp_path / "out", *more)) == 0
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
 def test_a_second_process_is_told_who_is_at_it(place: Path, tmp_path: Path) -> None:
     with held_by_another(tmp_path / "out") as pid, pytest.raises(UserError, match=f"out is in use by process {pid}"):
         execute(arguments(place, tmp_path / "out"))

@@ -18,6 +18,7 @@ from user import Stop
 
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
+from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import RunFolder, open_run
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
@@ -29,6 +30,7 @@ from gmtool.flow.solvers import SOLVERS
 from gmtool.nn.build import build_network
 from gmtool.nn.dit import DiT, DiTArchitecture
 from gmtool.progress import Progress
+from gmtool.sampling.decoder import decoder_of
 from gmtool.sampling.drawing import Drawing
 from gmtool.sampling.labels import labels_of, modes_of
 from gmtool.sampling.model import TrainedModel, load_model
@@ -36,6 +38,7 @@ from gmtool.sampling.plan import SamplePlan, make_plan
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings
 from gmtool.settings import changed, make
+from gmtool.stages.sample import run as stage
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import plan_samples, sample
 from gmtool.stages.train.config import TrainConfig
@@ -247,6 +250,84 @@ def test_stopped_while_putting_together(make_run: MakeRun, tmp_path: Path, monke
     sample(make_run(), tmp_path / "cut", QUICK, Progress())
     np.testing.assert_array_equal(images(tmp_path / "cut"), images(tmp_path / "whole"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+@pytest.mark.slow
+def test_a_refused_publication_costs_no_drawing(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something of the user's in the way, or a kill between the two renames."""
+    config, folder = changed(QUICK, {"batch_size": 5}), tmp_path / "samples"
+    sample(make_run(), tmp_path / "whole", config, Progress())
+    sample(make_run(), folder, changed(QUICK, {"num": 3}), Progress())
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == folder:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    class Late(Progress):
+        def end(self) -> None:
+            (folder / "notes.txt").write_text("put there meanwhile")
+
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        sample(make_run(), folder, config, Late())
+    (folder / "notes.txt").unlink()
+    monkeypatch.setattr(Drawing, "draw", None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        sample(make_run(), folder, config, Progress())
+    assert not folder.exists()
+    sample(make_run(), folder, config, Progress())
+    for name in ("samples.npz", "grid.png", *(f"images/{index:06d}.png" for index in range(12))):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    np.testing.assert_array_equal(latents(folder), latents(tmp_path / "whole"))
+    assert sorted(path.name for path in folder.rglob("*")) == sorted(
+        path.name for path in (tmp_path / "whole").rglob("*")
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "whole"]
+
+
+@pytest.mark.slow
+def test_a_process_of_another_plan_that_lives_on_writes_into_nobody_s_batches(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    folder, other = tmp_path / "samples", changed(QUICK, {"batch_size": 4, "seed": 3})
+    earlier = plan_samples(make_run(), folder, changed(QUICK, {"batch_size": 4}))
+    with pytest.raises(KeyboardInterrupt):
+        sample(make_run(), folder, earlier.config, Stop(4))
+    batches = {path.name: path.read_bytes() for path in earlier.pieces.glob("*.safetensors")}
+    picture = (earlier.pieces / "images/000000.png").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        sample(make_run(), folder, other, Stop(4))
+    assert batches and not earlier.pieces.exists()
+    (earlier.pieces / "images").mkdir(parents=True)
+    (earlier.pieces / "images/000000.png").write_bytes(picture)
+    for name, content in batches.items():
+        (earlier.pieces / name).write_bytes(content)
+    sample(make_run(), folder, other, Progress())
+    sample(make_run(), tmp_path / "whole", other, Progress())
+    for name in ("samples.npz", "images/000000.png"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "whole"]
+
+
+def test_the_batches_of_a_decoder_that_was_trained_further_are_drawn_again(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(digest: str) -> None:
+        monkeypatch.setattr(stage, "decoder_inputs", lambda source: (Input("decoder", str(source), digest),))
+
+    monkeypatch.setattr(stage, "decoder_of", lambda run, decoder, device: decoder_of(run, None, device))
+    config, shown = changed(QUICK, {"batch_size": 4, "decoder": "decoder"}), Shown()
+    weights("first")
+    with pytest.raises(KeyboardInterrupt):
+        sample(make_run(), tmp_path / "samples", config, Stop(8))
+    weights("second")
+    sample(make_run(), tmp_path / "samples", config, shown)
+    assert shown.began == [(12, 0)]
+    assert open_samples(tmp_path / "samples").manifest.input("decoder").fingerprint == "second"
 
 
 def test_an_older_folder_of_samples_is_replaced_whole(make_run: MakeRun, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The sweep stage: its points, the same figures as sample and eval, resuming, sharing, and what is refused."""
 
+import errno
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -9,15 +11,18 @@ import pytest
 from small import Small
 from user import Stop, torchrun
 
+from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import open_run
 from gmtool.cli.app import main
 from gmtool.distributed import World
-from gmtool.errors import NotFinite, UserError
+from gmtool.errors import MachineError, NotFinite, UserError
 from gmtool.evaluation.report import parse_report
 from gmtool.evaluation.sweep_table import Axis, read_sweep
 from gmtool.progress import Progress
+from gmtool.sampling.decoder import decoder_of
 from gmtool.sampling.drawing import Drawing
 from gmtool.settings import changed, make
+from gmtool.stages.sweep import run as stage
 from gmtool.stages.sweep.config import SweepConfig
 from gmtool.stages.sweep.plan import places
 from gmtool.stages.sweep.points import Grid, plan_grid
@@ -261,9 +266,39 @@ def test_damaged_points_are_drawn_again(runs: Path, tmp_path: Path) -> None:
     points = sorted((tmp_path / ".sweep.gmtool/part/points").iterdir())
     assert len(points) > 1
     points[0].write_text(points[0].read_text()[:100])
-    (tmp_path / ".sweep.gmtool/part/images-7.npy").write_text("of a process that was killed")
+    (tmp_path / ".sweep.gmtool/.images.npy.7.gmtool-part").write_text("of a process that was killed")
     assert sweep(paths, None, values, Progress()).drawn == 4 - len(points) + 1
-    assert not list((tmp_path / "sweep").glob("images*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
+@pytest.mark.slow
+def test_points_of_a_decoder_that_was_trained_further_are_drawn_again(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "decoder_of", lambda run, decoder, device: decoder_of(run, None, device))
+    drawn = []
+    for digest in ("first", "first", "second"):
+        monkeypatch.setattr(
+            stage, "decoder_inputs", lambda source, digest=digest: (Input("decoder", str(source), digest),)
+        )
+        values = config(steps=(1,), decoder="decoder")
+        drawn.append(sweep([runs / "velocity", tmp_path / "sweep"], None, values, Progress()).drawn)
+    assert drawn == [1, 0, 1]
+    inputs = json.loads((tmp_path / "sweep/sweep.json").read_text())["inputs"]
+    assert inputs[-1] == {"role": "decoder", "path": "decoder", "fingerprint": "second"}
+
+
+def test_a_disk_that_cannot_hold_the_images_is_told(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than by SIGBUS, when a point is drawn into memory that has no place on the disk."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(MachineError, match="the disk is full"):
+        sweep([runs / "velocity", tmp_path / "sweep"], None, config(steps=(1,)), Progress())
 
 
 def test_samples_that_are_not_finite_have_no_figures(

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gmtool.artifacts.manifest import file_fingerprint
 from gmtool.errors import UserError
 from gmtool.foreign import rae_decoder
 from gmtool.tokenizers.build import build_tokenizer
 from gmtool.tokenizers.encoder import DINOV2, SIGLIP2
-from gmtool.tokenizers.rae import Decoder, load_decoder
+from gmtool.tokenizers.rae import Decoder, decoder_inputs, load_decoder
 from gmtool.tokenizers.vit import IMAGENET
 
 diffusers = pytest.importorskip("diffusers")
@@ -103,6 +104,21 @@ def test_the_tokenizer_decodes_with_it(golden: dict[str, Tensor], tmp_path: Path
     assert images.dtype == torch.uint8
     with pytest.raises(UserError, match="channels"):
         tokenizer.decode(torch.zeros(1, 7, 4, 4))
+
+
+def test_a_decoder_is_recorded_by_its_weights(golden: dict[str, Tensor], tmp_path: Path) -> None:
+    """Whether in a folder or a file; where it lies is not what it is."""
+    first, second = (
+        decoder_inputs(str(save(golden, tmp_path / name, positions)))
+        for name, positions in (("a", "weight:decoder_pos_embed"), ("b", "decoder_pos_embed_perturbed"))
+    )
+    (moved,) = decoder_inputs(str((tmp_path / "a").rename(tmp_path / "c")))
+    assert (moved.role, moved.path) == ("decoder", str(tmp_path / "c"))
+    assert first[0].fingerprint == moved.fingerprint != second[0].fingerprint
+    (tmp_path / "d.pt").write_bytes(b"weights")
+    (file,) = decoder_inputs(str(tmp_path / "d.pt"))
+    assert (file.path, file.fingerprint) == (str(tmp_path / "d.pt"), file_fingerprint(tmp_path / "d.pt"))
+    assert decoder_inputs(None) == ()
 
 
 def test_a_checkpoint_as_its_authors_store_it(

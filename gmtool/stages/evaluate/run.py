@@ -14,6 +14,7 @@ from torch import Tensor
 from gmtool.artifacts.files import resolved, written_aside
 from gmtool.artifacts.outputs import kept_to_this_process
 from gmtool.distributed import World
+from gmtool.errors import UserError
 from gmtool.evaluation.cache import feature_cache
 from gmtool.evaluation.comparison import figures_of, measured
 from gmtool.evaluation.extractors import extractor_row
@@ -34,6 +35,7 @@ from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.plan import EvaluatePlan, plan_evaluations
+from gmtool.stages.evaluate.subjects import Subject, open_subject
 from gmtool.stages.evaluate.trajectories import followed_paths, latents_of_both
 
 
@@ -49,8 +51,8 @@ def evaluate_all(
     """Compare folders of samples, or images of any tool, with real images; write and return the reports.
 
     output: a file for all reports; default: ``metrics.json`` in a folder of samples, ``NAME.metrics.json`` beside
-    anything else. Raises what `plan_evaluations` does, and UserError for images that cannot be read or do not fit the
-    samples.
+    anything else. Raises what `plan_evaluations` does, and UserError for images that cannot be read, do not fit the
+    samples, or change meanwhile.
     """
     allow_tf32(False)  # figures are to be those of any other device
     reports = []
@@ -61,6 +63,7 @@ def evaluate_all(
         for line in plan.notes():
             progress.note(line)
         with _locked(plan):
+            _expect_unchanged(plan.subject)
             report = _evaluate(plan, progress)
             if output is None and plan.world.first:
                 _write(plan.subject.report, report.to_json())
@@ -76,6 +79,13 @@ def _locked(plan: EvaluatePlan) -> AbstractContextManager[None]:
     if not (plan.world.first and os.access(target.parent, os.W_OK)):
         return nullcontext()
     return kept_to_this_process(plan.subject.path, target)
+
+
+def _expect_unchanged(subject: Subject) -> None:
+    """Raise UserError where the images were replaced between the plan and the lock: what is known of them is void."""
+    now = open_subject(subject.path)
+    if (now.fingerprint, now.images.digest) != (subject.fingerprint, subject.images.digest):
+        raise UserError(f"{subject.path} changed meanwhile: run the same command again")
 
 
 def _write(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from gmtool.data.image_sets import find_images
 from gmtool.errors import GmtoolError, UserError
 from gmtool.evaluation.sweep_table import read_sweep
 from gmtool.tokenizers.pretrained import model_record
+from gmtool.tokenizers.rae import decoder_inputs
 from gmtool.training.checkpoint import NOT_WHOLE, REPAIR, cut_short, list_checkpoints
 
 State = Literal["matches", "changed", "missing"]
@@ -163,12 +164,20 @@ def _fingerprints(role: str, path: Path) -> Iterable[str]:
         with open_gmm(path) as gmm:
             return {gmm.manifest.fingerprint}
     if role == "decoder":
-        return {open_decoder_run(path).manifest.fingerprint}
+        return decoder_fingerprints(path)
     if role == "encoder":
         return {model_record(str(path), "the encoder")["weights"]}
     if path.is_file():  # of another program: weights, statistics, a mixture
         return {file_fingerprint(path)}
     return weight_fingerprints(path)
+
+
+def decoder_fingerprints(decoder: Path) -> Iterator[str]:
+    """Fingerprints of a decoder: of its weights, and that of its record, by which earlier versions knew it."""
+    for used in decoder_inputs(str(decoder)):
+        yield used.fingerprint
+    if (decoder / TRAINING).is_file():
+        yield open_decoder_run(decoder).manifest.fingerprint
 
 
 def weight_fingerprints(run: Path) -> Iterator[str]:

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gmtool.artifacts.decoder_run import TRAINING, open_decoder_run
+from gmtool import __version__
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint, parse_manifest
 from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.reconstruction import PAIRS, RECORD, TABLE, WORST
+from gmtool.artifacts.resume import ResumeFile, ResumeState
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, expect_outside, find_images, spread
 from gmtool.data.images import ImageSample, default_workers, image_batches
@@ -49,9 +50,9 @@ from gmtool.stages.reconstruct.statistics_check import (
     statistics_of_decoder,
 )
 from gmtool.tokenizers.base import Tokenizer
-from gmtool.tokenizers.build import build_tokenizer, facts_of_models, latent_sizes, missing_decoder
+from gmtool.tokenizers.build import build_tokenizer, expect_use_of, facts_of_models, latent_sizes, missing_decoder
 from gmtool.tokenizers.choose import choose_tokenizer, fit_tokenizer
-from gmtool.tokenizers.rae import recorded_encoder
+from gmtool.tokenizers.rae import decoder_inputs, recorded_encoder
 from gmtool.tokenizers.settings import TokenizerSettings
 
 CHECKED = 256
@@ -112,6 +113,7 @@ def plan_reconstruction(images: Path, folder: Path, config: ReconstructConfig, p
         spec = choose_tokenizer(config.tokenizer, sample).spec
     if (hint := missing_decoder(spec, config.decoder)) is not None:
         raise UserError(f"--decoder is missing: {hint}")
+    expect_use_of(config.decoder, spec)
     return ReconstructPlan(config, image_set, rows, spec, output, workers)
 
 
@@ -147,6 +149,31 @@ def reconstruct(images: Path, folder: Path, config: ReconstructConfig, progress:
 
 def _reconstruct_all(plan: ReconstructPlan, world: World, progress: Progress) -> ReconstructionReport:
     """The work of a plan; the folder is this process's own meanwhile."""
+    inputs = (
+        Input("images", str(plan.images.root.absolute()), plan.images.fingerprint),
+        *decoder_inputs(plan.config.decoder),
+    )
+    resume = ResumeFile(plan.output.target, _key(plan, inputs))
+    complete = resume.load(progress) is not None and plan.output.part.is_dir()
+    world.barrier()  # all have looked, before the first one writes
+    if not complete:
+        _make(plan, inputs, resume, world, progress)
+    with world.first_before_others():
+        if world.first:
+            plan.output.publish()
+    return _read_report(plan.output.target)
+
+
+def _key(plan: ReconstructPlan, inputs: Sequence[Input]) -> str:
+    """A digest of all that the folder depends on."""
+    spec, settings = plan.tokenizer, sorted(as_flat(plan.config).items())
+    return fingerprint(
+        [__version__, spec.name, repr([spec.settings, settings]), *(used.fingerprint for used in inputs)]
+    )
+
+
+def _make(plan: ReconstructPlan, inputs: Sequence[Input], resume: ResumeFile, world: World, progress: Progress) -> None:
+    """Reconstruct the images, and make the folder, which stays until it is in its place."""
     config = plan.config
     with world.first_before_others():
         spec = fit_tokenizer(plan.tokenizer, plan.sample)
@@ -161,18 +188,15 @@ def _reconstruct_all(plan: ReconstructPlan, world: World, progress: Progress) ->
     worst_by = "l1" if lpips is None else "lpips"
     results = _reconstruct(plan, tokenizer, lpips, extractors, worst_by, world, progress)
     parts = world.gather(_tensors(results))
-    with world.first_before_others():
-        if world.first:
-            report = _report(plan, parts, list(extractors), checked, worst_by, config)
+    if world.first:
+        report = _report(plan, parts, list(extractors), checked, worst_by, config)
+        plan.output.discard()
+        try:
+            _write(plan, parts, report, inputs)
+            resume.save(ResumeState({}))
+        except BaseException:
             plan.output.discard()
-            try:
-                _write(plan, parts, report)
-                plan.output.publish()
-            except BaseException:
-                plan.output.discard()
-                raise
-            return report
-    return _read_report(plan.output.target)
+            raise
 
 
 def _lpips(config: ReconstructConfig, world: World, progress: Progress) -> Lpips | None:
@@ -353,7 +377,12 @@ def _report(
     )
 
 
-def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report: ReconstructionReport) -> None:
+def _write(
+    plan: ReconstructPlan,
+    parts: Sequence[Mapping[str, Tensor]],
+    report: ReconstructionReport,
+    inputs: Sequence[Input],
+) -> None:
     """Write the folder, which is not in its place yet."""
     part = plan.output.part
     part.mkdir(parents=True)
@@ -368,7 +397,7 @@ def _write(plan: ReconstructPlan, parts: Sequence[Mapping[str, Tensor]], report:
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(["image", *names])
     table.writerows([plan.images.names[index], *values] for index, *values in rows)
-    for name, text in ((TABLE, lines.getvalue()), (RECORD, f"{_manifest(plan, report).to_json()}\n")):
+    for name, text in ((TABLE, lines.getvalue()), (RECORD, f"{_manifest(plan, report, inputs).to_json()}\n")):
         (part / name).write_text(text, encoding="utf-8")
 
 
@@ -377,14 +406,8 @@ def _read_report(folder: Path) -> ReconstructionReport:
     return parse_reconstruction(parse_manifest((folder / RECORD).read_bytes(), folder / RECORD).details)
 
 
-def _manifest(plan: ReconstructPlan, report: ReconstructionReport) -> Manifest:
+def _manifest(plan: ReconstructPlan, report: ReconstructionReport, inputs: Sequence[Input]) -> Manifest:
     """The report with what was reconstructed by what."""
-    inputs = [Input("images", str(plan.images.root.absolute()), plan.images.fingerprint)]
-    decoder = plan.config.decoder
-    if decoder is not None and (Path(decoder) / TRAINING).is_file():
-        inputs.append(
-            Input("decoder", str(Path(decoder).absolute()), open_decoder_run(Path(decoder)).manifest.fingerprint)
-        )
     settings, details = as_flat(plan.config), asdict(report)
     digest = fingerprint([repr(sorted(details.items())), *(used.fingerprint for used in inputs)])
     return Manifest("reconstruction", "reconstruct", digest, settings, tuple(inputs), details=details)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from gmtool.artifacts.samples import METRICS
 from gmtool.errors import GmtoolError
 from gmtool.evaluation.metrics import label, metrics_by_name
 from gmtool.evaluation.report import Report
-from gmtool.stages.inspect.run import open_manifest, weight_fingerprints
+from gmtool.stages.inspect.run import decoder_fingerprints, open_manifest, weight_fingerprints
 from gmtool.stages.report.collection import Artifact, Collection
 from gmtool.stages.report.commands import command_of, evaluation_of, shown_path
 
@@ -32,6 +32,15 @@ PLACES: Mapping[str, int] = {
 
 SAME_AS: Mapping[str, str] = {"guide": "run", "teacher": "run"}
 """Roles that are artifacts of a kind by another name."""
+
+MODELS = ("encoder", "decoder")
+"""Roles of networks that may be of the hub, under whose id they are recorded."""
+
+KNOWN_BY: Mapping[str, Callable[[Path], Iterator[str]]] = {
+    "run": weight_fingerprints,
+    "decoder": decoder_fingerprints,
+}
+"""Kinds that go on changing, and the fingerprints that what was made from one may know it by; others have their own."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +168,11 @@ class _Tracer:
         return next((artifact for artifact in same if self._is(artifact, used)), None)
 
     def _is(self, artifact: Artifact, used: Input) -> bool:
-        if artifact.kind != "run":
+        if artifact.kind not in KNOWN_BY:
             return artifact.manifest.fingerprint == used.fingerprint
         key = (str(artifact.path), used.fingerprint)
         if key not in self._weights:
-            self._weights[key] = used.fingerprint in weight_fingerprints(artifact.path)
+            self._weights[key] = used.fingerprint in KNOWN_BY[artifact.kind](artifact.path)
         return self._weights[key]
 
     def _there(self, used: Input, folder: Path) -> Artifact | None:
@@ -181,7 +190,9 @@ class _Tracer:
         return None
 
     def _why(self, used: Input, folder: Path) -> str:
-        """Why an input could not be opened."""
+        """Why an input could not be opened; "" for a model of the hub, which need not be on this machine."""
+        if used.role in MODELS and not Path(used.path).is_absolute():
+            return ""
         if any(path.exists() for path in _places(used, folder)):
             return "" if SAME_AS.get(used.role, used.role) not in PLACES else "changed since"
         return "no longer there"

@@ -1,18 +1,18 @@
 """Sampling: draw latents in batches, decode them, and put together the samples folder.
 
 The work goes to a hidden folder (`gmtool.artifacts.outputs`), a file per batch, so that the same command resumes what
-was stopped; the folder of samples appears when all is there. Of several processes each draws its share of the batches,
-and the first puts them together.
+was stopped; the batches stay until the folder of samples is in its place. Of several processes each draws its share of
+the batches, and the first puts them together.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from PIL import Image
 
 from gmtool.artifacts.files import check_space, is_part
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
-from gmtool.artifacts.manifest import Array, Input, Manifest
+from gmtool.artifacts.manifest import Array, Input, Manifest, fingerprint
 from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.run import open_run
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
@@ -40,11 +40,10 @@ from gmtool.sampling.sampler import evaluations_of
 from gmtool.settings import as_flat
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.tokenizers.base import Tokenizer
+from gmtool.tokenizers.rae import decoder_inputs
 
 GRID_IMAGES = 100
 """Images of the grid at most."""
-PLAN = "plan.json"
-"""What an unfinished folder is being made by."""
 REMOVE = "remove it, and run the same command again"
 """The remedy for a damaged batch."""
 DIVERGED = "use a smaller --guidance-scale, or an earlier --checkpoint"
@@ -79,6 +78,17 @@ class SampleJob:
     def part(self) -> Path:
         """The hidden folder until the samples are complete."""
         return self.output.part
+
+    @cached_property
+    def pieces(self) -> Path:
+        """The folder of the batches that are drawn.
+
+        It is that of this very plan: a process of another one, if it is still alive, writes elsewhere.
+        """
+        changing = {name: str(value) for name, value in self.settings.items() if name not in ("device", "checkpoint")}
+        used = [entry.fingerprint for entry in self.inputs]
+        text = json.dumps({"plan": asdict(self.plan), "inputs": used, "config": changing})
+        return self.output.pieces / fingerprint([text])
 
     @property
     def plan(self) -> SamplePlan:
@@ -139,6 +149,7 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
         model = job.drawing.load(world.device, precision, config.compile, stack)
         with world.first_before_others():  # which may fetch the decoder
             tokenizer, no_images = decoder_of(job.drawing.run, config.decoder, world.device)
+            job = replace(job, inputs=(*job.inputs, *decoder_inputs(config.decoder)))
         side = None if tokenizer is None else tokenizer.image_size
         if no_images is not None:
             progress.note(f"latents alone will be written, and no images: {no_images}")
@@ -165,32 +176,27 @@ def plan_samples(run_path: Path, folder: Path, config: SampleConfig) -> SampleJo
 
 
 def _prepare(job: SampleJob) -> None:
-    """Make the unfinished folder, or keep it where the same job began it."""
-    changing = {name: str(value) for name, value in job.settings.items() if name not in ("device", "checkpoint")}
-    used = [entry.fingerprint for entry in job.inputs]
-    text = json.dumps({"plan": asdict(job.plan), "inputs": used, "config": changing})
-    record = job.part / PLAN
-    if record.is_file() and record.read_text() == text:
-        for half in filter(is_part, job.part.iterdir()):  # which a kill left
+    """Make the unfinished folders, or keep them where the same job began them."""
+    if job.part.is_dir() and job.pieces.is_dir():
+        for half in filter(is_part, (*job.part.iterdir(), *job.pieces.iterdir())):  # which a kill left
             half.unlink()
         return
-    shutil.rmtree(job.part, ignore_errors=True)
+    job.output.discard()
     job.part.mkdir(parents=True)
-    record.write_text(text)
+    job.pieces.mkdir(parents=True)
 
 
-def _batch_file(part: Path, batch: range) -> Path:
-    return part / f"batch-{batch.start:08d}.safetensors"
+def _batch_file(job: SampleJob, batch: range) -> Path:
+    return job.pieces / f"batch-{batch.start:08d}.safetensors"
 
 
 def _draw(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None, world: World, progress: Progress) -> None:
     """Draw and decode the batches that are not there yet, in rounds of one a process; return when all are done."""
-    part = job.part
-    starts = set(world.tell([batch.start for batch in job.batches if not _batch_file(part, batch).exists()]))
+    starts = set(world.tell([batch.start for batch in job.batches if not _batch_file(job, batch).exists()]))
     missing = [batch for batch in job.batches if batch.start in starts]
     done = len(job.drawing) - sum(map(len, missing))
     if tokenizer is not None:
-        (part / PICTURES).mkdir(exist_ok=True)
+        (job.pieces / PICTURES).mkdir(exist_ok=True)
     progress.begin("sample", len(job.drawing), "images", done)
     for start in range(world.rank, len(missing), world.size):
         _draw_batch(job, model, tokenizer, missing[start])
@@ -208,12 +214,12 @@ def _draw_batch(job: SampleJob, model: TrainedModel, tokenizer: Tokenizer | None
         arrays["descriptors"] = tokenizer.describe(images)
         arrays["images"] = images.permute(0, 2, 3, 1)
         for index, image in zip(batch, arrays["images"].cpu().numpy(), strict=True):
-            Image.fromarray(image).save(job.part / PICTURES / f"{index:06d}.png")
-    write_tensors(_batch_file(job.part, batch), arrays)
+            Image.fromarray(image).save(job.pieces / PICTURES / f"{index:06d}.png")
+    write_tensors(_batch_file(job, batch), arrays)
 
 
 def _assemble(job: SampleJob, tokenizer: Tokenizer | None) -> None:
-    """Put the batches together: latents.h5, samples.npz, the grid, and last the record."""
+    """Put the batches together: the pictures, latents.h5, samples.npz, the grid, and last the record."""
     run, part, labels, settings = job.drawing.run, job.part, job.drawing.labels, job.settings
     size = run.manifest.details["descriptor_size"]
     descriptors = (
@@ -233,6 +239,7 @@ def _assemble(job: SampleJob, tokenizer: Tokenizer | None) -> None:
     )
     arrays = {"latents": Array((len(labels), *run.architecture.shape), "float16", "tokenizer output, not normalised")}
     if tokenizer is not None:
+        _move_pictures(job)
         side = tokenizer.image_size
         arrays["arr_0"] = Array((len(labels), side, side, 3), "uint8", "RGB, 0 to 255")
         arrays["arr_1"] = Array((len(labels),), "int64", "index into classes, -1: none")
@@ -249,15 +256,20 @@ def _assemble(job: SampleJob, tokenizer: Tokenizer | None) -> None:
         details={"plan": asdict(job.plan), "count": len(labels), "classes": list(run.classes)},
     )
     (part / MANIFEST).write_text(manifest.to_json())
-    for batch in job.batches:
-        _batch_file(part, batch).unlink()
-    (part / PLAN).unlink()
+
+
+def _move_pictures(job: SampleJob) -> None:
+    """Move the pictures of the batches to their final folder, where those of an earlier try may be."""
+    folder = job.part / PICTURES
+    folder.mkdir(exist_ok=True)
+    for picture in (job.pieces / PICTURES).iterdir():
+        picture.replace(folder / picture.name)
 
 
 def _arrays(job: SampleJob, name: str, count: int | None = None) -> Iterator[np.ndarray]:
     """An array of each of the first ``count`` batches; default: of all."""
     for batch in job.batches[:count]:
-        yield read_tensors(_batch_file(job.part, batch), [name], REMOVE)[name].numpy()
+        yield read_tensors(_batch_file(job, batch), [name], REMOVE)[name].numpy()
 
 
 def _write_npz(path: Path, shape: tuple[int, ...], images: Iterator[np.ndarray], labels: np.ndarray) -> None:

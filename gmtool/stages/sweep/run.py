@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from gmtool import __version__
-from gmtool.artifacts.files import check_space, written_aside
-from gmtool.artifacts.manifest import Manifest, fingerprint
+from gmtool.artifacts.files import check_space, new_part_of, reserve, written_aside
+from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.sweep import MANIFEST, TABLE
 from gmtool.distributed import World
 from gmtool.errors import NotFinite, UserError
@@ -38,9 +38,10 @@ from gmtool.stages.sweep.judge import Judge, open_judge
 from gmtool.stages.sweep.plan import SweepPlan, plan_sweep
 from gmtool.stages.sweep.points import PlannedPoint
 from gmtool.tokenizers.base import Tokenizer
+from gmtool.tokenizers.rae import decoder_inputs
 
-POINTS, IMAGES = "points", "images"
-"""In the unfinished folder: the files of points that are done, and the images of those that are being scored."""
+POINTS = "points"
+"""In the unfinished folder: the files of points that are done."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,12 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
         progress.note(line)
     world, part = plan.world, plan.output.part
     tokenizers = open_tokenizers(plan)
-    side = _common_side(tokenizers)
+    side, decoder = _common_side(tokenizers), decoder_inputs(config.decoder)
     with plan.output.locked(world.first):
         check_space(plan.output.target, _bytes_needed(plan, side), "the folder")
         judge = open_judge(plan, side, progress)
-        tasks = [Task(point, key) for point, key in zip(plan.grid.points, keys_of(plan, judge), strict=True)]
+        keys = keys_of(plan, judge, decoder)
+        tasks = [Task(point, key) for point, key in zip(plan.grid.points, keys, strict=True)]
         if world.first:
             (part / POINTS).mkdir(parents=True, exist_ok=True)
         drawn = set(world.tell(list(finished(part, plan.output.target))))
@@ -89,7 +91,7 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
         table = _table(plan, judge, tasks, known)
         world.barrier()  # until all have read it
         if world.first:
-            _write(plan, table)
+            _write(plan, table, decoder)
             plan.output.publish()
         world.barrier()
     return SweepReport(plan.output.path, table, len(missing))
@@ -124,7 +126,7 @@ def _bytes_needed(plan: SweepPlan, side: int) -> int:
     return 3 * side**2 * max(len(point.drawing) for point in plan.grid.points) * plan.world.size
 
 
-def keys_of(plan: SweepPlan, judge: Judge) -> Iterator[str]:
+def keys_of(plan: SweepPlan, judge: Judge, decoder: Sequence[Input]) -> Iterator[str]:
     """For each point, a digest of everything that its figures depend on except the device and the batch size."""
     shared = {
         "gmtool": __version__,
@@ -132,6 +134,7 @@ def keys_of(plan: SweepPlan, judge: Judge) -> Iterator[str]:
         "reference": plan.reference.fingerprint,
         "metrics": asdict(plan.config.metrics),
         "seed": plan.config.seed,
+        "decoder": [used.fingerprint for used in decoder] or None,
     }
     for point in plan.grid.points:
         own = {
@@ -139,7 +142,6 @@ def keys_of(plan: SweepPlan, judge: Judge) -> Iterator[str]:
             "run": point.run.manifest.fingerprint,
             "plan": asdict(point.drawing.plan),
             "selection": asdict(point.config.selection),
-            "decoder": point.config.decoder,
             "precision": point.config.precision,
         }
         yield fingerprint([json.dumps({**shared, **own}, sort_keys=True, default=str)])
@@ -179,7 +181,7 @@ def _score_share(
 ) -> None:
     """Draw and score this process's points, each into its file; done: evaluations for points that were found."""
     device, part = plan.world.device, plan.output.part
-    images = part / f"{IMAGES}-{plan.world.rank}.npy"
+    images = new_part_of(plan.output.work / "images.npy")
     progress.begin("sweep", done + sum(task.point.work for task in own), "evaluations", done)
     with ExitStack() as stack:
         stack.callback(progress.end)
@@ -222,9 +224,13 @@ class PointProgress(Progress):
 def _draw(
     plan: SweepPlan, drawing: Drawing, model: TrainedModel, tokenizer: Tokenizer, file: Path, progress: PointProgress
 ) -> np.ndarray:
-    """The images of a point, uint8 (N, S, S, 3), in a file, since they need not fit in memory."""
+    """The images of a point, uint8 (N, S, S, 3), in a file, since they need not fit in memory.
+
+    Raises MachineError where the disk cannot hold them.
+    """
     side = tokenizer.image_size
     images = np.lib.format.open_memmap(file, "w+", np.uint8, (len(drawing), side, side, 3))
+    reserve(file, file.stat().st_size)  # a write to a page without a place on a full disk would end the process
     for batch in drawing.batches(plan.config.batch_size):
         pictures = tokenizer.decode(drawing.draw(model, batch), truncate=drawing.plan.truncates)
         images[batch.start : batch.stop] = pictures.permute(0, 2, 3, 1).cpu().numpy()
@@ -275,7 +281,7 @@ def _table(plan: SweepPlan, judge: Judge, tasks: Sequence[Task], known: Mapping[
     )
 
 
-def _write(plan: SweepPlan, table: Sweep) -> None:
+def _write(plan: SweepPlan, table: Sweep, decoder: Sequence[Input]) -> None:
     """Write the table and the plots into the unfinished folder, and clear it of the points."""
     part = plan.output.part
     inputs = dict.fromkeys(source for point in plan.grid.points for source in point.inputs)
@@ -285,7 +291,7 @@ def _write(plan: SweepPlan, table: Sweep) -> None:
         stage="sweep",
         fingerprint=fingerprint([table.to_csv()]),
         config=settings,
-        inputs=tuple(inputs),
+        inputs=(*inputs, *decoder),
         details=table.to_details(),
     )
     (part / TABLE).write_text(table.to_csv())
@@ -293,5 +299,3 @@ def _write(plan: SweepPlan, table: Sweep) -> None:
     with written_aside(part / MANIFEST) as aside:
         aside.write_text(manifest.to_json())
     shutil.rmtree(part / POINTS)
-    for left in part.glob(f"{IMAGES}-*"):  # of a process that was killed
-        left.unlink()
