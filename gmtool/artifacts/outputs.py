@@ -26,7 +26,16 @@ from typing import IO
 import h5py
 
 from gmtool.artifacts import reconstruction, samples, sweep
-from gmtool.artifacts.files import LARGEST_RECORD, check_writable, flush_to_disk, is_part, resolved, work_folder
+from gmtool.artifacts.files import (
+    LARGEST_RECORD,
+    check_writable,
+    flush_to_disk,
+    flush_tree,
+    is_part,
+    remove_parts,
+    resolved,
+    work_folder,
+)
 from gmtool.artifacts.hdf5 import read_manifest
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, parse_manifest
 from gmtool.artifacts.resume import STATE
@@ -86,7 +95,7 @@ class Output:
         Raises UserError as `check` does, which looks again at what is replaced.
         """
         self.check()
-        flush_to_disk(self.part)
+        flush_tree(self.part)
         old = self.work / OLD
         if self.target.is_dir():
             self.target.rename(old)
@@ -151,8 +160,7 @@ class Output:
 
     def _recover(self) -> None:
         """Put back, or remove, the folder that a killed process was replacing; remove what it was writing."""
-        for half in filter(is_part, _in(self.work)):
-            half.unlink()
+        remove_parts(self.work)
         old = self.work / OLD
         if old.is_dir() and not self.target.exists():
             old.rename(self.target)

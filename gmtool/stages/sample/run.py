@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gmtool.artifacts.files import check_space, is_part
+from gmtool.artifacts.files import check_space, remove_parts
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
 from gmtool.artifacts.manifest import Array, Input, Manifest
 from gmtool.artifacts.outputs import Output, output_of
@@ -164,8 +164,7 @@ def _prepare(job: SampleJob) -> None:
     text = json.dumps({"plan": asdict(job.plan), "inputs": used, "config": changing})
     record = job.part / PLAN
     if record.is_file() and record.read_text() == text:
-        for half in filter(is_part, job.part.iterdir()):  # which a kill left
-            half.unlink()
+        remove_parts(job.part)  # which a kill left
         return
     shutil.rmtree(job.part, ignore_errors=True)
     job.part.mkdir(parents=True)
