@@ -23,7 +23,6 @@ def download(url: str, target: Path, digest: str, title: str, progress: Progress
     digest: the first digits of its SHA-256. seconds: time limit; None for no limit while data keep
     coming. Raises OSError after `CONNECT_SECONDS` of silence, when the time is up, or for other content.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer, written_aside(target) as part:
         progress.begin(title, int(answer.headers["Content-Length"] or 0) // MIB, "MiB")
         try:

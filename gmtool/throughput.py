@@ -119,7 +119,6 @@ def keep_speed(speed: Speed) -> None:
     """
     others = [known for known in _read() if (known.device, known.precision) != (speed.device, speed.precision)]
     path = speeds_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as part:
         part.write_text(json.dumps([asdict(known) for known in (*others, speed)], indent=1))
 

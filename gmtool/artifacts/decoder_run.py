@@ -51,7 +51,6 @@ def open_decoder_run(path: Path) -> DecoderRun:
 
 def create_decoder_run(path: Path, manifest: Manifest) -> DecoderRun:
     """Write the record of a new decoder's folder, which is made if need be. Raises OSError when the disk is full."""
-    path.mkdir(parents=True, exist_ok=True)
     rewrite(path / TRAINING, manifest)
     return DecoderRun(path, manifest)
 

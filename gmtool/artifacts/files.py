@@ -8,9 +8,11 @@ import os
 import secrets
 import shutil
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ from gmtool.errors import MachineError, UserError
 
 PART_SUFFIX = ".gmtool-part"
 """Ends the hidden name of what is being written."""
+
+ABANDONED = 24 * 3600.0
+"""Seconds after which an unfinished file that nobody writes to is taken for what a killed process left."""
+
+FLUSHES_AT_ONCE = 16
+"""Files brought to the disk at a time: its journal takes many together in the time of one."""
 
 LARGEST_RECORD = 64 << 20
 """Bytes of JSON in a file that is looked into before it is replaced."""
@@ -57,19 +65,35 @@ def is_part(path: Path) -> bool:
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on failure.
 
-    The name is hidden and nobody else's. A link is followed: its target is replaced. Raises UserError where ``path`` is
-    a device or anything else that is no regular file.
+    The name is hidden and nobody else's; the folder is made if need be, and what killed processes left there long ago
+    is removed. The content is on the disk before the file has its name. A link is followed: its target is replaced.
+    Raises UserError where ``path`` is a device or anything else that is no regular file.
     """
     target = resolved(path)
     if target.exists() and not target.is_file():
         raise UserError(f"{path} is not a regular file: choose another output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_parts(target.parent, ABANDONED)
     part = new_part_of(target)
     try:
         yield part
+        flush_to_disk(part)
         part.replace(target)
+        flush_to_disk(target.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_parts(folder: Path, age: float = 0.0) -> None:
+    """Remove the unfinished files of a folder, which need not exist, that were not written to for ``age`` seconds.
+
+    Unfinished folders stay, and so does what cannot be removed.
+    """
+    for part in filter(is_part, folder.iterdir() if folder.is_dir() else ()):
+        with suppress(OSError):  # its writer may be about to rename it
+            if part.is_file() and time.time() - part.stat().st_mtime >= age:
+                part.unlink()
 
 
 def resolved(path: Path) -> Path:
@@ -109,6 +133,12 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_tree(path: Path) -> None:
+    """`flush_to_disk` for a file, or for a folder and all that is in it."""
+    with ThreadPoolExecutor(FLUSHES_AT_ONCE) as threads:
+        list(threads.map(flush_to_disk, (path, *path.rglob("*"))))
 
 
 def check_writable(path: Path, what: str) -> None:

@@ -23,7 +23,8 @@ from gmtool.artifacts.checksum import checksum, row_checksums
 from gmtool.artifacts.files import flush_to_disk, one_line, reading, reserve
 from gmtool.artifacts.hdf5_rows import StoredRows, runs, stored_rows
 from gmtool.artifacts.manifest import KINDS, Array, Kind, Manifest, expect_kind, parse_manifest
-from gmtool.errors import UserError
+from gmtool.errors import MachineError, UserError
+from gmtool.progress import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -187,9 +188,7 @@ class Hdf5Writer:
         try:
             # HDF5 that meets a full disk floods the terminal and may crash: a full disk shows here, before it begins
             reserve(path, size)
-            # the earliest file format keeps no "open for writing" mark, which would make a killed writer's file
-            # unreadable
-            with h5py.File(path, "w", libver="earliest", locking="best-effort") as file:
+            with _opened(path, "w") as file:
                 build(file)
             reserve(path, path.stat().st_size)  # HDF5 cut the file, and allocated without writing
             writer = cls.reopen(path)
@@ -201,8 +200,21 @@ class Hdf5Writer:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Reopen a file that was laid out. Raises OSError, KeyError or ValueError when it is damaged."""
-        return cls(h5py.File(path, "r+", libver="earliest", locking="best-effort"))
+        """Reopen a file that was laid out.
+
+        Raises OSError, KeyError or ValueError when it is damaged, MachineError while another process has it open.
+        """
+        return cls(_opened(path, "r+"))
+
+    @classmethod
+    def resume(cls, path: Path, progress: Progress) -> Self | None:
+        """`reopen` a file to go on with; None where it is damaged or gone, which is noted."""
+        try:
+            with reading(path, "starting over"):
+                return cls.reopen(path)
+        except UserError:
+            progress.note(f"{path} is damaged or gone: starting over")
+            return None
 
     def __enter__(self) -> Self:
         return self
@@ -258,10 +270,22 @@ def _expect_stored(dataset: h5py.Dataset) -> StoredRows:
     return stored
 
 
-def open_hdf5(path: Path, repair: str) -> h5py.File:
-    """Open a file for reading. Raises UserError, ending in ``repair``, when it is no whole HDF5 file."""
+def _opened(path: Path, mode: str) -> h5py.File:
+    """A file, opened. Raises MachineError while another process writes it, or reads what is to be written."""
     try:
-        return h5py.File(path, "r", locking="best-effort")
+        # the earliest file format keeps no "open for writing" mark, which would make a killed writer's file unreadable
+        return h5py.File(path, mode, libver="earliest", locking="best-effort")
+    except BlockingIOError as error:
+        raise MachineError(f"{path} is open in another process: close it there, and run the command again") from error
+
+
+def open_hdf5(path: Path, repair: str) -> h5py.File:
+    """Open a file for reading.
+
+    Raises UserError, ending in ``repair``, when it is no whole HDF5 file, MachineError while another process writes it.
+    """
+    try:
+        return _opened(path, "r")
     except PermissionError:
         raise
     except OSError as error:

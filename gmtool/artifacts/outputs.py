@@ -34,6 +34,7 @@ from gmtool.artifacts.files import (
     LARGEST_RECORD,
     check_writable,
     flush_to_disk,
+    flush_tree,
     is_part,
     new_part_of,
     one_line,
@@ -105,7 +106,7 @@ class Output:
         everything is then left as it was.
         """
         self.check()
-        flush_to_disk(self.part)
+        flush_tree(self.part)
         old = self.work / f"{OLD}-{secrets.token_hex(8)}"
         try:
             if self.target.is_dir():

@@ -9,7 +9,6 @@ the user is told.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gmtool.artifacts.checksum import checksum
-from gmtool.artifacts.files import is_part, reading, resolved, work_folder, written_aside
+from gmtool.artifacts.files import reading, remove_parts, resolved, work_folder, written_aside
 from gmtool.errors import UserError
 from gmtool.progress import Progress
 
@@ -74,17 +73,13 @@ class ResumeFile:
         """Replace the state on disk. Raises OSError when the disk is full; the state before is then still there."""
         text = json.dumps({"record": state.record, "checksums": _checksums(state.arrays)})
         arrays: dict[str, Any] = {KEY: np.array(self.key), RECORD: np.array(text), **state.arrays}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(self.path) as path, path.open("wb") as file:
             np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
 
     def remove(self) -> None:
         """Forget the state, and one that was being written."""
-        if self.path.parent.is_dir():
-            for path in (self.path, *filter(is_part, self.path.parent.iterdir())):
-                path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        remove_parts(self.path.parent)
 
 
 def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import PART_SUFFIX, check_writable, is_part, written_aside
+from gmtool.artifacts.files import check_writable, is_part, remove_parts, written_aside
 from gmtool.artifacts.manifest import KINDS, Manifest, expect_kind, parse_manifest
 from gmtool.artifacts.method_record import MethodRecord, read_method
 from gmtool.artifacts.outputs import held, kind_of
@@ -222,7 +222,6 @@ def create_run(path: Path, manifest: Manifest, statistics: LatentStatistics, tok
 
     Raises OSError when the disk is full.
     """
-    path.mkdir(parents=True, exist_ok=True)
     arrays = {"mean": statistics.mean, "std": statistics.std}
     if statistics.mode_weights is not None:
         arrays["mode_weights"] = statistics.mode_weights
@@ -281,9 +280,9 @@ def locked(path: Path, record: str = CONFIG) -> Iterator[None]:
     What a killed process was writing there is removed. Raises UserError, saying who, when another process trains it.
     """
     with held(path / LOCK, f"{path} is being trained"):
-        for half in path.rglob(f".*{PART_SUFFIX}"):
-            if half.is_file():  # checkpoints are folders, and remove their own
-                half.unlink()
+        # other folders in it are those of other commands, which may be writing there
+        for folder in (path, path / PREVIEWS, path / CHECKPOINTS):
+            remove_parts(folder)
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gmtool.artifacts.files import flush_to_disk, reading, written_aside
+from gmtool.artifacts.files import reading, written_aside
 from gmtool.errors import UserError
 
 CHECKSUMS = "gmtool.checksums"
@@ -37,7 +37,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             if number := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise
-        flush_to_disk(part)
         # safetensors makes files that only their owner reads
         mask = os.umask(0)
         os.umask(mask)

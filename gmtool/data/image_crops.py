@@ -14,7 +14,7 @@ from PIL import Image
 from gmtool.data.file_trees import FileReader
 from gmtool.data.image_sets import ImageSet, spread
 from gmtool.data.images import cut_batches, default_workers
-from gmtool.data.latent_loader import ShuffledRows, leave_interrupts_to_the_main_process
+from gmtool.data.latent_loader import ShuffledRows
 from gmtool.errors import UserError
 from gmtool.streams import generator
 
@@ -56,7 +56,7 @@ class CropSource:
         steps = (places(step) for step in range(start, stop))
         cut = partial(random_crop, size=self.size, enlarged=self.enlarged, upscale=self.upscale)
         workers = default_workers() if workers is None else workers
-        for batch in cut_batches(self.images, cut, steps, workers, leave_interrupts_to_the_main_process):
+        for batch in cut_batches(self.images, cut, steps, workers):
             if batch.bad:
                 raise _unusable(self.images, batch.bad[0].index, batch.bad[0].reason)
             yield batch.images

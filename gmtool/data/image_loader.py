@@ -13,7 +13,7 @@ from torch import Tensor
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import bad_image_error, check_grey, decoded_batches, default_workers
-from gmtool.data.latent_loader import EVERY_ROW, LatentBatch, ShuffledRows, leave_interrupts_to_the_main_process
+from gmtool.data.latent_loader import EVERY_ROW, LatentBatch, ShuffledRows
 from gmtool.errors import UserError
 from gmtool.streams import generator
 from gmtool.tokenizers.base import Tokenizer
@@ -47,7 +47,7 @@ class ImageSource:
         rows = (order.of_step(step)[share].tolist() for step in range(start, stop))
         workers = default_workers() if workers is None else workers
         size, grey = self.tokenizer.image_size, takes_grey(self.tokenizer.spec())
-        decoded = decoded_batches(self.images, size, rows, workers, leave_interrupts_to_the_main_process)
+        decoded = decoded_batches(self.images, size, rows, workers)
         for step, batch in enumerate(decoded, start):
             if batch.bad:
                 raise bad_image_error(self.images, batch.bad[0])

@@ -6,7 +6,10 @@ to 8, then ADM's centre crop (Dhariwal & Nichol, Diffusion Models Beat GANs on I
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -86,26 +89,18 @@ def image_batches(
 
 
 def decoded_batches(
-    images: ImageSet,
-    image_size: int,
-    batches: Iterable[Sequence[int]],
-    workers: int,
-    begin_worker: Callable[[int], None] | None = None,
+    images: ImageSet, image_size: int, batches: Iterable[Sequence[int]], workers: int
 ) -> Iterator[ImageBatch]:
     """The images of each of ``batches``, rows of the set, decoded ahead in ``workers`` processes; 0: in this process.
 
-    image_size: S, in pixels. begin_worker: called in each process with its number. Raises MachineError when the
-    processes cannot start or are killed, or the memory does not suffice.
+    image_size: S, in pixels. Raises MachineError when the processes cannot start or are killed, or the memory does not
+    suffice.
     """
-    yield from cut_batches(images, partial(_centred, size=image_size), batches, workers, begin_worker)
+    yield from cut_batches(images, partial(_centred, size=image_size), batches, workers)
 
 
 def cut_batches(
-    images: ImageSet,
-    cut: Callable[..., np.ndarray],
-    batches: Iterable[Sequence[Place]],
-    workers: int,
-    begin_worker: Callable[[int], None] | None = None,
+    images: ImageSet, cut: Callable[..., np.ndarray], batches: Iterable[Sequence[Place]], workers: int
 ) -> Iterator[ImageBatch]:
     """Batches of parts of the images, like `decoded_batches`, which cuts out the centre.
 
@@ -117,7 +112,7 @@ def cut_batches(
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=begin_worker,
+        worker_init_fn=_follow_the_main_process,
     )
     started = _started(loader, workers)
     while True:
@@ -135,6 +130,30 @@ def cut_batches(
                 f"{images.root}: out of memory while decoding {lacking.name}: {FEWER_WORKERS}, or remove the image"
             )
         yield batch
+
+
+def _follow_the_main_process(_worker: int) -> None:
+    """Let a worker process, which calls this with its number when it starts, end when the main process does or asks it
+    to, and not before.
+    """
+    # Ctrl-C, and SIGTERM from `timeout` or a scheduler, reach every process: a worker that died of it would take the
+    # main process's last step down with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_wait_for_the_end, args=[multiprocessing.parent_process()], daemon=True).start()
+
+
+def _wait_for_the_end(main: Any) -> None:
+    """End this process once the main one, a `multiprocessing.parent_process`, is gone or sends SIGTERM.
+
+    Of itself torch's worker does not end after a kill of the main process: it waits for ever to pass its batches on.
+    """
+    while main.is_alive():
+        told = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        if told is not None and told.si_pid == main.pid:
+            break
+    os._exit(0)
 
 
 def _started(loader: DataLoader[Any], workers: int) -> Iterator[Any]:

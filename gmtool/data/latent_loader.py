@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,12 +61,6 @@ class ShuffledRows:
             _permutation(self.count, self.seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)
         ]
         return np.concatenate(parts)
-
-
-def leave_interrupts_to_the_main_process(_worker: int) -> None:
-    """Ignore Ctrl-C (SIGINT) in a worker process, which calls this, with its number, when it starts."""
-    # Ctrl-C reaches every process of the terminal; a worker that died of it would take the last step down with it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def latent_batches(

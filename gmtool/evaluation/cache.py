@@ -51,7 +51,6 @@ class FeatureCache:
         if sum(tensor.nbytes for tensor in tensors.values()) > self.size:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_tensors(self._path(key), tensors)
             self._trim()
         except (OSError, UserError) as error:

@@ -1,5 +1,6 @@
 """The latents file: what is written is read, in any order of rows and any process; wrong files are named."""
 
+import fcntl
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from gmtool.artifacts.files import part_of
 from gmtool.artifacts.latents import LatentsFile, LatentsWriter, Layout, Provenance, open_latents, write_latents
 from gmtool.artifacts.manifest import Input, Manifest
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
-from gmtool.errors import UserError
+from gmtool.errors import MachineError, UserError
 from gmtool.mixture.running_moments import RunningMoments
+from gmtool.progress import Progress
 
 COUNT, SHAPE = 37, (2, 3, 4)
 PATCHES = np.random.default_rng(0).standard_normal((COUNT, *SHAPE)).astype(np.float32)
@@ -223,6 +225,24 @@ def test_an_unfinished_file_is_refused_then_finished(tmp_path: Path) -> None:
         assert latents.manifest.arrays["cls"].shape == (30, 5)
         assert latents.manifest.details["skipped"] == 7
         np.testing.assert_array_equal(latents.patches(slice(None)), stored)
+
+
+def test_a_file_that_another_process_reads_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    part, notes = tmp_path / "latents.h5.part", Progress()
+    with LatentsWriter.create(part, Layout(COUNT, SHAPE, 5, (), 20), SPEC, Provenance("encode", {})):
+        pass
+    with part.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with pytest.raises(MachineError, match=r"latents\.h5\.part is open in another process"):
+            LatentsWriter.resume(part, notes)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(MachineError, match=r"latents\.h5\.part is open in another process"):
+            open_latents(part)
+    writer = LatentsWriter.resume(part, notes)
+    assert writer is not None
+    writer.close()
+    part.write_bytes(part.read_bytes()[:100])
+    assert LatentsWriter.resume(part, notes) is None
 
 
 def test_the_promised_size_is_the_size_on_disk(tmp_path: Path) -> None:

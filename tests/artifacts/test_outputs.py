@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import h5py
 import pytest
 from user import held_by_another
 
-from gmtool.artifacts.files import LARGEST_RECORD, check_writable, resolved, written_aside
+from gmtool.artifacts.files import ABANDONED, LARGEST_RECORD, PART_SUFFIX, check_writable, resolved, written_aside
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, Manifest
 from gmtool.artifacts.outputs import LOCK, OLD, Output, held, kept_to_this_process, kind_of, output_of
+from gmtool.artifacts.run import locked
 from gmtool.artifacts.samples import METRICS
 from gmtool.errors import UserError
 
@@ -171,6 +173,60 @@ def test_small_files_replace_no_device(tmp_path: Path) -> None:
     with written_aside(tmp_path / "link") as part:
         part.write_text("new")
     assert ((tmp_path / "link").is_symlink(), (tmp_path / "real").read_text()) == (True, "new")
+
+
+def test_a_small_file_may_go_to_a_new_folder(tmp_path: Path) -> None:
+    path = tmp_path / "results/of/today.json"
+    check_writable(path, "it")
+    with written_aside(path) as part:
+        part.write_text("new")
+    assert path.read_text() == "new"
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The inodes of all that has been brought to the disk so far."""
+    inodes = set()
+    monkeypatch.setattr("os.fsync", lambda descriptor: inodes.add(os.fstat(descriptor).st_ino))
+    return inodes
+
+
+def test_what_has_its_name_is_on_the_disk(tmp_path: Path, flushed: set[int]) -> None:
+    """A rename may reach the disk before the content; after a loss of power the file would be empty."""
+    with written_aside(tmp_path / "small.json") as part:
+        part.write_text("new")
+    assert {(tmp_path / "small.json").stat().st_ino, tmp_path.stat().st_ino} <= flushed
+    flushed.clear()
+    output = output_of(tmp_path / "samples", "samples")
+    with output.locked():
+        fill(output)
+        (output.part / "images").mkdir()
+        (output.part / "images/000000.png").touch()
+        output.publish()
+    tree = [tmp_path, output.target, *output.target.rglob("*")]
+    assert len(tree) == 5
+    assert {path.stat().st_ino for path in tree} <= flushed
+
+
+def test_what_a_kill_left_long_ago_is_removed_with_the_next_file(tmp_path: Path) -> None:
+    for name, age in (("old", ABANDONED + 60), ("young", 60.0)):
+        part = tmp_path / f".{name}.0123456789abcdef{PART_SUFFIX}"
+        part.touch()
+        os.utime(part, (time.time() - age,) * 2)
+    with written_aside(tmp_path / "other") as part:
+        part.touch()
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == [".young", "other"]
+
+
+def test_a_run_is_cleared_of_its_own_half_files_alone(tmp_path: Path) -> None:
+    """What another command writes into a folder in the run, such as its samples, is that command's."""
+    places = [tmp_path / "run" / name for name in ("", "previews", "checkpoints", "samples", ".samples.gmtool/part")]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / f".x.0{PART_SUFFIX}").touch()
+    with locked(tmp_path / "run"):
+        left = [place.name for place in places if list(place.glob(f".*{PART_SUFFIX}"))]
+    assert left == ["samples", "part"]
 
 
 def test_names_are_short_enough_and_paths_may_go_up(tmp_path: Path) -> None:

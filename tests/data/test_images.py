@@ -1,9 +1,11 @@
 """Decoding: every mode to the same RGB, ADM's crop, and batches that do not depend on the workers."""
 
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import zlib
 from io import BytesIO
@@ -208,6 +210,51 @@ def test_workers_that_cannot_start_are_one_line(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "the 11 processes that decode images cannot start" in done.stdout
     assert "use fewer --workers (0: none) where a command has them, or raise" in done.stdout
+
+
+GOES_ON = """
+import signal, sys
+from pathlib import Path
+from gmtool.data.image_sets import find_images
+from gmtool.data.images import decoded_batches
+
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+images = find_images(Path(sys.argv[1]))
+batches = decoded_batches(images, 256, (range(len(images)) for _ in range(40)), 2)
+print(len(next(batches).images), flush=True)
+sys.stdin.readline()
+print(sum(len(batch.images) for batch in batches), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "read"), [(signal.SIGINT, "429\n"), (signal.SIGTERM, "429\n"), (signal.SIGKILL, "")]
+)
+def test_workers_leave_signals_to_the_main_process_and_end_with_it(
+    folder: Path, number: signal.Signals, read: str
+) -> None:
+    """What Ctrl-C and `timeout` send reaches them too; and a process that is killed leaves none behind."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(gmtool.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", GOES_ON, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as main:
+        assert main.stdout is not None
+        assert main.stdout.readline() == "11\n"
+        time.sleep(0.5)  # the pipe to the main process is full now
+        if number == signal.SIGKILL:
+            main.kill()
+        else:
+            os.killpg(main.pid, number)
+        time.sleep(0.5)
+        shown, _ = main.communicate("\n", timeout=60)  # to the end of the output, which the workers have open too
+        assert shown == read
 
 
 def test_the_crop_of_an_image_of_that_size_is_itself() -> None:

@@ -271,6 +271,8 @@ def test_a_finished_file_is_left_or_replaced_when_whole(folder: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, other, Stop(1))
     assert len(open_latents(output)) == 90
+    assert not encode_images(folder, output, PIXELS, Progress()).fresh
+    assert [path.name for path in tmp_path.iterdir()] == ["latents.h5"]  # what the other settings had begun is gone
     encode_images(folder, output, other, Progress())
     assert len(open_latents(output)) == 10
 
@@ -329,7 +331,11 @@ def test_bad_images_stop_or_are_left_out(tmp_path: Path) -> None:
     skipping = EncodeConfig(TokenizerSettings("pixels"), batch_size=1, workers=0, skip_bad=True)
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, skipping, Stop(8))
-    report = encode_images(folder, output, skipping, Progress())
+    with pytest.raises(UserError, match=r"a/003\.png.*--skip-bad"):  # nor does what was begun with gaps
+        encode_images(folder, output, replace(skipping, skip_bad=False), Progress())
+    notes = Notes()
+    report = encode_images(folder, output, skipping, notes)
+    assert "resuming after 8 images encoded earlier" in notes.lines
     assert report.samples == 28
     assert [bad.name for bad in report.skipped] == ["a/003.png", "c/029.png"]
     shutil.copytree(folder, tmp_path / "good")

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 from small import Small
+from user import torchrun
 
 import gmtool
 from gmtool.artifacts.gmm import expect_latents, open_gmm
@@ -24,9 +25,10 @@ from gmtool.errors import MachineError, UserError
 from gmtool.mixture.patch_moments import WORK_BYTES
 from gmtool.mixture.settings import EmSettings, KMeansSettings
 from gmtool.progress import Progress
-from gmtool.settings import as_flat, changed
+from gmtool.settings import as_arguments, as_flat, changed
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.plan import FitPlan, plan_fit
+from gmtool.stages.fit_gmm.report import metrics_from_json
 from gmtool.stages.fit_gmm.run import fit_gmm
 
 
@@ -455,6 +457,52 @@ class Dies(Progress):
 config = make(FitGmmConfig, json.loads(sys.argv[5]))
 fit_gmm(Path(sys.argv[1]), Path(sys.argv[2]), config, Dies(), save_seconds=0.0)
 """
+
+
+TOGETHER = """
+import os, sys, time
+from gmtool.artifacts.gmm import GmmWriter
+from gmtool.cli.app import run
+
+def slowly(path):
+    try:
+        writer = reopen(path)
+    except OSError:
+        os._exit(3)  # what this process would do next leaves the other one waiting
+    time.sleep(1.0)
+    return writer
+
+reopen, GmmWriter.reopen = GmmWriter.reopen, slowly
+run()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_resume_what_one_began(digits: Path, tmp_path: Path) -> None:
+    """The unfinished file is opened by one of them alone."""
+
+    class Stops(Heard):
+        def advance(self, count: int = 1, figures: object = None) -> None:
+            super().advance(count, figures)
+            if self._task == "patch moments" and self.tasks[self._task][1] >= 900:
+                raise KeyboardInterrupt
+
+    config = fit_config(memory=7.5 * 64 * 16 / 0.75 / 2**30)
+    whole = fit_gmm(digits, tmp_path / "whole.h5", config, Progress()).metrics
+    output = tmp_path / "gmm.h5"
+    with pytest.raises(KeyboardInterrupt):
+        fit_gmm(digits, output, config, Stops())
+    (tmp_path / "script.py").write_text(TOGETHER)
+    done = torchrun(
+        ["script.py", "fit-gmm", str(digits), str(output), *as_arguments(CONFIG), "--memory", "0.009765625MiB"],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search("resuming after [0-9]+ modes. patch moments", done.stderr)
+    assert "starting over" not in done.stderr
+    with open_gmm(output) as gmm, open_gmm(tmp_path / "whole.h5") as expected:
+        assert metrics_from_json(gmm.manifest.details) == whole
+        assert gmm.manifest.fingerprint == expected.manifest.fingerprint
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from gmtool.artifacts.files import check_space
 from gmtool.artifacts.latents import LatentsWriter, Provenance, open_latents
 from gmtool.artifacts.manifest import Input, Manifest
 from gmtool.artifacts.resume import ResumeState
-from gmtool.data.images import BadImage, no_image_error
+from gmtool.data.images import BadImage, bad_image_error, no_image_error
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.mixture.running_moments import RunningMoments
@@ -138,6 +138,8 @@ def encode_images(
         finished = _finished(plan)
         world.barrier()  # all have looked, before the first one writes
         if finished is not None:
+            if world.first:
+                plan.output.discard()  # what other settings had begun
             progress.note(f"{plan.output.path} already holds these images in this encoding: nothing to do")
             return _report(plan, finished, (), time.monotonic() - started, fresh=False)
         manifest, skipped = _write(plan, world, progress, save_seconds) if world.first else _help(plan, world)
@@ -258,9 +260,12 @@ def _finished(plan: EncodePlan) -> Manifest | None:
 
 @contextmanager
 def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWriter, EncodeState]]:
-    """The file being written and how far it goes: an earlier one of the same plan, or a new one."""
+    """The file being written and how far it goes: an earlier one of the same plan, or a new one.
+
+    Raises UserError where an earlier call skipped an image that this one must not skip; the file stays.
+    """
     part, resume = plan.output.part, plan.resume_file
-    writer = _reopen(part, progress) if part.exists() else None
+    writer = LatentsWriter.resume(part, progress) if part.exists() else None
     saved = None if writer is None else resume.load(progress)
     if writer is not None and saved is not None:
         state = EncodeState.read(saved, writer)
@@ -272,15 +277,9 @@ def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWr
         writer, state = _create(plan, part), EncodeState.start(plan)
         resume.save(state.saved())
     with writer:
+        if state.skipped and not plan.skip_bad:
+            raise bad_image_error(plan.images, state.skipped[0])
         yield writer, state
-
-
-def _reopen(part: Path, progress: Progress) -> LatentsWriter | None:
-    try:
-        return LatentsWriter.reopen(part)
-    except (OSError, KeyError, RuntimeError, ValueError, UserError):
-        progress.note(f"{part} is damaged: starting over")
-        return None
 
 
 def _create(plan: EncodePlan, part: Path) -> LatentsWriter:

@@ -6,6 +6,7 @@ one the mixture's own file, as far as it is written, holds what was found, and t
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 
-from gmtool.artifacts.resume import ResumeFile, ResumeState
+from gmtool.artifacts.resume import RECORD, ResumeFile, ResumeState
+from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.mixture.diagonal import DiagonalMixture
 from gmtool.mixture.em import Fit
@@ -96,6 +98,16 @@ def load_state(file: ResumeFile, device: torch.device, progress: Progress) -> St
     except (KeyError, TypeError, ValueError):
         progress.note(f"{file.path} was written by another version of gmtool: starting over")
         return None
+
+
+def shared_state(state: State | None, world: World) -> State | None:
+    """The first process's state in every process, on its device; what the others give is ignored."""
+    saved = ResumeState({}) if state is None else _to_resume(state)
+    record = torch.frombuffer(bytearray(json.dumps(saved.record).encode()), dtype=torch.uint8)
+    arrays = {name: torch.from_numpy(values) for name, values in saved.arrays.items()}
+    told = {name: tensor.numpy() for name, tensor in world.broadcast({RECORD: record, **arrays}).items()}
+    saved = ResumeState(json.loads(told.pop(RECORD).tobytes()), told)
+    return _from_resume(saved, world.device) if saved.record else None
 
 
 def _to_resume(state: State) -> ResumeState:

@@ -31,7 +31,7 @@ from gmtool.errors import UserError
 from gmtool.forecast import Forecast
 from gmtool.progress import Progress
 from gmtool.settings import as_flat
-from gmtool.stages.fit_gmm.checkpoints import Checkpoints, InPatches, State, load_state
+from gmtool.stages.fit_gmm.checkpoints import Checkpoints, InPatches, State, load_state, shared_state
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.descriptors import fit_descriptors
 from gmtool.stages.fit_gmm.patches import fit_patches
@@ -119,8 +119,8 @@ def _finished(source: LatentsFile, plan: FitPlan) -> FitMetrics | None:
 def _fit(source: LatentsFile, plan: FitPlan, world: World, progress: Progress, save_seconds: float) -> FitMetrics:
     """Do what is left to do; the mixture is in its place when this returns."""
     part, resume = plan.output.part, ResumeFile(plan.output.target, _key(source, plan.config))
-    state = _resumable(load_state(resume, world.device, progress), part, progress)
-    world.barrier()  # all have read what the first one will now replace
+    begun = _resumable(load_state(resume, world.device, progress), part, progress) if world.first else None
+    state = shared_state(begun, world)
     if state is not None:
         progress.note(f"resuming after {state.in_words()}")
     elif world.first:
@@ -143,9 +143,8 @@ def _fit(source: LatentsFile, plan: FitPlan, world: World, progress: Progress, s
 def _resumable(state: State | None, part: Path, progress: Progress) -> State | None:
     """The state, unless it counts on a file that is not there or damaged, which is noted."""
     if isinstance(state, InPatches):
-        try:
-            GmmWriter.reopen(part).close()
-        except (OSError, KeyError, RuntimeError, ValueError):
-            progress.note(f"{part} is damaged or gone: starting over")
+        writer = GmmWriter.resume(part, progress)
+        if writer is None:
             return None
+        writer.close()
     return state

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gmtool.artifacts.files import check_space, is_part
+from gmtool.artifacts.files import check_space, remove_parts
 from gmtool.artifacts.latents import Provenance, to_float16, write_latents
 from gmtool.artifacts.manifest import Array, Input, Manifest, fingerprint
 from gmtool.artifacts.outputs import Output, output_of
@@ -178,8 +178,8 @@ def plan_samples(run_path: Path, folder: Path, config: SampleConfig) -> SampleJo
 def _prepare(job: SampleJob) -> None:
     """Make the unfinished folders, or keep them where the same job began them."""
     if job.part.is_dir() and job.pieces.is_dir():
-        for half in filter(is_part, (*job.part.iterdir(), *job.pieces.iterdir())):  # which a kill left
-            half.unlink()
+        for folder in (job.part, job.pieces):
+            remove_parts(folder)  # which a kill left
         return
     job.output.discard()
     job.part.mkdir(parents=True)

@@ -54,6 +54,5 @@ class Previewer:
             return
         images = self.tokenizer.decode(latents).permute(0, 2, 3, 1).cpu().numpy()
         file = preview_file(self.run, step)
-        file.parent.mkdir(exist_ok=True)
         with written_aside(file) as part:
             Image.fromarray(image_grid(images)).save(part, format="PNG")

@@ -54,7 +54,6 @@ class HeldOut:
         images = self._images[:PAIRS]
         made = torch.cat([self._reconstructed(part) for part in images.split(AT_ONCE)])
         file = preview_file(self.folder, step)
-        file.parent.mkdir(exist_ok=True)
         with written_aside(file) as part:
             Image.fromarray(pair_grid(images, made)).save(part, format="PNG")
 
