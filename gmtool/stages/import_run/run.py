@@ -113,7 +113,7 @@ def _write_mixture(
 
 def _asked(plan: ImportPlan) -> dict[str, Any]:
     """What the command was told: its source and settings, from which it can be typed again."""
-    told = {"source": Path(plan.source), **as_flat(plan.config)}
+    told: dict[str, Any] = {"source": Path(plan.source), **as_flat(plan.config)}
     return {name: _place(value) if isinstance(value, Path) else value for name, value in told.items()}
 
 
