@@ -331,7 +331,14 @@ class LoopSettings(Settings):
         ),
     ] = 20
     save_every: Annotated[int, Option("Steps between checkpoints.", metavar="N", minimum=1)] = 1000
-    keep: Annotated[int, Option("Number of newest checkpoints to keep.", metavar="N", minimum=1)] = 2
+    keep: Annotated[
+        int,
+        Option(
+            "Number of newest checkpoints to keep; amid skipped steps also the newest from before them.",
+            metavar="N",
+            minimum=1,
+        ),
+    ] = 2
     keep_every: Annotated[
         int,
         Option(

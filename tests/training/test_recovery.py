@@ -62,6 +62,7 @@ def execute(_arguments):
             assert "is damaged (Input/output error)" in str(error)
         else:
             raise AssertionError("the second process cannot read what is rolled back to")
+    return 0
 
 app.execute = execute
 app.run()

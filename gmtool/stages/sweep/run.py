@@ -82,8 +82,8 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
         tasks = [Task(point, key) for point, key in zip(plan.grid.points, keys, strict=True)]
         if world.first:
             (part / POINTS).mkdir(parents=True, exist_ok=True)
-        drawn = set(world.tell(list(finished(part, plan.output.target))))
-        missing = [task for task in tasks if task.key not in drawn]
+        scored = set(world.tell(list(finished(part, plan.output.target))))
+        missing = [task for task in tasks if task.key not in scored]
         done = sum(task.point.work for task in tasks) - sum(task.point.work for task in missing)
         _score_share(plan, judge, tokenizers, shared(missing, world), done, progress)
         world.barrier()
