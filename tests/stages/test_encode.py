@@ -328,7 +328,7 @@ def test_bad_images_stop_or_are_left_out(tmp_path: Path) -> None:
         encode_images(folder, output, PIXELS, Progress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
     # one image per batch: then a gap does not change which images are computed together
-    skipping = EncodeConfig(TokenizerSettings("pixels"), batch_size=1, workers=0, skip_bad=True)
+    skipping = EncodeConfig(TokenizerSettings("pixels", channels=3), batch_size=1, workers=0, skip_bad=True)
     with pytest.raises(KeyboardInterrupt):
         encode_images(folder, output, skipping, Stop(8))
     with pytest.raises(UserError, match=r"a/003\.png.*--skip-bad"):  # nor does what was begun with gaps
