@@ -32,6 +32,7 @@ def chain(_arguments):
             execute(arguments)
         except GmtoolError as error:
             print("refused:", error)
+    return 0
 
 execute, app.execute = app.execute, chain  # which runs in the group that main makes
 app.run()

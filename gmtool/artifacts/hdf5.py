@@ -208,7 +208,7 @@ class Hdf5Writer:
 
     @classmethod
     def resume(cls, path: Path, progress: Progress) -> Self | None:
-        """`reopen` a file to go on with; None where it is damaged or gone, which is noted."""
+        """`reopen` a file to fill further; None where it is damaged or gone, which is noted."""
         try:
             with reading(path, "starting over"):
                 return cls.reopen(path)
