@@ -520,7 +520,7 @@ def test_a_disk_that_is_full_during_training(
     assert main(arguments) == 1
     shown = capsys.readouterr()
     assert ends_in_one_line(shown.err) and "run/checkpoints" in shown.err and "are free there" in shown.err
-    monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_: None)  # filled up after it was looked at
+    monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_, **__: None)  # it fills later
     filler.unlink()
     filler = fill(disk, 20 * 2**20)
     assert main(arguments) == 1
@@ -530,7 +530,7 @@ def test_a_disk_that_is_full_during_training(
     assert not list(disk.rglob(".*"))
     filler.unlink()
     monkeypatch.undo()
-    monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_: None)
+    monkeypatch.setattr("gmtool.stages.train.run.check_space", lambda *_, **__: None)
     shutil.copytree(disk / "run", disk.parent / "moved")
     shutil.rmtree(disk / "run")
     assert main(["train", latents, str(disk.parent / "moved"), *QUICK, "--save-every", "1", "--keep", "1"]) == 0

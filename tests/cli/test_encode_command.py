@@ -59,7 +59,7 @@ def test_skipped_images_are_listed(folder: Path, capsys: pytest.CaptureFixture[s
     assert "a/0.png" in capsys.readouterr().err
     assert main(["encode", "images", "--tokenizer", "pixels", "--skip-bad"]) == 0
     shown = capsys.readouterr().out
-    assert "skipped 1 images" in shown
+    assert "skipped 1 image that" in shown
     assert "a/0.png: not an image" in shown
 
 

@@ -91,12 +91,19 @@ def test_statistics_of_a_larger_set_replace_those_of_its_sample():
     assert compared[0].metric == "frechet_distance" and len(compared) > 4
 
 
-@pytest.mark.parametrize("module", ["kernel_distance", "precision_recall", "density_coverage"])
-def test_metrics_of_pairs_look_at_a_bounded_number_of_images(module):
+@pytest.mark.parametrize(
+    ("module", "bounds", "images"),
+    [
+        ("kernel_distance", {"images": 20, "references": 25}, 20),
+        ("precision_recall", {"images": 20, "references": 25}, 20),
+        ("density_coverage", {"references": 25}, 25),
+    ],
+)
+def test_metrics_of_pairs_look_at_a_bounded_number_of_images(module, bounds, images):
     measure = import_module(f"gmtool.evaluation.metrics.{module}").measure
     known = Pair(normal(30, 1).vectors, normal(80, 0).vectors)
-    for measurement in measure(known, CONTEXT, images=20, references=25):
-        assert (measurement.images, measurement.reference_images) == (20, 25)
+    for measurement in measure(known, CONTEXT, **bounds):
+        assert (measurement.images, measurement.reference_images) == (images, 25)
     few = bounded(known, 0, 20, 25)
     assert len({tuple(row) for row in few.images.tolist()} & {tuple(row) for row in known.images.tolist()}) == 20
     assert torch.equal(bounded(known, 0, 30, 80).images, known.images)

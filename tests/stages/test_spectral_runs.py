@@ -99,7 +99,7 @@ def test_a_run_without_a_recorded_weight_resumes_with_1(small: Small, run: Path,
         (old / "config.json").write_text(json.dumps({**record, "config": {**record["config"], **unknown}}))
         assert open_run(old).method.spectral_weight == 1
     config = changed(TRAINING, {"source": record["config"]["source"]})
-    with pytest.raises(UserError, match=r"was begun with --spectral-weight 1.*, not 0\.03125"):
+    with pytest.raises(UserError, match=r"was begun with --spectral-weight 1.*, not --spectral-weight 0\.03125"):
         train(small.latents("classes"), old, config, Progress())
     resumed = train(small.latents("classes"), old, changed(config, {"spectral_weight": 1.0}), Progress())
     assert resumed.resumed_from == 3

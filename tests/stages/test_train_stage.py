@@ -435,7 +435,7 @@ def finished(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_falling_schedule_fixes_the_steps(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = changed(QUICK, {"steps": 2, "lr_knots": "100%:0", "lr_curve": "cosine"})
     run(small, tmp_path / "run", config)
-    with pytest.raises(UserError, match="begun with --steps 2, not 4"):
+    with pytest.raises(UserError, match="begun with --steps 2, not --steps 4"):
         run(small, tmp_path / "run", changed(config, {"steps": 4}))
     notes: list[str] = []
     monkeypatch.setattr(Progress, "note", lambda _, message: notes.append(message))

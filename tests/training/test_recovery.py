@@ -29,10 +29,10 @@ class Notes(Progress):
     def note(self, text):
         notes.append(text)
 
-def unreadable(path):
+def unreadable(path, **given):
     if path == Path(path.parts[0], "step-00000002", OPTIMIZER):
         raise UserError(f"{path} is damaged (Input/output error)")
-    return read_tensors(path)
+    return read_tensors(path, **given)
 
 read_tensors = checkpoint.read_tensors
 
