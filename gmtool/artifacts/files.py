@@ -127,10 +127,16 @@ def one_line(error: BaseException) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Bring the content of a file or folder to the disk (fsync), so that a later rename is not written before it."""
+    """Bring the content of a file or folder to the disk (fsync), so that a later rename is not written before it.
+
+    Raises OSError where that fails; a folder on a file system that cannot do so, such as some network disks, is left.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -206,6 +207,24 @@ def test_what_has_its_name_is_on_the_disk(tmp_path: Path, flushed: set[int]) -> 
     tree = [tmp_path, output.target, *output.target.rglob("*")]
     assert len(tree) == 5
     assert {path.stat().st_ino for path in tree} <= flushed
+
+
+@pytest.mark.parametrize(("number", "fatal"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_disk_that_cannot_flush_folders_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fatal: bool
+) -> None:
+    """As some network disks cannot; a disk that fails is an error all the same."""
+    flush = os.fsync
+
+    def files_alone(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == tmp_path.stat().st_ino:
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    with pytest.raises(OSError) if fatal else nullcontext(), written_aside(tmp_path / "small.json") as part:
+        part.write_text("new")
+    assert (tmp_path / "small.json").read_text() == "new"
 
 
 def test_what_a_kill_left_long_ago_is_removed_with_the_next_file(tmp_path: Path) -> None:

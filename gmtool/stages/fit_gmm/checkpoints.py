@@ -6,7 +6,6 @@ one the mixture's own file, as far as it is written, holds what was found, and t
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gmtool.artifacts.resume import RECORD, ResumeFile, ResumeState
+from gmtool.artifacts.resume import ResumeFile, ResumeState
 from gmtool.distributed import World
 from gmtool.errors import UserError
 from gmtool.mixture.diagonal import DiagonalMixture
@@ -103,10 +102,8 @@ def load_state(file: ResumeFile, device: torch.device, progress: Progress) -> St
 def shared_state(state: State | None, world: World) -> State | None:
     """The first process's state in every process, on its device; what the others give is ignored."""
     saved = ResumeState({}) if state is None else _to_resume(state)
-    record = torch.frombuffer(bytearray(json.dumps(saved.record).encode()), dtype=torch.uint8)
-    arrays = {name: torch.from_numpy(values) for name, values in saved.arrays.items()}
-    told = {name: tensor.numpy() for name, tensor in world.broadcast({RECORD: record, **arrays}).items()}
-    saved = ResumeState(json.loads(told.pop(RECORD).tobytes()), told)
+    arrays = world.broadcast({name: torch.from_numpy(values) for name, values in saved.arrays.items()})
+    saved = ResumeState(world.tell(saved.record), {name: tensor.numpy() for name, tensor in arrays.items()})
     return _from_resume(saved, world.device) if saved.record else None
 
 
