@@ -21,6 +21,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 NAME_BYTES = 255
 """Longest name of a file on the usual file systems."""
+UNNAMED_SECONDS = 2.0
+"""How long a lock is tried again whose holder has not, or no longer, written who it is."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,10 @@ def held(path: Path, busy: str) -> Iterator[None]:
 
 
 def _locked_file(path: Path, busy: str) -> IO[str]:
-    """The lock file, opened and locked."""
+    """The lock file, opened and locked. A holder that has not said who it is has just begun or is about to end, so the
+    lock is tried again for a moment.
+    """
+    patience = time.monotonic() + UNNAMED_SECONDS
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -280,6 +286,9 @@ def _locked_file(path: Path, busy: str) -> IO[str]:
                 raise
             if taken:
                 file.close()
+                if not holder and time.monotonic() < patience:
+                    time.sleep(UNNAMED_SECONDS / 100)
+                    continue
                 by = f" by {holder}" if holder else " by another process"
                 raise UserError(f"{busy}{by}: wait for it, or choose another output") from error
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -297,6 +297,48 @@ def test_what_is_kept_to_a_process_cannot_be_written_by_another(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
 
 
+UNNAMED = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.readline()
+time.sleep(0.1)
+file.write(sys.argv[2])
+file.flush()
+if sys.argv[2]:
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ["", "process 7 on a.host"])
+def test_a_holder_that_begins_or_ends_has_no_name_for_a_moment(tmp_path: Path, name: str) -> None:
+    """It may end, and the lock is this process's then; or say who it is, and that is said."""
+    lock = tmp_path / "lock"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", UNNAMED, str(lock), name], text=True, **pipes) as other:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "held\n"
+        other.stdin.write("\n")
+        other.stdin.flush()
+        if name:
+            with pytest.raises(UserError, match=f"^it is being written by {name}: "), held(lock, "it is being written"):
+                raise AssertionError("not reached")
+        else:
+            with held(lock, "it is being written"):
+                assert str(os.getpid()) in lock.read_text()
+
+
+def test_a_holder_that_never_says_who_it_is_is_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmtool.artifacts.outputs.UNNAMED_SECONDS", 0.05)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", UNNAMED, str(tmp_path / "lock"), ""], text=True, **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="by another process: "), held(tmp_path / "lock", "it is being written"):
+            raise AssertionError("not reached")
+
+
 def test_where_there_are_no_locks_a_process_that_runs_is_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
