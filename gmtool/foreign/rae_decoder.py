@@ -42,20 +42,21 @@ class RaeDecoder:
     positions: Tensor
 
 
-def read_decoder(path: Path) -> RaeDecoder:
-    """The decoder in a checkpoint. Raises UserError when the file is missing or damaged, or holds something else."""
+def read_decoder(path: Path, flag: str = "--decoder") -> RaeDecoder:
+    """The decoder in a checkpoint, which was given by ``flag``.
+
+    Raises UserError when the file is missing or damaged, or holds something else.
+    """
     weights = read_checkpoint(path).ema
     with reading(path, "a decoder of RAE or MM-FM"):
         positions = weights[POSITIONS]
-        return RaeDecoder(_sizes(weights), math.isqrt(positions.shape[1] - 1), _renamed(weights), positions)
+        return RaeDecoder(_sizes(weights, flag), math.isqrt(positions.shape[1] - 1), _renamed(weights), positions)
 
 
-def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+def _sizes(weights: Mapping[str, Tensor], flag: str) -> dict[str, int]:
     width, channels = weights["decoder_embed.weight"].shape
     if width not in HEADS:
-        raise UserError(
-            f"--decoder: a width of {width} is none of RAE's, whose widths are {', '.join(map(str, HEADS))}"
-        )
+        raise UserError(f"{flag}: a width of {width} is none of RAE's, whose widths are {', '.join(map(str, HEADS))}")
     layers = {name.split(".")[1] for name in weights if name.startswith("decoder_layers.")}
     return {
         "encoder_hidden_size": channels,

@@ -146,7 +146,7 @@ def decoder_from(source: str, encoder: TokenizerSpec) -> DecoderNetwork:
 
     Raises UserError as that does, and for a decoder that makes images of another size than the encoder takes.
     """
-    released = load_decoder(source, torch.device("cpu"), encoder).network
+    released = load_decoder(source, torch.device("cpu"), encoder, "--init").network
     names = [name for name in released.config if not name.startswith("_") and name != "encoder_type"]
     sizes = {name: released.config[name] for name in names} | {"encoder_num_hidden_layers": 0}
     sizes |= {"latents_mean": None, "latents_std": None}

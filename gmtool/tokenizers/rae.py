@@ -123,51 +123,53 @@ def _read_record(folder: Path) -> TokenizerSpec | None:
         return TokenizerSpec(str(values["name"]), dict(values["settings"]))
 
 
-def expect_encoder(folder: Path, spec: TokenizerSpec, source: str) -> None:
+def expect_encoder(folder: Path, spec: TokenizerSpec, source: str, flag: str = _ROLE) -> None:
     """Raise UserError unless the decoder in a folder was trained on latents of the encoder ``spec``.
 
-    source: what the user calls it. Raises UserError also when its record is damaged.
+    source, flag: what the user calls it, and by which flag it was given. Raises UserError also when its record is
+    damaged.
     """
     known = _read_record(folder)
-    family = model_config(folder, _ROLE).get("encoder_type", spec.name) if known is None else known.name
+    family = model_config(folder, flag).get("encoder_type", spec.name) if known is None else known.name
     if family != spec.name:
-        raise UserError(f"{_ROLE} {source} is for latents of {family}, not of {spec.name}: give one trained for these")
-    _expect_layers(1 if known is None else known.layers, spec, source)
+        raise UserError(f"{flag} {source} is for latents of {family}, not of {spec.name}: give one trained for these")
+    _expect_layers(1 if known is None else known.layers, spec, f"{flag} {source}")
     if known is not None and known.settings.get("weights") != spec.settings.get("weights"):
         raise UserError(
-            f"{_ROLE} {source} is for latents of another {family} ({known.settings.get('model')}, not "
+            f"{flag} {source} is for latents of another {family} ({known.settings.get('model')}, not "
             f"{spec.settings.get('model')}): give one trained for these"
         )
 
 
-def _expect_layers(layers: int, spec: TokenizerSpec, source: str) -> None:
+def _expect_layers(layers: int, spec: TokenizerSpec, decoder: str) -> None:
     if layers != spec.layers:
         raise UserError(
-            f"{_ROLE} {source} is for latents of --layers {layers}, and these are of --layers {spec.layers}: give one "
+            f"{decoder} is for latents of --layers {layers}, and these are of --layers {spec.layers}: give one "
             "trained for these"
         )
 
 
-def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> Decoder:
+def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec, flag: str = _ROLE) -> Decoder:
     """The decoder of an ``AutoencoderRAE``, a folder or hub id, or of a ``.pt`` file of RAE or MM-FM.
 
-    encoder: whose latents it is to decode. Raises UserError without diffusers, and when ``source`` is something else,
-    is damaged, or was trained on other latents; MachineError when it cannot be fetched.
+    encoder: whose latents it is to decode; flag: by which ``source`` was given. Raises UserError without diffusers, and
+    when ``source`` is something else, is damaged, or was trained on other latents; MachineError when it cannot be
+    fetched.
     """
     try:
         from diffusers import AutoencoderRAE
         from diffusers.utils import logging
     except ImportError as error:
-        raise UserError(f"{_ROLE} needs diffusers: {install('rae')}") from error
+        raise UserError(f"{flag} needs diffusers: {install('rae')}") from error
     logging.set_verbosity_error()
-    file = local_or_hub_file(source, _ROLE)
+    file = local_or_hub_file(source, flag)
     try:
         if file.is_file():
-            _expect_layers(1, encoder, source)
-            network = _from_checkpoint(file, AutoencoderRAE, facts_of(encoder))
+            _expect_layers(1, encoder, f"{flag} {source}")
+            network = _from_checkpoint(file, AutoencoderRAE, facts_of(encoder), flag)
         else:
-            folder = model_folder(source, _ROLE)
-            expect_encoder(folder, encoder, source)
+            folder = model_folder(source, flag)
+            expect_encoder(folder, encoder, source, flag)
             if (folder / ENCODER_RECORD).is_file():
                 read_tensors(folder / WEIGHTS, repair=WEIGHTS_REPAIR)  # for their checksums
             network = AutoencoderRAE.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
@@ -176,16 +178,16 @@ def load_decoder(source: str, device: torch.device, encoder: TokenizerSpec) -> D
             _restore_positions(network, folder)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{_ROLE} {source} is not an AutoencoderRAE that can be loaded: {reason}") from error
+        raise UserError(f"{flag} {source} is not an AutoencoderRAE that can be loaded: {reason}") from error
     return Decoder(network.eval().requires_grad_(False).to(device))
 
 
-def _from_checkpoint(file: Path, autoencoder: Any, encoder: VitFacts) -> Any:
+def _from_checkpoint(file: Path, autoencoder: Any, encoder: VitFacts, flag: str) -> Any:
     """An ``autoencoder`` without encoder, whose decoder has the weights of a checkpoint of RAE or MM-FM.
 
     Its colours come out normalised as the encoder's go in.
     """
-    decoder = read_decoder(file)
+    decoder = read_decoder(file, flag)
     mean, std = encoder.statistics
     network = autoencoder(
         **decoder.sizes,

@@ -8,6 +8,7 @@ import h5py
 import pytest
 from small import MIXTURE, PIXELS, Small
 
+from gmtool.artifacts.manifest import Input, Manifest
 from gmtool.artifacts.run import open_run
 from gmtool.errors import UserError
 from gmtool.progress import Progress
@@ -63,6 +64,15 @@ def test_what_things_are(finished: Path, name: str, kind: str, facts: dict[str, 
     assert description.manifest.kind == kind
     assert dict(description.facts) == facts
     assert states(finished / name) == dict.fromkeys(inputs, "matches")
+
+
+@pytest.mark.parametrize(("model", "state"), [("facebook/some-model", "on the hub"), ("/not/there", "missing")])
+def test_a_model_of_the_hub_is_not_missing(tmp_path: Path, model: str, state: str) -> None:
+    """Nothing is fetched to look at an artifact."""
+    record = tmp_path / "reconstruction.json"
+    inputs = (Input("encoder", model, "0"), Input("decoder", model, "0"))
+    record.write_text(Manifest("reconstruction", "reconstruct", "0", {}, inputs).to_json())
+    assert states(record) == {"encoder": state, "decoder": state}
 
 
 @pytest.mark.slow

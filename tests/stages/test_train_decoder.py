@@ -210,6 +210,18 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_decoder_to_train_further_is_named_by_its_flag(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "odd.pt"
+    torch.save({"decoder_embed.weight": torch.zeros(100, 4), "decoder_pos_embed": torch.zeros(1, 5, 100)}, odd)
+    given = arguments(place, tmp_path / "none")
+    del given[given.index("--size") : given.index("--size") + 2]
+    for decoder, words in (("./nowhere", " ./nowhere"), (ENCODER, f" {ENCODER} "), (str(odd), ": a width of 100")):
+        assert main([*given, "--init", decoder]) == 2
+        assert f"gmtool: error: --init{words}" in capsys.readouterr().err
+
+
 def test_another_kind_of_artifact_is_named(trained: Path, tmp_path: Path) -> None:
     for words in (["sample", str(trained), str(tmp_path / "x")], ["distill", str(trained)], ["sweep", str(trained)]):
         with pytest.raises(

@@ -24,7 +24,7 @@ from gmtool.tokenizers.pretrained import model_record
 from gmtool.tokenizers.rae import decoder_inputs
 from gmtool.training.checkpoint import NOT_WHOLE, REPAIR, cut_short, list_checkpoints
 
-State = Literal["matches", "changed", "missing"]
+State = Literal["matches", "changed", "missing", "on the hub"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def _state(known: Input) -> State:
     """Whether the input's fingerprint, computed or read from its manifest again, still matches."""
     path = Path(known.path)
     if not path.exists():
-        return "missing"
+        # nothing is fetched to look at it; what is local is recorded by its absolute path
+        return "on the hub" if known.role in ("decoder", "encoder") and not path.is_absolute() else "missing"
     try:
         return "matches" if known.fingerprint in _fingerprints(known.role, path) else "changed"
     except GmtoolError:

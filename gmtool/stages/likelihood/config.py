@@ -18,9 +18,9 @@ class LikelihoodConfig(Settings):
     """Weights, amount of data and accuracy."""
 
     weight: WeightSettings = WeightSettings()
-    num: Annotated[int, Option("Number of images, evenly spaced; all if there are fewer.", metavar="N", minimum=1)] = (
-        1000
-    )
+    num: Annotated[
+        int, Option("Most images to use (of a latents file, rows), evenly spaced.", metavar="N", minimum=1)
+    ] = 1000
     probes: Annotated[
         int,
         Option(
