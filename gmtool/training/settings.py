@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
 from gmtool.errors import UserError, install
@@ -14,6 +15,49 @@ from gmtool.training.schedule import Curve, Schedule, parse_knots
 
 GPU_BATCH, CPU_BATCH = 128, 32
 """Batch sizes by default."""
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """Training data besides the latents."""
+
+    TITLE = "Data"
+
+    gmm: Annotated[
+        Path | None, Option("Mixture that fit-gmm wrote. Default: gmm.h5 beside the latents.", metavar="FILE")
+    ] = None
+    images: Annotated[
+        Path | None,
+        Option(
+            "Train on the images of this folder or archive, encoded on the fly. The latents file then only provides "
+            "the tokenizer, the statistics, the classes and the data of fit-gmm: encode --limit N is enough. An "
+            "image's mode is drawn from the posterior of its own descriptor. Default: train on the latents file.",
+            metavar="DIR",
+        ),
+    ] = None
+    flip: Annotated[
+        bool,
+        Option(
+            "Flip images horizontally at random, anew each time (with --images; of latents encode --flip stores flips)."
+        ),
+    ] = False
+    workers: Annotated[
+        int | None,
+        Option("Data-loading workers. Default: 0 if the latents fit in memory, else 4.", metavar="N", minimum=0),
+    ] = None
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.flip and self.images is None:
+            raise UserError("--flip needs --images; to flip cached latents use encode --flip both")
+
+    def check_part(self, fraction: float | None) -> None:
+        """Raise UserError for a part of --images."""
+        if self.images is not None and fraction not in (None, 1):
+            raise UserError(
+                "--fraction takes a part of the latents, not of --images: remove --images; or give a folder of that "
+                "part alone (links suffice) to encode and to --images, and fit its latents"
+            )
 
 
 @dataclass(frozen=True)
@@ -409,4 +453,14 @@ class ComputeSettings(Settings):
     checkpoint_activations: Annotated[
         bool,
         Option("Activation checkpointing: store only the blocks' inputs, recompute the rest in the backward pass."),
+    ] = False
+
+
+@dataclass(frozen=True)
+class TrainComputeSettings(ComputeSettings):
+    """Device, precision and memory, also of networks that do not fit on one GPU."""
+
+    shard: Annotated[
+        bool,
+        Option("Shard weights and optimizer state across processes (FSDP2), for networks that do not fit on one GPU."),
     ] = False

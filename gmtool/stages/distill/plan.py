@@ -12,6 +12,7 @@ from gmtool.artifacts.gmm import GmmFile, expect_latents
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.method_record import MethodRecord, StudentRecord
 from gmtool.artifacts.run import RunFolder, open_run
+from gmtool.data.fraction import part_flags
 from gmtool.errors import UserError
 from gmtool.forecast import Choice
 from gmtool.nn import default_lr, model_names
@@ -87,6 +88,26 @@ def open_sources(run: RunFolder, config: DistillConfig, stack: ExitStack) -> Sou
     return Sources(latents, gmm)
 
 
+def fraction_of(config: DistillConfig, run: RunFolder, gmm: GmmFile | None) -> float:
+    """The fraction of its teacher's latents that a student of ``run`` is trained on: the asked one, else the teacher's.
+
+    Raises UserError for a part with images that the teacher was kept from, unless all are asked for, of which a mixture
+    of the teacher's part would not know the modes.
+    """
+    asked, (known, seed) = config.data.fraction, run.part
+    if config.student.data_free or config.data.images is not None:
+        return 1.0
+    fraction = known if asked is None else asked
+    within = known == 1 or (fraction <= known and config.seed == seed)
+    if not within and (asked != 1 or gmm is not None):
+        its, own = (" ".join(part_flags(*part)) for part in ((known, seed), (fraction, config.seed)))
+        every = "" if gmm is not None else ", or --fraction 1 to train on all latents"
+        raise UserError(
+            f"{run.path} was trained with {its}, and its student with {own} would see other images: use {its}{every}"
+        )
+    return fraction
+
+
 def _check_latents(run: RunFolder, latents: LatentsFile) -> None:
     known, shape = run.manifest.input("latents"), run.architecture.shape
     if known is not None and known.fingerprint != latents.manifest.fingerprint:
@@ -127,9 +148,10 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
     )
     calls = config.student.evaluations if config.student.data_free else 1
     asked = calls * config.student.states * (1 if teacher.plan.guidance == "none" else 2)
-    latents = sources.latents
+    latents, fraction = sources.latents, fraction_of(config, run, sources.gmm)
     flat = {
         **as_flat(config),
+        "fraction": fraction,
         "components": components,
         "coordinates": "whitened" if whitened else "plain",
         "batch_size": batch_size,
@@ -145,6 +167,7 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
         facts=DataFacts(architecture.shape, 0 if latents is None else len(latents), len(run.classes)),
         choices=tuple(choice for was_open, choice in settled if was_open),
         settings=flat,
+        fraction=fraction,
         stage="distill",
         teaching=Teaching(run.architecture, run.method, asked),
         lighter="--checkpoint-activations, or a smaller teacher",

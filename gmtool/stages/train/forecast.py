@@ -112,8 +112,8 @@ def forecast_of(
         ("images per step (effective batch)", f"{plan.batch_size:,}"),
     ]
     if plan.facts.samples:
-        epochs = steps * plan.batch_size / plan.facts.samples
-        work.append(("epochs", f"{epochs:,.3g} of {plan.facts.samples:,} images"))
+        images = round(plan.fraction * plan.facts.samples)
+        work.append(("epochs", f"{steps * plan.batch_size / max(1, images):,.3g} of {images:,} images"))
     work.append(speed_row(speed))
     work += as_rows(type(config), plan.settings)
     return Forecast(

@@ -17,7 +17,7 @@ from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings
 from gmtool.settings import as_flags
-from gmtool.stages.train.inputs import TrainInputs
+from gmtool.stages.train.inputs import TrainInputs, rows_of
 from gmtool.stages.train.online_eval import DISTANCE, Scorer
 from gmtool.stages.train.preview import Previewer, preview_file
 from gmtool.throughput import matmul_rate
@@ -66,7 +66,8 @@ def monitoring_of(
     previewer = Previewer(model, plan, run, tokenizer, world)
     events = [Event(settings.preview_every, previewer.draw, previewer.is_drawn)]
     if inputs.latents is not None:
-        scorer = Scorer(draw, inputs.latents, tokenizer, settings.eval_num, loggers, config.seed)
+        trained = rows_of(inputs.plan, inputs.latents)
+        scorer = Scorer(draw, inputs.latents, trained, tokenizer, settings.eval_num, loggers, config.seed)
         scored = partial(has_record, run.path / METRICS, DISTANCE)
         events.append(Event(settings.eval_every, scorer.score, scored))
     return Monitoring(loggers, tuple(events), _meter(inputs, model))

@@ -47,8 +47,8 @@ class TrainPlan:
     """A resolved run; the resolved values of defaults in ``config`` are in the other fields.
 
     choices: what was settled by what is there. settings: all flags as they are recorded. focal: the power of the
-    weights of modes, 0 for none. stage: the command. teaching: what a step of a student asks of its teacher. lighter:
-    what takes less memory, for messages.
+    weights of modes, 0 for none. fraction: of the latents that is trained on. stage: the command. teaching: what a
+    step of a student asks of its teacher. lighter: what takes less memory, for messages.
     """
 
     config: TrainerConfig
@@ -60,6 +60,7 @@ class TrainPlan:
     facts: DataFacts
     choices: tuple[Choice, ...]
     settings: Mapping[str, Any]
+    fraction: float
     focal: float = 0.0
     stage: str = "train"
     teaching: Teaching | None = None
@@ -113,8 +114,19 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
         "lr": schedule.rate,
     }
     chosen = (*choices, *(choice for choice in settled if choice is not None))
-    focal = config.method.focal
-    return TrainPlan(config, method, architecture, schedule, batch_size, model, facts, chosen, flat, focal)
+    return TrainPlan(
+        config=config,
+        method=method,
+        architecture=architecture,
+        schedule=schedule,
+        batch_size=batch_size,
+        model=model,
+        facts=facts,
+        choices=chosen,
+        settings=flat,
+        fraction=config.data.fraction,
+        focal=config.method.focal,
+    )
 
 
 def facts_of(latents: LatentsFile, gmm: GmmFile | None) -> DataFacts:
