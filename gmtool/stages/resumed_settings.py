@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gmtool.errors import UserError
-from gmtool.settings import flag, settings_of
+from gmtool.settings import as_flat, flag, settings_of
 
 Settings = Mapping[str, Any]
 Agree = Callable[[str, Settings, Settings], bool]
@@ -26,7 +26,8 @@ def expect_same_settings(
 ) -> None:
     """Raise UserError, naming the flag, unless two records of settings agree in all that is not ``free``.
 
-    before: those that ``run`` was begun with. now: what it is to be resumed by.
+    before: those that ``run`` was begun with; what an earlier version did not know is as it is by default. now: what it
+    is to be resumed by.
     """
     before, now = as_recorded(before), as_recorded(now)
     known = settings_of(config_class)
@@ -35,6 +36,7 @@ def expect_same_settings(
             f"{run} has the unknown setting {unknown[0]!r}: it was written by another gmtool version; choose another "
             "folder"
         )
+    before = {**as_recorded(as_flat(config_class())), **before}
     for name, setting in known.items():
         if name not in free and not agree(name, before, now):
             begun, asked = (shlex.join(setting.typed(values[name])) for values in (before, now))

@@ -170,14 +170,14 @@ OLDER = ("schedule", "fall", "lr_end", "lr_from")
 """Settings of runs of earlier versions that `lr_knots` replaces."""
 
 
-def recorded_settings(settings: Mapping[str, Any], config_class: type = TrainConfig) -> dict[str, Any]:
-    """A run's settings as this version names them; what earlier versions did not know is as it is by default.
+def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as this version names them.
 
     A spectrum that was learned without a weight had the weight 1. Raises UserError for a learning rate of an earlier
     version that cannot be written as ``lr_knots``.
     """
-    current = {**as_flat(config_class()), **{name: value for name, value in settings.items() if name not in OLDER}}
-    if settings.get("spectral") and current["spectral_weight"] is None:
+    current = {name: value for name, value in settings.items() if name not in OLDER}
+    if settings.get("spectral") and settings.get("spectral_weight") is None:
         current["spectral_weight"] = 1.0
     if "schedule" not in settings:
         return current

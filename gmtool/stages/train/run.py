@@ -307,7 +307,7 @@ def _expect_same(run: RunFolder, plan: TrainPlan, inputs: Sequence[Input]) -> No
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
     free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
     config_class = type(plan.config)
-    before, now = recorded_settings(run.manifest.config, config_class), plan.settings
+    before, now = recorded_settings(run.manifest.config), plan.settings
 
     def agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         return _agree(name, before, now) or _without_effect(name, plan)
