@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from gmtool.errors import UserError, install
 from gmtool.flow.names import Condition, CouplingName, SourceName, TimeDistribution
 from gmtool.settings import Compile, Device, Option, Settings
-from gmtool.training.schedule import Curve, Schedule, parse_knots
+from gmtool.training.schedule import Curve, Schedule, parse_knots, place_knots
 
 GPU_BATCH, CPU_BATCH = 128, 32
 """Batch sizes by default."""
@@ -246,7 +246,7 @@ class ScheduleSettings(Settings):
 
     def check(self) -> None:
         """See `Settings.check`."""
-        parse_knots(self.lr_knots, 1)
+        parse_knots(self.lr_knots)
         if self.lr_curve != "linear" and self.lr_knots is None:
             raise UserError(f"--lr-curve {self.lr_curve} has no effect without --lr-knots, such as 100%:0")
 
@@ -261,7 +261,7 @@ class ScheduleSettings(Settings):
         Raises UserError for knots that are not in the order of their steps.
         """
         rate = default if self.lr is None else self.lr
-        return Schedule(rate, self.warmup, parse_knots(self.lr_knots, steps), self.lr_curve)
+        return Schedule(rate, self.warmup, place_knots(self.lr_knots, steps), self.lr_curve)
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ class AverageSettings(Settings):
 
         Raises UserError where --ema-knots cannot be read, or has a decay of 1 or more.
         """
-        knots = parse_knots(self.ema_knots, None, "--ema-knots", "STEP:DECAY,..., such as 25000:0.9995")
+        knots = place_knots(self.ema_knots, None, "--ema-knots", "STEP:DECAY,..., such as 25000:0.9995")
         if any(decay >= 1 for _, decay in knots):
             raise UserError(f"--ema-knots are decays below 1, not {self.ema_knots}")
         return knots

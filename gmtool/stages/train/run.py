@@ -48,7 +48,7 @@ from gmtool.training.focal import ModeLosses
 from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.recovery import resume, roll_back
-from gmtool.training.schedule import parse_knots
+from gmtool.training.schedule import place_knots
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
 from gmtool.training.task import task_of
@@ -332,7 +332,7 @@ def _is_known(entry: Input, recorded: str) -> bool:
 def _agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a setting is the same in two records, however its knots are written."""
     if name == "lr_knots":
-        return parse_knots(before[name], before["steps"]) == parse_knots(now[name], now["steps"])
+        return place_knots(before[name], before["steps"]) == place_knots(now[name], now["steps"])
     return equal(name, before, now)
 
 

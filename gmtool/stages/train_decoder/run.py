@@ -50,7 +50,7 @@ from gmtool.training.logging import loggers_for
 from gmtool.training.loop import DivergedError, Loop
 from gmtool.training.micro_batch import choose_micro_batch
 from gmtool.training.recovery import resume, roll_back
-from gmtool.training.schedule import parse_knots
+from gmtool.training.schedule import place_knots
 from gmtool.training.settings import OptimizerSettings
 from gmtool.training.state import make_state
 from gmtool.training.throughput import ThroughputMeter
@@ -380,7 +380,7 @@ def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input], w
 
     def agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         if name == "lr_knots":
-            return parse_knots(before[name], before["steps"]) == parse_knots(now[name], now["steps"])
+            return place_knots(before[name], before["steps"]) == place_knots(now[name], now["steps"])
         return equal(name, before, now)
 
     expect_same_settings(run.path, TrainDecoderConfig, run.manifest.config, plan.settings, free, agree)
