@@ -102,8 +102,7 @@ def step_cost(
             asked = teaching.evaluations * taught.flops // FORWARD_AND_BACKWARD
         return replace(once, flops=calls * once.flops + asked, sample_bytes=calls * once.sample_bytes)
     with torch.device("meta"):
-        network = build_network(architecture, seed=0)
-    network.checkpoint_activations = checkpoint_activations
+        network = build_network(architecture, seed=0, checkpoint_activations=checkpoint_activations)
     with FakeTensorMode(allow_non_fake_inputs=True):  # the random numbers' generator has no fake
         network.to_empty(device="cpu")
         task = task_of(method, network)

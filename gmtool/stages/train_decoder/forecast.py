@@ -11,7 +11,6 @@ from gmtool.artifacts.decoder_run import WEIGHTS
 from gmtool.artifacts.run import CHECKPOINTS, METRICS
 from gmtool.forecast import FileSize, Forecast
 from gmtool.reconstruction.cost import DINO_S8, decoder_step_cost
-from gmtool.reconstruction.network import SIZES, DecoderNetwork, decoder_from, new_decoder
 from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.settings import as_rows
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
@@ -75,20 +74,11 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig) -> Forecast
 
 def cost_of(plan: TrainDecoderPlan, precision: torch.dtype) -> StepCost:
     """The cost of a step of a planned training; see `gmtool.reconstruction.cost`. Raises what `decoder_from` does."""
-    config = plan.config
-
-    def network() -> DecoderNetwork:
-        if config.decoder.init is not None:
-            return decoder_from(config.decoder.init, plan.tokenizer)
-        assert plan.size is not None  # where nothing is trained further
-        return new_decoder(SIZES[plan.size], plan.tokenizer, plan.latent_shape, config.seed)
-
     return decoder_step_cost(
-        network,
+        plan.network,
         plan.latent_shape,
         facts_of(plan.tokenizer),
         precision,
-        perceptual=config.losses.perceptual != "none",
+        perceptual=plan.config.losses.perceptual != "none",
         discriminator=DINO_S8 if plan.adversarial else None,
-        checkpoint_activations=config.compute.checkpoint_activations,
     )

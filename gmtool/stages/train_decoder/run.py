@@ -30,7 +30,7 @@ from gmtool.progress import Progress
 from gmtool.reconstruction.augmentation import Augmentation
 from gmtool.reconstruction.discriminator import DinoFeatures, Discriminator
 from gmtool.reconstruction.discriminator_weights import load_features
-from gmtool.reconstruction.network import SIZES, DecoderNetwork, decoder_from, new_decoder, save_decoder
+from gmtool.reconstruction.network import DecoderNetwork, save_decoder
 from gmtool.reconstruction.perceptual import Lpips, load_lpips, vgg_file
 from gmtool.reconstruction.state import DecoderState, make_discriminator_state
 from gmtool.reconstruction.step import DecoderStepper, DiscriminatorLoss, ImageBatch, Weights
@@ -149,7 +149,7 @@ def _load(plan: TrainDecoderPlan, device: torch.device, progress: Progress) -> _
     if plan.adversarial:
         settings = config.adversarial
         features = load_features(settings.discriminator_weights, settings.discriminator_blocks, device)
-    return _Networks(tokenizer, perceptual, features, _network(plan).to(device))
+    return _Networks(tokenizer, perceptual, features, plan.network().to(device))
 
 
 def _make_parts(plan: TrainDecoderPlan, networks: _Networks, world: World) -> _Parts:
@@ -165,18 +165,10 @@ def _make_parts(plan: TrainDecoderPlan, networks: _Networks, world: World) -> _P
     decoder = make_state(
         networks.decoder, config.optimizer, config.averages, plan.schedule.rate, plan.batch_size, world=world
     )
-    decoder.network.checkpoint_activations = config.compute.checkpoint_activations
     if config.compute.compile:
         compile_network(decoder.network)
     state = DecoderState(decoder, discriminator)
     return _Parts(plan, world, networks.tokenizer, networks.perceptual, state)
-
-
-def _network(plan: TrainDecoderPlan) -> DecoderNetwork:
-    if plan.config.decoder.init is not None:
-        return decoder_from(plan.config.decoder.init, plan.tokenizer)
-    assert plan.size is not None  # where nothing is trained further
-    return new_decoder(SIZES[plan.size], plan.tokenizer, plan.latent_shape, plan.config.seed)
 
 
 def _stepper(parts: _Parts) -> DecoderStepper:
@@ -206,7 +198,7 @@ def _stepper(parts: _Parts) -> DecoderStepper:
         clip=config.optimizer.clip_at,
         autocast=lambda: _autocast(config, world),
         world=world,
-        lighter="--checkpoint-activations, or a smaller " + ("--size" if plan.size else "--init"),
+        lighter="--checkpoint-activations, or a smaller " + ("--size" if config.decoder.init is None else "--init"),
     )
     count = plan.batch_size // world.size
     return replace(stepper, micro_batch=choose_micro_batch(stepper, config.loop.micro_batch, count, world.device))
