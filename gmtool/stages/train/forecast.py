@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,11 +14,12 @@ from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
 from gmtool.runtime import compute_dtype, resolve_device
 from gmtool.settings import as_rows
+from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.presets import Preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
 from gmtool.stages.train.run import checkpoint_bytes
 from gmtool.throughput import device_name, known_speed, speed_row
-from gmtool.tokenizers.settings import TokenizerSettings
 from gmtool.tokenizers.table import TOKENIZERS, family_of
 from gmtool.training.micro_batch import expected_micro_batch
 
@@ -34,17 +33,17 @@ def forecast(
     latents_path: Path,
     run_path: Path,
     config: TrainConfig,
-    recipe: Mapping[str, Mapping[str, Any]] | None = None,
+    preset: Preset | None = None,
 ) -> Forecast:
     """The cost of ``train`` with the same arguments. Nothing is written, and the network is not evaluated.
 
-    recipe: the tables of a preset by command; where the latents do not exist, it says what they would be. Raises
-    UserError as ``train`` does for inputs that do not fit together.
+    preset: where the latents do not exist, it says what they would be. Raises UserError as ``train`` does for inputs
+    that do not fit together.
     """
     device = resolve_device(config.compute.device)
     gpu = device.type == "cuda"
     with ExitStack() as stack:
-        if latents_path.exists() or not recipe:
+        if latents_path.exists() or preset is None:
             latents = stack.enter_context(open_latents(latents_path))
             gmm = open_mixture(latents, config, stack)
             plan = plan_training(config, facts_of(latents, gmm), gpu)
@@ -54,21 +53,21 @@ def forecast(
             reads = tuple(FileSize(path, path.stat().st_size) for path in used)
             assumed: tuple[tuple[str, str], ...] = ()
         else:
-            facts = facts_of_recipe(recipe)
+            facts = facts_of_preset(preset)
             plan = plan_training(config, facts, gpu)
             reads, assumed = _reads_to_come(latents_path, plan), (_assumption(latents_path, facts),)
     return forecast_of(plan, run_path, device, reads, assumed)
 
 
-def facts_of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> DataFacts:
-    """What a preset's tables say of ImageNet's latents. Raises UserError where they do not tell the latents' shape."""
-    encode = recipe.get("encode", {})
-    name = encode.get("tokenizer", TokenizerSettings.tokenizer)
-    shape = family_of(name).default_shape(encode.get("image_size") or 256) if name in TOKENIZERS else None
+def facts_of_preset(preset: Preset) -> DataFacts:
+    """What a preset says of ImageNet's latents. Raises UserError where it does not tell their shape."""
+    encode: EncodeConfig = preset.config("encode")
+    name, side = encode.tokenizer.tokenizer, encode.tokenizer.image_size or 256
+    shape = family_of(name).default_shape(side) if name in TOKENIZERS else None
     if shape is None:
         raise UserError("the preset does not tell the latents' shape: run gmtool encode first, or give its LATENTS")
-    samples = IMAGENET_IMAGES * (2 if encode.get("flip") == "both" else 1)
-    modes = recipe["fit-gmm"].get("modes", 64) if "fit-gmm" in recipe else 0
+    samples = IMAGENET_IMAGES * (2 if encode.flip == "both" else 1)
+    modes = preset.config("fit-gmm").modes if "fit-gmm" in preset.settings else 0
     return DataFacts(shape, samples, IMAGENET_CLASSES, modes, f"a mixture of {modes:,} modes" if modes else None)
 
 
