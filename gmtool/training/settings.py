@@ -10,11 +10,17 @@ from typing import Annotated, Literal
 
 from gmtool.errors import UserError, install
 from gmtool.flow.names import Condition, CouplingName, SourceName, TimeDistribution
+from gmtool.forecast import Choice
 from gmtool.settings import Compile, Device, Option, Settings
 from gmtool.training.schedule import Curve, Schedule, parse_knots, place_knots
 
 GPU_BATCH, CPU_BATCH = 128, 32
 """Batch sizes by default."""
+
+
+def by_device(gpu: bool) -> str:
+    """Why a default is as it is, where the device decides."""
+    return f"the default on {'a GPU' if gpu else 'a CPU'}"
 
 
 @dataclass(frozen=True)
@@ -399,6 +405,13 @@ class LoopSettings(Settings):
         if self.keep_every % self.save_every:
             raise UserError(f"--keep-every {self.keep_every} is not a multiple of --save-every {self.save_every}")
 
+    def settled_batch(self, gpu: bool) -> tuple[int, Choice | None]:
+        """The batch size, and why where it was left open."""
+        if self.batch_size is not None:
+            return self.batch_size, None
+        size = GPU_BATCH if gpu else CPU_BATCH
+        return size, Choice("--batch-size", str(size), by_device(gpu))
+
 
 @dataclass(frozen=True)
 class LoggingSettings(Settings):
@@ -464,3 +477,8 @@ class TrainComputeSettings(ComputeSettings):
         bool,
         Option("Shard weights and optimizer state across processes (FSDP2), for networks that do not fit on one GPU."),
     ] = False
+
+    def check_optimizer(self, settings: OptimizerSettings) -> None:
+        """Raise UserError for an optimizer that shards do not suffice."""
+        if self.shard and settings.optimizer != "adamw":
+            raise UserError(f"--optimizer {settings.optimizer} needs whole tensors: use adamw with --shard")

@@ -173,5 +173,4 @@ class DistillConfig(Settings):
                 raise NoEffect("fraction", "--fraction has no effect with --data-free: remove one of them")
             if self.logging.eval_every:
                 raise UserError("--eval-every compares with training images: remove it, or --data-free")
-        if self.compute.shard and self.optimizer.optimizer != "adamw":
-            raise UserError(f"--optimizer {self.optimizer.optimizer} needs whole tensors: use adamw with --shard")
+        self.compute.check_optimizer(self.optimizer)

@@ -26,7 +26,6 @@ from gmtool.settings import as_flat
 from gmtool.stages.distill.config import COMPONENTS, POINTS, DistillConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan
 from gmtool.training.cost import Teaching
-from gmtool.training.settings import CPU_BATCH, GPU_BATCH
 
 RATE_SHARE = 0.25
 """Default learning rate relative to that of the teacher's network, as in pi-Flow."""
@@ -133,18 +132,19 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
     model = run.manifest.config.get("model")
     rate = RATE_SHARE * default_lr(model) if model in model_names() else DEFAULT_RATE
     schedule = config.schedule.resolve(rate, config.loop.steps)
-    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
-    where = "a GPU" if gpu else "a CPU"
+    batch_size, own_batch = config.loop.settled_batch(gpu)
     components = architecture.components or None
     own_mixture = bool(run.architecture.components) and config.student.policy == "gm"
+    coordinates = "whitened" if whitened else "plain"
     settled = (
-        (config.student.components is None and own_mixture, Choice("--components", str(components), "the teacher's")),
-        (config.student.coordinates == "auto", Choice("--coordinates", "whitened" if whitened else "plain", why)),
-        (config.loop.batch_size is None, Choice("--batch-size", str(batch_size), f"the default on {where}")),
-        (
-            config.schedule.lr is None,
-            Choice("--lr", f"{schedule.rate:g}", "a quarter of the teacher's network's"),
-        ),
+        Choice("--components", str(components), "the teacher's")
+        if config.student.components is None and own_mixture
+        else None,
+        Choice("--coordinates", coordinates, why) if config.student.coordinates == "auto" else None,
+        own_batch,
+        Choice("--lr", f"{schedule.rate:g}", "a quarter of the teacher's network's")
+        if config.schedule.lr is None
+        else None,
     )
     calls = config.student.evaluations if config.student.data_free else 1
     asked = calls * config.student.states * (1 if teacher.plan.guidance == "none" else 2)
@@ -153,7 +153,7 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
         **as_flat(config),
         "fraction": fraction,
         "components": components,
-        "coordinates": "whitened" if whitened else "plain",
+        "coordinates": coordinates,
         "batch_size": batch_size,
         "lr": schedule.rate,
     }
@@ -165,7 +165,7 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
         batch_size=batch_size,
         model=str(model),
         facts=DataFacts(architecture.shape, 0 if latents is None else len(latents), len(run.classes)),
-        choices=tuple(choice for was_open, choice in settled if was_open),
+        choices=tuple(choice for choice in settled if choice is not None),
         settings=flat,
         fraction=fraction,
         stage="distill",

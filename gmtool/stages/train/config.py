@@ -88,5 +88,4 @@ class TrainConfig(Settings):
         self.network.components_of(mixture=self.method.objective == "gm-kl")
         if self.method.spectral_weight is not None and not self.network.spectral:
             raise UserError("--spectral-weight has no effect without --spectral: remove it, or give --spectral")
-        if self.compute.shard and self.optimizer.optimizer != "adamw":
-            raise UserError(f"--optimizer {self.optimizer.optimizer} needs whole tensors: use adamw with --shard")
+        self.compute.check_optimizer(self.optimizer)

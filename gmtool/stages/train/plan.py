@@ -23,7 +23,7 @@ from gmtool.stages.train.config import TrainConfig, TrainerConfig
 from gmtool.training.cost import StepCost, Teaching, step_cost
 from gmtool.training.method import resolve_method
 from gmtool.training.schedule import Schedule
-from gmtool.training.settings import CPU_BATCH, GPU_BATCH
+from gmtool.training.settings import by_device
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,11 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
         gpu=gpu,
     )
     model = config.network.model_on(gpu)
-    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
+    batch_size, own_batch = config.loop.settled_batch(gpu)
     schedule = config.schedule.resolve(default_lr(model), config.loop.steps)
-    where = "a GPU" if gpu else "a CPU"
     settled = (
-        Choice("--model", model, f"the default on {where}") if config.network.model is None else None,
-        Choice("--batch-size", str(batch_size), f"the default on {where}") if config.loop.batch_size is None else None,
+        Choice("--model", model, by_device(gpu)) if config.network.model is None else None,
+        own_batch,
         Choice("--lr", f"{schedule.rate:g}", f"that of {model}") if config.schedule.lr is None else None,
     )
     flat = {

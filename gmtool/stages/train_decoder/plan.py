@@ -23,7 +23,7 @@ from gmtool.tokenizers.build import image_size_of, latent_sizes
 from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
 from gmtool.tokenizers.table import family_of
 from gmtool.training.schedule import Schedule
-from gmtool.training.settings import CPU_BATCH, GPU_BATCH
+from gmtool.training.settings import by_device
 
 RATES: Mapping[str, float] = {"tiny": 1e-3, "B": 2e-4, "L": 2e-4, "XL": 2e-4}
 """Learning rates by the decoder's size."""
@@ -108,13 +108,12 @@ def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDe
     crops.check()
     init, size = config.decoder.init, config.decoder.size or ("XL" if gpu else "tiny")
     start = NewDecoder(size) if init is None else FurtherTrained(init)
-    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
+    batch_size, own_batch = config.loop.settled_batch(gpu)
     like = size if init is None else "XL"
     schedule = config.schedule.resolve(RATES[like], config.loop.steps)
-    where = "a GPU" if gpu else "a CPU"
     settled_here = (
-        Choice("--size", size, f"the default on {where}") if init is None and config.decoder.size is None else None,
-        Choice("--batch-size", str(batch_size), f"the default on {where}") if config.loop.batch_size is None else None,
+        Choice("--size", size, by_device(gpu)) if init is None and config.decoder.size is None else None,
+        own_batch,
         Choice("--lr", f"{schedule.rate:g}", f"that of {like}") if config.schedule.lr is None else None,
         Choice("--resize", str(enlarged), f"{ENLARGED} times the crop") if config.crops.resize is None else None,
         Choice("--hold-out", str(len(held_out_rows)), "evenly spread") if config.crops.validation is None else None,
