@@ -18,9 +18,9 @@ from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.presets import Preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
-from gmtool.stages.train.run import checkpoint_bytes
 from gmtool.throughput import device_name, known_speed, speed_row
 from gmtool.tokenizers.table import TOKENIZERS, family_of
+from gmtool.training.checkpoint import checkpoint_bytes
 from gmtool.training.micro_batch import expected_micro_batch
 
 METRICS_BYTES = 120
@@ -115,11 +115,12 @@ def forecast_of(
         work.append(("epochs", f"{steps * plan.batch_size / max(1, images):,.3g} of {images:,} images"))
     work.append(speed_row(speed))
     work += as_rows(type(config), plan.settings)
+    checkpoint = checkpoint_bytes(cost.parameters, config.averages, config.optimizer)
     return Forecast(
         title=f"{run_path} on {device_name(device)}",
         reads=reads,
         writes=(
-            FileSize(run_path / CHECKPOINTS, config.loop.keep * checkpoint_bytes(plan, cost.parameters)),
+            FileSize(run_path / CHECKPOINTS, config.loop.keep * checkpoint),
             FileSize(run_path / METRICS, steps * METRICS_BYTES),
         ),
         work=(*assumed, *work),

@@ -18,6 +18,7 @@ from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
 from gmtool.throughput import device_name, known_speed, speed_row
 from gmtool.tokenizers.build import facts_of_models
 from gmtool.tokenizers.vit import facts_of
+from gmtool.training.checkpoint import checkpoint_bytes
 from gmtool.training.cost import StepCost
 from gmtool.training.micro_batch import expected_micro_batch
 
@@ -56,7 +57,7 @@ def forecast(images: Path, folder: Path, config: TrainDecoderConfig) -> Forecast
         speed_row(speed),
     ]
     work += as_rows(type(config), plan.settings)
-    checkpoint = (4 * (1 + averages) + moments) * cost.parameters
+    checkpoint = checkpoint_bytes(cost.parameters, config.averages, config.optimizer)
     return Forecast(
         title=f"{folder} on {device_name(device)}",
         reads=(FileSize(plan.crops.images.root, plan.crops.images.bytes),),
