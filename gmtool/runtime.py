@@ -40,6 +40,11 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
+def planned_dtype(precision: Precision, gpu: bool) -> torch.dtype:
+    """`compute_dtype` of a plan, which knows no more of its device than whether it is a GPU."""
+    return compute_dtype(precision, torch.device("cuda" if gpu else "cpu"))
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
     """The context of arithmetic in which a network is called: autocast to ``precision``, none for float32."""
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)

@@ -17,6 +17,7 @@ from gmtool.errors import UserError
 from gmtool.forecast import Choice
 from gmtool.nn import default_lr, model_names
 from gmtool.nn.architecture import Architecture
+from gmtool.runtime import planned_dtype
 from gmtool.sampling.drawing import Drawing
 from gmtool.sampling.guide import open_weaker
 from gmtool.sampling.model import find_weights, run_mixture
@@ -167,6 +168,7 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
         facts=DataFacts(architecture.shape, 0 if latents is None else len(latents), len(run.classes)),
         choices=tuple(choice for choice in settled if choice is not None),
         settings=flat,
+        precision=planned_dtype(config.compute.precision, gpu),
         fraction=fraction,
         stage="distill",
         teaching=Teaching(run.architecture, run.method, asked),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,16 +11,15 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import CHECKPOINTS, CONFIG, METRICS
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
-from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.runtime import resolve_device
 from gmtool.settings import as_rows
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.stages.presets import Preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
-from gmtool.throughput import device_name, known_speed, speed_row
+from gmtool.throughput import device_name
 from gmtool.tokenizers.table import TOKENIZERS, family_of
-from gmtool.training.checkpoint import checkpoint_bytes
-from gmtool.training.micro_batch import expected_micro_batch
+from gmtool.training.estimate import estimate_run
 
 METRICS_BYTES = 120
 """About a line of metrics.jsonl."""
@@ -95,36 +93,29 @@ def forecast_of(
 ) -> Forecast:
     """What a resolved run would take; assumed: facts of what is not there yet, as pairs of a name and words."""
     config, steps = plan.config, plan.config.loop.steps
-    precision = compute_dtype(config.compute.precision, device)
-    cost = plan.cost(precision)
-    averages = len(config.averages.names)
-    memory = partial(cost.memory, averages=averages, moments=config.optimizer.moment_bytes)
-    micro_batch = expected_micro_batch(config.loop.micro_batch, plan.batch_size, device, memory)
-    step_flops = plan.batch_size * cost.flops
-    speed = known_speed(device_name(device), str(precision).removeprefix("torch."))
-    seconds = None if speed is None else steps * step_flops / speed.train
+    cost = plan.cost()
+    estimate = estimate_run(config, cost, plan.batch_size, plan.precision, device)
     work = [
         ("parameters", f"{cost.parameters:,}"),
-        ("operations per step", f"{step_flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP per image)"),
-        ("images computed at once", f"{micro_batch:,}"),
+        ("operations per step", estimate.operations),
+        ("images computed at once", f"{estimate.micro_batch:,}"),
         ("steps", f"{steps:,}"),
         ("images per step (effective batch)", f"{plan.batch_size:,}"),
     ]
     if plan.facts.samples:
         images = round(plan.fraction * plan.facts.samples)
         work.append(("epochs", f"{steps * plan.batch_size / max(1, images):,.3g} of {images:,} images"))
-    work.append(speed_row(speed))
+    work.append(estimate.speed)
     work += as_rows(type(config), plan.settings)
-    checkpoint = checkpoint_bytes(cost.parameters, config.averages, config.optimizer)
     return Forecast(
         title=f"{run_path} on {device_name(device)}",
         reads=reads,
         writes=(
-            FileSize(run_path / CHECKPOINTS, config.loop.keep * checkpoint),
+            FileSize(run_path / CHECKPOINTS, estimate.checkpoints),
             FileSize(run_path / METRICS, steps * METRICS_BYTES),
         ),
         work=(*assumed, *work),
         choices=plan.choices,
-        memory=memory(micro_batch),
-        seconds=seconds,
+        memory=estimate.memory,
+        seconds=estimate.seconds,
     )

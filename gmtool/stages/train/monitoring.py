@@ -69,7 +69,7 @@ def monitoring_of(
         scorer = Scorer(draw, inputs.latents, trained, tokenizer, settings.eval_num, loggers, config.seed)
         scored = partial(has_record, run.path / METRICS, DISTANCE)
         events.append(Event(settings.eval_every, scorer.score, scored))
-    meter = meter_of(lambda: inputs.plan.cost(model.precision).flops, model.precision, world)
+    meter = meter_of(lambda: inputs.plan.cost().flops, model.precision, world)
     return Monitoring(loggers, tuple(events), meter)
 
 

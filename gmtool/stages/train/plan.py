@@ -18,6 +18,7 @@ from gmtool.forecast import Choice
 from gmtool.nn import default_lr
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import architecture_for
+from gmtool.runtime import planned_dtype
 from gmtool.settings import as_flat
 from gmtool.stages.train.config import TrainConfig, TrainerConfig
 from gmtool.training.cost import StepCost, Teaching, step_cost
@@ -46,9 +47,10 @@ class DataFacts:
 class TrainPlan:
     """A resolved run; the resolved values of defaults in ``config`` are in the other fields.
 
-    choices: what was settled by what is there. settings: all flags as they are recorded. focal: the power of the
-    weights of modes, 0 for none. fraction: of the latents that is trained on. stage: the command. teaching: what a
-    step of a student asks of its teacher. lighter: what takes less memory, for messages.
+    choices: what was settled by what is there. settings: all flags as they are recorded. precision: of the network's
+    arithmetic. fraction: of the latents that is trained on. focal: the power of the weights of modes, 0 for none.
+    stage: the command. teaching: what a step of a student asks of its teacher. lighter: what takes less memory, for
+    messages.
     """
 
     config: TrainerConfig
@@ -60,16 +62,17 @@ class TrainPlan:
     facts: DataFacts
     choices: tuple[Choice, ...]
     settings: Mapping[str, Any]
+    precision: torch.dtype
     fraction: float
     focal: float = 0.0
     stage: str = "train"
     teaching: Teaching | None = None
     lighter: str = "--checkpoint-activations, or a smaller --model"
 
-    def cost(self, precision: torch.dtype) -> StepCost:
+    def cost(self) -> StepCost:
         """The cost of a step."""
         checkpointing = self.config.compute.checkpoint_activations
-        return step_cost(self.architecture, self.method, precision, checkpointing, self.teaching)
+        return step_cost(self.architecture, self.method, self.precision, checkpointing, self.teaching)
 
 
 def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
@@ -123,6 +126,7 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
         facts=facts,
         choices=chosen,
         settings=flat,
+        precision=planned_dtype(config.compute.precision, gpu),
         fraction=config.data.fraction,
         focal=config.method.focal,
     )

@@ -28,7 +28,7 @@ from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.nn.network import Network
 from gmtool.progress import Progress
-from gmtool.runtime import allow_tf32, compute_dtype
+from gmtool.runtime import allow_tf32
 from gmtool.sampling.model import TrainedModel
 from gmtool.stages.resumed_settings import FREE_TO_CHANGE, all_taken, another, expect_same_settings, is_known
 from gmtool.stages.train.config import TrainConfig
@@ -182,7 +182,7 @@ def averaged_model(inputs: TrainInputs, state: TrainState[Network]) -> TrainedMo
         statistics=inputs.statistics.to(device),
         modes=inputs.modes,
         device=device,
-        precision=compute_dtype(plan.config.compute.precision, device),
+        precision=plan.precision,
     )
 
 
@@ -198,7 +198,7 @@ def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[Train
     stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world, lighter=plan.lighter)
     count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
     if config.compute.shard:
-        estimate = partial(plan.cost(model.precision).memory, averages=len(state.averages), shards=world.size)
+        estimate = partial(plan.cost().memory, averages=len(state.averages), shards=world.size)
     size = choose_micro_batch(stepper, wanted, count, world.device, estimate)
     return model, replace(stepper, micro_batch=size)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_crops import CropSource
@@ -17,6 +18,7 @@ from gmtool.errors import UserError
 from gmtool.forecast import Choice
 from gmtool.reconstruction.network import SIZES, DecoderNetwork, check_sides, decoder_from, new_decoder
 from gmtool.reconstruction.settings import Phases, phases
+from gmtool.runtime import planned_dtype
 from gmtool.settings import as_flat, changed
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.tokenizers.build import image_size_of, latent_sizes
@@ -52,8 +54,8 @@ class TrainDecoderPlan:
     """A training whose defaults are resolved.
 
     crops: what is trained on. held_out: images for scores, with the rows of theirs that are used. tokenizer: the record
-    of what makes the latents, of shape (C, h, w). start: what the decoder begins as. choices: defaults that were
-    resolved. settings: all flags as they are recorded.
+    of what makes the latents, of shape (C, h, w). start: what the decoder begins as. precision: of the networks'
+    arithmetic. choices: defaults that were resolved. settings: all flags as they are recorded.
     """
 
     config: TrainDecoderConfig
@@ -63,6 +65,7 @@ class TrainDecoderPlan:
     tokenizer: TokenizerSpec
     latent_shape: tuple[int, int, int]
     start: NewDecoder | FurtherTrained
+    precision: torch.dtype
     schedule: Schedule
     phases: Phases
     batch_size: int
@@ -139,6 +142,7 @@ def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDe
         tokenizer=spec,
         latent_shape=shape,
         start=start,
+        precision=planned_dtype(config.compute.precision, gpu),
         schedule=schedule,
         phases=phases(config.losses, config.adversarial, config.loop.steps),
         batch_size=batch_size,

@@ -34,7 +34,7 @@ from gmtool.reconstruction.network import DecoderNetwork, save_decoder
 from gmtool.reconstruction.perceptual import Lpips, load_lpips, vgg_file
 from gmtool.reconstruction.state import DecoderState, make_discriminator_state
 from gmtool.reconstruction.step import DecoderStepper, DiscriminatorLoss, ImageBatch, Weights
-from gmtool.runtime import allow_tf32, autocast, compute_dtype, to_device
+from gmtool.runtime import allow_tf32, autocast, to_device
 from gmtool.settings import as_flags
 from gmtool.stages.resumed_settings import FREE_TO_CHANGE, all_taken, another, expect_same_settings, is_known
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
@@ -77,12 +77,8 @@ class _Parts:
     perceptual: Lpips | None
     state: DecoderState
 
-    @property
-    def precision(self) -> torch.dtype:
-        return compute_dtype(self.plan.config.compute.precision, self.world.device)
-
     def autocast(self) -> AbstractContextManager[object]:
-        return autocast(self.world.device, self.precision)
+        return autocast(self.world.device, self.plan.precision)
 
     @property
     def parameters(self) -> int:
@@ -237,7 +233,7 @@ def _loop(run: DecoderRun, parts: _Parts, at: Position, progress: Progress) -> N
             return
         stepper = _stepper(parts)
         tell_micro_batch(stepper.micro_batch, plan.batch_size, world, progress)
-        meter = meter_of(lambda: cost_of(plan, parts.precision).flops, parts.precision, world)
+        meter = meter_of(lambda: cost_of(plan).flops, plan.precision, world)
         loop = Loop(settings, stepper, save, loggers, events, meter)
         loop.run_through(partial(_batches, parts), at, plan.config.seed, progress, go_back)
 
