@@ -62,7 +62,7 @@ def monitoring_of(
     def draw(indices: range) -> Tensor:
         return generate(model, plan, indices, classes[torch.tensor(indices) % len(classes)])
 
-    previewer = Previewer(model, plan, run, tokenizer, world)
+    previewer = Previewer(draw, run, tokenizer, world)
     events = [Event(settings.preview_every, previewer.draw, previewer.is_drawn)]
     if inputs.latents is not None:
         trained = rows_of(inputs.plan, inputs.latents)
