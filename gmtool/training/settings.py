@@ -406,7 +406,7 @@ class LoopSettings(Settings):
             raise UserError(f"--keep-every {self.keep_every} is not a multiple of --save-every {self.save_every}")
 
     def settled_batch(self, gpu: bool) -> tuple[int, Choice | None]:
-        """The batch size, and why where it was left open."""
+        """The batch size, and why where --batch-size was not given."""
         if self.batch_size is not None:
             return self.batch_size, None
         size = GPU_BATCH if gpu else CPU_BATCH

@@ -232,8 +232,8 @@ def test_what_a_run_was_trained_on_is_that_part_of_its_images_alone(small: Small
         for made in (open_run(tmp_path / "run"), open_samples(tmp_path / "samples")):
             assert trained_rows(made, latents).tolist() == trained_among(reference, made).tolist() == part.tolist()
             assert set(3 * trained_among(reference.thinned(3), made)) == {row for row in part if row % 3 == 0}
-            found = [images.images.names[row] for row in trained_among(images, made)]
-            assert sorted(found) == sorted(names[row] for row in part)
+            named = [images.images.names[row] for row in trained_among(images, made)]
+            assert sorted(named) == sorted(names[row] for row in part)
             assert not len(trained_among(open_reference(small.latents("flat")), made))
     config = make(EvaluateConfig, {"features": "tokenizer", "device": "cpu", "cache_size": 0.0})
     figure = evaluate(tmp_path / "samples", config, Progress()).figure("memorisation")
