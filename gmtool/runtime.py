@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,16 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def planned_dtype(precision: Precision, gpu: bool) -> torch.dtype:
+    """`compute_dtype` of a plan, which knows no more of its device than whether it is a GPU."""
+    return compute_dtype(precision, torch.device("cuda" if gpu else "cpu"))
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """The context of arithmetic in which a network is called: autocast to ``precision``, none for float32."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

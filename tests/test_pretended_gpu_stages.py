@@ -20,9 +20,7 @@ from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import execute
 from gmtool.evaluation.metrics import flow_paths
-from gmtool.stages.train import monitoring
-from gmtool.stages.train_decoder import run as train_decoder_run
-from gmtool.training import loop
+from gmtool.training import loop, throughput
 from gmtool.training.checkpoint import Position
 
 # imported here: they ask for CUDA's libraries while they are, which the pretence has none of
@@ -59,8 +57,7 @@ GUIDANCE = {
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    for module in (monitoring, train_decoder_run):
-        monkeypatch.setattr(module, "matmul_rate", lambda *_: 1e12)
+    monkeypatch.setattr(throughput, "matmul_rate", lambda *_: 1e12)
     with pretend_cuda() as counted:
         yield counted
 

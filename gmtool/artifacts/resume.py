@@ -9,10 +9,10 @@ the user is told.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from gmtool.progress import Progress
 
 STATE = "state.npz"
 """The state's file in the hidden folder in which the output is made."""
+T = TypeVar("T")
+
 KEY, RECORD = "key", "record"
 """Names of the two texts beside the arrays."""
 
@@ -63,6 +65,19 @@ class ResumeFile:
                 return ResumeState(saved["record"], arrays)
         except UserError as error:
             progress.note(str(error))
+            return None
+
+    def restore(self, read: Callable[[ResumeState], T], progress: Progress) -> T | None:
+        """What ``read`` makes of the state; None where there is none, see `load`.
+
+        ``read`` raises KeyError, TypeError or ValueError for a state of another version, which is noted, and as good as
+        none.
+        """
+        saved = self.load(progress)
+        try:
+            return None if saved is None else read(saved)
+        except (KeyError, TypeError, ValueError):
+            progress.note(f"{self.path} was written by another version of gmtool: starting over")
             return None
 
     def exists(self) -> bool:

@@ -138,6 +138,11 @@ class RunFolder:
         return Origin(self.classes, self.tokenizer(), size, self.class_counts)
 
     @property
+    def part(self) -> tuple[float, int]:
+        """The fraction of its latents that the run was trained on, and the seed that chose it; all for an import."""
+        return self.manifest.config.get("fraction", 1.0), self.manifest.config.get("seed", 0)
+
+    @property
     def class_counts(self) -> Sequence[int] | None:
         """The images of each class that were trained on, None where the record does not say."""
         return self.manifest.details.get("class_counts")

@@ -46,8 +46,8 @@ class FeaturePlan:
     def computed(self, with_images: bool, on_training_images: bool) -> list[Row]:
         """The metrics that a reference allows.
 
-        with_images: whether it holds images, not statistics alone. on_training_images: whether these are what the run
-        was trained on.
+        with_images: whether it holds images, not statistics alone. on_training_images: whether the run was trained
+        on some of these.
         """
         allowed = {
             "statistics": with_images or self.statistics is not None,

@@ -37,8 +37,8 @@ class Known:
     """The data that metrics are computed from, a field for each need of a metric; None where it is not available.
 
     statistics: means and covariances of features; spatial: of spatial ones. features: (N, D) float32. training: the
-    same, where the reference is what the run was trained on. logits: (N, classes) float32 of Inception's classifier.
-    distances: the Fréchet distances on the features of the six extractors of FDr6, by their names.
+    same, with the images that the run was trained on as the reference. logits: (N, classes) float32 of Inception's
+    classifier. distances: the Fréchet distances on the features of the six extractors of FDr6, by their names.
     images: gives their batches, uint8 (B, 3, S, S), once more each time. latents: equally many of both sides,
     normalised, (N, C, H, W). paths: gives the paths on which the run's flow moves them.
     """

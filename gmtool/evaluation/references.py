@@ -20,9 +20,10 @@ from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import Manifest, fingerprint
-from gmtool.artifacts.run import CONFIG
+from gmtool.artifacts.run import CONFIG, RunFolder, open_run
 from gmtool.artifacts.samples import MANIFEST, open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
+from gmtool.data.fraction import part_of_data
 from gmtool.data.image_sets import ImageSet, find_images
 from gmtool.data.images import image_batches
 from gmtool.distributed import World
@@ -217,6 +218,39 @@ def open_training_latents(made: Made) -> LatentsReference:
     if file.manifest.fingerprint != recorded.fingerprint:
         raise UserError(f"{path} is not what the run was trained on any more: give real images with --reference")
     return LatentsReference(path, file)
+
+
+def trained_rows(made: Made, latents: LatentsFile) -> np.ndarray:
+    """Rows (n,) int64 of its latents that a run, or the run of samples, was trained on, ascending.
+
+    Raises UserError when the run of samples is gone.
+    """
+    drawn_by = made.manifest.input("run")
+    run = made if isinstance(made, RunFolder) or drawn_by is None else open_run(Path(drawn_by.path))
+    return part_of_data(latents, *(run.part if isinstance(run, RunFolder) else (1.0, 0)))
+
+
+def trained_among(reference: Reference, made: Made) -> np.ndarray:
+    """Which of a reference's images a run, or the run of samples, was trained on: their indices (n,), ascending.
+
+    Known of that run's latents and of the images that these were made from; none of anything else, or of what is gone.
+    """
+    none = np.zeros(0, np.int64)
+    try:
+        file = open_training_latents(made).file
+        rows = trained_rows(made, file)
+    except UserError:
+        return none
+    if isinstance(reference, LatentsReference) and reference.fingerprint == file.manifest.fingerprint:
+        return np.flatnonzero(np.isin(np.arange(0, len(file), reference.step), rows))
+    encoded = file.manifest.input("images")
+    if not isinstance(reference, ImagesReference) or encoded is None:
+        return none
+    if not reference.images.is_known_by(encoded.fingerprint):
+        return none
+    names = file.names()
+    trained = {names[row] for row in rows}
+    return np.flatnonzero([reference.images.names[row] in trained for row in reference.rows])
 
 
 def same_tokenizer(first: TokenizerSpec, second: TokenizerSpec) -> bool:

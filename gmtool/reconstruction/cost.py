@@ -55,17 +55,14 @@ def decoder_step_cost(
     *,
     perceptual: bool,
     discriminator: ViewedBy | None,
-    checkpoint_activations: bool = False,
 ) -> StepCost:
     """The cost of a step with all losses, for latents (C, h, w); see the module.
 
     make_network: is called on the meta device, where nothing is computed. encoder: what makes the latents. precision:
     of the networks. perceptual: whether LPIPS is used. discriminator: the discriminator's ViT, None without one.
-    checkpoint_activations: whether the decoder recomputes activations in the backward pass.
     """
     with torch.device("meta"):
         network = make_network()
-    network.checkpoint_activations = checkpoint_activations
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         one, two = (_decoding(network, latent_shape, precision, count) for count in (1, 2))

@@ -49,13 +49,14 @@ SIZES: Mapping[str, DecoderSize] = {
 class DecoderNetwork(nn.Module):
     """Latents (B, C, h, w), not normalised, to images float32 (B, 3, S, S), nominally in [0, 1].
 
-    sizes: what ``AutoencoderRAE`` is built of.
+    sizes: what ``AutoencoderRAE`` is built of. checkpoint_activations: store the inputs of blocks only, and recompute
+    their activations in the backward pass.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, autoencoder: Any, sizes: Mapping[str, Any]) -> None:
+    def __init__(self, autoencoder: Any, sizes: Mapping[str, Any], checkpoint_activations: bool = False) -> None:
         super().__init__()
         self.sizes = dict(sizes)
         self.decoder = autoencoder.decoder
@@ -63,7 +64,7 @@ class DecoderNetwork(nn.Module):
         self.decoder.register_buffer(POSITIONS, self.decoder.decoder_pos_embed.clone(), persistent=True)
         self.register_buffer("mean", autoencoder.encoder_mean.clone(), persistent=False)
         self.register_buffer("std", autoencoder.encoder_std.clone(), persistent=False)
-        self.checkpoint_activations = False
+        self.checkpoint_activations = checkpoint_activations
 
     @property
     def last_weight(self) -> nn.Parameter:
@@ -101,12 +102,17 @@ class DecoderNetwork(nn.Module):
 
 
 def new_decoder(
-    size: DecoderSize, encoder: TokenizerSpec, latent_shape: tuple[int, int, int], seed: int
+    size: DecoderSize,
+    encoder: TokenizerSpec,
+    latent_shape: tuple[int, int, int],
+    seed: int,
+    *,
+    checkpoint_activations: bool = False,
 ) -> DecoderNetwork:
     """A decoder with random weights for latents (C, h, w) of a tokenizer.
 
-    encoder: the tokenizer's record. seed: of the weights. Raises UserError when diffusers is missing, or the images'
-    side is no multiple of the latents'.
+    encoder: the tokenizer's record. seed: of the weights. checkpoint_activations: see `DecoderNetwork`.
+    Raises UserError when diffusers is missing, or the images' side is no multiple of the latents'.
     """
     channels, grid, _ = latent_shape
     side = int(encoder.settings["image_size"])
@@ -128,7 +134,7 @@ def new_decoder(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed(seed, "decoder"))
-        network = DecoderNetwork(_autoencoder()(**sizes), sizes)
+        network = DecoderNetwork(_autoencoder()(**sizes), sizes, checkpoint_activations)
         # diffusers leaves the class token at 0, where the first LayerNorm, of eps 1e-12, has a slope of 1e6
         nn.init.normal_(network.decoder.trainable_cls_token, std=CLASS_TOKEN_STD)
         return network
@@ -141,10 +147,11 @@ def check_sides(side: int, latent_shape: tuple[int, int, int]) -> None:
         raise UserError(f"--image-size {side} is no multiple of the {grid} tokens of a row: use {side // grid * grid}")
 
 
-def decoder_from(source: str, encoder: TokenizerSpec) -> DecoderNetwork:
+def decoder_from(source: str, encoder: TokenizerSpec, *, checkpoint_activations: bool = False) -> DecoderNetwork:
     """A decoder to train further, on the CPU: a folder, hub id or file; see `load_decoder`.
 
-    Raises UserError as that does, and for a decoder that makes images of another size than the encoder takes.
+    checkpoint_activations: see `DecoderNetwork`. Raises UserError as that does, and for a decoder that makes images of
+    another size than the encoder takes.
     """
     released = load_decoder(source, torch.device("cpu"), encoder, "--init").network
     names = [name for name in released.config if not name.startswith("_") and name != "encoder_type"]
@@ -156,7 +163,7 @@ def decoder_from(source: str, encoder: TokenizerSpec) -> DecoderNetwork:
             f"--init {source} makes images of {side} px, not of {encoder.settings['image_size']}: use --image-size "
             f"{side}"
         )
-    return DecoderNetwork(released.requires_grad_(True), sizes).train()
+    return DecoderNetwork(released.requires_grad_(True), sizes, checkpoint_activations).train()
 
 
 def save_decoder(network: DecoderNetwork, folder: Path, encoder: TokenizerSpec) -> None:

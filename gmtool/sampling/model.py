@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.nn.conditioning import Conditioning
 from gmtool.nn.network import Network
+from gmtool.runtime import autocast
 from gmtool.sampling.settings import WeightSettings
 from gmtool.training.checkpoint import MODEL, Checkpoint, find_checkpoint, load_weights
 from gmtool.training.ema import average_file
@@ -46,10 +47,8 @@ class TrainedModel:
     weaker: TrainedModel | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of arithmetic in which the network is called: autocast to ``precision``, none for float32."""
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.precision)
+        """The context of arithmetic in which the network is called."""
+        return autocast(self.device, self.precision)
 
     def predict(self, conditions: Conditions) -> Predict:
         """The network given the samples' conditions: x_t (B, C, H, W), t (B,) -> its prediction of the velocity."""

@@ -22,6 +22,7 @@ from gmtool.distributed import ALONE, World, sharded_like
 from gmtool.errors import UserError
 from gmtool.streams import key_seed
 from gmtool.training.optimizer import Optimizer
+from gmtool.training.settings import AverageSettings, LoopSettings, OptimizerSettings
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 
@@ -164,6 +165,14 @@ def save_checkpoint(folder: Path, position: Position, files: Mapping[str, Mappin
     return Checkpoint(target, position)
 
 
+def keep_checkpoint(
+    folder: Path, position: Position, files: Mapping[str, Mapping[str, Tensor]], settings: LoopSettings
+) -> None:
+    """`save_checkpoint`, then `remove_old` as the settings say."""
+    save_checkpoint(folder, position, files)
+    remove_old(folder, settings.keep, settings.keep_every)
+
+
 def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
     """Remove all but the newest ``keep`` >= 1 checkpoints and those at multiples of ``keep_every`` steps (0: none).
 
@@ -180,6 +189,14 @@ def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
             part = part_of(old.path)
             old.path.rename(part)
             shutil.rmtree(part, ignore_errors=True)
+
+
+def checkpoint_bytes(parameters: int, averages: AverageSettings, optimizer: OptimizerSettings) -> int:
+    """About the bytes of a checkpoint: weights and averages in float32, and the optimizer's moments.
+
+    parameters: number of the network's weights.
+    """
+    return (4 * (1 + len(averages.names)) + optimizer.moment_bytes) * parameters
 
 
 def load_weights(network: nn.Module, file: Path, world: World = ALONE) -> None:

@@ -9,7 +9,6 @@ backward pass. What is recomputed under activation checkpointing does not count,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from gmtool.flow.coupling import Independent
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
 from gmtool.nn.network import Network
+from gmtool.runtime import autocast
 from gmtool.training.task import Task, task_of
 
 FORWARD_AND_BACKWARD = 3
@@ -102,8 +102,7 @@ def step_cost(
             asked = teaching.evaluations * taught.flops // FORWARD_AND_BACKWARD
         return replace(once, flops=calls * once.flops + asked, sample_bytes=calls * once.sample_bytes)
     with torch.device("meta"):
-        network = build_network(architecture, seed=0)
-    network.checkpoint_activations = checkpoint_activations
+        network = build_network(architecture, seed=0, checkpoint_activations=checkpoint_activations)
     with FakeTensorMode(allow_non_fake_inputs=True):  # the random numbers' generator has no fake
         network.to_empty(device="cpu")
         task = task_of(method, network)
@@ -151,11 +150,10 @@ def trace(forward: Callable[[int], object], parameters: Iterable[Tensor], precis
             kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    autocast = nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision)
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
-        autocast,
+        autocast(torch.device("cpu"), precision),
     ):
         forward(count)
     return Trace(counter.get_total_flops(), sum(kept.values()))

@@ -136,6 +136,25 @@ class Loop:
                     event.act(done)
         progress.end()
 
+    def run_through(
+        self,
+        batches: Callable[[Position], Iterable[Batch]],
+        start: Position,
+        seed: int,
+        progress: Progress,
+        go_back: Callable[[Position], Position],
+    ) -> None:
+        """`run` with the batches after a position, and again from where ``go_back`` leads when training diverges.
+
+        go_back: takes the position of the last bad step.
+        """
+        at = start
+        while True:
+            try:
+                return self.run(batches(at), at, seed, progress)
+            except DivergedError as diverged:
+                at = go_back(diverged.position)
+
     def _report_pace(self, step: int) -> Record:
         """The figures of the present lap; at its end it is handed on, and the next one begins."""
         figures = self.pace.figures()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gmtool.distributed import World
 from gmtool.errors import MachineError, UserError, is_out_of_memory
+from gmtool.progress import Progress
 
 
 class Rehearsing(Protocol):
@@ -41,6 +42,20 @@ MARGIN = 0.05
 def divisors(count: int) -> list[int]:
     """The divisors of ``count``, the largest first."""
     return [size for size in range(count, 0, -1) if count % size == 0]
+
+
+def check_shares(batch: int, world: World) -> None:
+    """Raise UserError, with a batch size near it, where the processes cannot share a batch."""
+    if batch % world.size:
+        near = max(1, round(batch / world.size)) * world.size
+        raise UserError(f"--batch-size {batch} is not divisible by {world.size} processes; use {near}")
+
+
+def tell_micro_batch(size: int | None, batch: int, world: World, progress: Progress) -> None:
+    """Note how many images each process computes at once, where these are not a whole batch."""
+    if size != batch:
+        processes = f" in each of {world.size} processes" if world.size > 1 else ""
+        progress.note(f"{size} images at once{processes}, {batch} a step")
 
 
 def choose_micro_batch(

@@ -52,24 +52,40 @@ class Schedule:
         return self.rate
 
 
-def parse_knots(
-    text: str | None, steps: int | None, flag: str = "--lr-knots", form: str = "STEP:RATE,..., such as 50%:2e-4,100%:0"
-) -> tuple[tuple[int, float], ...]:
-    """The pairs (step, value) of a text ``STEP:VALUE,...``; none for None.
+FLAG, FORM = "--lr-knots", "STEP:RATE,..., such as 50%:2e-4,100%:0"
 
-    steps: total number of steps, of which a STEP may be a percentage; None allows no percentages.
-    Raises UserError, naming the ``flag`` and its ``form``, for another text.
+
+def parse_knots(
+    text: str | None, flag: str = FLAG, form: str = FORM, shares: bool = True
+) -> tuple[tuple[str, float], ...]:
+    """The pairs (STEP, value) of a text ``STEP:VALUE,...``, a STEP as it was typed; none for None.
+
+    shares: whether a STEP may be a percentage. Raises UserError, naming ``flag`` and its ``form``, for another text.
     """
-    pairs: list[tuple[int, float]] = []
+    pairs: list[tuple[str, float]] = []
     for part in text.split(",") if text is not None else ():
         match = re.fullmatch(r"\s*(\d{1,18}|\d{1,18}(?:\.\d+)?%)\s*:\s*([0-9.eE+-]+)\s*", part)
         try:
             place, rate = (match[1], float(match[2])) if match is not None else ("", math.nan)
         except ValueError:
             place, rate = "", math.nan
-        if not 0 <= rate < math.inf or (place.endswith("%") and steps is None):
+        if not 0 <= rate < math.inf or (place.endswith("%") and not shares):
             raise UserError(f"{flag} is {form}, not {text}")
-        pairs.append((round(float(place[:-1]) / 100 * (steps or 1)) if place.endswith("%") else int(place), rate))
-    if steps != 1 and any(first > last for (first, _), (last, _) in pairwise(pairs)):
-        raise UserError(f"{flag} go from earlier steps to later ones: {text}")
+        pairs.append((place, rate))
     return tuple(pairs)
+
+
+def place_knots(
+    text: str | None, steps: int | None, flag: str = FLAG, form: str = FORM
+) -> tuple[tuple[int, float], ...]:
+    """The pairs (step, value) of a text in a run of ``steps`` steps; None for steps allows no percentages of them.
+
+    Raises UserError as `parse_knots` does, and for knots that are not in the order of their steps.
+    """
+    knots = tuple(
+        (int(place) if steps is None or not place.endswith("%") else round(float(place[:-1]) / 100 * steps), value)
+        for place, value in parse_knots(text, flag, form, shares=steps is not None)
+    )
+    if any(first > last for (first, _), (last, _) in pairwise(knots)):
+        raise UserError(f"{flag} go from earlier steps to later ones: {text}")
+    return knots

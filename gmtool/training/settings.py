@@ -5,15 +5,65 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
 from gmtool.errors import UserError, install
 from gmtool.flow.names import Condition, CouplingName, SourceName, TimeDistribution
+from gmtool.forecast import Choice
 from gmtool.settings import Compile, Device, Option, Settings
-from gmtool.training.schedule import Curve, Schedule, parse_knots
+from gmtool.training.schedule import Curve, Schedule, parse_knots, place_knots
 
 GPU_BATCH, CPU_BATCH = 128, 32
 """Batch sizes by default."""
+
+
+def by_device(gpu: bool) -> str:
+    """Why a default is as it is, where the device decides."""
+    return f"the default on {'a GPU' if gpu else 'a CPU'}"
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """Training data besides the latents."""
+
+    TITLE = "Data"
+
+    gmm: Annotated[
+        Path | None, Option("Mixture that fit-gmm wrote. Default: gmm.h5 beside the latents.", metavar="FILE")
+    ] = None
+    images: Annotated[
+        Path | None,
+        Option(
+            "Train on the images of this folder or archive, encoded on the fly. The latents file then only provides "
+            "the tokenizer, the statistics, the classes and the data of fit-gmm: encode --limit N is enough. An "
+            "image's mode is drawn from the posterior of its own descriptor. Default: train on the latents file.",
+            metavar="DIR",
+        ),
+    ] = None
+    flip: Annotated[
+        bool,
+        Option(
+            "Flip images horizontally at random, anew each time (with --images; of latents encode --flip stores flips)."
+        ),
+    ] = False
+    workers: Annotated[
+        int | None,
+        Option("Data-loading workers. Default: 0 if the latents fit in memory, else 4.", metavar="N", minimum=0),
+    ] = None
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.flip and self.images is None:
+            raise UserError("--flip needs --images; to flip cached latents use encode --flip both")
+
+    def check_part(self, fraction: float | None) -> None:
+        """Raise UserError for a part of --images."""
+        if self.images is not None and fraction not in (None, 1):
+            raise UserError(
+                "--fraction takes a part of the latents, not of --images: remove --images; or give a folder of that "
+                "part alone (links suffice) to encode and to --images, and fit its latents"
+            )
 
 
 @dataclass(frozen=True)
@@ -202,7 +252,7 @@ class ScheduleSettings(Settings):
 
     def check(self) -> None:
         """See `Settings.check`."""
-        parse_knots(self.lr_knots, 1)
+        parse_knots(self.lr_knots)
         if self.lr_curve != "linear" and self.lr_knots is None:
             raise UserError(f"--lr-curve {self.lr_curve} has no effect without --lr-knots, such as 100%:0")
 
@@ -217,7 +267,7 @@ class ScheduleSettings(Settings):
         Raises UserError for knots that are not in the order of their steps.
         """
         rate = default if self.lr is None else self.lr
-        return Schedule(rate, self.warmup, parse_knots(self.lr_knots, steps), self.lr_curve)
+        return Schedule(rate, self.warmup, place_knots(self.lr_knots, steps), self.lr_curve)
 
 
 @dataclass(frozen=True)
@@ -290,7 +340,7 @@ class AverageSettings(Settings):
 
         Raises UserError where --ema-knots cannot be read, or has a decay of 1 or more.
         """
-        knots = parse_knots(self.ema_knots, None, "--ema-knots", "STEP:DECAY,..., such as 25000:0.9995")
+        knots = place_knots(self.ema_knots, None, "--ema-knots", "STEP:DECAY,..., such as 25000:0.9995")
         if any(decay >= 1 for _, decay in knots):
             raise UserError(f"--ema-knots are decays below 1, not {self.ema_knots}")
         return knots
@@ -355,6 +405,13 @@ class LoopSettings(Settings):
         if self.keep_every % self.save_every:
             raise UserError(f"--keep-every {self.keep_every} is not a multiple of --save-every {self.save_every}")
 
+    def settled_batch(self, gpu: bool) -> tuple[int, Choice | None]:
+        """The batch size, and why where --batch-size was not given."""
+        if self.batch_size is not None:
+            return self.batch_size, None
+        size = GPU_BATCH if gpu else CPU_BATCH
+        return size, Choice("--batch-size", str(size), by_device(gpu))
+
 
 @dataclass(frozen=True)
 class LoggingSettings(Settings):
@@ -410,3 +467,18 @@ class ComputeSettings(Settings):
         bool,
         Option("Activation checkpointing: store only the blocks' inputs, recompute the rest in the backward pass."),
     ] = False
+
+
+@dataclass(frozen=True)
+class TrainComputeSettings(ComputeSettings):
+    """Device, precision and memory, also of networks that do not fit on one GPU."""
+
+    shard: Annotated[
+        bool,
+        Option("Shard weights and optimizer state across processes (FSDP2), for networks that do not fit on one GPU."),
+    ] = False
+
+    def check_optimizer(self, settings: OptimizerSettings) -> None:
+        """Raise UserError for an optimizer that shards do not suffice."""
+        if self.shard and settings.optimizer != "adamw":
+            raise UserError(f"--optimizer {settings.optimizer} needs whole tensors: use adamw with --shard")

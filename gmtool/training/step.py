@@ -18,6 +18,7 @@ from gmtool.errors import MachineError, is_out_of_memory
 from gmtool.nn.network import Network
 from gmtool.streams import generator
 from gmtool.training.logging import Record
+from gmtool.training.micro_batch import divisors
 from gmtool.training.schedule import Schedule
 from gmtool.training.state import TrainState
 from gmtool.training.task import Batch, Prepared, Task, each_tensor, take_rows
@@ -163,5 +164,4 @@ def too_large(size: int, lighter: str) -> MachineError:
     """The error that says what to do if ``size`` samples do not fit in memory. lighter: what to use if size is 1."""
     if size == 1:
         return MachineError(f"out of memory at --micro-batch 1: use {lighter}")
-    smaller = next(divisor for divisor in range(size // 2, 0, -1) if size % divisor == 0)
-    return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {smaller}")
+    return MachineError(f"out of memory at --micro-batch {size}: try --micro-batch {divisors(size)[1]}")

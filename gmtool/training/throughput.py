@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
+
+from gmtool.distributed import World
+from gmtool.throughput import matmul_rate
 from gmtool.training.logging import Record
 
 _Item = TypeVar("_Item")
@@ -61,3 +65,15 @@ class ThroughputMeter:
         if self.flops and self.peak:
             figures["of peak"] = rate * self.flops / self.peak
         return {**figures, "waiting": self._waited / passed}
+
+
+def meter_of(flops: Callable[[], int], precision: torch.dtype, world: World) -> ThroughputMeter:
+    """A meter that knows, on a GPU, what a step costs and what the device can do; elsewhere finding out costs more.
+
+    flops: finds the floating-point operations of a step per sample. precision: of the network's arithmetic.
+    """
+    if world.device.type != "cuda":
+        return ThroughputMeter()
+    peak = matmul_rate(world.device, precision) * world.size
+    torch.cuda.empty_cache()
+    return ThroughputMeter(flops(), peak)

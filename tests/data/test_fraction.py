@@ -11,15 +11,23 @@ from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import STATISTICS, latent_statistics, open_run
 from gmtool.artifacts.safetensors_io import write_tensors
+from gmtool.artifacts.samples import open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.cli.app import main
 from gmtool.data.fraction import part_of_data
 from gmtool.data.latent_loader import latent_batches
 from gmtool.errors import UserError
+from gmtool.evaluation.references import ImagesReference, LatentsReference, open_reference, trained_among, trained_rows
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
+from gmtool.stages.evaluate.config import EvaluateConfig
+from gmtool.stages.evaluate.run import evaluate
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.run import fit_gmm
+from gmtool.stages.likelihood.config import LikelihoodConfig
+from gmtool.stages.likelihood.run import likelihood
+from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 from gmtool.training.batches import mode_weights
@@ -209,3 +217,42 @@ def test_less_than_one_image_is_refused(small: Small, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--fraction 0.01 of the 60 images of .* is less than one: raise it"):
         train(small.latents("classes"), tmp_path / "run", config, Progress())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_a_run_was_trained_on_is_that_part_of_its_images_alone(small: Small, tmp_path: Path) -> None:
+    """For whatever compares with training images: scores of samples, memorisation and likelihoods."""
+    values = {"fraction": 0.5, "seed": 3, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
+    train(small.latents("classes"), tmp_path / "run", make(TrainConfig, values), Progress())
+    sample(tmp_path / "run", tmp_path / "samples", make(SampleConfig, {"num": 8, "device": "cpu"}), Progress())
+    with open_latents(small.latents("classes")) as latents:
+        part, names = part_of_data(latents, 0.5, 3), latents.names()
+        images, reference = open_reference(small.classes / "images"), LatentsReference(latents.path, latents)
+        assert isinstance(images, ImagesReference)
+        for made in (open_run(tmp_path / "run"), open_samples(tmp_path / "samples")):
+            assert trained_rows(made, latents).tolist() == trained_among(reference, made).tolist() == part.tolist()
+            assert set(3 * trained_among(reference.thinned(3), made)) == {row for row in part if row % 3 == 0}
+            named = [images.images.names[row] for row in trained_among(images, made)]
+            assert sorted(named) == sorted(names[row] for row in part)
+            assert not len(trained_among(open_reference(small.latents("flat")), made))
+    config = make(EvaluateConfig, {"features": "tokenizer", "device": "cpu", "cache_size": 0.0})
+    figure = evaluate(tmp_path / "samples", config, Progress()).figure("memorisation")
+    assert figure is not None and figure.real is not None
+    assert [(one.images, one.reference_images) for one in (figure.generated, figure.real)] == [(8, 30), (8, 30)]
+
+
+@pytest.mark.slow
+def test_a_likelihood_tells_how_many_images_were_trained_on(small: Small, tmp_path: Path) -> None:
+    values = {"fraction": 0.5, "seed": 3, "steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
+    train(small.latents("classes"), tmp_path / "run", make(TrainConfig, values), Progress())
+    heard: list[str] = []
+
+    class Noted(Progress):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    config = make(LikelihoodConfig, {"num": 20, "device": "cpu", "tolerance": 0.1})
+    likelihood(small.latents("classes"), tmp_path / "run", config, Noted(), tmp_path / "likelihood.json")
+    with open_latents(small.latents("classes")) as latents:
+        count = len([row for row in part_of_data(latents, 0.5, 3) if row % 3 == 0])
+    assert 0 < count < 20 and heard[0].startswith(f"{count} of these 20 of {small.latents('classes')} are what")

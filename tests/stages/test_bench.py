@@ -77,7 +77,7 @@ def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
         operations = 0 if affords is None else cost(affords).flops
     else:
         memory = 0 if affords is None else cost(affords).memory(CPU_BATCH, 1)
-    settled, its_cost = affordable(plan(wanted), torch.float32, operations, lambda size: size <= memory)
+    settled, its_cost = affordable(plan(wanted), operations, lambda size: size <= memory)
     assert settled.model == measured and its_cost == cost(measured)
 
 

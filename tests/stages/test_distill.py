@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import Small
+from small import MIXTURE, Small
 from user import Stop, start_gmtool, torchrun
 
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
@@ -27,6 +27,7 @@ from gmtool.settings import changed, make, settings_of
 from gmtool.stages.distill.config import DistillConfig
 from gmtool.stages.distill.plan import open_teacher
 from gmtool.stages.distill.run import distill, forecast
+from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
@@ -347,6 +348,37 @@ def test_latents_that_are_gone_are_asked_for_or_not_needed(small, tmp_path):
     refused(tmp_path / "run", tmp_path / "student", "do not exist: give --latents, or --data-free")
     student_of(tmp_path / "run", tmp_path / "student", latents=tmp_path / "moved.h5")
     student_of(tmp_path / "run", tmp_path / "free", data_free=True)
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_on_its_teachers_part(small, teacher_of, tmp_path):
+    """Not on images that the teacher was kept from, unless all are asked for."""
+    teacher = teacher_of(fraction=0.5, seed=2)
+    refused(teacher, tmp_path / "other", r"with --fraction 0\.5 --seed 0 would see other images: use --fraction 0\.5")
+    refused(teacher, tmp_path / "more", r"or --fraction 1 to train on all latents$", seed=2, fraction=0.7)
+    trained = {}
+    for name, settings in (
+        ("default", {"seed": 2}),
+        ("fewer", {"seed": 2, "fraction": 0.2}),
+        ("all", {"fraction": 1.0}),
+        ("free", {"data_free": True}),
+    ):
+        run = open_run(student_of(teacher, tmp_path / name, **settings))
+        trained[name] = (run.part[0], sum(run.class_counts))
+    # a data-free student learns of all that its teacher did
+    assert trained == {"default": (0.5, 30), "fewer": (0.2, 12), "all": (1.0, 60), "free": (1.0, 30)}
+    student_of(teacher, tmp_path / "default", seed=2, steps=4)
+    assert open_run(student_of(teacher_of(), tmp_path / "of all", fraction=0.2, seed=1)).part == (0.2, 1)
+
+
+@pytest.mark.slow
+def test_a_mixture_of_a_part_teaches_no_more_than_that_part(small, tmp_path):
+    """Of other images it does not know the modes."""
+    gmm, run, part = tmp_path / "gmm.h5", tmp_path / "run", {"fraction": 0.5}
+    fit_gmm(small.latents("classes"), gmm, changed(MIXTURE, part), Progress())
+    train(small.latents("classes"), run, changed(TRAINING, {**MM_FM, **part, "gmm": gmm}), Progress())
+    refused(run, tmp_path / "student", r"use --fraction 0\.5 --seed 0$", fraction=1.0)
+    assert open_run(student_of(run, tmp_path / "student")).part == (0.5, 0)
 
 
 @pytest.mark.slow

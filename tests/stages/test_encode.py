@@ -22,7 +22,7 @@ from PIL import Image
 import gmtool
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.outputs import Output
-from gmtool.artifacts.resume import ResumeFile
+from gmtool.artifacts.resume import ResumeFile, ResumeState
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
 from gmtool.settings import make
@@ -518,3 +518,21 @@ def test_what_is_left_out_is_said(folder: Path, tmp_path: Path) -> None:
     assert [text for name, text in plan.forecast().work if name == "leaves out"] == [
         line.removeprefix("left out: ") for line in notes.lines if line.startswith("left out: ")
     ]
+
+
+@pytest.mark.parametrize("lacking", ["skipped", "counts"])
+def test_a_state_of_another_version_is_as_good_as_none(folder: Path, tmp_path: Path, lacking: str) -> None:
+    """Such as one written before a field was added."""
+    with pytest.raises(KeyboardInterrupt):
+        encode_images(folder, tmp_path / "latents.h5", PIXELS, Stop(14))
+    file = plan_encoding(folder, tmp_path / "latents.h5", PIXELS).resume_file
+    saved = file.load(Progress())
+    assert saved is not None
+    record, arrays = ({k: v for k, v in some.items() if k != lacking} for some in (saved.record, saved.arrays))
+    file.save(ResumeState(record, arrays))
+    notes = Notes()
+    assert encode_images(folder, tmp_path / "latents.h5", PIXELS, notes).fresh
+    assert any("was written by another version of gmtool: starting over" in line for line in notes.lines)
+    encode_images(folder, tmp_path / "whole.h5", PIXELS, Progress())
+    with open_latents(tmp_path / "latents.h5") as latents, open_latents(tmp_path / "whole.h5") as whole:
+        assert latents.manifest.fingerprint == whole.manifest.fingerprint

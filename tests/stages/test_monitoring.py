@@ -12,6 +12,7 @@ from small import Small
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.cli.app import main
+from gmtool.data.fraction import part_of_data
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
 from gmtool.stages.train.config import TrainConfig
@@ -104,7 +105,8 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(small: Small, wi
     with open_latents(small.latents("classes")) as latents:
         kept = Kept()
         copies = Copies(latents, with_images, lambda: scorer.rows[0])
-        scorer = Scorer(copies.draw, latents, copies if with_images else None, 20, [kept], seed=3)  # type: ignore[arg-type]
+        tokenizer = copies if with_images else None
+        scorer = Scorer(copies.draw, latents, np.arange(60), tokenizer, 20, [kept], seed=3)  # type: ignore[arg-type]
         scorer.score(5)
     (record,) = kept.records
     assert record["step"] == 5
@@ -113,11 +115,29 @@ def test_real_images_in_the_place_of_samples_score_as_real_ones(small: Small, wi
 
 def test_the_parts_of_the_real_images_are_apart(small: Small) -> None:
     with open_latents(small.latents("classes")) as latents:
-        few, many = (Scorer(lambda _: torch.empty(0), latents, None, count, [], seed=3) for count in (4, 1000))
+
+        def scorer(trained: np.ndarray, count: int) -> Scorer:
+            return Scorer(lambda _: torch.empty(0), latents, trained, None, count, [], seed=3)
+
+        few, many = (scorer(np.arange(60), count) for count in (4, 1000))
         assert [len(row) for row in few.rows] == [4, 40] and len(set(np.concatenate(few.rows).tolist())) == 44
         assert [len(row) for row in many.rows] == [30, 30]
         together = np.concatenate(many.rows)
         assert sorted(together.tolist()) == list(range(60)) and not np.array_equal(together, np.arange(60))
+        part = part_of_data(latents, 0.2, 3)
+        assert sorted(np.concatenate(scorer(part, 1000).rows).tolist()) == part.tolist()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_part_is_scored_against_that_part(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    monkeypatch.setattr(Scorer, "score", lambda self, _step: seen.append(sorted(np.concatenate(self.rows).tolist())))
+    config = changed(CONFIG, {"fraction": 0.5, "seed": 2, "steps": 2})
+    train(small.latents("classes"), tmp_path / "run", config, Progress())
+    with open_latents(small.latents("classes")) as latents:
+        assert seen == [part_of_data(latents, 0.5, 2).tolist()]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from gmtool.errors import UserError
 from gmtool.settings import as_flat
 from gmtool.stages.resumed_settings import expect_same_settings
 from gmtool.stages.train.config import TrainConfig
+from gmtool.stages.train_decoder.config import TrainDecoderConfig
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,13 @@ def test_other_settings_are_spelled_as_they_are_typed(begun: dict[str, Any], ask
     with pytest.raises(UserError) as refusal:
         expect_same_settings(Path("run"), TrainConfig, before, now, ())
     assert str(refusal.value).startswith(f"run was begun with {words}: repeat these settings to resume")
+
+
+def test_what_an_earlier_version_did_not_know_is_as_it_is_by_default() -> None:
+    """Of every command that resumes."""
+    for config_class, name, other in ((TrainConfig, "focal", 2.0), (TrainDecoderConfig, "noise_tau", 0.3)):
+        now = as_flat(config_class())
+        before = {known: value for known, value in now.items() if known != name}
+        expect_same_settings(Path("run"), config_class, before, now, ())
+        with pytest.raises(UserError, match=r"was begun with --.* 0.* not --"):
+            expect_same_settings(Path("run"), config_class, before, now | {name: other}, ())

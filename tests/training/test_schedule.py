@@ -9,7 +9,7 @@ from gmtool.errors import UserError
 from gmtool.settings import make
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import recorded_settings
-from gmtool.training.schedule import Schedule, parse_knots
+from gmtool.training.schedule import Schedule, place_knots
 from gmtool.training.settings import ScheduleSettings
 
 
@@ -47,7 +47,7 @@ def test_a_warm_up_longer_than_the_run() -> None:
 @pytest.mark.parametrize("knots", ["5:0.4,9:0", "5:0.1,9:0"])
 def test_a_knot_where_the_warm_up_ends(knots: str) -> None:
     schedule = schedule_of(10, lr=0.4, warmup=5, lr_knots=knots)
-    after = parse_knots(knots, 10)[0][1]
+    after = place_knots(knots, 10)[0][1]
     assert [schedule.at(step) for step in (0, 4, 5, 7, 9)] == pytest.approx([0.08, 0.4, after, after / 2, 0])
 
 
@@ -65,7 +65,7 @@ def test_knots_in_steps_do_not_know_the_last_one_and_shares_do() -> None:
     assert schedule_of(99, lr=1.0, lr_knots=knots, lr_curve="cosine", warmup=0).at(15) == schedule.at(15)
     assert not ScheduleSettings(lr_knots=knots).follows_the_steps
     assert ScheduleSettings(lr_knots="50%:0.1").follows_the_steps
-    assert parse_knots("12.5%:1, 100%:2e-3", 80) == ((10, 1.0), (80, 2e-3))
+    assert place_knots("12.5%:1, 100%:2e-3", 80) == ((10, 1.0), (80, 2e-3))
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,12 @@ def test_settings_that_make_no_schedule(settings: dict[str, Any], words: str) ->
         ScheduleSettings(**settings)
 
 
-@pytest.mark.parametrize("knots", ["9:0.1,5:0", "50%:0.1,40%:0", "60%:0.1,50:0"])
-def test_knots_that_go_back(knots: str) -> None:
+@pytest.mark.parametrize(
+    ("knots", "steps"), [("9:0.1,5:0", 100), ("50%:0.1,40%:0", 100), ("60%:0.1,50:0", 100), ("9:0.1,5:0", 1)]
+)
+def test_knots_that_go_back(knots: str, steps: int) -> None:
     with pytest.raises(UserError, match="--lr-knots go from earlier steps to later ones"):
-        schedule_of(100, lr_knots=knots)
+        schedule_of(steps, lr_knots=knots)
 
 
 def earlier_rate(settings: dict[str, Any], step: int) -> float:

@@ -181,10 +181,10 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
         facts = facts_of(latents, gmm)
         wanted = plan_training(asked, facts, run.on_gpu)
         allow_tf32(asked.compute.tf32)
-        whole = _cost(wanted, precision)
+        whole = wanted.cost()
         plan, cost = wanted, whole
         if not run.on_gpu:
-            plan, cost = affordable(wanted, precision, matmul * run.config.seconds, fits_in_memory)
+            plan, cost = affordable(wanted, matmul * run.config.seconds, fits_in_memory)
         batch = GPU_BATCH if run.on_gpu else min(CPU_BATCH, wanted.batch_size)
         asked = changed(asked, {"batch_size": batch, "model": plan.model})
         plan = replace(plan_training(asked, facts, run.on_gpu), lighter="a --preset with a smaller network")
@@ -205,13 +205,7 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
         return [training, StageRate("sample", "images", drawn, count / drawn, note)]
 
 
-def _cost(plan: TrainPlan, precision: torch.dtype) -> StepCost:
-    return plan.cost(precision)
-
-
-def affordable(
-    plan: TrainPlan, precision: torch.dtype, operations: float, fits: Callable[[int], bool]
-) -> tuple[TrainPlan, StepCost]:
+def affordable(plan: TrainPlan, operations: float, fits: Callable[[int], bool]) -> tuple[TrainPlan, StepCost]:
     """The plan with the largest network of its kind, up to its own, that a CPU can take a step with; and its cost.
 
     operations: limit per image. fits: whether so many bytes may be used. The smallest network is used in any case.
@@ -221,7 +215,7 @@ def affordable(
     names = names[: names.index(plan.model) + 1]
     for name in reversed(names):
         tried = plan_training(changed(plan.config, {"model": name}), plan.facts, gpu=False)
-        cost = _cost(tried, precision)
+        cost = tried.cost()
         memory = cost.memory(CPU_BATCH, len(plan.config.averages.names))
         if name == names[0] or (cost.flops <= operations and fits(memory)):
             break

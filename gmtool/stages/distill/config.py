@@ -10,13 +10,14 @@ from gmtool.errors import NoEffect, UserError
 from gmtool.flow.names import PolicyName
 from gmtool.sampling.settings import GuidanceSettings
 from gmtool.settings import Option, Seed, Settings, flag
-from gmtool.stages.train.config import DataSettings, TrainComputeSettings
 from gmtool.training.settings import (
     AverageSettings,
+    DataSettings,
     LoggingSettings,
     LoopSettings,
     OptimizerSettings,
     ScheduleSettings,
+    TrainComputeSettings,
 )
 
 COMPONENTS, POINTS = 32, 10
@@ -127,12 +128,33 @@ class StudentSettings(Settings):
 
 
 @dataclass(frozen=True)
+class StudentDataSettings(DataSettings):
+    """Training data, as much of it as the teacher's or less."""
+
+    fraction: Annotated[
+        float | None,
+        Option(
+            "Fraction of the images to use: a random subset, fixed by --seed, with the same fraction of each class. "
+            "Default: that which the teacher was trained on.",
+            metavar="SHARE",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        self.check_part(self.fraction)
+
+
+@dataclass(frozen=True)
 class DistillConfig(Settings):
     """All settings of a distillation."""
 
     student: StudentSettings = StudentSettings()
     guidance: GuidanceSettings = GuidanceSettings()
-    data: DataSettings = DataSettings()
+    data: StudentDataSettings = StudentDataSettings()
     loop: LoopSettings = LoopSettings(steps=20_000)
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -147,9 +169,8 @@ class DistillConfig(Settings):
             for name in ("images", "flip"):
                 if getattr(self.data, name):
                     raise NoEffect(name, f"{flag(name)} has no effect with --data-free: remove one of them")
-            if self.data.fraction < 1:
+            if self.data.fraction not in (None, 1):
                 raise NoEffect("fraction", "--fraction has no effect with --data-free: remove one of them")
             if self.logging.eval_every:
                 raise UserError("--eval-every compares with training images: remove it, or --data-free")
-        if self.compute.shard and self.optimizer.optimizer != "adamw":
-            raise UserError(f"--optimizer {self.optimizer.optimizer} needs whole tensors: use adamw with --shard")
+        self.compute.check_optimizer(self.optimizer)

@@ -12,10 +12,12 @@ from gmtool.artifacts.gmm import GmmFile, expect_latents
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.method_record import MethodRecord, StudentRecord
 from gmtool.artifacts.run import RunFolder, open_run
+from gmtool.data.fraction import part_flags
 from gmtool.errors import UserError
 from gmtool.forecast import Choice
 from gmtool.nn import default_lr, model_names
 from gmtool.nn.architecture import Architecture
+from gmtool.runtime import planned_dtype
 from gmtool.sampling.drawing import Drawing
 from gmtool.sampling.guide import open_weaker
 from gmtool.sampling.model import find_weights, run_mixture
@@ -25,7 +27,6 @@ from gmtool.settings import as_flat
 from gmtool.stages.distill.config import COMPONENTS, POINTS, DistillConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan
 from gmtool.training.cost import Teaching
-from gmtool.training.settings import CPU_BATCH, GPU_BATCH
 
 RATE_SHARE = 0.25
 """Default learning rate relative to that of the teacher's network, as in pi-Flow."""
@@ -87,6 +88,26 @@ def open_sources(run: RunFolder, config: DistillConfig, stack: ExitStack) -> Sou
     return Sources(latents, gmm)
 
 
+def fraction_of(config: DistillConfig, run: RunFolder, gmm: GmmFile | None) -> float:
+    """The fraction of its teacher's latents that a student of ``run`` is trained on: the asked one, else the teacher's.
+
+    Raises UserError for a part with images that the teacher was kept from, unless all are asked for, of which a mixture
+    of the teacher's part would not know the modes.
+    """
+    asked, (known, seed) = config.data.fraction, run.part
+    if config.student.data_free or config.data.images is not None:
+        return 1.0
+    fraction = known if asked is None else asked
+    within = known == 1 or (fraction <= known and config.seed == seed)
+    if not within and (asked != 1 or gmm is not None):
+        its, own = (" ".join(part_flags(*part)) for part in ((known, seed), (fraction, config.seed)))
+        every = "" if gmm is not None else ", or --fraction 1 to train on all latents"
+        raise UserError(
+            f"{run.path} was trained with {its}, and its student with {own} would see other images: use {its}{every}"
+        )
+    return fraction
+
+
 def _check_latents(run: RunFolder, latents: LatentsFile) -> None:
     known, shape = run.manifest.input("latents"), run.architecture.shape
     if known is not None and known.fingerprint != latents.manifest.fingerprint:
@@ -112,26 +133,28 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
     model = run.manifest.config.get("model")
     rate = RATE_SHARE * default_lr(model) if model in model_names() else DEFAULT_RATE
     schedule = config.schedule.resolve(rate, config.loop.steps)
-    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
-    where = "a GPU" if gpu else "a CPU"
+    batch_size, own_batch = config.loop.settled_batch(gpu)
     components = architecture.components or None
     own_mixture = bool(run.architecture.components) and config.student.policy == "gm"
+    coordinates = "whitened" if whitened else "plain"
     settled = (
-        (config.student.components is None and own_mixture, Choice("--components", str(components), "the teacher's")),
-        (config.student.coordinates == "auto", Choice("--coordinates", "whitened" if whitened else "plain", why)),
-        (config.loop.batch_size is None, Choice("--batch-size", str(batch_size), f"the default on {where}")),
-        (
-            config.schedule.lr is None,
-            Choice("--lr", f"{schedule.rate:g}", "a quarter of the teacher's network's"),
-        ),
+        Choice("--components", str(components), "the teacher's")
+        if config.student.components is None and own_mixture
+        else None,
+        Choice("--coordinates", coordinates, why) if config.student.coordinates == "auto" else None,
+        own_batch,
+        Choice("--lr", f"{schedule.rate:g}", "a quarter of the teacher's network's")
+        if config.schedule.lr is None
+        else None,
     )
     calls = config.student.evaluations if config.student.data_free else 1
     asked = calls * config.student.states * (1 if teacher.plan.guidance == "none" else 2)
-    latents = sources.latents
+    latents, fraction = sources.latents, fraction_of(config, run, sources.gmm)
     flat = {
         **as_flat(config),
+        "fraction": fraction,
         "components": components,
-        "coordinates": "whitened" if whitened else "plain",
+        "coordinates": coordinates,
         "batch_size": batch_size,
         "lr": schedule.rate,
     }
@@ -143,8 +166,10 @@ def plan_distillation(config: DistillConfig, teacher: Drawing, sources: Sources,
         batch_size=batch_size,
         model=str(model),
         facts=DataFacts(architecture.shape, 0 if latents is None else len(latents), len(run.classes)),
-        choices=tuple(choice for was_open, choice in settled if was_open),
+        choices=tuple(choice for choice in settled if choice is not None),
         settings=flat,
+        precision=planned_dtype(config.compute.precision, gpu),
+        fraction=fraction,
         stage="distill",
         teaching=Teaching(run.architecture, run.method, asked),
         lighter="--checkpoint-activations, or a smaller teacher",

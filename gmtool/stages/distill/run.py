@@ -9,7 +9,7 @@ from gmtool.data.mode_statistics import ModeTable
 from gmtool.distributed import World, join
 from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
-from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.runtime import resolve_device
 from gmtool.sampling.drawing import Drawing
 from gmtool.sampling.teacher import load_teacher, teacher_inputs
 from gmtool.stages.distill.config import DistillConfig
@@ -52,9 +52,7 @@ def forecast(teacher_path: Path, run_path: Path, config: DistillConfig) -> Forec
 
 def _inputs(plan: TrainPlan, teacher: Drawing, sources: Sources, world: World) -> TrainInputs:
     """The open inputs of a planned student, its teacher loaded."""
-    compute = plan.config.compute
-    precision = compute_dtype(compute.precision, world.device)
-    loaded = load_teacher(teacher, plan.architecture, world.device, precision, compute.compile)
+    loaded = load_teacher(teacher, plan.architecture, world.device, plan.precision, plan.config.compute.compile)
     statistics, modes = teacher.run.statistics(), None  # in whose coordinates the teacher's network is
     if sources.gmm is not None and plan.method.uses_mode_statistics:
         modes = ModeTable(sources.gmm, statistics, world.device, whitened=plan.method.method.coordinates.by_mode)

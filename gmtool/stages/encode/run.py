@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +267,8 @@ def _open_part(plan: EncodePlan, progress: Progress) -> Iterator[tuple[LatentsWr
     """
     part, resume = plan.output.part, plan.resume_file
     writer = LatentsWriter.resume(part, progress) if part.exists() else None
-    saved = None if writer is None else resume.load(progress)
-    if writer is not None and saved is not None:
-        state = EncodeState.read(saved, writer)
+    state = None if writer is None else resume.restore(partial(EncodeState.read, writer=writer), progress)
+    if writer is not None and state is not None:
         progress.note(f"resuming after {state.images:,} images encoded earlier")
     else:
         if writer is not None:

@@ -16,8 +16,13 @@ from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePla
 from gmtool.evaluation.metrics import METRICS, Row, label
 from gmtool.evaluation.nearest import check_picture
 from gmtool.evaluation.reference_file import check_reference_file
-from gmtool.evaluation.references import LatentsReference, Reference, open_reference, open_training_latents
-from gmtool.evaluation.scoring import holds_training_images
+from gmtool.evaluation.references import (
+    LatentsReference,
+    Reference,
+    open_reference,
+    open_training_latents,
+    trained_among,
+)
 from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
 from gmtool.stages.evaluate.config import EvaluateConfig
@@ -30,7 +35,7 @@ class EvaluatePlan:
     """A resolved evaluation of one set of images.
 
     subject: the images; count: how many. described: the tokenizer whose latents come with them or with the reference.
-    reference: what they are compared with; on_training_images: whether that is what the run was trained on. features:
+    reference: what they are compared with; on_training_images: whether it holds those of the run's training. features:
     the extractors; rows: the metrics that need none. left_out: a line on each thing asked for that is not available.
     warning: where the two sets were compressed in different ways.
     """
@@ -173,7 +178,7 @@ def _plan(subject: Subject, config: EvaluateConfig, progress: Progress, fetch: b
         count=count,
         described=described,
         reference=reference,
-        on_training_images=subject.folder is not None and holds_training_images(reference, subject.folder),
+        on_training_images=subject.folder is not None and len(trained_among(reference, subject.folder)) > 0,
         features=chosen.features,
         rows=tuple(
             row

@@ -29,7 +29,7 @@ from gmtool.evaluation.nearest import nearest_pairs, write_pairs
 from gmtool.evaluation.reference_file import write_reference_file
 from gmtool.evaluation.references import image_features, pictures_of, reference_features, some_images
 from gmtool.evaluation.report import Figure, Measurement, Report, parse_report, reports_to_json
-from gmtool.evaluation.scoring import RealFeatures, warn_of_small_sets
+from gmtool.evaluation.scoring import RealFeatures, trained_features, warn_of_small_sets
 from gmtool.evaluation.uncertainty import over_seeds, resampled, with_intervals
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
@@ -157,7 +157,8 @@ def _figures_on(plan: EvaluatePlan, features: FeaturePlan, extractor: Extractor,
     if reference is not None and features is plan.features[0]:
         _write_extras(plan, extractor, generated, reference)
     warn_of_small_sets(generated, reference, progress)
-    real = RealFeatures(features, reference, plan.subject.folder, plan.on_training_images, extractor)
+    made = plan.subject.folder
+    real = RealFeatures(features, reference, made, trained_features(plan.reference, extractor, made), extractor)
     known, rows = real.known(generated), features.rows
     figures = over_seeds(
         [

@@ -90,13 +90,8 @@ class Checkpoints:
 
 
 def load_state(file: ResumeFile, device: torch.device, progress: Progress) -> State | None:
-    """The state of the fit on disk; None when there is none that can be read, see `ResumeFile.load`."""
-    saved = file.load(progress)
-    try:
-        return None if saved is None else _from_resume(saved, device)
-    except (KeyError, TypeError, ValueError):
-        progress.note(f"{file.path} was written by another version of gmtool: starting over")
-        return None
+    """The state of the fit on disk; None when there is none that can be read, see `ResumeFile.restore`."""
+    return file.restore(lambda saved: _from_resume(saved, device), progress)
 
 
 def shared_state(state: State | None, world: World) -> State | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from gmtool.evaluation.references import (
     ImagesReference,
     LatentsReference,
     open_reference,
-    open_training_latents,
     same_tokenizer,
+    trained_among,
 )
 from gmtool.forecast import FileSize, Forecast
 from gmtool.sampling.model import find_weights
@@ -36,7 +35,7 @@ class LikelihoodPlan:
 
     step, weights: the checkpoint, and the file of its weights. data: the images that count. labels: of each, -1 for
     none, by the run's classes. images: a number for the image of each, from 0; mirrored copies have that of their
-    image. trained_on: whether the data are what the run was trained on.
+    image. trained_on: how many of the data the run was trained on.
     """
 
     config: LikelihoodConfig
@@ -46,7 +45,7 @@ class LikelihoodPlan:
     data: Data
     labels: np.ndarray
     images: np.ndarray
-    trained_on: bool
+    trained_on: int
     output: Path
     world: World
 
@@ -112,7 +111,7 @@ def plan_likelihood(data: Path, run: Path, config: LikelihoodConfig, output: Pat
         data=opened,
         labels=_labels(opened, folder),
         images=_images(opened),
-        trained_on=_is_trained_on(opened, folder),
+        trained_on=len(trained_among(opened, folder)),
         output=output,
         world=join(config.device),
     )
@@ -141,14 +140,6 @@ def _images(data: Data) -> np.ndarray:
     if isinstance(data, LatentsReference):
         return np.unique(data.file.image_numbers()[:: data.step], return_inverse=True)[1]
     return np.arange(len(data))
-
-
-def _is_trained_on(data: Data, run: RunFolder) -> bool:
-    with suppress(UserError):
-        training = open_training_latents(run)
-        images = training.file.manifest.input("images")
-        return data.fingerprint in (training.fingerprint, None if images is None else images.fingerprint)
-    return False
 
 
 def _check_output(path: Path) -> None:

@@ -76,7 +76,8 @@ def likelihood(
     allow_tf32(False)
     plan = plan_likelihood(data, run, config, output)
     if plan.trained_on:
-        progress.note(f"{data} is what {run} was trained on, not held-out data")
+        some = f"{plan.trained_on:,} of these {len(plan.data):,} of " if plan.trained_on < len(plan.data) else ""
+        progress.note(f"{some}{data} {'are' if some else 'is'} what {run} was trained on, not held-out data")
     share = plan.world.share(len(plan.data))
     figures: list[list[float]] = []  # not tensors: small ones that stay would scatter over the memory of large ones
     calls = 0.0

@@ -19,7 +19,7 @@ from gmtool.evaluation.metrics import METRICS, Row
 from gmtool.evaluation.metrics.fdr6 import distances
 from gmtool.evaluation.references import array_batches, reference_features, some_images
 from gmtool.evaluation.report import Figure, Measurement
-from gmtool.evaluation.scoring import RealFeatures, holds_training_images, warn_of_small_sets
+from gmtool.evaluation.scoring import RealFeatures, trained_features, warn_of_small_sets
 from gmtool.progress import Progress
 from gmtool.stages.sweep.plan import SweepPlan
 
@@ -77,9 +77,9 @@ class Judge:
     def _features(self, run: RunFolder, criterion: Criterion) -> RealFeatures:
         key = (run.path, criterion.plan.name)
         if key not in self._real_features:
-            trained_on = holds_training_images(self.plan.reference, run)
+            trained = trained_features(self.plan.reference, criterion.extractor, run)
             self._real_features[key] = RealFeatures(
-                criterion.plan, criterion.reference, run, trained_on, criterion.extractor
+                criterion.plan, criterion.reference, run, trained, criterion.extractor
             )
         return self._real_features[key]
 

@@ -54,7 +54,7 @@ def _print_forecast(latents: Path, run: Path, config: TrainConfig, preset: str |
     from gmtool.stages.train.forecast import forecast
 
     recipe = None if preset is None else load_preset(preset)
-    expected = forecast(latents, run, config, None if recipe is None else recipe.settings)
+    expected = forecast(latents, run, config, recipe)
     if recipe is not None:
         print(recipe.heading)
     print_forecast(expected, price)

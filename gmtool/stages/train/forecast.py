@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,15 +11,15 @@ from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import CHECKPOINTS, CONFIG, METRICS
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
-from gmtool.runtime import compute_dtype, resolve_device
+from gmtool.runtime import resolve_device
 from gmtool.settings import as_rows
+from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.presets import Preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
-from gmtool.stages.train.run import checkpoint_bytes
-from gmtool.throughput import device_name, known_speed, speed_row
-from gmtool.tokenizers.settings import TokenizerSettings
+from gmtool.throughput import device_name
 from gmtool.tokenizers.table import TOKENIZERS, family_of
-from gmtool.training.micro_batch import expected_micro_batch
+from gmtool.training.estimate import estimate_run
 
 METRICS_BYTES = 120
 """About a line of metrics.jsonl."""
@@ -34,17 +31,17 @@ def forecast(
     latents_path: Path,
     run_path: Path,
     config: TrainConfig,
-    recipe: Mapping[str, Mapping[str, Any]] | None = None,
+    preset: Preset | None = None,
 ) -> Forecast:
     """The cost of ``train`` with the same arguments. Nothing is written, and the network is not evaluated.
 
-    recipe: the tables of a preset by command; where the latents do not exist, it says what they would be. Raises
-    UserError as ``train`` does for inputs that do not fit together.
+    preset: where the latents do not exist, it says what they would be. Raises UserError as ``train`` does for inputs
+    that do not fit together.
     """
     device = resolve_device(config.compute.device)
     gpu = device.type == "cuda"
     with ExitStack() as stack:
-        if latents_path.exists() or not recipe:
+        if latents_path.exists() or preset is None:
             latents = stack.enter_context(open_latents(latents_path))
             gmm = open_mixture(latents, config, stack)
             plan = plan_training(config, facts_of(latents, gmm), gpu)
@@ -54,21 +51,21 @@ def forecast(
             reads = tuple(FileSize(path, path.stat().st_size) for path in used)
             assumed: tuple[tuple[str, str], ...] = ()
         else:
-            facts = facts_of_recipe(recipe)
+            facts = facts_of_preset(preset)
             plan = plan_training(config, facts, gpu)
             reads, assumed = _reads_to_come(latents_path, plan), (_assumption(latents_path, facts),)
     return forecast_of(plan, run_path, device, reads, assumed)
 
 
-def facts_of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> DataFacts:
-    """What a preset's tables say of ImageNet's latents. Raises UserError where they do not tell the latents' shape."""
-    encode = recipe.get("encode", {})
-    name = encode.get("tokenizer", TokenizerSettings.tokenizer)
-    shape = family_of(name).default_shape(encode.get("image_size") or 256) if name in TOKENIZERS else None
+def facts_of_preset(preset: Preset) -> DataFacts:
+    """What a preset says of ImageNet's latents. Raises UserError where it does not tell their shape."""
+    encode: EncodeConfig = preset.config("encode")
+    name, side = encode.tokenizer.tokenizer, encode.tokenizer.image_size or 256
+    shape = family_of(name).default_shape(side) if name in TOKENIZERS else None
     if shape is None:
         raise UserError("the preset does not tell the latents' shape: run gmtool encode first, or give its LATENTS")
-    samples = IMAGENET_IMAGES * (2 if encode.get("flip") == "both" else 1)
-    modes = recipe["fit-gmm"].get("modes", 64) if "fit-gmm" in recipe else 0
+    samples = IMAGENET_IMAGES * (2 if encode.flip == "both" else 1)
+    modes = preset.config("fit-gmm").modes if "fit-gmm" in preset.settings else 0
     return DataFacts(shape, samples, IMAGENET_CLASSES, modes, f"a mixture of {modes:,} modes" if modes else None)
 
 
@@ -96,35 +93,29 @@ def forecast_of(
 ) -> Forecast:
     """What a resolved run would take; assumed: facts of what is not there yet, as pairs of a name and words."""
     config, steps = plan.config, plan.config.loop.steps
-    precision = compute_dtype(config.compute.precision, device)
-    cost = plan.cost(precision)
-    averages = len(config.averages.names)
-    memory = partial(cost.memory, averages=averages, moments=config.optimizer.moment_bytes)
-    micro_batch = expected_micro_batch(config.loop.micro_batch, plan.batch_size, device, memory)
-    step_flops = plan.batch_size * cost.flops
-    speed = known_speed(device_name(device), str(precision).removeprefix("torch."))
-    seconds = None if speed is None else steps * step_flops / speed.train
+    cost = plan.cost()
+    estimate = estimate_run(config, cost, plan.batch_size, plan.precision, device)
     work = [
         ("parameters", f"{cost.parameters:,}"),
-        ("operations per step", f"{step_flops / 1e12:,.4g} TFLOP ({cost.flops / 1e9:,.4g} GFLOP per image)"),
-        ("images computed at once", f"{micro_batch:,}"),
+        ("operations per step", estimate.operations),
+        ("images computed at once", f"{estimate.micro_batch:,}"),
         ("steps", f"{steps:,}"),
         ("images per step (effective batch)", f"{plan.batch_size:,}"),
     ]
     if plan.facts.samples:
-        epochs = steps * plan.batch_size / plan.facts.samples
-        work.append(("epochs", f"{epochs:,.3g} of {plan.facts.samples:,} images"))
-    work.append(speed_row(speed))
+        images = round(plan.fraction * plan.facts.samples)
+        work.append(("epochs", f"{steps * plan.batch_size / max(1, images):,.3g} of {images:,} images"))
+    work.append(estimate.speed)
     work += as_rows(type(config), plan.settings)
     return Forecast(
         title=f"{run_path} on {device_name(device)}",
         reads=reads,
         writes=(
-            FileSize(run_path / CHECKPOINTS, config.loop.keep * checkpoint_bytes(plan, cost.parameters)),
+            FileSize(run_path / CHECKPOINTS, estimate.checkpoints),
             FileSize(run_path / METRICS, steps * METRICS_BYTES),
         ),
         work=(*assumed, *work),
         choices=plan.choices,
-        memory=memory(micro_batch),
-        seconds=seconds,
+        memory=estimate.memory,
+        seconds=estimate.seconds,
     )

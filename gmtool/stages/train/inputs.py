@@ -84,7 +84,7 @@ def files_of(
 
 def rows_of(plan: TrainPlan, latents: LatentsFile) -> np.ndarray:
     """The rows (n,) int64 of the latents file that are trained on, ascending."""
-    return part_of_data(latents, plan.config.data.fraction, plan.config.seed)
+    return part_of_data(latents, plan.fraction, plan.config.seed)
 
 
 def open_inputs(

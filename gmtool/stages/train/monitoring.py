@@ -17,14 +17,13 @@ from gmtool.sampling.plan import make_plan
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings
 from gmtool.settings import as_flags
-from gmtool.stages.train.inputs import TrainInputs
+from gmtool.stages.train.inputs import TrainInputs, rows_of
 from gmtool.stages.train.online_eval import DISTANCE, Scorer
 from gmtool.stages.train.preview import Previewer, preview_file
-from gmtool.throughput import matmul_rate
 from gmtool.training.logging import Logger, has_record, loggers_for
 from gmtool.training.loop import Event
 from gmtool.training.settings import LoggingSettings
-from gmtool.training.throughput import ThroughputMeter
+from gmtool.training.throughput import ThroughputMeter, meter_of
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,18 @@ def monitoring_of(
     def draw(indices: range) -> Tensor:
         return generate(model, plan, indices, classes[torch.tensor(indices) % len(classes)])
 
-    previewer = Previewer(model, plan, run, tokenizer, world)
+    previewer = Previewer(draw, run, tokenizer, world)
     events = [Event(settings.preview_every, previewer.draw, previewer.is_drawn)]
     if inputs.latents is not None:
-        scorer = Scorer(draw, inputs.latents, tokenizer, settings.eval_num, loggers, config.seed)
+        trained = rows_of(inputs.plan, inputs.latents)
+        scorer = Scorer(draw, inputs.latents, trained, tokenizer, settings.eval_num, loggers, config.seed)
         scored = partial(has_record, run.path / METRICS, DISTANCE)
         events.append(Event(settings.eval_every, scorer.score, scored))
-    return Monitoring(loggers, tuple(events), _meter(inputs, model))
+    meter = meter_of(lambda: inputs.plan.cost().flops, model.precision, world)
+    return Monitoring(loggers, tuple(events), meter)
 
 
 def is_watched(run: RunFolder, settings: LoggingSettings, step: int) -> bool:
     """Whether the preview grid and the score of a finished run's last step exist, as far as they are asked for."""
     drawn = not settings.preview_every or preview_file(run, step).exists()
     return drawn and (not settings.eval_every or has_record(run.path / METRICS, DISTANCE, step))
-
-
-def _meter(inputs: TrainInputs, model: TrainedModel) -> ThroughputMeter:
-    """A meter that knows, on a GPU, what a step costs and what the device can do; elsewhere finding out costs more."""
-    if model.device.type != "cuda":
-        return ThroughputMeter()
-    flops = inputs.plan.cost(model.precision).flops
-    peak = matmul_rate(model.device, model.precision)
-    torch.cuda.empty_cache()
-    return ThroughputMeter(flops, peak * inputs.world.size)

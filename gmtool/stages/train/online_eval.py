@@ -30,7 +30,8 @@ REFERENCES = 10
 class Scorer:
     """Compares ``count`` samples with training images, and as many other such images too.
 
-    draw: makes the latents (B, C, H, W), not normalised, of the samples of some numbers. Features are the tokenizer's
+    draw: makes the latents (B, C, H, W), not normalised, of the samples of some numbers. trained: the rows (n,) of the
+    latents that are trained on. Features are the tokenizer's
     descriptors of images; without a tokenizer that decodes, the means of latents over their positions. The second
     distance is what a perfect generator would reach with as many samples. With less than twice as many training images
     as ``count`` half of them are taken.
@@ -38,6 +39,7 @@ class Scorer:
 
     draw: Callable[[range], Tensor]
     latents: LatentsFile
+    trained: np.ndarray
     tokenizer: Tokenizer | None
     count: int
     loggers: Sequence[Logger]
@@ -53,13 +55,13 @@ class Scorer:
     @cached_property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) and (m,) of training images, in random order: those that stand for samples, and the reference."""
-        rows = spread(len(self.latents), min(len(self.latents), (1 + REFERENCES) * self._size))
+        rows = self.trained[spread(len(self.trained), (1 + REFERENCES) * self._size)]
         rows = rows[torch.randperm(len(rows), generator=generator(self.seed, "score")).numpy()]
         return rows[: self._size], rows[self._size :]
 
     @property
     def _size(self) -> int:
-        return min(self.count, len(self.latents) // 2)
+        return min(self.count, len(self.trained) // 2)
 
     def _draw(self, indices: range) -> Tensor:
         """Features of samples."""

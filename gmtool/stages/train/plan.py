@@ -18,12 +18,13 @@ from gmtool.forecast import Choice
 from gmtool.nn import default_lr
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import architecture_for
+from gmtool.runtime import planned_dtype
 from gmtool.settings import as_flat
 from gmtool.stages.train.config import TrainConfig, TrainerConfig
 from gmtool.training.cost import StepCost, Teaching, step_cost
 from gmtool.training.method import resolve_method
 from gmtool.training.schedule import Schedule
-from gmtool.training.settings import CPU_BATCH, GPU_BATCH
+from gmtool.training.settings import by_device
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class DataFacts:
 class TrainPlan:
     """A resolved run; the resolved values of defaults in ``config`` are in the other fields.
 
-    choices: what was settled by what is there. settings: all flags as they are recorded. focal: the power of the
-    weights of modes, 0 for none. stage: the command. teaching: what a step of a student asks of its teacher. lighter:
-    what takes less memory, for messages.
+    choices: what was settled by what is there. settings: all flags as they are recorded. precision: of the network's
+    arithmetic. fraction: of the latents that is trained on. focal: the power of the weights of modes, 0 for none.
+    stage: the command. teaching: what a step of a student asks of its teacher. lighter: what takes less memory, for
+    messages.
     """
 
     config: TrainerConfig
@@ -60,15 +62,17 @@ class TrainPlan:
     facts: DataFacts
     choices: tuple[Choice, ...]
     settings: Mapping[str, Any]
+    precision: torch.dtype
+    fraction: float
     focal: float = 0.0
     stage: str = "train"
     teaching: Teaching | None = None
     lighter: str = "--checkpoint-activations, or a smaller --model"
 
-    def cost(self, precision: torch.dtype) -> StepCost:
+    def cost(self) -> StepCost:
         """The cost of a step."""
         checkpointing = self.config.compute.checkpoint_activations
-        return step_cost(self.architecture, self.method, precision, checkpointing, self.teaching)
+        return step_cost(self.architecture, self.method, self.precision, checkpointing, self.teaching)
 
 
 def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan:
@@ -90,12 +94,11 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
         gpu=gpu,
     )
     model = config.network.model_on(gpu)
-    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
+    batch_size, own_batch = config.loop.settled_batch(gpu)
     schedule = config.schedule.resolve(default_lr(model), config.loop.steps)
-    where = "a GPU" if gpu else "a CPU"
     settled = (
-        Choice("--model", model, f"the default on {where}") if config.network.model is None else None,
-        Choice("--batch-size", str(batch_size), f"the default on {where}") if config.loop.batch_size is None else None,
+        Choice("--model", model, by_device(gpu)) if config.network.model is None else None,
+        own_batch,
         Choice("--lr", f"{schedule.rate:g}", f"that of {model}") if config.schedule.lr is None else None,
     )
     flat = {
@@ -113,8 +116,20 @@ def plan_training(config: TrainConfig, facts: DataFacts, gpu: bool) -> TrainPlan
         "lr": schedule.rate,
     }
     chosen = (*choices, *(choice for choice in settled if choice is not None))
-    focal = config.method.focal
-    return TrainPlan(config, method, architecture, schedule, batch_size, model, facts, chosen, flat, focal)
+    return TrainPlan(
+        config=config,
+        method=method,
+        architecture=architecture,
+        schedule=schedule,
+        batch_size=batch_size,
+        model=model,
+        facts=facts,
+        choices=chosen,
+        settings=flat,
+        precision=planned_dtype(config.compute.precision, gpu),
+        fraction=config.data.fraction,
+        focal=config.method.focal,
+    )
 
 
 def facts_of(latents: LatentsFile, gmm: GmmFile | None) -> DataFacts:
@@ -158,14 +173,14 @@ OLDER = ("schedule", "fall", "lr_end", "lr_from")
 """Settings of runs of earlier versions that `lr_knots` replaces."""
 
 
-def recorded_settings(settings: Mapping[str, Any], config_class: type = TrainConfig) -> dict[str, Any]:
-    """A run's settings as this version names them; what earlier versions did not know is as it is by default.
+def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as this version names them.
 
     A spectrum that was learned without a weight had the weight 1. Raises UserError for a learning rate of an earlier
     version that cannot be written as ``lr_knots``.
     """
-    current = {**as_flat(config_class()), **{name: value for name, value in settings.items() if name not in OLDER}}
-    if settings.get("spectral") and current["spectral_weight"] is None:
+    current = {name: value for name, value in settings.items() if name not in OLDER}
+    if settings.get("spectral") and settings.get("spectral_weight") is None:
         current["spectral_weight"] = 1.0
     if "schedule" not in settings:
         return current

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
+from torch import Tensor
 
 from gmtool.artifacts.files import written_aside
 from gmtool.artifacts.run import PREVIEWS, RunFolder
 from gmtool.distributed import ALONE, World
 from gmtool.evaluation.plots import image_grid
-from gmtool.sampling.model import TrainedModel
-from gmtool.sampling.plan import SamplePlan
-from gmtool.sampling.sampler import generate
 from gmtool.tokenizers.base import Tokenizer
 
 IMAGES = 36
@@ -28,13 +26,13 @@ def preview_file(run: RunFolder, step: int) -> Path:
 
 @dataclass(frozen=True)
 class Previewer:
-    """Draws ``previews/step-N.png`` with the default sampler; without a tokenizer that decodes it draws nothing.
+    """Draws ``previews/step-N.png``; without a tokenizer that decodes it draws nothing.
 
-    All processes draw the same, as a sharded network asks of them, and the first writes.
+    sample: makes the latents (B, C, H, W), not normalised, of the samples of some numbers. All processes draw the same,
+    as a sharded network asks of them, and the first writes.
     """
 
-    model: TrainedModel
-    plan: SamplePlan
+    sample: Callable[[range], Tensor]
     run: RunFolder
     tokenizer: Tokenizer | None
     world: World = ALONE
@@ -47,9 +45,7 @@ class Previewer:
         """Draw the grid of ``step``."""
         if self.tokenizer is None:
             return
-        known = torch.tensor(self.run.sampled_classes or (0,))
-        classes = known[torch.arange(IMAGES) % len(known)]
-        latents = generate(self.model, self.plan, range(IMAGES), classes)
+        latents = self.sample(range(IMAGES))
         if not self.world.first:
             return
         images = self.tokenizer.decode(latents).permute(0, 2, 3, 1).cpu().numpy()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gmtool.artifacts.files import check_space
 from gmtool.artifacts.latents import open_latents
@@ -22,16 +21,16 @@ from gmtool.artifacts.run import (
     run_details,
     update_settings,
 )
-from gmtool.data.image_sets import expect_outside, find_images
+from gmtool.data.image_sets import expect_outside
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.nn.build import build_network
 from gmtool.nn.compile import compile_network
 from gmtool.nn.network import Network
 from gmtool.progress import Progress
-from gmtool.runtime import allow_tf32, compute_dtype
+from gmtool.runtime import allow_tf32
 from gmtool.sampling.model import TrainedModel
-from gmtool.stages.resumed_settings import all_taken, another, equal, expect_same_settings
+from gmtool.stages.resumed_settings import FREE_TO_CHANGE, all_taken, another, expect_same_settings, is_known
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import TrainInputs, files_of, open_data, open_inputs
 from gmtool.stages.train.monitoring import is_watched, monitoring_of
@@ -43,41 +42,17 @@ from gmtool.stages.train.plan import (
     plan_training,
     recorded_settings,
 )
-from gmtool.training.checkpoint import Position, remove_old, save_checkpoint
+from gmtool.training.checkpoint import Position, checkpoint_bytes, keep_checkpoint
 from gmtool.training.focal import ModeLosses
-from gmtool.training.loop import DivergedError, Loop
-from gmtool.training.micro_batch import choose_micro_batch
+from gmtool.training.loop import Loop
+from gmtool.training.micro_batch import check_shares, choose_micro_batch, tell_micro_batch
 from gmtool.training.recovery import resume, roll_back
-from gmtool.training.schedule import parse_knots
 from gmtool.training.state import TrainState, make_state
 from gmtool.training.step import Stepper
 from gmtool.training.task import task_of
 
-FREE_TO_CHANGE = frozenset(
-    {
-        "steps",
-        "save_every",
-        "keep",
-        "keep_every",
-        "preview_every",
-        "eval_every",
-        "eval_num",
-        "tensorboard",
-        "wandb",
-        "workers",
-        "micro_batch",
-        "skip_limit",
-        "device",
-        "gmm",
-        "images",
-        "latents",
-        "checkpoint_activations",
-        "compile",
-        "shard",
-    }
-)
-"""Settings that a resumed run may change: they change a step by rounding at most, but that another kind of device draws
-other random numbers. A learning rate that follows the number of steps fixes ``steps``."""
+FREE = FREE_TO_CHANGE | {"gmm", "images", "latents", "shard"}
+"""Settings that a resumed run may change; the files that they name are compared by their content."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +89,11 @@ def train(latents_path: Path, run_path: Path, config: TrainConfig, progress: Pro
 
 def check_machine(plan: TrainPlan, world: World) -> None:
     """Raise UserError where processes cannot share the work, or what is asked for is not installed."""
-    _check_processes(plan, world)
+    check_shares(plan.batch_size, world)
+    if plan.config.compute.shard and world.size == 1:
+        raise UserError(
+            f"--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- {plan.stage}, or remove it"
+        )
     plan.config.logging.check_installed()
     plan.config.optimizer.check_installed()
 
@@ -139,7 +118,7 @@ def run_training(inputs: TrainInputs, used: Sequence[Input], run_path: Path, pro
             progress.note(all_taken(run_path, at.step, config.schedule.follows_the_steps))
             _make_up(run, inputs, state, at, progress)
             return replace(report, resumed_from=at.step, steps=at.step)
-        needed = (config.loop.keep + 1) * checkpoint_bytes(plan, parameters)
+        needed = (config.loop.keep + 1) * checkpoint_bytes(parameters, config.averages, config.optimizer)
         check_space(run.checkpoints, needed, "the folder", inside=True)
         for choice in plan.choices:
             progress.note(f"{choice.flag} {choice.value}: {choice.why}")
@@ -160,14 +139,6 @@ def _make_up(run: RunFolder, inputs: TrainInputs, state: TrainState[Network], at
             logger.begin(at.step)
         for event in monitoring.events:
             event.make_up(at.step, inputs.plan.config.loop.steps, world)
-
-
-def checkpoint_bytes(plan: TrainPlan, parameters: int) -> int:
-    """About the bytes of a checkpoint: weights and averages in float32, and the optimizer's moments.
-
-    parameters: number of the network's weights.
-    """
-    return (4 * (1 + len(plan.config.averages.names)) + plan.config.optimizer.moment_bytes) * parameters
 
 
 def new_state(inputs: TrainInputs) -> TrainState[Network]:
@@ -211,7 +182,7 @@ def averaged_model(inputs: TrainInputs, state: TrainState[Network]) -> TrainedMo
         statistics=inputs.statistics.to(device),
         modes=inputs.modes,
         device=device,
-        precision=compute_dtype(plan.config.compute.precision, device),
+        precision=plan.precision,
     )
 
 
@@ -227,7 +198,7 @@ def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[Train
     stepper = Stepper(task, state, plan.schedule, config.optimizer.clip_at, model.autocast, world, lighter=plan.lighter)
     count, wanted, estimate = plan.batch_size // world.size, config.loop.micro_batch, None
     if config.compute.shard:
-        estimate = partial(plan.cost(model.precision).memory, averages=len(state.averages), shards=world.size)
+        estimate = partial(plan.cost().memory, averages=len(state.averages), shards=world.size)
     size = choose_micro_batch(stepper, wanted, count, world.device, estimate)
     return model, replace(stepper, micro_batch=size)
 
@@ -242,32 +213,17 @@ def _loop(run: RunFolder, inputs: TrainInputs, state: TrainState[Network], at: P
     def save(position: Position) -> None:
         files = state.tensors(world)
         if world.first:
-            save_checkpoint(run.checkpoints, position, files)
-            remove_old(run.checkpoints, loop_settings.keep, loop_settings.keep_every)
+            keep_checkpoint(run.checkpoints, position, files, loop_settings)
+
+    def go_back(position: Position) -> Position:
+        return roll_back(run.checkpoints, position, state, progress, world)
 
     model, stepper = make_stepper(inputs, state)
-    if stepper.micro_batch != plan.batch_size:
-        processes = f" in each of {world.size} processes" if world.size > 1 else ""
-        progress.note(f"{stepper.micro_batch} images at once{processes}, {plan.batch_size} a step")
+    tell_micro_batch(stepper.micro_batch, plan.batch_size, world, progress)
     with ExitStack() as stack:
         monitoring = monitoring_of(run, inputs, model, progress, stack)
         loop = Loop(loop_settings, stepper, save, monitoring.loggers, monitoring.events, monitoring.pace)
-        while True:
-            try:
-                return loop.run(data.batches(at), at, plan.config.seed, progress)
-            except DivergedError as diverged:
-                at = roll_back(run.checkpoints, diverged.position, state, progress, world)
-
-
-def _check_processes(plan: TrainPlan, world: World) -> None:
-    """Raise UserError where the processes cannot share the work."""
-    if plan.batch_size % world.size:
-        near = max(1, round(plan.batch_size / world.size)) * world.size
-        raise UserError(f"--batch-size {plan.batch_size} is not divisible by {world.size} processes; use {near}")
-    if plan.config.compute.shard and world.size == 1:
-        raise UserError(
-            f"--shard needs several processes: torchrun --nproc-per-node N -m gmtool -- {plan.stage}, or remove it"
-        )
+        loop.run_through(data.batches, at, plan.config.seed, progress, go_back)
 
 
 def open_begun(path: Path, plan: TrainPlan, used: Sequence[Input]) -> RunFolder | None:
@@ -305,37 +261,15 @@ def _create(path: Path, inputs: TrainInputs, used: Sequence[Input], parameters: 
 
 def _expect_same(run: RunFolder, plan: TrainPlan, inputs: Sequence[Input]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
-    free = FREE_TO_CHANGE - {"steps"} if plan.config.schedule.follows_the_steps else FREE_TO_CHANGE
+    free = FREE - {"steps"} if plan.config.schedule.follows_the_steps else FREE
+    if not plan.method.method.objective.mixture:  # without effect, but earlier versions recorded their defaults
+        free |= {"components", "transition_ratio"}
     config_class = type(plan.config)
-    before, now = recorded_settings(run.manifest.config, config_class), plan.settings
-
-    def agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-        return _agree(name, before, now) or _without_effect(name, plan)
-
-    expect_same_settings(run.path, config_class, before, now, free, agree)
+    before, now = recorded_settings(run.manifest.config), plan.settings
+    expect_same_settings(run.path, config_class, before, now, free)
     if (before["images"] is None) != (now["images"] is None):
         how = "without" if before["images"] is None else "with"
         raise UserError(f"{run.path} was begun {how} --images: repeat its settings to resume, or choose another folder")
     for entry in inputs:
-        known = run.manifest.input(entry.role)
-        if known is None or not _is_known(entry, known.fingerprint):
+        if not is_known(entry, run.manifest.input(entry.role)):
             raise UserError(f"{run.path} was trained on {another(entry.role)} than {entry.path}: choose another folder")
-
-
-def _is_known(entry: Input, recorded: str) -> bool:
-    """Whether an input is the one that a record names; of images, also by what earlier versions named them."""
-    if entry.fingerprint == recorded:
-        return True
-    return entry.role == "images" and find_images(Path(entry.path)).is_known_by(recorded)
-
-
-def _agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a setting is the same in two records, however its knots are written."""
-    if name == "lr_knots":
-        return parse_knots(before[name], before["steps"]) == parse_knots(now[name], now["steps"])
-    return equal(name, before, now)
-
-
-def _without_effect(name: str, plan: TrainPlan) -> bool:
-    """Whether a setting has none on this run: earlier versions recorded its default all the same."""
-    return name in ("components", "transition_ratio") and not plan.method.method.objective.mixture

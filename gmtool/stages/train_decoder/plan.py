@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_crops import CropSource
@@ -15,15 +16,16 @@ from gmtool.data.image_sets import ImageSet, find_images, spread
 from gmtool.data.images import ImageSample
 from gmtool.errors import UserError
 from gmtool.forecast import Choice
-from gmtool.reconstruction.network import check_sides
+from gmtool.reconstruction.network import SIZES, DecoderNetwork, check_sides, decoder_from, new_decoder
 from gmtool.reconstruction.settings import Phases, phases
+from gmtool.runtime import planned_dtype
 from gmtool.settings import as_flat, changed
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.tokenizers.build import image_size_of, latent_sizes
 from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
 from gmtool.tokenizers.table import family_of
 from gmtool.training.schedule import Schedule
-from gmtool.training.settings import CPU_BATCH, GPU_BATCH
+from gmtool.training.settings import by_device
 
 RATES: Mapping[str, float] = {"tiny": 1e-3, "B": 2e-4, "L": 2e-4, "XL": 2e-4}
 """Learning rates by the decoder's size."""
@@ -33,13 +35,27 @@ HELD_OUT = 0.1
 """Share of the images that is held out by default at most."""
 
 
+@dataclass(frozen=True)
+class NewDecoder:
+    """A decoder of a named size, with random weights."""
+
+    size: str
+
+
+@dataclass(frozen=True)
+class FurtherTrained:
+    """The decoder of a folder, hub id or file."""
+
+    source: str
+
+
 @dataclass(frozen=True, eq=False)
 class TrainDecoderPlan:
     """A training whose defaults are resolved.
 
     crops: what is trained on. held_out: images for scores, with the rows of theirs that are used. tokenizer: the record
-    of what makes the latents, of shape (C, h, w). size: the decoder's, None for one that is trained further.
-    choices: defaults that were resolved. settings: all flags as they are recorded.
+    of what makes the latents, of shape (C, h, w). start: what the decoder begins as. precision: of the networks'
+    arithmetic. choices: defaults that were resolved. settings: all flags as they are recorded.
     """
 
     config: TrainDecoderConfig
@@ -48,7 +64,8 @@ class TrainDecoderPlan:
     held_out_rows: np.ndarray
     tokenizer: TokenizerSpec
     latent_shape: tuple[int, int, int]
-    size: str | None
+    start: NewDecoder | FurtherTrained
+    precision: torch.dtype
     schedule: Schedule
     phases: Phases
     batch_size: int
@@ -64,6 +81,14 @@ class TrainDecoderPlan:
     def adversarial(self) -> bool:
         """Whether there is a discriminator."""
         return self.config.adversarial.adversarial != "none"
+
+    def network(self) -> DecoderNetwork:
+        """The decoder at its start; one with random weights on the device of the context. Raises as `decoder_from`."""
+        checkpointing = self.config.compute.checkpoint_activations
+        if isinstance(self.start, FurtherTrained):
+            return decoder_from(self.start.source, self.tokenizer, checkpoint_activations=checkpointing)
+        size, seed = SIZES[self.start.size], self.config.seed
+        return new_decoder(size, self.tokenizer, self.latent_shape, seed, checkpoint_activations=checkpointing)
 
 
 def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDecoderPlan:
@@ -84,14 +109,15 @@ def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDe
     held_out, held_out_rows, rows = _held_out(image_set, config)
     crops = CropSource(image_set, rows, image_size, enlarged, config.crops.upscale)
     crops.check()
-    size = None if config.decoder.init is not None else config.decoder.size or ("XL" if gpu else "tiny")
-    batch_size = config.loop.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
-    schedule = config.schedule.resolve(RATES[size or "XL"], config.loop.steps)
-    where = "a GPU" if gpu else "a CPU"
+    init, size = config.decoder.init, config.decoder.size or ("XL" if gpu else "tiny")
+    start = NewDecoder(size) if init is None else FurtherTrained(init)
+    batch_size, own_batch = config.loop.settled_batch(gpu)
+    like = size if init is None else "XL"
+    schedule = config.schedule.resolve(RATES[like], config.loop.steps)
     settled_here = (
-        Choice("--size", str(size), f"the default on {where}") if size and config.decoder.size is None else None,
-        Choice("--batch-size", str(batch_size), f"the default on {where}") if config.loop.batch_size is None else None,
-        Choice("--lr", f"{schedule.rate:g}", f"that of {size or 'XL'}") if config.schedule.lr is None else None,
+        Choice("--size", size, by_device(gpu)) if init is None and config.decoder.size is None else None,
+        own_batch,
+        Choice("--lr", f"{schedule.rate:g}", f"that of {like}") if config.schedule.lr is None else None,
         Choice("--resize", str(enlarged), f"{ENLARGED} times the crop") if config.crops.resize is None else None,
         Choice("--hold-out", str(len(held_out_rows)), "evenly spread") if config.crops.validation is None else None,
     )
@@ -100,7 +126,7 @@ def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDe
             config,
             {
                 **as_flat(settled_settings(config.tokenizer, spec)),
-                "size": size,
+                "size": size if init is None else None,
                 "resize": enlarged,
                 "hold_out": None if config.crops.validation is not None else len(held_out_rows),
                 "batch_size": batch_size,
@@ -115,7 +141,8 @@ def plan_decoder(images: Path, config: TrainDecoderConfig, gpu: bool) -> TrainDe
         held_out_rows=held_out_rows,
         tokenizer=spec,
         latent_shape=shape,
-        size=size,
+        start=start,
+        precision=planned_dtype(config.compute.precision, gpu),
         schedule=schedule,
         phases=phases(config.losses, config.adversarial, config.loop.steps),
         batch_size=batch_size,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from gmtool.artifacts.files import check_space
 from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import check_place, locked
 from gmtool.artifacts.safetensors_io import tensor_checksum
-from gmtool.data.image_sets import expect_outside, find_images
+from gmtool.data.image_sets import expect_outside
 from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.nn.compile import compile_network
@@ -30,40 +30,31 @@ from gmtool.progress import Progress
 from gmtool.reconstruction.augmentation import Augmentation
 from gmtool.reconstruction.discriminator import DinoFeatures, Discriminator
 from gmtool.reconstruction.discriminator_weights import load_features
-from gmtool.reconstruction.network import SIZES, DecoderNetwork, decoder_from, new_decoder, save_decoder
+from gmtool.reconstruction.network import DecoderNetwork, save_decoder
 from gmtool.reconstruction.perceptual import Lpips, load_lpips, vgg_file
 from gmtool.reconstruction.state import DecoderState, make_discriminator_state
 from gmtool.reconstruction.step import DecoderStepper, DiscriminatorLoss, ImageBatch, Weights
-from gmtool.runtime import allow_tf32, compute_dtype, to_device
+from gmtool.runtime import allow_tf32, autocast, to_device
 from gmtool.settings import as_flags
-from gmtool.stages.resumed_settings import all_taken, another, equal, expect_same_settings
+from gmtool.stages.resumed_settings import FREE_TO_CHANGE, all_taken, another, expect_same_settings, is_known
 from gmtool.stages.train_decoder.config import TrainDecoderConfig
 from gmtool.stages.train_decoder.forecast import cost_of
 from gmtool.stages.train_decoder.monitoring import HeldOut, events_of
 from gmtool.stages.train_decoder.plan import TrainDecoderPlan, plan_decoder
-from gmtool.throughput import matmul_rate
 from gmtool.tokenizers.base import Tokenizer
 from gmtool.tokenizers.build import build_tokenizer, facts_of_models
 from gmtool.training.batches import ahead
-from gmtool.training.checkpoint import Position, remove_old, save_checkpoint
+from gmtool.training.checkpoint import Position, checkpoint_bytes, keep_checkpoint
 from gmtool.training.logging import loggers_for
-from gmtool.training.loop import DivergedError, Loop
-from gmtool.training.micro_batch import choose_micro_batch
+from gmtool.training.loop import Loop
+from gmtool.training.micro_batch import check_shares, choose_micro_batch, tell_micro_batch
 from gmtool.training.recovery import resume, roll_back
-from gmtool.training.schedule import parse_knots
 from gmtool.training.settings import OptimizerSettings
 from gmtool.training.state import make_state
-from gmtool.training.throughput import ThroughputMeter
+from gmtool.training.throughput import meter_of
 
-FREE_TO_CHANGE = frozenset(
-    {
-        *("steps", "save_every", "keep", "keep_every", "preview_every", "eval_every", "eval_num", "tensorboard"),
-        *("wandb", "workers", "micro_batch", "skip_limit", "device", "validation", "hold_out", "init", "tokenizer"),
-        *("lpips_weights", "discriminator_weights", "checkpoint_activations", "compile"),
-    }
-)
-"""Settings that a resumed run may change, since a step does not depend on them but by rounding, or since what they name
-is compared by its content. Phases or a learning rate that follow the number of steps fix ``steps``."""
+FREE = FREE_TO_CHANGE | {"validation", "hold_out", "init", "tokenizer", "lpips_weights", "discriminator_weights"}
+"""Settings that a resumed run may change: a step does not depend on them, or what they name is compared by content."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +77,9 @@ class _Parts:
     perceptual: Lpips | None
     state: DecoderState
 
+    def autocast(self) -> AbstractContextManager[object]:
+        return autocast(self.world.device, self.plan.precision)
+
     @property
     def parameters(self) -> int:
         return sum(weights.numel() for weights in self.state.decoder.network.parameters())
@@ -105,7 +99,7 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
             plan = plan_decoder(images, config, gpu=world.device.type == "cuda")
             for read in (plan.crops.images.root, plan.held_out.root) if not (folder / TRAINING).exists() else ():
                 expect_outside(folder, read)
-        _check_processes(plan, world)
+        check_shares(plan.batch_size, world)
         config.logging.check_installed()
         config.optimizer.check_installed()
         allow_tf32(config.compute.tf32)
@@ -122,7 +116,7 @@ def train_decoder(images: Path, folder: Path, config: TrainDecoderConfig, progre
             progress.note(all_taken(folder, at.step, config.follows_the_steps))
         else:
             _tell(parts, folder, progress)
-            needed = (config.loop.keep + 2) * _checkpoint_bytes(parts)
+            needed = (config.loop.keep + 2) * checkpoint_bytes(parts.parameters, config.averages, config.optimizer)
             check_space(run.checkpoints, needed, "the folder", inside=True)
             if world.first:
                 update_decoder_settings(run, plan.settings)
@@ -149,7 +143,7 @@ def _load(plan: TrainDecoderPlan, device: torch.device, progress: Progress) -> _
     if plan.adversarial:
         settings = config.adversarial
         features = load_features(settings.discriminator_weights, settings.discriminator_blocks, device)
-    return _Networks(tokenizer, perceptual, features, _network(plan).to(device))
+    return _Networks(tokenizer, perceptual, features, plan.network().to(device))
 
 
 def _make_parts(plan: TrainDecoderPlan, networks: _Networks, world: World) -> _Parts:
@@ -165,18 +159,10 @@ def _make_parts(plan: TrainDecoderPlan, networks: _Networks, world: World) -> _P
     decoder = make_state(
         networks.decoder, config.optimizer, config.averages, plan.schedule.rate, plan.batch_size, world=world
     )
-    decoder.network.checkpoint_activations = config.compute.checkpoint_activations
     if config.compute.compile:
         compile_network(decoder.network)
     state = DecoderState(decoder, discriminator)
     return _Parts(plan, world, networks.tokenizer, networks.perceptual, state)
-
-
-def _network(plan: TrainDecoderPlan) -> DecoderNetwork:
-    if plan.config.decoder.init is not None:
-        return decoder_from(plan.config.decoder.init, plan.tokenizer)
-    assert plan.size is not None  # where nothing is trained further
-    return new_decoder(SIZES[plan.size], plan.tokenizer, plan.latent_shape, plan.config.seed)
 
 
 def _stepper(parts: _Parts) -> DecoderStepper:
@@ -204,17 +190,12 @@ def _stepper(parts: _Parts) -> DecoderStepper:
         perceptual=parts.perceptual,
         adversarial=adversarial,
         clip=config.optimizer.clip_at,
-        autocast=lambda: _autocast(config, world),
+        autocast=parts.autocast,
         world=world,
-        lighter="--checkpoint-activations, or a smaller " + ("--size" if plan.size else "--init"),
+        lighter="--checkpoint-activations, or a smaller " + ("--size" if config.decoder.init is None else "--init"),
     )
     count = plan.batch_size // world.size
     return replace(stepper, micro_batch=choose_micro_batch(stepper, config.loop.micro_batch, count, world.device))
-
-
-def _autocast(config: TrainDecoderConfig, world: World) -> AbstractContextManager[Any]:
-    dtype = compute_dtype(config.compute.precision, world.device)
-    return nullcontext() if dtype == torch.float32 else torch.autocast(world.device.type, dtype)
 
 
 def _loop(run: DecoderRun, parts: _Parts, at: Position, progress: Progress) -> None:
@@ -228,9 +209,11 @@ def _loop(run: DecoderRun, parts: _Parts, at: Position, progress: Progress) -> N
     def save(position: Position) -> None:
         files = parts.state.tensors(world)
         if world.first:
-            save_checkpoint(run.checkpoints, position, files)
-            remove_old(run.checkpoints, settings.keep, settings.keep_every)
+            keep_checkpoint(run.checkpoints, position, files, settings)
         export()
+
+    def go_back(position: Position) -> Position:
+        return roll_back(run.checkpoints, position, parts.state, progress, world)
 
     with ExitStack() as stack:
         loggers = loggers_for(plan.config.logging, run) if world.first else ()
@@ -238,8 +221,7 @@ def _loop(run: DecoderRun, parts: _Parts, at: Position, progress: Progress) -> N
             stack.callback(logger.close)
         average = parts.state.decoder.averages[0].network
         held_out = HeldOut(
-            *(plan, parts.tokenizer, average, parts.perceptual, run.path, loggers, world),
-            lambda: _autocast(plan.config, world),
+            *(plan, parts.tokenizer, average, parts.perceptual, run.path, loggers, world), parts.autocast
         )
         events = events_of(held_out)
         if at.step >= settings.steps:  # what it was killed before, after its last checkpoint
@@ -248,28 +230,12 @@ def _loop(run: DecoderRun, parts: _Parts, at: Position, progress: Progress) -> N
                 logger.begin(at.step)
             for event in events:
                 event.make_up(at.step, settings.steps, world)
-            return None
+            return
         stepper = _stepper(parts)
-        if stepper.micro_batch != plan.batch_size:
-            processes = f" in each of {world.size} processes" if world.size > 1 else ""
-            progress.note(f"{stepper.micro_batch} images at once{processes}, {plan.batch_size} a step")
-        loop = Loop(settings, stepper, save, loggers, events, _meter(parts))
-        while True:
-            try:
-                return loop.run(_batches(parts, at), at, plan.config.seed, progress)
-            except DivergedError as diverged:
-                at = roll_back(run.checkpoints, diverged.position, parts.state, progress, world)
-
-
-def _meter(parts: _Parts) -> ThroughputMeter:
-    """A meter that knows, on a GPU, what a step costs and what the device can do; elsewhere finding out costs more."""
-    device = parts.world.device
-    if device.type != "cuda":
-        return ThroughputMeter()
-    precision = compute_dtype(parts.plan.config.compute.precision, device)
-    peak = matmul_rate(device, precision) * parts.world.size
-    torch.cuda.empty_cache()
-    return ThroughputMeter(cost_of(parts.plan, precision).flops, peak)
+        tell_micro_batch(stepper.micro_batch, plan.batch_size, world, progress)
+        meter = meter_of(lambda: cost_of(plan).flops, plan.precision, world)
+        loop = Loop(settings, stepper, save, loggers, events, meter)
+        loop.run_through(partial(_batches, parts), at, plan.config.seed, progress, go_back)
 
 
 def _batches(parts: _Parts, at: Position) -> Iterator[ImageBatch]:
@@ -301,19 +267,6 @@ def _tell(parts: _Parts, folder: Path, progress: Progress) -> None:
         )
     progress.note(f"settings: {as_flags(TrainDecoderConfig, plan.settings)}")
     progress.note(f"{folder}: {parts.parameters:,} parameters, {len(plan.crops.rows):,} images")
-
-
-def _checkpoint_bytes(parts: _Parts) -> int:
-    """About the bytes of a checkpoint."""
-    config = parts.plan.config
-    return (4 * (1 + len(config.averages.names)) + config.optimizer.moment_bytes) * parts.parameters
-
-
-def _check_processes(plan: TrainDecoderPlan, world: World) -> None:
-    """Raise UserError where the processes cannot share the work."""
-    if plan.batch_size % world.size:
-        near = max(1, round(plan.batch_size / world.size)) * world.size
-        raise UserError(f"--batch-size {plan.batch_size} is not divisible by {world.size} processes; use {near}")
 
 
 def _create_or_open(folder: Path, parts: _Parts) -> DecoderRun:
@@ -374,24 +327,12 @@ def _digest(network: nn.Module) -> str:
 
 def _expect_same(run: DecoderRun, plan: TrainDecoderPlan, inputs: list[Input], weights: Mapping[str, str]) -> None:
     """Raise UserError unless the run began with these settings, as far as they enter a step, and these inputs."""
-    free = FREE_TO_CHANGE - {"steps"} if plan.config.follows_the_steps else FREE_TO_CHANGE
+    free = FREE - {"steps"} if plan.config.follows_the_steps else FREE
     if plan.config.crops.validation is None:
         free -= {"hold_out"}  # which images are trained on
-
-    def agree(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-        if name == "lr_knots":
-            return parse_knots(before[name], before["steps"]) == parse_knots(now[name], now["steps"])
-        return equal(name, before, now)
-
-    expect_same_settings(run.path, TrainDecoderConfig, run.manifest.config, plan.settings, free, agree)
-    changed = [entry.role for entry in inputs if not _is_known(entry, run.manifest.input(entry.role))]
+    expect_same_settings(run.path, TrainDecoderConfig, run.manifest.config, plan.settings, free)
+    changed = [entry.role for entry in inputs if not is_known(entry, run.manifest.input(entry.role))]
     known = run.manifest.details["weights"]
     changed += [name for name, digest in weights.items() if known.get(name) != digest]
     if changed:
         raise UserError(f"{run.path} was trained with {another(changed[0])}: choose another folder")
-
-
-def _is_known(entry: Input, recorded: Input | None) -> bool:
-    if recorded is None or entry.fingerprint == recorded.fingerprint:
-        return recorded is not None
-    return entry.role == "images" and find_images(Path(entry.path)).is_known_by(recorded.fingerprint)
