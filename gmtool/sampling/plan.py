@@ -9,7 +9,7 @@ from torch import Tensor
 from gmtool.artifacts.files import counted
 from gmtool.artifacts.method_record import MethodRecord, StudentRecord
 from gmtool.errors import NoEffect, UserError
-from gmtool.flow.guidance import GUIDANCES, Form
+from gmtool.flow.guidance import ALWAYS, GUIDANCES, Form
 from gmtool.flow.imitation import SUBSTEPS
 from gmtool.flow.solvers import SOLVERS, SolverEntry
 from gmtool.forecast import Choice
@@ -141,7 +141,7 @@ def _plan_of_student(settings: SamplingSettings, method: MethodRecord, student: 
         guidance="none",
         scale=0.0,
         orthogonal=1.0,
-        interval=(0.0, 1.0),
+        interval=ALWAYS,
         shift=method.time_shift,
         seed=seed,
         temperature=1.0 if settings.temperature is None else settings.temperature,

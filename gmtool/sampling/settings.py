@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from gmtool.errors import NoEffect, UserError
-from gmtool.flow.guidance import GUIDANCES
+from gmtool.flow.guidance import ALWAYS, GUIDANCES
 from gmtool.flow.solvers import SOLVERS, On, SolverEntry, names_on
 from gmtool.settings import Option, Seed, Settings, flag
 
@@ -250,7 +250,7 @@ def parse_interval(text: str | None) -> tuple[float, float]:
     Raises UserError for a text that is not LOW,HIGH with 0 <= LOW <= HIGH <= 1.
     """
     if text is None:
-        return 0.0, 1.0
+        return ALWAYS
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:

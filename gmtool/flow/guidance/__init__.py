@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 On = Literal["velocity", "mixture", "policy"]
 
+ALWAYS = (0.0, 1.0)
+"""The interval of all times."""
+
 
 @dataclass(frozen=True)
 class ScaleRange:
