@@ -20,7 +20,7 @@ from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan
-from gmtool.streams import Noise
+from gmtool.streams import Noise, SampleNoise
 
 VIEWS: dict[On, Callable[[Predict], Any]] = {
     "velocity": velocity_model,
@@ -58,7 +58,7 @@ def generate(
     the samples' modes (B,) int64; default: drawn. The other random numbers of a sample do not depend on them. observe:
     see `gmtool.flow.solvers.base.integrate`.
     """
-    noise = Noise(plan.seed, indices)
+    noise = SampleNoise(plan.seed, indices)
     start = draw_start(model, noise, classes, modes)
     draw = model.spectrum.draw if plan.spectral and model.spectrum is not None else None
     policy = "gm" if plan.student is None else plan.student.policy
@@ -90,7 +90,7 @@ def evaluations_of(plan: SamplePlan) -> int:
 
     solver = plan.entry.make(SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps))
     guided = model(1) if plan.guidance == "none" else within(plan.interval, model(2), model(1))
-    integrate(solver, guided, torch.zeros(1, 1, 1, 1), plan.grid(solver.intervals(plan.steps)), Noise(0, [0]))
+    integrate(solver, guided, torch.zeros(1, 1, 1, 1), plan.grid(solver.intervals(plan.steps)), SampleNoise(0, [0]))
     return sum(asked)
 
 
@@ -101,7 +101,7 @@ def unguided_field(
 
     The arguments are those of `generate`.
     """
-    start = draw_start(model, Noise(seed, indices), classes, modes)
+    start = draw_start(model, SampleNoise(seed, indices), classes, modes)
     field = model.method.field(model.predict(start.conditions), start.source_modes)
     return field, model.method.finish(start.x, start.source_modes)
 

@@ -41,7 +41,7 @@ def resolve_method(
         condition=condition,
         # whitened coordinates do not tell where in the data they are: the mode's mean does
         mode_mean=whitened if settings.mode_mean is None else settings.mode_mean,
-        transition_ratio=_transition_ratio(settings),
+        transition_ratio=(settings.transition_ratio or 0.5) if settings.objective == "gm-kl" else None,
         time_distribution=settings.time_distribution,
         time_shift=shift,
         dropout=settings.dropout,
@@ -83,13 +83,6 @@ def _coupling(settings: MethodSettings, source: SourceName) -> tuple[CouplingNam
     if settings.objective == "gm-kl" and source == "gmm":
         return "mode", "gm-kl on --source gmm works in its modes' coordinates"
     return "independent", f"the default of {settings.objective}"
-
-
-def _transition_ratio(settings: MethodSettings) -> float | None:
-    """lambda of gm-kl, GMFlow's by default; None for objectives without transitions."""
-    if settings.transition_ratio is None and settings.objective == "gm-kl":
-        return 0.5
-    return settings.transition_ratio
 
 
 def _condition(settings: MethodSettings, classes: int, mixture: str | None) -> tuple[Condition, str]:

@@ -21,6 +21,7 @@ from gmtool.evaluation.likelihood import (
     flow_density,
     mixture_density,
     normal_density,
+    random_signs,
     velocity_nll,
 )
 from gmtool.evaluation.references import LatentsReference
@@ -35,7 +36,7 @@ from gmtool.settings import as_flat
 from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
 from gmtool.stages.likelihood.plan import LikelihoodPlan, plan_likelihood
 from gmtool.stages.likelihood.report import LikelihoodReport
-from gmtool.streams import Noise, key_seed
+from gmtool.streams import SampleNoise, key_seed
 from gmtool.tokenizers.base import Encoded, Tokenizer, is_grey
 from gmtool.tokenizers.build import build_tokenizer, takes_grey
 from gmtool.training.batches import FreshAssignments, fresh_assignments
@@ -218,10 +219,8 @@ def _occurring_modes(kept: Posterior, weights: Tensor) -> Tensor:
 
 def _density(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Given) -> tuple[Tensor, int]:
     """-log p of normalised latents, per dimension, (B,) float64; evaluations of the network."""
-    seed, probes = plan.config.seed, []
-    for number in range(plan.config.probes):
-        uniform = Noise(key_seed(seed, "probe", number), part.indices).uniform(part.x.shape[1:])
-        probes.append((uniform < 0.5).to(part.x) * 2 - 1)
+    seeds = (key_seed(plan.config.seed, "probe", number) for number in range(plan.config.probes))
+    probes = [random_signs(SampleNoise(seed, part.indices), part.x) for seed in seeds]
     field = model.method.field(model.predict(given.conditions), given.modes)
     density = flow_density(field, _source(model, given), part.x, probes, plan.config.tolerance)
     log_density = density.log_density.cpu() + given.log_weight
@@ -242,7 +241,7 @@ def _velocity(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Give
     y, total = model.method.coordinates.enter(part.x, given.modes), torch.zeros(len(part.x), dtype=torch.float64)
     predict, times = model.predict(given.conditions), plan.config.times
     for number in range(times):
-        noise = Noise(key_seed(plan.config.seed, "velocity", number), part.indices)
+        noise = SampleNoise(key_seed(plan.config.seed, "velocity", number), part.indices)
         t = (number + noise.uniform(())).to(y) / times
         with torch.no_grad():
             total += velocity_nll(predict, y, noise.normal(y.shape[1:]).to(y), t).double().cpu() / times
