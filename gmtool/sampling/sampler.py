@@ -32,13 +32,14 @@ VIEWS: dict[On, Callable[[Predict], Any]] = {
 
 @dataclass(frozen=True)
 class SampleStart:
-    """What is drawn first for samples: labels and modes (B,), the network's conditions, statistics of the modes that
-    the noise comes from, and where the samples begin, (B, C, H, W) at t = 1 in the coordinates of the flow.
+    """What is drawn first for samples.
+
+    conditions: of the network, weaker: of the weaker one if there is one. source_modes: statistics of the modes that
+    the noise comes from. x: where the samples begin, (B, C, H, W) at t = 1 in the coordinates of the flow.
     """
 
-    classes: Tensor
-    modes: Tensor | None
     conditions: Conditions
+    weaker: Conditions | None
     source_modes: ModeStatistics | None
     x: Tensor
 
@@ -113,25 +114,11 @@ def draw_start(model: TrainedModel, noise: Noise, classes: Tensor, chosen: Tenso
     """
     drawn = _draw_modes(model, noise, classes)
     modes = drawn if chosen is None else chosen
-    source_modes = None
-    if model.modes is not None and model.method.uses_modes:
-        # as in training: from the samples' own modes, or from modes that are drawn apart
-        from_modes = modes if model.method.coupling.own_mode else _draw_modes(model, noise, classes)
-        source_modes = None if from_modes is None else model.modes.at(from_modes)
+    free = _draw_modes(model, noise, classes) if model.mode_inputs.apart else None
+    source_modes, mean = model.mode_inputs.of(modes, free)
     x = model.method.start(noise.normal(model.network.architecture.shape).to(model.device), source_modes)
-    return SampleStart(classes, modes, conditions_of(model, model, classes, modes), source_modes, x)
-
-
-def conditions_of(model: TrainedModel, known: TrainedModel, classes: Tensor, modes: Tensor | None) -> Conditions:
-    """The conditions of ``model`` for samples with these labels and modes (B,) int64, on its device.
-
-    known: the model that has the statistics of the modes.
-    """
-    mean = None
-    if model.conditioning.mode_mean and known.modes is not None and modes is not None:
-        mean = known.modes.at(modes).mean
-    labels = None if modes is None else modes.to(model.device)
-    return model.conditioning.given(classes.to(model.device), labels, mean)
+    weaker = None if model.weaker is None else model.weaker.conditions(classes, modes, mean)
+    return SampleStart(model.conditions(classes, modes, mean), weaker, source_modes, x)
 
 
 def _draw_modes(model: TrainedModel, noise: Noise, classes: Tensor) -> Tensor | None:
@@ -149,8 +136,7 @@ def _guided(model: TrainedModel, plan: SamplePlan, start: SampleStart) -> Any:
     plain = VIEWS[plan.entry.on](model.method.in_flow(model.predict(start.conditions), start.source_modes))
     if plan.guidance == "none":
         return plain
-    weaker = None if model.weaker is None else conditions_of(model.weaker, model, start.classes, start.modes)
-    return within(plan.interval, guidance_of(model, plan, start.conditions, weaker)(plain), plain)
+    return within(plan.interval, guidance_of(model, plan, start.conditions, start.weaker)(plain), plain)
 
 
 def guidance_of(

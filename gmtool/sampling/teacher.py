@@ -133,8 +133,6 @@ def load_teacher(
     run = drawing.run
     network = load_network(run.architecture, drawing.weights, device, compiled)
     weaker = None if drawing.guide is None else drawing.guide.load(device, precision, compiled)
-    conditioning = run.method.conditioning(run.architecture)
-    statistics = run.statistics().to(device)
-    model = TrainedModel(network, run.method.method, conditioning, statistics, None, device, precision, weaker)
+    model = TrainedModel.of(run.method, network, run.statistics(), None, device, precision, weaker)
     model.network.requires_grad_(False)
     return LoadedTeacher(run, drawing.weights, model, drawing.plan, student)

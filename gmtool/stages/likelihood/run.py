@@ -31,7 +31,6 @@ from gmtool.nn.architecture import Conditions
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.sampling.model import TrainedModel, load_model, load_network
-from gmtool.sampling.sampler import conditions_of
 from gmtool.settings import as_flat
 from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
 from gmtool.stages.likelihood.plan import LikelihoodPlan, plan_likelihood
@@ -185,13 +184,12 @@ def _given(plan: LikelihoodPlan, model: TrainedModel, part: Part, assignments: F
     weights = _mode_weights(plan, model, part.labels)
     if assignments is None or weights is None:
         nothing = torch.zeros(len(part.x), dtype=torch.float64)
-        return Given(conditions_of(model, model, classes, None), None, weights, nothing)
+        return Given(model.conditions(classes, None, None), None, weights, nothing)
     modes = _occurring_modes(assignments.posterior(part.descriptors - assignments.centre).cpu(), weights)
     log_weight = weights.gather(1, modes[:, None])[:, 0].double().log()
     # a source that is not coupled by modes is the whole mixture, also for a network that is conditioned on one
-    own = model.method.uses_modes and model.method.coupling.own_mode
-    statistics = model.modes.at(modes) if model.modes is not None and own else None
-    return Given(conditions_of(model, model, classes, modes), statistics, weights, log_weight)
+    statistics, mean = model.mode_inputs.of(modes)
+    return Given(model.conditions(classes, modes, mean), statistics, weights, log_weight)
 
 
 def _mode_weights(plan: LikelihoodPlan, model: TrainedModel, labels: Tensor) -> Tensor | None:
