@@ -13,20 +13,16 @@ from gmtool.flow.guidance import ALWAYS, GUIDANCES, Form
 from gmtool.flow.imitation import SUBSTEPS
 from gmtool.flow.solvers import SOLVERS, SolverEntry
 from gmtool.forecast import Choice
-from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, check_solver, parse_interval
+from gmtool.sampling.settings import (
+    FEW,
+    PROTOCOLS,
+    SECOND_ORDER,
+    SUBSTEPS_IN_ALL,
+    SamplingSettings,
+    check_solver,
+    parse_interval,
+)
 from gmtool.settings import flag
-
-FEW = 2
-"""Network evaluations up to which a mixture is drawn by gm-sde. In few, the positions of an image choose their
-components apart from each other: gm-sde then has a smaller Fréchet distance at one, and at two about the same with 1.4
-to 2 times the precision (examples/pictures_study.py).
-"""
-SECOND_ORDER = 6
-"""Network evaluations up to which the default of gm-ode for a union is order 2; in more it is order 1, since order 2
-then takes the detail of images away (examples/pictures_study.py: Fréchet distance 16.5 at ten instead of 9.2).
-"""
-SUBSTEPS_IN_ALL = 128
-"""Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from gmtool.flow.coupling import draw_modes
 from gmtool.flow.guidance import GUIDANCES
 from gmtool.flow.guidance.interval import within
 from gmtool.flow.model import Predict, VelocityModel, mixture_model, velocity_model
-from gmtool.flow.solvers import On
+from gmtool.flow.names import On
 from gmtool.flow.solvers.base import SolverOptions, integrate
 from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
