@@ -53,7 +53,7 @@ class Method:
 
     def __post_init__(self) -> None:
         """Raise ValueError for parts that do not go together."""
-        if self.objective.transitions and not isinstance(self.source, GaussianSource):
+        if self.objective.transitions and not self.source.gaussian:
             raise ValueError("the transition loss needs a Gaussian source: whiten the coordinates of a mixture's modes")
         if self.objective.transitions and self.coupling.whole_batch:
             raise ValueError("the transition loss draws x_t from x_s: its noise cannot be permuted within the batch")
@@ -63,7 +63,7 @@ class Method:
     @property
     def uses_modes(self) -> bool:
         """Whether `pair`, `start` and `finish` need the statistics of the samples' modes."""
-        return self.coordinates.by_mode or not isinstance(self.source, GaussianSource)
+        return self.coordinates.by_mode or self.source.by_mode
 
     def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator, step: int = 0) -> Draws:
         """The random numbers of ``count`` samples of a shape (C, *S), all from ``generator`` and on its device.
@@ -185,11 +185,15 @@ def method_of(
     """
     if objective not in get_args(Objectives) or source not in SOURCES or coupling not in COUPLINGS:
         raise ValueError(f"no method has objective {objective}, source {source} and coupling {coupling}")
+    coordinates = coordinates_of(objective, source)
+    start = GaussianSource() if coordinates.by_mode else SOURCES[source]
     if objective == "fm":
-        return Method(SOURCES[source], COUPLINGS[coupling], Plain(), FlowMatching(), times)
+        return Method(start, COUPLINGS[coupling], coordinates, FlowMatching(), times)
     if ratio is None:
         raise ValueError("gm-kl needs a transition ratio")
-    if source == "gaussian":
-        return Method(SOURCES[source], COUPLINGS[coupling], Plain(), TransitionNLL(ratio, spectrum), times)
-    # a mixture source is N(0, I) in the coordinates that its modes whiten
-    return Method(GaussianSource(), COUPLINGS[coupling], Whitened(), TransitionNLL(ratio, spectrum), times)
+    return Method(start, COUPLINGS[coupling], coordinates, TransitionNLL(ratio, spectrum), times)
+
+
+def coordinates_of(objective: str, source: str) -> Coordinates:
+    """The coordinates of a flow, by name: for gm-kl those that a mixture's modes whiten, where its source is N(0, I)."""
+    return Whitened() if objective == "gm-kl" and source == "gmm" else Plain()

@@ -49,6 +49,19 @@ def test_the_loss_of_the_union_is_that_of_gmflow_in_whitened_coordinates(ratio, 
     assert losses.shape == (4,) and losses.dtype == torch.float32
 
 
+@pytest.mark.parametrize("coordinates", [Plain(), Whitened()], ids=["plain", "whitened"])
+def test_the_scale_of_coordinates_is_the_determinant_of_their_map(coordinates):
+    modes, y = some_modes(), normal(4, *SHAPE, seed=1)
+    scale = coordinates.log_scale(coordinates.leave(y, modes), modes)
+    for index in range(4):
+        own = ModeStatistics(modes.mean[index : index + 1], modes.std[index : index + 1])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda y, own=own: coordinates.leave(y, own), y[index : index + 1]
+        )
+        expected = torch.linalg.slogdet(jacobian.reshape(12, 12)).logabsdet / 12
+        torch.testing.assert_close(scale[index], expected)
+
+
 def test_mm_fm_pairs_each_sample_with_noise_from_its_own_mode():
     x, noise, modes, t = normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2), some_modes(), torch.linspace(0, 1, 4)
     pairs = mm_fm().pair(x, noise, modes)

@@ -243,9 +243,8 @@ def _velocity(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Give
         t = (number + noise.uniform(())).to(y) / times
         with torch.no_grad():
             total += velocity_nll(predict, y, noise.normal(y.shape[1:]).to(y), t).double().cpu() / times
-    # dx/dt = s_k dy/dt in whitened coordinates
-    stretched = given.modes is not None and model.method.coordinates.by_mode
-    return total + given.modes.std.log().flatten(1).mean(1).double().cpu() if stretched and given.modes else total
+    # velocities are scaled as the coordinates are
+    return total + model.method.coordinates.log_scale(part.x, given.modes).double().cpu()
 
 
 @contextmanager
