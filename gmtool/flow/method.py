@@ -195,5 +195,5 @@ def method_of(
 
 
 def coordinates_of(objective: str, source: str) -> Coordinates:
-    """The coordinates of a flow, by name: for gm-kl those that a mixture's modes whiten, where its source is N(0, I)."""
+    """The coordinates of a flow, by name: in those that a mixture's modes whiten, which gm-kl needs, it is N(0, I)."""
     return Whitened() if objective == "gm-kl" and source == "gmm" else Plain()
