@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Method:
     source: Source
     coupling: Coupling
     coordinates: Coordinates
-    objective: Objective
+    objective: Objective[Any]
     times: TrainingTimes = TrainingTimes()
     native: Coordinates | None = None
 
@@ -70,21 +70,9 @@ class Method:
 
         step: of training, from 0.
         """
-
-        def normal() -> Tensor:
-            return torch.randn(count, *shape, generator=generator, device=generator.device)
-
-        return Draws(
-            t=self.times.draw(count, generator),
-            noise=normal(),
-            onward=normal() if self.objective.transitions else None,
-            uniform=(
-                torch.rand(count, 1, *shape[1:], generator=generator, device=generator.device)
-                if self.objective.transports
-                else None
-            ),
-            imitation=(self.objective.draw(count, generator, step) if isinstance(self.objective, Imitation) else None),
-        )
+        t = self.times.draw(count, generator)
+        noise = torch.randn(count, *shape, generator=generator, device=generator.device)
+        return self.objective.draw(Draws(t, noise), generator, step)
 
     def pair(self, x: Tensor, noise: Tensor, modes: ModeStatistics | None = None) -> Pairs:
         """Data x and source points z, both (B, C, *S) in the coordinates of the flow, as the coupling pairs them.

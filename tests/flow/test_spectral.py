@@ -3,7 +3,7 @@ import torch
 from scipy import stats
 from toys import random_mixture, random_point
 
-from gmtool.flow.objective import Draws, Pairs, TransitionNLL
+from gmtool.flow.objective import Pairs, TransitionDraws, TransitionNLL
 from gmtool.flow.solvers.gm_sde import independent_draw
 from gmtool.flow.spectral import Spectrum, spectral_loss, spectral_nll, transform
 from gmtool.mixture.gaussian_mixture import GaussianMixture
@@ -120,7 +120,7 @@ def test_the_loss_trains_the_spectrum_alone_in_float32():
 def test_its_loss_has_a_weight_beside_that_of_the_flow():
     mixture = random_mixture(1, dtype=torch.float32)
     x, z, onward = (random_point(seed, mixture) for seed in (2, 3, 4))
-    draws = Draws(torch.full((len(x),), 0.5), z, onward, torch.rand(len(x), 1, *x.shape[2:]))
+    draws = TransitionDraws(torch.full((len(x),), 0.5), z, onward, torch.rand(len(x), 1, *x.shape[2:]))
     flow, once, eighth = (
         TransitionNLL(0.5, None if weight is None else Spectrum(lambda gaussian: 0.3 * gaussian.mean, 2, weight)).loss(
             lambda x_t, t: mixture, Pairs(x, z), draws
