@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from gmtool.errors import NoEffect, UserError
 from gmtool.flow.guidance import ALWAYS, GUIDANCES, Form
 from gmtool.flow.imitation import SUBSTEPS
 from gmtool.flow.solvers import SOLVERS, SolverEntry
+from gmtool.flow.solvers.base import Draw, Solver, SolverOptions
 from gmtool.forecast import Choice
 from gmtool.sampling.settings import (
     FEW,
@@ -27,7 +29,10 @@ from gmtool.settings import flag
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """How to draw, with all defaults resolved; see `SamplingSettings`. steps: network evaluations."""
+    """How to draw, with all defaults resolved; see `SamplingSettings`. steps: network evaluations.
+
+    Samples and sweeps record its fields, by which unfinished ones are known again.
+    """
 
     solver: str
     protocol: str
@@ -54,6 +59,20 @@ class SamplePlan:
     def truncates(self) -> bool:
         """Whether pixels are truncated to 8 bits, not rounded."""
         return PROTOCOLS[self.protocol].truncates
+
+    def make_solver(self, draw: Draw | None = None) -> Solver[Any, Any]:
+        """The solver. draw: how GM-SDE draws from a mixture; None for its own."""
+        options = SolverOptions(
+            evaluations=self.steps,
+            shift=self.shift,
+            order=self.order,
+            substeps=self.substeps,
+            draw=draw,
+            policy="gm" if self.student is None else self.student.policy,
+            temperature=self.temperature,
+            renewal=self.renewal,
+        )
+        return self.entry.make(options)
 
     def grid(self, intervals: int) -> Tensor:
         """The times (intervals + 1,) float64 that the solver goes through, decreasing from 1."""

@@ -14,7 +14,7 @@ from gmtool.flow.guidance import GUIDANCES
 from gmtool.flow.guidance.interval import within
 from gmtool.flow.model import Predict, VelocityModel, mixture_model, velocity_model
 from gmtool.flow.names import On
-from gmtool.flow.solvers.base import SolverOptions, integrate
+from gmtool.flow.solvers.base import integrate
 from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
@@ -62,10 +62,7 @@ def generate(
     noise = SampleNoise(plan.seed, indices)
     start = draw_start(model, noise, classes, modes)
     draw = model.spectrum.draw if plan.spectral and model.spectrum is not None else None
-    policy = "gm" if plan.student is None else plan.student.policy
-    solver = plan.entry.make(
-        SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps, draw, policy, plan.temperature, plan.renewal)
-    )
+    solver = plan.make_solver(draw)
     grid = plan.grid(solver.intervals(plan.steps))
     end = integrate(solver, _guided(model, plan, start), start.x, grid, noise, observe)
     return model.statistics.restore(model.method.finish(end, start.source_modes))
@@ -89,7 +86,7 @@ def evaluations_of(plan: SamplePlan) -> int:
 
         return VIEWS[on](predict)
 
-    solver = plan.entry.make(SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps))
+    solver = plan.make_solver()
     guided = model(1) if plan.guidance == "none" else within(plan.interval, model(2), model(1))
     integrate(solver, guided, torch.zeros(1, 1, 1, 1), plan.grid(solver.intervals(plan.steps)), SampleNoise(0, [0]))
     return sum(asked)
