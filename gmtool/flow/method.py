@@ -183,5 +183,5 @@ def method_of(
 
 
 def coordinates_of(objective: str, source: str) -> Coordinates:
-    """The coordinates of a flow, by name: in those that a mixture's modes whiten, which gm-kl needs, it is N(0, I)."""
+    """The coordinates of a method's flow, by its names: gm-kl whitens a mixture's modes, which makes them N(0, I)."""
     return Whitened() if objective == "gm-kl" and source == "gmm" else Plain()
