@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gmtool.console import print_table
 from gmtool.flow.method import Method, fm, gmflow
-from gmtool.flow.objective import Draws
+from gmtool.flow.objective import TransitionDraws
 from gmtool.flow.solvers import SOLVERS
 from gmtool.flow.solvers.base import SolverOptions, integrate
 from gmtool.flow.times import TrainingTimes, full_grid
@@ -77,7 +77,7 @@ def losses(network: PointNetwork, method: Method, count: int, stream: torch.Gene
     """The loss of each of ``count`` fresh points; every method sees the same points, times and noise."""
     x, t = draw_data(count, stream), method.times.draw(count, stream)
     noise, onward = torch.randn(2, *x.shape, generator=stream, device=x.device)
-    return method.loss(network, method.pair(x, noise), Draws(t, noise, onward))
+    return method.loss(network, method.pair(x, noise), TransitionDraws(t, noise, onward))
 
 
 def train(method: Method, components: int, setting: Setting, seed: int, device: torch.device) -> PointNetwork:

@@ -26,7 +26,7 @@ from gmtool.evaluation.trajectory import Trajectory, mean_lipschitz, sliced_dist
 from gmtool.flow.coupling import BatchOT, Independent, draw_modes
 from gmtool.flow.method import Method, fm, gmflow, mm_fm, union
 from gmtool.flow.model import Predict
-from gmtool.flow.objective import Draws
+from gmtool.flow.objective import TransitionDraws
 from gmtool.flow.solvers.base import integrate
 from gmtool.flow.solvers.euler import Euler
 from gmtool.flow.solvers.gm_ode import GmOde
@@ -71,7 +71,7 @@ def train(flow: str, x: Tensor, shares: Tensor, mixture: ModeMixture, steps: int
         else:
             modes = mixture.draw(BATCH, stream)
         pairs = method.pair(x[rows], noise, mixture.at(modes))
-        return method.loss(partial(network, modes=modes), pairs, Draws(t, noise, onward))
+        return method.loss(partial(network, modes=modes), pairs, TransitionDraws(t, noise, onward))
 
     return optimise(network, losses, rate, steps)
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from gmtool.console import print_table
 from gmtool.evaluation.trajectory import sliced_distance
 from gmtool.flow.coupling import draw_modes
-from gmtool.flow.objective import Draws
+from gmtool.flow.objective import TransitionDraws
 from gmtool.flow.source import ModeMixture
 from gmtool.mixture.diagonal import DiagonalMixture, posterior
 from gmtool.mixture.em import (
@@ -157,7 +157,7 @@ def train(flow: str, x: Tensor, stages: Sequence[DiagonalMixture], steps: int, s
         modes, probabilities = shares[stage]
         own = draw_modes(modes[rows], probabilities[rows], torch.rand(BATCH, generator=stream))
         pairs = method.pair(x[rows], noise, sources[stage].at(own))
-        return method.loss(partial(network, modes=own), pairs, Draws(t, noise, onward))
+        return method.loss(partial(network, modes=own), pairs, TransitionDraws(t, noise, onward))
 
     return optimise(network, losses, rate, steps)
 

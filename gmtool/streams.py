@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,17 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device).manual_seed(key_seed(*key))
 
 
-class Noise:
+class Noise(Protocol):
+    """Random numbers for a batch of B samples, other ones at each call."""
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers (B, *shape), float32."""
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1), (B, *shape), float32."""
+
+
+class SampleNoise:
     """Numbers for a batch of samples, each from a stream of its own: sample i sees the seed and i alone.
 
     The streams run on the CPU, so that every device draws the same numbers.
@@ -33,15 +44,15 @@ class Noise:
         self._streams = [generator(seed, "sample", int(index)) for index in indices]
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers (B, *shape), float32."""
+        """See `Noise.normal`."""
         return torch.stack([torch.randn(tuple(shape), generator=stream) for stream in self._streams])
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1), (B, *shape), float32."""
+        """See `Noise.uniform`."""
         return torch.stack([torch.rand(tuple(shape), generator=stream) for stream in self._streams])
 
 
-class SharedNoise(Noise):
+class SharedNoise:
     """Numbers for a batch of ``count`` samples from one stream, on its device: fast for many samples of few numbers.
 
     A sample's numbers then depend on its place in the batch.

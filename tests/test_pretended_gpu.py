@@ -20,8 +20,9 @@ from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import LatentStatistics, latent_statistics
 from gmtool.data.latent_loader import LatentBatch
-from gmtool.data.mode_statistics import ModeTable
+from gmtool.data.mode_statistics import ModeInputs, ModeTable
 from gmtool.errors import is_out_of_memory
+from gmtool.flow.method import union
 from gmtool.flow.source import ModeMixture, ModeStatistics
 from gmtool.mixture.diagonal import DiagonalMixture, ModePosterior
 from gmtool.nn.build import build_network
@@ -152,7 +153,8 @@ def test_batches_are_made_without_waiting(waits: Counter[str]) -> None:
     for device in (CPU, CUDA):
         statistics = LatentStatistics(torch.full(SHAPE, 0.5), torch.full(SHAPE, 2.0)).to(device)
         table: Any = mixture_of(device)
-        builder = BatchBuilder(np.arange(12) % CLASSES, CLASSES, modes, table, statistics, True, True, True, device)
+        inputs = ModeInputs(union(), table, mode_mean=True)
+        builder = BatchBuilder(np.arange(12) % CLASSES, CLASSES, modes, inputs, statistics, device)
         raw = [LatentBatch(np.arange(12)[rows], slice(None), latents[rows]) for rows in (slice(0, 6), slice(6, 12))]
         waits.clear()
         by_device[device.type] = list(builder.batches(iter(raw), 0, 0))
@@ -210,10 +212,7 @@ def test_samples_are_those_of_the_cpu(solver: str) -> None:
         weights = torch.full((CLASSES, MODES), 1 / MODES)
         statistics = LatentStatistics(torch.full(SHAPE, 0.5), torch.full(SHAPE, 2.0), weights).to(device)
         mixture: Any = mixture_of(device)
-        model = TrainedModel(
-            *(network.to(device).eval(), record.method, record.conditioning(architecture)),
-            *(statistics, mixture, device, torch.float32),
-        )
+        model = TrainedModel.of(record, network.to(device).eval(), statistics, mixture, device, torch.float32)
         plan = make_plan(SamplingSettings(steps=3, solver=solver), record, spectral=0, seed=0)
         by_device[device.type] = generate(model, plan, range(4), torch.arange(4) % CLASSES)
     assert by_device["cuda"].is_cuda

@@ -1,10 +1,10 @@
 import torch
 
-from gmtool.streams import Noise, generator, key_seed
+from gmtool.streams import SampleNoise, generator, key_seed
 
 
 def test_a_sample_sees_the_seed_and_its_index_alone():
-    together, alone = Noise(5, [3, 8, 1]), Noise(5, [8])
+    together, alone = SampleNoise(5, [3, 8, 1]), SampleNoise(5, [8])
     for _ in range(2):
         torch.testing.assert_close(together.normal((2, 3))[1:2], alone.normal((2, 3)), rtol=0, atol=0)
     torch.testing.assert_close(together.uniform((4,))[1:2], alone.uniform((4,)), rtol=0, atol=0)

@@ -171,9 +171,8 @@ class Machine:
     def ready(self, plan: TrainPlan, network: Network) -> TrainedModel:
         """The network, ready to draw from, of latents that are normalised as they are."""
         shape = plan.architecture.shape
-        statistics = LatentStatistics(torch.zeros(shape), torch.ones(shape)).to(self.device)
-        conditioning = plan.method.conditioning(plan.architecture)
-        return TrainedModel(network, plan.method.method, conditioning, statistics, None, self.device, self.precision)
+        statistics = LatentStatistics(torch.zeros(shape), torch.ones(shape))
+        return TrainedModel.of(plan.method, network, statistics, None, self.device, self.precision)
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device)

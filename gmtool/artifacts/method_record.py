@@ -12,7 +12,6 @@ from gmtool.flow.coupling import Independent
 from gmtool.flow.imitation import Imitation, Segments
 from gmtool.flow.method import Method, method_of, student
 from gmtool.flow.names import Condition, CouplingName, Objective, PolicyName, SourceName, TimeDistribution
-from gmtool.flow.source import GaussianSource
 from gmtool.flow.spectral import Spectrum
 from gmtool.flow.times import TrainingTimes
 from gmtool.nn.architecture import Architecture
@@ -101,7 +100,7 @@ class MethodRecord:
     @property
     def starts_gaussian(self) -> bool:
         """Whether the source is N(0, I) in the coordinates of the flow, as solvers that add noise assume."""
-        return isinstance(self.method.source, GaussianSource)
+        return self.method.source.gaussian
 
     @property
     def sees_modes(self) -> bool:

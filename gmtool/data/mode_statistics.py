@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gmtool.artifacts.gmm import GmmFile
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.data.memory import SHARE, fits_in_memory
+from gmtool.flow.method import Method
 from gmtool.flow.source import ModeStatistics
 from gmtool.runtime import to_device
 
@@ -88,3 +91,49 @@ class ModeTable:
         mean = torch.from_numpy(self._gmm.patch_mean(modes))
         std = torch.from_numpy(self._gmm.patch_std(modes))
         return ModeStatistics(self._statistics.normalise(mean), (std / self._statistics.std).clamp(min=self._floor))
+
+
+def mode_table_of(
+    record: MethodRecord, gmm: GmmFile | None, statistics: LatentStatistics, device: torch.device
+) -> ModeTable | None:
+    """The statistics of a run's modes, normalised as its latents; None where neither method nor network uses them.
+
+    Raises UserError when the mixture's file is damaged.
+    """
+    if gmm is None or not record.uses_mode_statistics:
+        return None
+    return ModeTable(gmm, statistics, device, whitened=record.method.coordinates.by_mode)
+
+
+@dataclass(frozen=True)
+class ModeInputs:
+    """What a method and a network take of samples' modes, in training and in sampling alike.
+
+    table: statistics of the modes, None where they are not used. mode_mean: whether the network is shown the mean of a
+    sample's own mode.
+    """
+
+    method: Method
+    table: ModeTable | None
+    mode_mean: bool
+
+    @property
+    def apart(self) -> bool:
+        """Whether noise comes from modes that are drawn apart from the samples' own."""
+        return self.table is not None and self.method.uses_modes and not self.method.coupling.own_mode
+
+    def of(self, own: Tensor | None, free: Tensor | None = None) -> tuple[ModeStatistics | None, Tensor | None]:
+        """The statistics of the modes that samples' noise comes from, and the means (B, C, H, W) of their own modes.
+
+        own, free (B,) int64: the samples' modes, and those that are drawn apart; None where they are not known. What is
+        not asked for, or not known, is None.
+        """
+        if self.table is None:
+            return None, None
+        own_mode = self.method.coupling.own_mode
+        chosen = own if own_mode else free
+        source = self.table.at(chosen) if self.method.uses_modes and chosen is not None else None
+        if not self.mode_mean or own is None:
+            return source, None
+        known = source if own_mode else None
+        return source, (known or self.table.at(own)).mean

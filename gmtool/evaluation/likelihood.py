@@ -23,6 +23,7 @@ from gmtool.flow.model import Predict, VelocityModel
 from gmtool.flow.path import interpolate, velocity
 from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
+from gmtool.streams import Noise
 
 LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -78,10 +79,9 @@ def flow_density(
     return Density(source(points[-1]).double() + gains[-1].double(), calls[0])
 
 
-def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+def random_signs(noise: Noise, like: Tensor) -> Tensor:
     """Random signs, +1 or -1 with probability 1/2 each, with the shape (B, C, *S), type and device of ``like``."""
-    drawn = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
-    return (2 * drawn - 1).to(like)
+    return (noise.uniform(like.shape[1:]) < 0.5).to(like) * 2 - 1
 
 
 def normal_density(x: Tensor, modes: ModeStatistics | None = None) -> Tensor:

@@ -42,6 +42,9 @@ class Coordinates(Protocol):
     def enter_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
         """dy/dt of dx/dt = u, the inverse of `leave_velocity`."""
 
+    def log_scale(self, x: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """log |det dx/dy| at latents x, per entry, (B,)."""
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -64,6 +67,10 @@ class Plain:
     def enter_velocity(self, u: Tensor, _modes: ModeStatistics | None) -> Tensor:
         """See `Coordinates.enter_velocity`."""
         return u
+
+    def log_scale(self, x: Tensor, _modes: ModeStatistics | None) -> Tensor:
+        """0."""
+        return x.new_zeros(len(x))
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,10 @@ class Whitened:
     def enter_velocity(self, u: Tensor, modes: ModeStatistics | None) -> Tensor:
         """u / s_k."""
         return u / _given(modes).std
+
+    def log_scale(self, _x: Tensor, modes: ModeStatistics | None) -> Tensor:
+        """The mean of log s_k over the entries."""
+        return _given(modes).std.log().flatten(1).mean(1)
 
 
 def converted(predict: Predict, native: Coordinates, wanted: Coordinates, modes: ModeStatistics | None) -> Predict:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gmtool.flow.model import Predict, VelocityModel
-from gmtool.flow.objective import Draws, ImitationDraws, Pairs, flow_matching_loss
+from gmtool.flow.objective import Draws, Pairs, flow_matching_loss
 from gmtool.flow.path import interpolate, per_sample
 from gmtool.flow.policy import POLICIES, Point, Policy, Segment, roll_grid
 from gmtool.flow.times import EARLIEST, raw_time, shift_time
@@ -83,6 +83,20 @@ class Ways(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ImitationDraws(Draws):
+    """The random numbers of `Imitation`, for G segments of each of B samples, with M states in each.
+
+    student (B, G, M), teacher (B, G, M - 1), dropped (B, G, K): in [0, 1), for the places of the states and the
+    components that are left out. share: the teacher's part of the way, by the step of training.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    dropped: Tensor
+    share: float
+
+
+@dataclass(frozen=True)
 class Imitation:
     """The loss of a student (``imitation``): mean square over C, positions and states.
 
@@ -105,7 +119,6 @@ class Imitation:
     teacher: VelocityModel | None = None
 
     transitions = False
-    transports = False
 
     @property
     def mixture(self) -> bool:
@@ -116,41 +129,37 @@ class Imitation:
         """The loss of samples whose teacher has this velocity, in the coordinates of the flow."""
         return replace(self, teacher=teacher)
 
-    def draw(self, count: int, generator: torch.Generator, step: int) -> ImitationDraws:
-        """The random numbers of ``count`` samples at a step of training, from 0."""
+    def draw(self, drawn: Draws, generator: torch.Generator, step: int) -> ImitationDraws:
+        """See `gmtool.flow.objective.Objective.draw`."""
         segments = self.segments.count if self.data_free else 1
 
         def uniform(numbers: int) -> Tensor:
-            return torch.rand(count, segments, numbers, generator=generator, device=generator.device)
+            return torch.rand(len(drawn.t), segments, numbers, generator=generator, device=generator.device)
 
         share = max(0.0, 1 - step / self.warmup) if self.warmup else 0.0
-        return ImitationDraws(uniform(self.states), uniform(self.states - 1), uniform(self.components), share)
+        states = uniform(self.states), uniform(self.states - 1)
+        return ImitationDraws(drawn.t, drawn.noise, *states, uniform(self.components), share)
 
-    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
-        """The loss of each sample, (B,) float32. predict: the student.
-
-        Raises ValueError without a teacher, and where the draws lack what this loss takes.
-        """
-        if draws.imitation is None:
-            raise ValueError("the loss of a student takes the places of its states: Draws.imitation")
+    def loss(self, predict: Predict, pairs: Pairs, draws: ImitationDraws) -> Tensor:
+        """The loss of each sample, (B,) float32. predict: the student. Raises ValueError without a teacher."""
         if not self.data_free:
             segment = self.segments.around(raw_time(draws.t, self.segments.shift))
             x = interpolate(pairs.x, pairs.z, segment.t)
             policy = POLICIES[self.policy](predict(x, segment.t), x, segment)
-            return self.segment_loss(policy, x, segment, draws.imitation, 0)[0]
+            return self.segment_loss(policy, x, segment, draws, 0)[0]
         x, total = pairs.z, pairs.z.new_zeros(len(pairs.z))
         for index in range(self.segments.count):
             segment = self.segments.number(index, x)
             policy = POLICIES[self.policy](predict(x, segment.t), x, segment)
-            loss, x = self.segment_loss(policy, x, segment, draws.imitation, index)
+            loss, x = self.segment_loss(policy, x, segment, draws, index)
             total = total + segment.length * loss
         return total
 
-    def ways(self, segment: Segment, numbers: ImitationDraws, index: int = 0) -> Ways:
+    def ways(self, segment: Segment, draws: ImitationDraws, index: int = 0) -> Ways:
         """The places of the ``states`` in a segment: sorted uniform numbers divide the parts of student and teacher."""
-        free, share = (segment.length - self.window_length(segment)).unsqueeze(1), numbers.share
-        student = numbers.student[:, index].sort(1).values
-        teacher = numbers.teacher[:, index].sort(1).values
+        free, share = (segment.length - self.window_length(segment)).unsqueeze(1), draws.share
+        student = draws.student[:, index].sort(1).values
+        teacher = draws.teacher[:, index].sort(1).values
         none, whole = torch.zeros_like(student[:, :1]), torch.ones_like(student[:, :1])
         return Ways(
             torch.diff(student, prepend=none) * (1 - share) * free,
@@ -163,7 +172,7 @@ class Imitation:
         return torch.minimum(self.window / parts, torch.ones_like(parts)) * segment.length
 
     def segment_loss(
-        self, policy: Policy, x: Tensor, segment: Segment, numbers: ImitationDraws, index: int
+        self, policy: Policy, x: Tensor, segment: Segment, draws: ImitationDraws, index: int
     ) -> tuple[Tensor, Tensor]:
         """The loss (B,) of a policy in its segment, which begins at x (B, C, *S), and the end of its way through it.
 
@@ -171,21 +180,21 @@ class Imitation:
         state.
         """
         with torch.no_grad():
-            visits, x = self._follow(policy, x, segment, numbers, index)
-        velocities = self._velocities(policy, visits, segment, numbers.share)
+            visits, x = self._follow(policy, x, segment, draws, index)
+        velocities = self._velocities(policy, visits, segment, draws.share)
         losses = [flow_matching_loss(own, visit.taught) for own, visit in zip(velocities, visits, strict=True)]
         return torch.stack(losses).mean(0), x
 
     def _follow(
-        self, policy: Policy, x: Tensor, segment: Segment, numbers: ImitationDraws, index: int
+        self, policy: Policy, x: Tensor, segment: Segment, draws: ImitationDraws, index: int
     ) -> tuple[list[Visit], Tensor]:
         """The points at which the teacher is asked, and the last one on the way; see `segment_loss`."""
         if self.teacher is None:
             raise ValueError("a student needs a teacher: see Imitation.taught")
-        dropped = numbers.dropped[:, index] < self.dropout if self.components else None
+        dropped = draws.dropped[:, index] < self.dropout if self.components else None
         roll = policy.detach(dropped).roller()
-        ways, window, shift = self.ways(segment, numbers, index), self.window_length(segment), segment.shift
-        led = (1 - numbers.share) * segment.longest
+        ways, window, shift = self.ways(segment, draws, index), self.window_length(segment), segment.shift
+        led = (1 - draws.share) * segment.longest
         raw, visits = segment.start, []
         for by_student, by_teacher in zip(ways.student.unbind(1), ways.teacher.unbind(1), strict=True):
             state = (raw - by_student).clamp(min=0)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -47,13 +47,13 @@ class Method:
     source: Source
     coupling: Coupling
     coordinates: Coordinates
-    objective: Objective
+    objective: Objective[Any]
     times: TrainingTimes = TrainingTimes()
     native: Coordinates | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for parts that do not go together."""
-        if self.objective.transitions and not isinstance(self.source, GaussianSource):
+        if self.objective.transitions and not self.source.gaussian:
             raise ValueError("the transition loss needs a Gaussian source: whiten the coordinates of a mixture's modes")
         if self.objective.transitions and self.coupling.whole_batch:
             raise ValueError("the transition loss draws x_t from x_s: its noise cannot be permuted within the batch")
@@ -63,28 +63,16 @@ class Method:
     @property
     def uses_modes(self) -> bool:
         """Whether `pair`, `start` and `finish` need the statistics of the samples' modes."""
-        return self.coordinates.by_mode or not isinstance(self.source, GaussianSource)
+        return self.coordinates.by_mode or self.source.by_mode
 
     def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator, step: int = 0) -> Draws:
         """The random numbers of ``count`` samples of a shape (C, *S), all from ``generator`` and on its device.
 
         step: of training, from 0.
         """
-
-        def normal() -> Tensor:
-            return torch.randn(count, *shape, generator=generator, device=generator.device)
-
-        return Draws(
-            t=self.times.draw(count, generator),
-            noise=normal(),
-            onward=normal() if self.objective.transitions else None,
-            uniform=(
-                torch.rand(count, 1, *shape[1:], generator=generator, device=generator.device)
-                if self.objective.transports
-                else None
-            ),
-            imitation=(self.objective.draw(count, generator, step) if isinstance(self.objective, Imitation) else None),
-        )
+        t = self.times.draw(count, generator)
+        noise = torch.randn(count, *shape, generator=generator, device=generator.device)
+        return self.objective.draw(Draws(t, noise), generator, step)
 
     def pair(self, x: Tensor, noise: Tensor, modes: ModeStatistics | None = None) -> Pairs:
         """Data x and source points z, both (B, C, *S) in the coordinates of the flow, as the coupling pairs them.
@@ -185,11 +173,15 @@ def method_of(
     """
     if objective not in get_args(Objectives) or source not in SOURCES or coupling not in COUPLINGS:
         raise ValueError(f"no method has objective {objective}, source {source} and coupling {coupling}")
+    coordinates = coordinates_of(objective, source)
+    start = GaussianSource() if coordinates.by_mode else SOURCES[source]
     if objective == "fm":
-        return Method(SOURCES[source], COUPLINGS[coupling], Plain(), FlowMatching(), times)
+        return Method(start, COUPLINGS[coupling], coordinates, FlowMatching(), times)
     if ratio is None:
         raise ValueError("gm-kl needs a transition ratio")
-    if source == "gaussian":
-        return Method(SOURCES[source], COUPLINGS[coupling], Plain(), TransitionNLL(ratio, spectrum), times)
-    # a mixture source is N(0, I) in the coordinates that its modes whiten
-    return Method(GaussianSource(), COUPLINGS[coupling], Whitened(), TransitionNLL(ratio, spectrum), times)
+    return Method(start, COUPLINGS[coupling], coordinates, TransitionNLL(ratio, spectrum), times)
+
+
+def coordinates_of(objective: str, source: str) -> Coordinates:
+    """The coordinates of a method's flow, by its names: gm-kl whitens a mixture's modes, which makes them N(0, I)."""
+    return Whitened() if objective == "gm-kl" and source == "gmm" else Plain()

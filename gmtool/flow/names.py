@@ -1,4 +1,4 @@
-"""Names of a method's parts, as flags and manifests have them; nothing heavy is imported for them."""
+"""Names of the parts of methods and solvers, as flags and manifests have them; nothing heavy is imported for them."""
 
 from __future__ import annotations
 
@@ -10,3 +10,5 @@ CouplingName = Literal["independent", "mode", "batch-ot"]
 TimeDistribution = Literal["logit-normal", "uniform"]
 PolicyName = Literal["gm", "dx", "dx-poly"]
 Condition = Literal["none", "class", "mode"]
+On = Literal["velocity", "mixture", "policy"]
+"""The kind of model that a solver integrates; policy: what a student's network predicts, as it is."""

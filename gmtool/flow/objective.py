@@ -7,7 +7,7 @@ autocast. Source: Lipman et al., arXiv 2210.02747; GMFlow, arXiv 2504.05304, sec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -35,40 +35,24 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class ImitationDraws:
-    """What `gmtool.flow.imitation.Imitation` draws for G segments of each of B samples, with M states in each.
-
-    student (B, G, M), teacher (B, G, M - 1), dropped (B, G, K): in [0, 1), for the places of the states and the
-    components that are left out. share: the teacher's part of the way, by the step of training.
-    """
-
-    student: Tensor
-    teacher: Tensor
-    dropped: Tensor
-    share: float
-
-
-@dataclass(frozen=True)
 class Draws:
-    """The random numbers of the losses of B samples.
+    """The random numbers of the losses of B samples; an objective that takes further ones has a subclass.
 
-    t (B,): times. noise (B, C, *S): standard normal, the source's. onward (B, C, *S): standard normal, that of the
-    transition from x_s to x_t; uniform (B, 1, *S) in [0, 1): for the loss of a spectrum; imitation: for that of a
-    student. None where not asked for.
+    t (B,): times. noise (B, C, *S): standard normal, the source's.
     """
 
     t: Tensor
     noise: Tensor
-    onward: Tensor | None = None
-    uniform: Tensor | None = None
-    imitation: ImitationDraws | None = None
 
 
-class Objective(Protocol):
+Drawn = TypeVar("Drawn", bound=Draws)
+
+
+class Objective(Protocol[Drawn]):
     """A training loss.
 
     mixture: whether the network predicts a mixture over the velocity, else the velocity. transitions: whether the loss
-    draws x_t from x_s, for which the source must be N(0, I). transports: whether it takes `Draws.uniform`.
+    draws x_t from x_s, for which the source must be N(0, I).
     """
 
     @property
@@ -79,11 +63,13 @@ class Objective(Protocol):
     def transitions(self) -> bool:
         """See the class."""
 
-    @property
-    def transports(self) -> bool:
-        """See the class."""
+    def draw(self, drawn: Draws, generator: torch.Generator, step: int) -> Drawn:
+        """The random numbers of the loss: times and noise as ``drawn``, further ones from ``generator``, on its device.
 
-    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
+        step: of training, from 0.
+        """
+
+    def loss(self, predict: Predict, pairs: Pairs, draws: Drawn) -> Tensor:
         """The loss of each sample, (B,) float32."""
 
 
@@ -93,12 +79,27 @@ class FlowMatching:
 
     mixture = False
     transitions = False
-    transports = False
+
+    def draw(self, drawn: Draws, _generator: torch.Generator, _step: int) -> Draws:
+        """See `Objective.draw`."""
+        return drawn
 
     def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
         """See `Objective.loss`."""
         x_t = interpolate(pairs.x, pairs.z, draws.t)
         return flow_matching_loss(cast(Tensor, predict(x_t, draws.t)), velocity(pairs.x, pairs.z))
+
+
+@dataclass(frozen=True)
+class TransitionDraws(Draws):
+    """The random numbers of `TransitionNLL`.
+
+    onward (B, C, *S): standard normal, of the transition from x_s to x_t. uniform (B, 1, *S) in [0, 1): for the loss
+    of a spectrum, None without.
+    """
+
+    onward: Tensor
+    uniform: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,16 @@ class TransitionNLL:
     mixture = True
     transitions = True
 
-    @property
-    def transports(self) -> bool:
-        """See `Objective`."""
-        return self.spectrum is not None
+    def draw(self, drawn: Draws, generator: torch.Generator, _step: int) -> TransitionDraws:
+        """See `Objective.draw`."""
+        count, _, *positions = shape = drawn.noise.shape
+        onward, uniform = torch.randn(shape, generator=generator, device=generator.device), None
+        if self.spectrum is not None:
+            uniform = torch.rand(count, 1, *positions, generator=generator, device=generator.device)
+        return TransitionDraws(drawn.t, drawn.noise, onward, uniform)
 
-    def loss(self, predict: Predict, pairs: Pairs, draws: Draws) -> Tensor:
-        """See `Objective.loss`. Raises ValueError where the draws lack what this loss takes."""
-        if draws.onward is None:
-            raise ValueError("the transition loss takes the noise of the step from x_s to x_t: Draws.onward")
+    def loss(self, predict: Predict, pairs: Pairs, draws: TransitionDraws) -> Tensor:
+        """See `Objective.loss`. Raises ValueError for a spectrum where the draws have nothing for it."""
         t = draws.t
         s = t * (1 - self.ratio)
         x_s = interpolate(pairs.x, pairs.z, s)
@@ -133,7 +135,7 @@ class TransitionNLL:
         if self.spectrum is None:
             return loss
         if draws.uniform is None:
-            raise ValueError("the loss of a spectrum takes uniform numbers: Draws.uniform")
+            raise ValueError("the loss of a spectrum takes uniform numbers: TransitionDraws.uniform")
         return loss + self.spectrum.weight * spectral_loss(
             self.spectrum, data_mixture(predicted, x_t, t), pairs.x, draws.uniform
         )

@@ -25,7 +25,18 @@ class ModeStatistics:
 
 
 class Source(Protocol):
-    """p(z | k), as a map from standard normal noise."""
+    """p(z | k), as a map from standard normal noise.
+
+    gaussian: whether z ~ N(0, I). by_mode: whether z depends on the mode k.
+    """
+
+    @property
+    def gaussian(self) -> bool:
+        """See the class."""
+
+    @property
+    def by_mode(self) -> bool:
+        """See the class."""
 
     def draw(self, noise: Tensor, modes: ModeStatistics | None) -> Tensor:
         """z (B, C, *S) for noise ~ N(0, I) of that shape, given the samples' modes."""
@@ -35,6 +46,9 @@ class Source(Protocol):
 class GaussianSource:
     """z ~ N(0, I), whatever the modes."""
 
+    gaussian = True
+    by_mode = False
+
     def draw(self, noise: Tensor, _modes: ModeStatistics | None) -> Tensor:
         """z = noise (B, C, *S)."""
         return noise
@@ -43,6 +57,9 @@ class GaussianSource:
 @dataclass(frozen=True)
 class MixtureSource:
     """z ~ N(mu_k, diag s_k^2) given the mode k."""
+
+    gaussian = False
+    by_mode = True
 
     def draw(self, noise: Tensor, modes: ModeStatistics | None) -> Tensor:
         """z = mu_k + s_k noise (B, C, *S). Raises ValueError without modes."""

@@ -31,16 +31,7 @@ class WeakerRun:
         compiled and there is no compiler.
         """
         network = load_network(self.run.architecture, self.weights, device, compiled)
-        record = self.run.method
-        return TrainedModel(
-            network,
-            record.method,
-            record.conditioning(self.run.architecture),
-            self.run.statistics(),
-            None,
-            device,
-            precision,
-        )
+        return TrainedModel.of(self.run.method, network, self.run.statistics(), None, device, precision)
 
 
 def open_weaker(run: RunFolder, guide: Path) -> WeakerRun:

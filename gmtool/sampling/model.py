@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gmtool.artifacts.gmm import GmmFile, open_gmm
+from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import MIXTURE, LatentStatistics, RunFolder
-from gmtool.data.mode_statistics import ModeTable
+from gmtool.data.mode_statistics import ModeInputs, ModeTable, mode_table_of
 from gmtool.errors import UserError
 from gmtool.flow.method import Method
 from gmtool.flow.model import Predict
@@ -46,6 +47,21 @@ class TrainedModel:
     precision: torch.dtype
     weaker: TrainedModel | None = None
 
+    @classmethod
+    def of(
+        cls,
+        record: MethodRecord,
+        network: Network,
+        statistics: LatentStatistics,
+        modes: ModeTable | None,
+        device: torch.device,
+        precision: torch.dtype,
+        weaker: TrainedModel | None = None,
+    ) -> TrainedModel:
+        """The network, on its device, of a run with this record. statistics: on any device."""
+        conditioning = record.conditioning(network.architecture)
+        return cls(network, record.method, conditioning, statistics.to(device), modes, device, precision, weaker)
+
     def autocast(self) -> AbstractContextManager[object]:
         """The context of arithmetic in which the network is called."""
         return autocast(self.device, self.precision)
@@ -58,6 +74,17 @@ class TrainedModel:
                 return self.network(x_t, t, conditions)
 
         return predict
+
+    def conditions(self, classes: Tensor, modes: Tensor | None, mean: Tensor | None) -> Conditions:
+        """The network's conditions, on its device, of labels and modes (B,) int64 and the means of these modes."""
+        labels = None if modes is None else modes.to(self.device)
+        return self.conditioning.given(classes.to(self.device), labels, mean)
+
+    @property
+    def mode_inputs(self) -> ModeInputs:
+        """What samples take of their modes, for the weaker network too."""
+        networks = (self,) if self.weaker is None else (self, self.weaker)
+        return ModeInputs(self.method, self.modes, any(known.conditioning.mode_mean for known in networks))
 
     @property
     def spectrum(self) -> Spectrum | None:
@@ -98,17 +125,9 @@ def load_model(
     UserError when the run's statistics are damaged, and as `run_mixture` does.
     """
     statistics = run.statistics()
-    modes = mode_table(run, statistics, device, gmm, stack) if run.method.uses_mode_statistics else None
-    conditioning = run.method.conditioning(run.architecture)
-    return TrainedModel(network, run.method.method, conditioning, statistics.to(device), modes, device, precision)
-
-
-def mode_table(
-    run: RunFolder, statistics: LatentStatistics, device: torch.device, path: Path | None, stack: ExitStack
-) -> ModeTable:
-    """The statistics of the modes of a run's mixture, normalised as its latents; for the rest see `run_mixture`."""
-    gmm = run_mixture(run, path, stack)
-    return ModeTable(gmm, statistics, device, whitened=run.method.method.coordinates.by_mode)
+    mixture = run_mixture(run, gmm, stack) if run.method.uses_mode_statistics else None
+    modes = mode_table_of(run.method, mixture, statistics, device)
+    return TrainedModel.of(run.method, network, statistics, modes, device, precision)
 
 
 def run_mixture(run: RunFolder, path: Path | None, stack: ExitStack) -> GmmFile:

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from gmtool.artifacts.files import counted
 from gmtool.artifacts.method_record import MethodRecord, StudentRecord
 from gmtool.errors import NoEffect, UserError
-from gmtool.flow.guidance import GUIDANCES, Form
+from gmtool.flow.guidance import ALWAYS, GUIDANCES, Form
 from gmtool.flow.imitation import SUBSTEPS
 from gmtool.flow.solvers import SOLVERS, SolverEntry
+from gmtool.flow.solvers.base import Draw, Solver, SolverOptions
 from gmtool.forecast import Choice
-from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, check_solver, parse_interval
+from gmtool.sampling.settings import (
+    FEW,
+    PROTOCOLS,
+    SECOND_ORDER,
+    SUBSTEPS_IN_ALL,
+    SamplingSettings,
+    check_solver,
+    parse_interval,
+)
 from gmtool.settings import flag
-
-FEW = 2
-"""Network evaluations up to which a mixture is drawn by gm-sde. In few, the positions of an image choose their
-components apart from each other: gm-sde then has a smaller Fréchet distance at one, and at two about the same with 1.4
-to 2 times the precision (examples/pictures_study.py).
-"""
-SECOND_ORDER = 6
-"""Network evaluations up to which the default of gm-ode for a union is order 2; in more it is order 1, since order 2
-then takes the detail of images away (examples/pictures_study.py: Fréchet distance 16.5 at ten instead of 9.2).
-"""
-SUBSTEPS_IN_ALL = 128
-"""Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """How to draw, with all defaults resolved; see `SamplingSettings`. steps: network evaluations."""
+    """How to draw, with all defaults resolved; see `SamplingSettings`. steps: network evaluations.
+
+    Samples and sweeps record its fields, by which unfinished ones are known again.
+    """
 
     solver: str
     protocol: str
@@ -58,6 +59,20 @@ class SamplePlan:
     def truncates(self) -> bool:
         """Whether pixels are truncated to 8 bits, not rounded."""
         return PROTOCOLS[self.protocol].truncates
+
+    def make_solver(self, draw: Draw | None = None) -> Solver[Any, Any]:
+        """The solver. draw: how GM-SDE draws from a mixture; None for its own."""
+        options = SolverOptions(
+            evaluations=self.steps,
+            shift=self.shift,
+            order=self.order,
+            substeps=self.substeps,
+            draw=draw,
+            policy="gm" if self.student is None else self.student.policy,
+            temperature=self.temperature,
+            renewal=self.renewal,
+        )
+        return self.entry.make(options)
 
     def grid(self, intervals: int) -> Tensor:
         """The times (intervals + 1,) float64 that the solver goes through, decreasing from 1."""
@@ -141,7 +156,7 @@ def _plan_of_student(settings: SamplingSettings, method: MethodRecord, student: 
         guidance="none",
         scale=0.0,
         orthogonal=1.0,
-        interval=(0.0, 1.0),
+        interval=ALWAYS,
         shift=method.time_shift,
         seed=seed,
         temperature=1.0 if settings.temperature is None else settings.temperature,

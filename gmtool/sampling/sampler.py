@@ -13,14 +13,14 @@ from gmtool.flow.coupling import draw_modes
 from gmtool.flow.guidance import GUIDANCES
 from gmtool.flow.guidance.interval import within
 from gmtool.flow.model import Predict, VelocityModel, mixture_model, velocity_model
-from gmtool.flow.solvers import On
-from gmtool.flow.solvers.base import SolverOptions, integrate
+from gmtool.flow.names import On
+from gmtool.flow.solvers.base import integrate
 from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.nn.architecture import Conditions
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan
-from gmtool.streams import Noise
+from gmtool.streams import Noise, SampleNoise
 
 VIEWS: dict[On, Callable[[Predict], Any]] = {
     "velocity": velocity_model,
@@ -32,13 +32,14 @@ VIEWS: dict[On, Callable[[Predict], Any]] = {
 
 @dataclass(frozen=True)
 class SampleStart:
-    """What is drawn first for samples: labels and modes (B,), the network's conditions, statistics of the modes that
-    the noise comes from, and where the samples begin, (B, C, H, W) at t = 1 in the coordinates of the flow.
+    """What is drawn first for samples.
+
+    conditions: of the network, weaker: of the weaker one if there is one. source_modes: statistics of the modes that
+    the noise comes from. x: where the samples begin, (B, C, H, W) at t = 1 in the coordinates of the flow.
     """
 
-    classes: Tensor
-    modes: Tensor | None
     conditions: Conditions
+    weaker: Conditions | None
     source_modes: ModeStatistics | None
     x: Tensor
 
@@ -58,13 +59,10 @@ def generate(
     the samples' modes (B,) int64; default: drawn. The other random numbers of a sample do not depend on them. observe:
     see `gmtool.flow.solvers.base.integrate`.
     """
-    noise = Noise(plan.seed, indices)
+    noise = SampleNoise(plan.seed, indices)
     start = draw_start(model, noise, classes, modes)
     draw = model.spectrum.draw if plan.spectral and model.spectrum is not None else None
-    policy = "gm" if plan.student is None else plan.student.policy
-    solver = plan.entry.make(
-        SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps, draw, policy, plan.temperature, plan.renewal)
-    )
+    solver = plan.make_solver(draw)
     grid = plan.grid(solver.intervals(plan.steps))
     end = integrate(solver, _guided(model, plan, start), start.x, grid, noise, observe)
     return model.statistics.restore(model.method.finish(end, start.source_modes))
@@ -88,9 +86,9 @@ def evaluations_of(plan: SamplePlan) -> int:
 
         return VIEWS[on](predict)
 
-    solver = plan.entry.make(SolverOptions(plan.steps, plan.shift, plan.order, plan.substeps))
+    solver = plan.make_solver()
     guided = model(1) if plan.guidance == "none" else within(plan.interval, model(2), model(1))
-    integrate(solver, guided, torch.zeros(1, 1, 1, 1), plan.grid(solver.intervals(plan.steps)), Noise(0, [0]))
+    integrate(solver, guided, torch.zeros(1, 1, 1, 1), plan.grid(solver.intervals(plan.steps)), SampleNoise(0, [0]))
     return sum(asked)
 
 
@@ -101,7 +99,7 @@ def unguided_field(
 
     The arguments are those of `generate`.
     """
-    start = draw_start(model, Noise(seed, indices), classes, modes)
+    start = draw_start(model, SampleNoise(seed, indices), classes, modes)
     field = model.method.field(model.predict(start.conditions), start.source_modes)
     return field, model.method.finish(start.x, start.source_modes)
 
@@ -113,25 +111,11 @@ def draw_start(model: TrainedModel, noise: Noise, classes: Tensor, chosen: Tenso
     """
     drawn = _draw_modes(model, noise, classes)
     modes = drawn if chosen is None else chosen
-    source_modes = None
-    if model.modes is not None and model.method.uses_modes:
-        # as in training: from the samples' own modes, or from modes that are drawn apart
-        from_modes = modes if model.method.coupling.own_mode else _draw_modes(model, noise, classes)
-        source_modes = None if from_modes is None else model.modes.at(from_modes)
+    free = _draw_modes(model, noise, classes) if model.mode_inputs.apart else None
+    source_modes, mean = model.mode_inputs.of(modes, free)
     x = model.method.start(noise.normal(model.network.architecture.shape).to(model.device), source_modes)
-    return SampleStart(classes, modes, conditions_of(model, model, classes, modes), source_modes, x)
-
-
-def conditions_of(model: TrainedModel, known: TrainedModel, classes: Tensor, modes: Tensor | None) -> Conditions:
-    """The conditions of ``model`` for samples with these labels and modes (B,) int64, on its device.
-
-    known: the model that has the statistics of the modes.
-    """
-    mean = None
-    if model.conditioning.mode_mean and known.modes is not None and modes is not None:
-        mean = known.modes.at(modes).mean
-    labels = None if modes is None else modes.to(model.device)
-    return model.conditioning.given(classes.to(model.device), labels, mean)
+    weaker = None if model.weaker is None else model.weaker.conditions(classes, modes, mean)
+    return SampleStart(model.conditions(classes, modes, mean), weaker, source_modes, x)
 
 
 def _draw_modes(model: TrainedModel, noise: Noise, classes: Tensor) -> Tensor | None:
@@ -149,8 +133,7 @@ def _guided(model: TrainedModel, plan: SamplePlan, start: SampleStart) -> Any:
     plain = VIEWS[plan.entry.on](model.method.in_flow(model.predict(start.conditions), start.source_modes))
     if plan.guidance == "none":
         return plain
-    weaker = None if model.weaker is None else conditions_of(model.weaker, model, start.classes, start.modes)
-    return within(plan.interval, guidance_of(model, plan, start.conditions, weaker)(plain), plain)
+    return within(plan.interval, guidance_of(model, plan, start.conditions, start.weaker)(plain), plain)
 
 
 def guidance_of(

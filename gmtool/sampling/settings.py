@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from gmtool.errors import NoEffect, UserError
-from gmtool.flow.guidance import GUIDANCES
-from gmtool.flow.solvers import SOLVERS, On, SolverEntry, names_on
+from gmtool.flow.guidance import ALWAYS, GUIDANCES, Form, ScaleRange
+from gmtool.flow.names import On
+from gmtool.flow.solvers import SOLVERS, SolverEntry, names_on
 from gmtool.settings import Option, Seed, Settings, flag
 
 if TYPE_CHECKING:
@@ -48,6 +49,30 @@ def _listed(on: On) -> str:
     return ", ".join(names_on(on))
 
 
+def _with(has: Callable[[SolverEntry], bool]) -> str:
+    """The solvers of runs, not of students, that have something."""
+    return " and ".join(name for name, row in SOLVERS.items() if has(row) and row.on != "policy")
+
+
+def _schemes(has: Callable[[Form], bool]) -> str:
+    """The guidance schemes that have something, and on which kind of model where they do not on all."""
+    named: list[str] = []
+    for name, entry in GUIDANCES.items():
+        kinds = [on for on, form in entry.forms.items() if has(form)]
+        named += [name] if len(kinds) == len(entry.forms) else [f"{name} on a {on}" for on in kinds]
+    return ", ".join(named)
+
+
+def _scales() -> str:
+    """The ranges and defaults of --guidance-scale."""
+
+    def line(scale: ScaleRange) -> str:
+        return f"{_schemes(lambda form: form.scale == scale)}: {scale}, default {scale.default:g}."
+
+    ranges = dict.fromkeys(form.scale for entry in GUIDANCES.values() for form in entry.forms.values())
+    return " ".join(map(line, ranges))
+
+
 def solver_names() -> tuple[str, ...]:
     """What --solver may be."""
     return tuple(SOLVERS)
@@ -65,6 +90,17 @@ def guidance_names() -> tuple[str, ...]:
 
 STEPS = 8
 """Network evaluations by default."""
+FEW = 2
+"""Network evaluations up to which a mixture is drawn by gm-sde. In few, the positions of an image choose their
+components apart from each other: gm-sde then has a smaller Fréchet distance at one, and at two about the same with 1.4
+to 2 times the precision (examples/pictures_study.py).
+"""
+SECOND_ORDER = 6
+"""Network evaluations up to which the default of gm-ode for a union is order 2; in more it is order 1, since order 2
+then takes the detail of images away (examples/pictures_study.py: Fréchet distance 16.5 at ten instead of 9.2).
+"""
+SUBSTEPS_IN_ALL = 128
+"""Sub-steps of a whole GM-ODE run by default: GMFlow has 16 at 8 steps, 8 at 16, 4 at 32."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +119,7 @@ class GuidanceSettings(Settings):
     guidance_scale: Annotated[
         float | None,
         Option(
-            "Strength of guidance. prob, and auto with gm-ode or gm-sde: in [0, 1), default 0.04. cfg, prob-weights, "
-            "and auto with other solvers: at least 1, where 1 is no guidance, default 1.5.",
+            f"Strength of guidance; the least is none. {_scales()}",
             metavar="SCALE",
         ),
     ] = None
@@ -107,8 +142,8 @@ class GuidanceSettings(Settings):
     orthogonal: Annotated[
         float | None,
         Option(
-            "Fraction of the guidance direction's component along the mean to project out, for prob, or for auto on "
-            "a mixture. Default: 1.",
+            "Fraction of the guidance direction's component along the mean to project out (for "
+            f"{_schemes(lambda form: form.orthogonal)}). Default: 1.",
             metavar="SHARE",
             minimum=0.0,
             maximum=1.0,
@@ -149,7 +184,7 @@ class SamplingSettings(GuidanceSettings):
         str | None,
         Option(
             f"For a velocity, or the mean of a mixture: {_listed('velocity')}. For a mixture: {_listed('mixture')}. "
-            "Default: for gm-kl gm-ode, or gm-sde if --steps is 1 or 2; policy for a student; else euler.",
+            f"Default: for gm-kl gm-ode, or gm-sde if --steps is at most {FEW}; policy for a student; else euler.",
             choices=solver_names,
         ),
     ] = None
@@ -165,7 +200,8 @@ class SamplingSettings(GuidanceSettings):
     order: Annotated[
         int | None,
         Option(
-            "Order of gm-ode and gm-sde. Default: 2, or 1 for gm-ode of a union if --steps is more than 6.",
+            f"Order of {_with(lambda row: row.order is None)}. Default: 2, or 1 for gm-ode of a union if --steps is "
+            f"more than {SECOND_ORDER}.",
             metavar="1|2",
             minimum=1,
             maximum=2,
@@ -175,7 +211,7 @@ class SamplingSettings(GuidanceSettings):
         int | None,
         Option(
             "Sub-steps per gm-ode step, which need no network evaluation; for a student, their total. Default: about "
-            "128 / steps, as published; 128 for a student.",
+            f"{SUBSTEPS_IN_ALL} / steps, as published; 128 for a student.",
             metavar="N",
             minimum=1,
         ),
@@ -239,18 +275,13 @@ def check_solver(settings: SamplingSettings, solver: str) -> None:
         )
 
 
-def _with(has: Callable[[SolverEntry], bool]) -> str:
-    """The solvers of runs, not of students, that have something."""
-    return " and ".join(name for name, row in SOLVERS.items() if has(row) and row.on != "policy")
-
-
 def parse_interval(text: str | None) -> tuple[float, float]:
     """The times of ``--guidance-interval``, (low, high); all of [0, 1] for None.
 
     Raises UserError for a text that is not LOW,HIGH with 0 <= LOW <= HIGH <= 1.
     """
     if text is None:
-        return 0.0, 1.0
+        return ALWAYS
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:

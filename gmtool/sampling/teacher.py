@@ -12,9 +12,10 @@ from gmtool.artifacts.manifest import Input, file_fingerprint
 from gmtool.artifacts.run import RunFolder
 from gmtool.artifacts.safetensors_io import read_tensors
 from gmtool.flow.coordinates import converted
+from gmtool.flow.guidance import ALWAYS
 from gmtool.flow.guidance.interval import inside
 from gmtool.flow.method import Method
-from gmtool.flow.model import Prediction, VelocityModel
+from gmtool.flow.model import Prediction, VelocityModel, velocity_model
 from gmtool.flow.path import mean_velocity, per_sample
 from gmtool.flow.source import ModeStatistics
 from gmtool.flow.times import EARLIEST
@@ -59,17 +60,22 @@ class Teacher:
 
     def velocity(self, conditions: Conditions) -> VelocityModel:
         """The guided velocity in the teacher's own coordinates."""
-        on, model = self.plan.entry.on, self.model
-        plain = VIEWS[on](model.predict(conditions))
-        if self.plan.guidance == "none":
-            return lambda x_t, t: _velocity(plain(x_t, t), x_t, t)
-        weaker = None if model.weaker is None else model.weaker.conditioning.given(*vars(conditions).values())
+        model = self.model
+        predict = model.predict(conditions)
+        if self.plan.guidance == "none":  # not by way of the data, which loses digits near t = 0
+            return velocity_model(predict)
+        plain = VIEWS[self.plan.entry.on](predict)
+        weaker = None
+        if model.weaker is not None:
+            weaker = model.weaker.conditioning.given(
+                classes=conditions.classes, modes=conditions.modes, mean=conditions.context
+            )
         guided = guidance_of(model, self.plan, conditions, weaker)
 
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             unguided = plain(x_t, t)
             u = _velocity(guided(lambda _x, _t: unguided)(x_t, t), x_t, t)
-            if self.plan.interval == (0.0, 1.0):
+            if self.plan.interval == ALWAYS:
                 return u
             return torch.where(per_sample(inside(self.plan.interval, t), x_t), u, _velocity(unguided, x_t, t))
 
@@ -127,8 +133,6 @@ def load_teacher(
     run = drawing.run
     network = load_network(run.architecture, drawing.weights, device, compiled)
     weaker = None if drawing.guide is None else drawing.guide.load(device, precision, compiled)
-    conditioning = run.method.conditioning(run.architecture)
-    statistics = run.statistics().to(device)
-    model = TrainedModel(network, run.method.method, conditioning, statistics, None, device, precision, weaker)
+    model = TrainedModel.of(run.method, network, run.statistics(), None, device, precision, weaker)
     model.network.requires_grad_(False)
     return LoadedTeacher(run, drawing.weights, model, drawing.plan, student)

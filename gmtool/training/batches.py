@@ -15,9 +15,10 @@ from gmtool.artifacts.gmm import GmmFile
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.run import LatentStatistics
 from gmtool.data.latent_loader import LatentBatch
-from gmtool.data.mode_statistics import ModeTable
+from gmtool.data.mode_statistics import ModeInputs
 from gmtool.errors import UserError
 from gmtool.flow.coupling import draw_modes
+from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.diagonal import DiagonalMixture, ModePosterior
 from gmtool.runtime import to_device
 from gmtool.streams import generator
@@ -118,18 +119,14 @@ class BatchBuilder:
     """Turns batches of latents into training batches: normalised, labelled, with the statistics of their modes.
 
     labels (N,): of all samples, -1 for none; None for a task without classes. classes: their number. mode_draws: None
-    for a task without modes. table: statistics of the modes, None where the task does not ask for them. own_mode:
-    whether noise comes from a sample's own mode. source_modes, mode_mean: which of `Batch` are asked for.
+    for a task without modes. mode_inputs: what the task takes of them.
     """
 
     labels: np.ndarray | None
     classes: int
     mode_draws: ModeDraws | None
-    table: ModeTable | None
+    mode_inputs: ModeInputs
     statistics: LatentStatistics
-    own_mode: bool
-    source_modes: bool
-    mode_mean: bool
     device: torch.device
 
     def batches(self, raw: Iterator[LatentBatch], start: int, seed: int) -> Iterator[Batch]:
@@ -147,18 +144,8 @@ class BatchBuilder:
             labels = self.labels[raw.rows[raw.share]]
             # an image that lies beside the class folders has no class: it gets the null label
             classes = torch.from_numpy(np.where(labels < 0, self.classes, labels))
-        modes = source_modes = mean = None
-        if self.mode_draws is not None:
-            modes, free = self.mode_draws.draw(raw, draws)
-            if self.table is not None and self.source_modes:
-                source_modes = self.table.at(modes if self.own_mode else free)
-            if self.table is not None and self.mode_mean:
-                known = source_modes if self.own_mode else None
-                mean = (known or self.table.at(modes)).mean
-        return Batch(x, self._to_device(classes), self._to_device(modes), source_modes, mean)
-
-    def _to_device(self, labels: Tensor | None) -> Tensor | None:
-        return None if labels is None else to_device(labels, self.device)
+        modes, free = (None, None) if self.mode_draws is None else self.mode_draws.draw(raw, draws)
+        return _batch(x, classes, modes, *self.mode_inputs.of(modes, free))
 
 
 @dataclass(frozen=True)
@@ -167,7 +154,7 @@ class SourceBatches:
 
     shape: (C, H, W) of the latents. size: of a batch of all processes, share: this one's rows of it. classes (n,)
     int64: those that are drawn, with equal probability; None for a task without classes. weights: p(mode | class) or
-    p(mode), see `mode_weights`; None for a task without modes. The others are as in `BatchBuilder`.
+    p(mode), see `mode_weights`; None for a task without modes. mode_inputs: what the task takes of them.
     """
 
     shape: tuple[int, int, int]
@@ -175,10 +162,7 @@ class SourceBatches:
     share: slice
     classes: Tensor | None
     weights: Tensor | None
-    table: ModeTable | None
-    own_mode: bool
-    source_modes: bool
-    mode_mean: bool
+    mode_inputs: ModeInputs
     device: torch.device
 
     def batches(self, seed: int, start: int, stop: int) -> Iterator[Batch]:
@@ -189,7 +173,7 @@ class SourceBatches:
         classes = None
         if self.classes is not None:
             classes = self.classes[torch.randint(len(self.classes), (self.size,), generator=draws)]
-        modes = source_modes = mean = None
+        modes = free = None
         if self.weights is not None:
             by_class = classes is not None and len(self.weights) > 1
             rows = self.weights[classes] if by_class else self.weights[:1].expand(self.size, -1)
@@ -197,13 +181,17 @@ class SourceBatches:
             modes, free = (
                 torch.multinomial(rows, 1, replacement=True, generator=draws).squeeze(1)[self.share] for _ in range(2)
             )
-            if self.table is not None:
-                known = self.table.at(modes if self.own_mode else free) if self.source_modes else None
-                source_modes = known
-                mean = (known if known and self.own_mode else self.table.at(modes)).mean if self.mode_mean else None
         x = torch.zeros(len(range(*self.share.indices(self.size))), *self.shape, device=self.device)
-        own = None if classes is None else to_device(classes[self.share], self.device)
-        return Batch(x, own, None if modes is None else to_device(modes, self.device), source_modes, mean)
+        mine = None if classes is None else classes[self.share]
+        return _batch(x, mine, modes, *self.mode_inputs.of(modes, free))
+
+
+def _batch(
+    x: Tensor, classes: Tensor | None, modes: Tensor | None, source_modes: ModeStatistics | None, mean: Tensor | None
+) -> Batch:
+    """A batch on the device of x; labels and modes (B,) int64 may be on another one."""
+    labels, own = (None if known is None else to_device(known, x.device) for known in (classes, modes))
+    return Batch(x, labels, own, source_modes, mean)
 
 
 def ahead(items: Iterator[_Item]) -> Iterator[_Item]:

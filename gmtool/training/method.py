@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.errors import UserError
+from gmtool.flow.method import coordinates_of
 from gmtool.flow.names import Condition, CouplingName, SourceName
 from gmtool.flow.times import shift_for
 from gmtool.forecast import Choice
@@ -29,9 +30,9 @@ def resolve_method(
     """
     published = settings.objective == "mm-fm"
     source, why_source = _source(settings)
-    coupling, why_coupling = _coupling(settings, source)
+    whitened = coordinates_of(settings.objective, source).by_mode
+    coupling, why_coupling = _coupling(settings, whitened)
     condition, why_condition = _condition(settings, classes, mixture)
-    whitened = settings.objective == "gm-kl" and source == "gmm"
     shift = shift_for(math.prod(shape)) if settings.time_shift is None else settings.time_shift
     weight = 1 / (2 * shape[0]) if settings.spectral_weight is None and spectral else settings.spectral_weight
     record = MethodRecord(
@@ -41,7 +42,7 @@ def resolve_method(
         condition=condition,
         # whitened coordinates do not tell where in the data they are: the mode's mean does
         mode_mean=whitened if settings.mode_mean is None else settings.mode_mean,
-        transition_ratio=_transition_ratio(settings),
+        transition_ratio=(settings.transition_ratio or 0.5) if settings.objective == "gm-kl" else None,
         time_distribution=settings.time_distribution,
         time_shift=shift,
         dropout=settings.dropout,
@@ -74,22 +75,15 @@ def _source(settings: MethodSettings) -> tuple[SourceName, str]:
     return "gaussian", f"the default of {settings.objective}"
 
 
-def _coupling(settings: MethodSettings, source: SourceName) -> tuple[CouplingName, str]:
+def _coupling(settings: MethodSettings, whitened: bool) -> tuple[CouplingName, str]:
     """The coupling, and why."""
     if settings.coupling != "auto":
         return settings.coupling, "as asked"
     if settings.objective == "mm-fm":
         return "mode", "as published for mm-fm"
-    if settings.objective == "gm-kl" and source == "gmm":
+    if whitened:
         return "mode", "gm-kl on --source gmm works in its modes' coordinates"
     return "independent", f"the default of {settings.objective}"
-
-
-def _transition_ratio(settings: MethodSettings) -> float | None:
-    """lambda of gm-kl, GMFlow's by default; None for objectives without transitions."""
-    if settings.transition_ratio is None and settings.objective == "gm-kl":
-        return 0.5
-    return settings.transition_ratio
 
 
 def _condition(settings: MethodSettings, classes: int, mixture: str | None) -> tuple[Condition, str]:
@@ -117,5 +111,5 @@ def _check(settings: MethodSettings, record: MethodRecord, classes: int, mixture
             "gmm"
         )
     if record.uses_modes and mixture is None:
-        wanted = "--source gmm" if record.source == "gmm" else "--condition mode"
+        wanted = "--source gmm" if record.method.uses_modes else "--condition mode"
         raise UserError(f"{wanted} needs a fitted mixture: run gmtool fit-gmm, or give it by --gmm")

@@ -1,5 +1,6 @@
 """Statistics of a mixture's modes: normalised, never narrower than the floor, the same from memory and from disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ from gmtool.artifacts.gmm import Assignments, DescriptorMixture, open_gmm, write
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import LatentStatistics, latent_statistics
-from gmtool.data.mode_statistics import FLOOR, ModeTable, Place
+from gmtool.data.mode_statistics import FLOOR, ModeInputs, ModeTable, Place
 from gmtool.flow.coordinates import Whitened
+from gmtool.flow.coupling import Independent
+from gmtool.flow.method import Method, fm, mm_fm, union
+from gmtool.flow.source import ModeMixture
 from gmtool.mixture.patch_moments import PatchMode
 
 CPU = torch.device("cpu")
+MIXTURE = ModeMixture(torch.full((3,), 1 / 3), torch.arange(3.0)[:, None], torch.ones(3, 1))
 
 
 @pytest.mark.parametrize("place", [None, "device", "memory", "disk"])
@@ -65,3 +70,27 @@ def test_statistics_are_the_same_on_a_gpu(small: Small, place: Place) -> None:
             assert looked_up.mean.is_cuda and looked_up.std.is_cuda
             torch.testing.assert_close(looked_up.mean.cpu(), expected.mean)
             torch.testing.assert_close(looked_up.std.cpu(), expected.std)
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "mean", "without_free"),
+    [
+        (mm_fm(), "own", "own", "own"),
+        (mm_fm(coupling=Independent()), "free", "own", None),
+        (union(), "own", "own", "own"),
+        (fm(), None, "own", None),
+    ],
+    ids=["mm-fm", "independent", "union", "fm"],
+)
+def test_noise_comes_from_own_modes_or_from_those_drawn_apart(
+    method: Method, source: str | None, mean: str, without_free: str | None
+) -> None:
+    modes = {"own": torch.tensor([0, 1]), "free": torch.tensor([2, 2])}
+    inputs = ModeInputs(method, MIXTURE, mode_mean=True)
+    assert inputs.apart is (source == "free")
+    for free, expected in ((modes["free"], source), (None, without_free)):
+        statistics, means = inputs.of(modes["own"], free)
+        assert torch.equal(means[:, 0].long(), modes[mean])
+        assert statistics is None if expected is None else torch.equal(statistics.mean[:, 0].long(), modes[expected])
+    assert replace(inputs, mode_mean=False).of(modes["own"], modes["free"])[1] is None
+    assert replace(inputs, table=None).of(modes["own"], modes["free"]) == (None, None)

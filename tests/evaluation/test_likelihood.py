@@ -16,6 +16,7 @@ from gmtool.evaluation.likelihood import (
 )
 from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
+from gmtool.streams import SharedNoise, generator
 
 SHAPE = (3, 2, 2)
 MEAN = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(SHAPE)
@@ -37,14 +38,16 @@ def gaussian_velocity(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 def test_the_density_of_a_gaussian_is_known():
     """Its Jacobian is diagonal, of which random signs give the trace exactly."""
     x = data(20)
-    probes = [random_signs(x, torch.Generator().manual_seed(1))]
+    probes = [random_signs(SharedNoise(len(x), generator(1)), x)]
     density = flow_density(gaussian_velocity, normal_density, x, probes, tolerance=1e-8)
     expected = torch.distributions.Normal(MEAN, STD).log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(density.log_density, expected, rtol=1e-5, atol=1e-5)
     assert density.evaluations > 10
     entropy = float(torch.distributions.Normal(MEAN, STD).entropy().sum())
     many = data(4000, seed=2)
-    nats = -flow_density(gaussian_velocity, normal_density, many, [random_signs(many, torch.Generator())]).log_density
+    nats = -flow_density(
+        gaussian_velocity, normal_density, many, [random_signs(SharedNoise(len(many), generator(0)), many)]
+    ).log_density
     assert float(nats.mean()) == pytest.approx(entropy, abs=4 * float(nats.std()) / 4000**0.5)
 
 
@@ -60,7 +63,7 @@ def test_hutchinsons_estimate_is_unbiased_where_the_jacobian_is_not_diagonal():
     expected = float(normal_density(x[:1] @ torch.matrix_exp(matrix).T) + matrix.trace())
     deviations = []
     for count in (1, 4):
-        probes = [random_signs(x, random) for _ in range(count)]
+        probes = [random_signs(SharedNoise(len(x), random), x) for _ in range(count)]
         density = flow_density(field, normal_density, x, probes, tolerance=1e-7).log_density
         deviations.append(float(density.std()))
         assert float(density.mean()) == pytest.approx(expected, abs=5 * deviations[-1] / 2000**0.5)

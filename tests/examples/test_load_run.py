@@ -14,7 +14,7 @@ import gmtool
 from gmtool.artifacts.latents import open_latents
 from gmtool.cli.app import main
 from gmtool.nn.architecture import Conditions
-from gmtool.streams import Noise
+from gmtool.streams import SampleNoise
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "load_run.py"
 
@@ -36,7 +36,7 @@ def test_it_draws_what_gmtool_draws(
     assert main(draw) == 0
     run = tmp_path / "run"
     network = example.load_network(run)
-    noise = Noise(0, range(4)).normal(network.architecture.shape)
+    noise = SampleNoise(0, range(4)).normal(network.architecture.shape)
     shift = example.load_record(run)["config"]["time_shift"]
     x = example.euler(network, noise, Conditions(torch.full((4,), 2)), 3, shift)
     with open_latents(tmp_path / "samples/latents.h5") as latents:

@@ -211,6 +211,15 @@ def test_the_interval_of_a_mixture_switches_to_the_conditional_prediction():
     assert model(x, torch.full((2,), 0.49)).mixture is mixture
 
 
+def test_an_interval_of_all_times_asks_for_no_time():
+    """Of a time on the meta device nothing can be read, as to read one on a GPU would wait for it."""
+    plain = lambda x, t: 0 * x  # noqa: E731
+    x, t = torch.zeros(2, 1, device="meta"), torch.zeros(2, device="meta")
+    assert within((0.0, 1.0), plain, plain)(x, t).shape == x.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        within((0.1, 1.0), plain, plain)(x, t)
+
+
 def test_an_interval_of_all_times_is_no_interval():
     centers, draw = torch.tensor([[-1.0, 0.5], [1.0, 0.8]], dtype=torch.float64), torch.Generator().manual_seed(0)
     plain = exact_posterior(centers, 0.3, torch.tensor([0.2, 0.8], dtype=torch.float64))

@@ -49,6 +49,19 @@ def test_the_loss_of_the_union_is_that_of_gmflow_in_whitened_coordinates(ratio, 
     assert losses.shape == (4,) and losses.dtype == torch.float32
 
 
+@pytest.mark.parametrize("coordinates", [Plain(), Whitened()], ids=["plain", "whitened"])
+def test_the_scale_of_coordinates_is_the_determinant_of_their_map(coordinates):
+    modes, y = some_modes(), normal(4, *SHAPE, seed=1)
+    scale = coordinates.log_scale(coordinates.leave(y, modes), modes)
+    for index in range(4):
+        own = ModeStatistics(modes.mean[index : index + 1], modes.std[index : index + 1])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda y, own=own: coordinates.leave(y, own), y[index : index + 1]
+        )
+        expected = torch.linalg.slogdet(jacobian.reshape(12, 12)).logabsdet / 12
+        torch.testing.assert_close(scale[index], expected)
+
+
 def test_mm_fm_pairs_each_sample_with_noise_from_its_own_mode():
     x, noise, modes, t = normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2), some_modes(), torch.linspace(0, 1, 4)
     pairs = mm_fm().pair(x, noise, modes)
@@ -116,10 +129,10 @@ def test_models_are_of_the_kind_of_the_objective():
 
 def test_draws_are_those_that_the_objective_takes():
     spectrum = Spectrum(lambda gaussian: gaussian.mean, axes=1)
-    for method, taken in ((fm(), 1), (gmflow(), 2), (gmflow(spectrum=spectrum), 3)):
+    for method, further in ((fm(), {}), (gmflow(), {"onward"}), (gmflow(spectrum=spectrum), {"onward", "uniform"})):
         draws = method.draw(5, SHAPE, generator(1))
         assert draws.t.shape == (5,) and draws.noise.shape == (5, *SHAPE)
-        assert [draws.onward is None, draws.uniform is None] == [taken < 2, taken < 3]
+        assert {name for name, value in vars(draws).items() if value is not None} == {"t", "noise", *further}
         repeated = method.draw(5, SHAPE, generator(1))
         for name, value in vars(draws).items():
             assert value is None or torch.equal(value, getattr(repeated, name))
@@ -130,12 +143,10 @@ def test_draws_are_those_that_the_objective_takes():
 
 def test_draws_that_a_loss_lacks_are_named():
     x = normal(2, *SHAPE, seed=1)
-    draws = fm().draw(2, SHAPE, generator(0))
-    with pytest.raises(ValueError, match="noise of the step"):
-        gmflow().loss(network, gmflow().pair(x, draws.noise), draws)
+    draws = gmflow().draw(2, SHAPE, generator(0))
     spectral = gmflow(spectrum=Spectrum(lambda gaussian: gaussian.mean, axes=1))
     with pytest.raises(ValueError, match="uniform numbers"):
-        spectral.loss(network, spectral.pair(x, draws.noise), gmflow().draw(2, SHAPE, generator(0)))
+        spectral.loss(network, spectral.pair(x, draws.noise), draws)
 
 
 @pytest.mark.parametrize("method", [mm_fm(), union()], ids=["mm-fm", "union"])

@@ -14,7 +14,7 @@ from gmtool.flow.solvers.base import integrate
 from gmtool.flow.solvers.policy import PolicySolver, kept_noise
 from gmtool.flow.source import ModeStatistics
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.streams import Noise
+from gmtool.streams import SampleNoise
 
 GRIDS = ((4, 0.5, 3.2, 0.0), (4, 1.0, 3.2, 1.0), (2, 1.0, 1.0, math.inf))
 
@@ -58,7 +58,7 @@ def test_renewed_noise_leaves_the_distribution_as_it_is(renewal):
     centers, weights = torch.tensor([[2.0], [-1.0]]), torch.tensor([0.25, 0.75])
     predict, _ = exact_student(centers, 0.2, weights)
     count = 6000
-    noise = Noise(0, range(count))
+    noise = SampleNoise(0, range(count))
     x = noise.normal((1, 1, 1))
     end = integrate(PolicySolver(renewal=renewal), predict, x, Segments(3).grid(), noise).flatten()
     assert float(end.mean()) == pytest.approx(-0.25, abs=0.06)

@@ -20,7 +20,7 @@ from gmtool.flow.solvers.gm_sde import GmSde
 from gmtool.flow.solvers.second_order import Damping
 from gmtool.flow.times import expand, full_grid
 from gmtool.mixture.gaussian_mixture import GaussianMixture
-from gmtool.streams import Noise, SharedNoise, generator
+from gmtool.streams import Noise, SampleNoise, SharedNoise, generator
 
 G = golden.arrays("gmflow_math")
 CENTERS = torch.tensor([[-1.0, 0.5], [1.0, 0.8], [0.3, -1.2]], dtype=torch.float64)
@@ -233,7 +233,7 @@ def test_solvers_count_network_evaluations(name, steps):
         calls.append(t)
         return exact_velocity(x, t)
 
-    end = solve_by_name(name, model, start(), steps, noise=Noise(0, range(8)))
+    end = solve_by_name(name, model, start(), steps, noise=SampleNoise(0, range(8)))
     assert len(calls) == steps
     assert torch.isfinite(end).all()
 
@@ -242,7 +242,7 @@ def test_solvers_count_network_evaluations(name, steps):
 def test_one_step_is_one_euler_step(name):
     """From t = 1 onto t = 0 every solver gives the mean of the data seen at pure noise."""
     x = start()
-    end = solve_by_name(name, exact_velocity, x, 1, noise=Noise(0, range(8)))
+    end = solve_by_name(name, exact_velocity, x, 1, noise=SampleNoise(0, range(8)))
     ones = torch.ones(len(x), dtype=torch.float64)
     torch.testing.assert_close(end, MODEL(x, ones).gaussian.mean)
 
@@ -277,8 +277,8 @@ MODELS = {"velocity": exact_velocity, "mixture": MODEL, "policy": exact_predicti
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_do_not_depend_on_the_batch(name):
     model, seeds = MODELS[SOLVERS[name].on], range(6)
-    together = solve_by_name(name, model, start(6), 5, noise=Noise(3, seeds))
-    alone = [solve_by_name(name, model, start(6)[i : i + 1], 5, noise=Noise(3, [i])) for i in seeds]
+    together = solve_by_name(name, model, start(6), 5, noise=SampleNoise(3, seeds))
+    alone = [solve_by_name(name, model, start(6)[i : i + 1], 5, noise=SampleNoise(3, [i])) for i in seeds]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -287,8 +287,10 @@ def test_rows_say_what_they_integrate_and_whether_they_add_noise(name):
     entry = SOLVERS[name]
     wrong = MODELS["mixture" if entry.on == "velocity" else "velocity"]
     with pytest.raises((TypeError, AttributeError)):
-        solve_by_name(name, wrong, start(), 4, noise=Noise(0, range(8)))
-    first, second = (solve_by_name(name, MODELS[entry.on], start(), 4, noise=Noise(seed, range(8))) for seed in (0, 1))
+        solve_by_name(name, wrong, start(), 4, noise=SampleNoise(0, range(8)))
+    first, second = (
+        solve_by_name(name, MODELS[entry.on], start(), 4, noise=SampleNoise(seed, range(8))) for seed in (0, 1)
+    )
     assert torch.equal(first, second) is not entry.noisy
     if entry.noisy:
         with pytest.raises(ValueError, match="adds noise"):
@@ -304,7 +306,7 @@ def test_rows_say_which_options_concern_them(name):
 
     def run(**options):
         solver = entry.make(SolverOptions(4, **options))
-        return solve(solver, MODELS[entry.on], start(), 4, noise=Noise(0, range(8)))
+        return solve(solver, MODELS[entry.on], start(), 4, noise=SampleNoise(0, range(8)))
 
     usual = run()
     assert torch.equal(run(order=1), usual) is (entry.order is not None)

@@ -3,13 +3,13 @@ import torch
 from scipy import stats
 from toys import random_mixture, random_point
 
-from gmtool.flow.objective import Draws, Pairs, TransitionNLL
+from gmtool.flow.objective import Pairs, TransitionDraws, TransitionNLL
 from gmtool.flow.solvers.gm_sde import independent_draw
 from gmtool.flow.spectral import Spectrum, spectral_loss, spectral_nll, transform
 from gmtool.mixture.gaussian_mixture import GaussianMixture
 from gmtool.mixture.knothe_rosenblatt import principal_axes, to_gaussian
 from gmtool.nn.spectrum import SpectrumMLP
-from gmtool.streams import Noise
+from gmtool.streams import SampleNoise
 
 SIZE = 8
 
@@ -61,7 +61,7 @@ def test_nll_is_least_at_the_power():
 def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum, leading):
     count = 250
     mixture = one_mixture(count)
-    x = Spectrum(spectrum, leading).draw(mixture, Noise(0, range(count)))
+    x = Spectrum(spectrum, leading).draw(mixture, SampleNoise(0, range(count)))
     z = to_gaussian(mixture, x, principal_axes(mixture))
     for channel in range(2):
         # one position per sample: those of a sample depend on each other
@@ -75,8 +75,8 @@ def test_draws_keep_the_mixture_at_every_position_and_have_the_spectrum(spectrum
 
 def test_white_spectral_draws_have_the_moments_of_independent_ones():
     mixture, count = one_mixture(200), 200
-    spectral = Spectrum(white, 2).draw(mixture, Noise(0, range(count)))
-    independent = independent_draw(mixture, Noise(1, range(count)))
+    spectral = Spectrum(white, 2).draw(mixture, SampleNoise(0, range(count)))
+    independent = independent_draw(mixture, SampleNoise(1, range(count)))
     matched = mixture.moment_matched()
     error = 5 * (matched.variance.max() * 2 / (count * SIZE**2)).sqrt().item()
     for x in (spectral, independent):
@@ -90,7 +90,7 @@ def test_the_network_learns_the_spectrum_of_the_data():
     torch.manual_seed(0)
     network, mixture = SpectrumMLP((2, SIZE, SIZE)), one_mixture(64, components=2)
     mixture = GaussianMixture(mixture.means.float(), mixture.log_weights.float(), mixture.variance.float())
-    x = Spectrum(falling, 2).draw(mixture, Noise(0, range(64)))
+    x = Spectrum(falling, 2).draw(mixture, SampleNoise(0, range(64)))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
     uniform = torch.rand(64, 1, SIZE, SIZE)
     for _ in range(150):
@@ -120,7 +120,7 @@ def test_the_loss_trains_the_spectrum_alone_in_float32():
 def test_its_loss_has_a_weight_beside_that_of_the_flow():
     mixture = random_mixture(1, dtype=torch.float32)
     x, z, onward = (random_point(seed, mixture) for seed in (2, 3, 4))
-    draws = Draws(torch.full((len(x),), 0.5), z, onward, torch.rand(len(x), 1, *x.shape[2:]))
+    draws = TransitionDraws(torch.full((len(x),), 0.5), z, onward, torch.rand(len(x), 1, *x.shape[2:]))
     flow, once, eighth = (
         TransitionNLL(0.5, None if weight is None else Spectrum(lambda gaussian: 0.3 * gaussian.mean, 2, weight)).loss(
             lambda x_t, t: mixture, Pairs(x, z), draws
@@ -138,7 +138,7 @@ def test_latents_of_few_positions_have_a_finite_loss_and_draw(size):
     spectrum = Spectrum(SpectrumMLP((3, *size)), 3)
     loss = spectral_loss(spectrum, mixture, random_point(4, mixture), torch.rand(2, 1, *size))
     assert torch.isfinite(loss).all()
-    assert torch.isfinite(spectrum.draw(mixture, Noise(0, range(2)))).all()
+    assert torch.isfinite(spectrum.draw(mixture, SampleNoise(0, range(2)))).all()
     loss.sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in spectrum.model.parameters())
     if size == (1, 1):

@@ -19,7 +19,7 @@ from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan, make_plan
 from gmtool.sampling.sampler import draw_start, evaluations_of, generate, unguided_field
 from gmtool.sampling.settings import SamplingSettings
-from gmtool.streams import Noise, generator
+from gmtool.streams import SampleNoise, generator
 from gmtool.training.method import resolve_method
 from gmtool.training.settings import MethodSettings
 from gmtool.training.task import Batch, Task
@@ -178,7 +178,7 @@ def test_the_field_is_that_of_the_data_in_normalised_latents() -> None:
     torch.testing.assert_close(field(start, torch.ones(count)), expected, rtol=1e-4, atol=1e-4)
 
 
-class GivenNoise(Noise):
+class GivenNoise(SampleNoise):
     """The same normal numbers each time."""
 
     def __init__(self, normal: Tensor) -> None:

@@ -16,7 +16,7 @@ from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.cli.app import main
 from gmtool.nn.architecture import Conditions
 from gmtool.progress import Progress
-from gmtool.sampling.sampler import conditions_of
+from gmtool.sampling.model import TrainedModel
 from gmtool.settings import make
 from gmtool.stages.likelihood.config import LikelihoodConfig
 from gmtool.stages.likelihood.report import LikelihoodReport
@@ -120,11 +120,13 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The class labels that the network is given."""
     given = []
 
-    def conditions(model, known, classes, chosen) -> Conditions:
-        given.extend(classes.tolist())
-        return conditions_of(model, known, classes, chosen)
+    conditions_of = TrainedModel.conditions
 
-    monkeypatch.setattr("gmtool.stages.likelihood.run.conditions_of", conditions)
+    def conditions(model, classes, modes, mean) -> Conditions:
+        given.extend(classes.tolist())
+        return conditions_of(model, classes, modes, mean)
+
+    monkeypatch.setattr(TrainedModel, "conditions", conditions)
     return given
 
 

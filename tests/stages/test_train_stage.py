@@ -22,7 +22,7 @@ from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.run import latent_statistics, open_run
 from gmtool.data.image_sets import find_images
 from gmtool.data.latent_loader import latent_batches
-from gmtool.data.mode_statistics import ModeTable
+from gmtool.data.mode_statistics import ModeInputs, mode_table_of
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
 from gmtool.settings import as_flat, changed, make
@@ -860,11 +860,8 @@ def test_the_noise_of_training_comes_from_the_whole_mixture(small: Small, coupli
             labels=latents.labels,
             classes=3,
             mode_draws=mode_draws(stored_assignments(gmm), gmm),
-            table=ModeTable(gmm, statistics, CPU, whitened=True),
+            mode_inputs=ModeInputs(plan.method.method, mode_table_of(plan.method, gmm, statistics, CPU), False),
             statistics=statistics,
-            own_mode=plan.method.method.coupling.own_mode,
-            source_modes=True,
-            mode_mean=False,
             device=CPU,
         )
         modes, own = [], []

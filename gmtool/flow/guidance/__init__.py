@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from gmtool.flow.names import On
+
 if TYPE_CHECKING:
     from gmtool.flow.guidance.base import Scheme
 
-On = Literal["velocity", "mixture", "policy"]
+ALWAYS = (0.0, 1.0)
+"""The interval of all times."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from gmtool.flow.guidance import ALWAYS
 from gmtool.flow.model import Prediction
 
 Predicted = TypeVar("Predicted", Tensor, Prediction)
@@ -28,9 +29,13 @@ def within(
 ) -> Callable[[Tensor, Tensor], Predicted]:
     """The ``guided`` model at times low <= t <= high, else the ``conditional`` one, which costs one evaluation.
 
+    In the interval of all times it is the guided one itself: to ask for the time would wait for the GPU.
+
     For velocity and mixture models: x_t (B, C, *S), t (B,). A solver uses one time for the whole batch, so the first
     sample's time decides.
     """
+    if interval == ALWAYS:
+        return guided
 
     def model(x_t: Tensor, t: Tensor) -> Predicted:
         return guided(x_t, t) if bool(inside(interval, t[0])) else conditional(x_t, t)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from gmtool.flow.names import On
 
 if TYPE_CHECKING:
     from gmtool.flow.solvers.base import Solver, SolverOptions
-
-On = Literal["velocity", "mixture", "policy"]
-"""The kind of model that is integrated; policy: what a student's network predicts, as it is."""
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def _whitened(config: DistillConfig, run: RunFolder) -> tuple[bool, str]:
         if asked == "plain":
             raise UserError("--coordinates plain: this teacher's flow runs in whitened coordinates: remove the flag")
         return True, "as the teacher's flow"
-    able = record.source == "gmm" and taught.coupling.own_mode and record.sees_modes
+    able = taught.source.by_mode and taught.coupling.own_mode and record.sees_modes
     if asked == "whitened" and not able:
         raise UserError(
             "--coordinates whitened needs a teacher that is conditioned on the mode and starts from it: train it with "

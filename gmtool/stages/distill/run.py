@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from gmtool.data.mode_statistics import ModeTable
+from gmtool.data.mode_statistics import mode_table_of
 from gmtool.distributed import World, join
 from gmtool.forecast import FileSize, Forecast
 from gmtool.progress import Progress
@@ -53,7 +53,6 @@ def forecast(teacher_path: Path, run_path: Path, config: DistillConfig) -> Forec
 def _inputs(plan: TrainPlan, teacher: Drawing, sources: Sources, world: World) -> TrainInputs:
     """The open inputs of a planned student, its teacher loaded."""
     loaded = load_teacher(teacher, plan.architecture, world.device, plan.precision, plan.config.compute.compile)
-    statistics, modes = teacher.run.statistics(), None  # in whose coordinates the teacher's network is
-    if sources.gmm is not None and plan.method.uses_mode_statistics:
-        modes = ModeTable(sources.gmm, statistics, world.device, whitened=plan.method.method.coordinates.by_mode)
+    statistics = teacher.run.statistics()  # in whose coordinates the teacher's network is
+    modes = mode_table_of(plan.method, sources.gmm, statistics, world.device)
     return TrainInputs(plan, sources.latents, sources.gmm, world, statistics, modes, loaded)

@@ -21,6 +21,7 @@ from gmtool.evaluation.likelihood import (
     flow_density,
     mixture_density,
     normal_density,
+    random_signs,
     velocity_nll,
 )
 from gmtool.evaluation.references import LatentsReference
@@ -30,12 +31,11 @@ from gmtool.nn.architecture import Conditions
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
 from gmtool.sampling.model import TrainedModel, load_model, load_network
-from gmtool.sampling.sampler import conditions_of
 from gmtool.settings import as_flat
 from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
 from gmtool.stages.likelihood.plan import LikelihoodPlan, plan_likelihood
 from gmtool.stages.likelihood.report import LikelihoodReport
-from gmtool.streams import Noise, key_seed
+from gmtool.streams import SampleNoise, key_seed
 from gmtool.tokenizers.base import Encoded, Tokenizer, is_grey
 from gmtool.tokenizers.build import build_tokenizer, takes_grey
 from gmtool.training.batches import FreshAssignments, fresh_assignments
@@ -185,13 +185,12 @@ def _given(plan: LikelihoodPlan, model: TrainedModel, part: Part, assignments: F
     weights = _mode_weights(plan, model, part.labels)
     if assignments is None or weights is None:
         nothing = torch.zeros(len(part.x), dtype=torch.float64)
-        return Given(conditions_of(model, model, classes, None), None, weights, nothing)
+        return Given(model.conditions(classes, None, None), None, weights, nothing)
     modes = _occurring_modes(assignments.posterior(part.descriptors - assignments.centre).cpu(), weights)
     log_weight = weights.gather(1, modes[:, None])[:, 0].double().log()
     # a source that is not coupled by modes is the whole mixture, also for a network that is conditioned on one
-    own = model.method.uses_modes and model.method.coupling.own_mode
-    statistics = model.modes.at(modes) if model.modes is not None and own else None
-    return Given(conditions_of(model, model, classes, modes), statistics, weights, log_weight)
+    statistics, mean = model.mode_inputs.of(modes)
+    return Given(model.conditions(classes, modes, mean), statistics, weights, log_weight)
 
 
 def _mode_weights(plan: LikelihoodPlan, model: TrainedModel, labels: Tensor) -> Tensor | None:
@@ -219,10 +218,8 @@ def _occurring_modes(kept: Posterior, weights: Tensor) -> Tensor:
 
 def _density(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Given) -> tuple[Tensor, int]:
     """-log p of normalised latents, per dimension, (B,) float64; evaluations of the network."""
-    seed, probes = plan.config.seed, []
-    for number in range(plan.config.probes):
-        uniform = Noise(key_seed(seed, "probe", number), part.indices).uniform(part.x.shape[1:])
-        probes.append((uniform < 0.5).to(part.x) * 2 - 1)
+    seeds = (key_seed(plan.config.seed, "probe", number) for number in range(plan.config.probes))
+    probes = [random_signs(SampleNoise(seed, part.indices), part.x) for seed in seeds]
     field = model.method.field(model.predict(given.conditions), given.modes)
     density = flow_density(field, _source(model, given), part.x, probes, plan.config.tolerance)
     log_density = density.log_density.cpu() + given.log_weight
@@ -243,13 +240,12 @@ def _velocity(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Give
     y, total = model.method.coordinates.enter(part.x, given.modes), torch.zeros(len(part.x), dtype=torch.float64)
     predict, times = model.predict(given.conditions), plan.config.times
     for number in range(times):
-        noise = Noise(key_seed(plan.config.seed, "velocity", number), part.indices)
+        noise = SampleNoise(key_seed(plan.config.seed, "velocity", number), part.indices)
         t = (number + noise.uniform(())).to(y) / times
         with torch.no_grad():
             total += velocity_nll(predict, y, noise.normal(y.shape[1:]).to(y), t).double().cpu() / times
-    # dx/dt = s_k dy/dt in whitened coordinates
-    stretched = given.modes is not None and model.method.coordinates.by_mode
-    return total + given.modes.std.log().flatten(1).mean(1).double().cpu() if stretched and given.modes else total
+    # velocities are scaled as the coordinates are
+    return total + model.method.coordinates.log_scale(part.x, given.modes).double().cpu()
 
 
 @contextmanager

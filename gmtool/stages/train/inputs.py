@@ -16,7 +16,7 @@ from gmtool.data.fraction import open_part, part_of_data
 from gmtool.data.image_loader import open_images
 from gmtool.data.image_sets import find_images
 from gmtool.data.latent_loader import LatentBatch, latent_batches
-from gmtool.data.mode_statistics import ModeTable
+from gmtool.data.mode_statistics import ModeInputs, ModeTable, mode_table_of
 from gmtool.distributed import World
 from gmtool.progress import Progress
 from gmtool.sampling.teacher import LoadedTeacher
@@ -52,6 +52,11 @@ class TrainInputs:
     statistics: LatentStatistics
     modes: ModeTable | None
     teacher: LoadedTeacher | None = None
+
+    @property
+    def mode_inputs(self) -> ModeInputs:
+        """What the run takes of samples' modes."""
+        return ModeInputs(self.plan.method.method, self.modes, self.plan.method.mode_mean)
 
     def origin(self) -> Origin:
         """Where the latents come from: as their file says, or a teacher's record. Raises ValueError without either."""
@@ -106,10 +111,7 @@ def open_inputs(
         if gmm is not None and plan.method.uses_modes:
             weights = mode_weights(latents, gmm, plan.method.by_class, rows)
         statistics = latent_statistics(open_part(latents, rows, world, progress), weights)
-    modes = None
-    if gmm is not None and plan.method.uses_mode_statistics:
-        modes = ModeTable(gmm, statistics, world.device, whitened=plan.method.method.coordinates.by_mode)
-    return TrainInputs(plan, latents, gmm, world, statistics, modes)
+    return TrainInputs(plan, latents, gmm, world, statistics, mode_table_of(plan.method, gmm, statistics, world.device))
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,7 @@ def _source_batches(inputs: TrainInputs) -> SourceBatches:
         share=inputs.world.rows(inputs.plan.batch_size),
         classes=None if classes is None else torch.tensor(classes),
         weights=inputs.statistics.mode_weights if method.uses_modes else None,
-        table=inputs.modes,
-        own_mode=method.method.coupling.own_mode,
-        source_modes=method.method.uses_modes,
-        mode_mean=method.mode_mean,
+        mode_inputs=inputs.mode_inputs,
         device=inputs.world.device,
     )
 
@@ -177,10 +176,7 @@ def _builder(
         labels=labels if method.condition == "class" else None,
         classes=len(latents.classes),
         mode_draws=mode_draws(assign(gmm), gmm, part) if gmm is not None and method.uses_modes else None,
-        table=inputs.modes,
+        mode_inputs=inputs.mode_inputs,
         statistics=inputs.statistics.to(inputs.world.device),
-        own_mode=method.method.coupling.own_mode,
-        source_modes=method.method.uses_modes,
-        mode_mean=method.mode_mean,
         device=inputs.world.device,
     )

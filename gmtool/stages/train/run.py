@@ -174,16 +174,8 @@ def new_state(inputs: TrainInputs) -> TrainState[Network]:
 
 def averaged_model(inputs: TrainInputs, state: TrainState[Network]) -> TrainedModel:
     """The model for previews and scores during training: the first average of the weights."""
-    plan, device = inputs.plan, inputs.world.device
-    return TrainedModel(
-        network=state.averages[0].network,
-        method=plan.method.method,
-        conditioning=plan.method.conditioning(plan.architecture),
-        statistics=inputs.statistics.to(device),
-        modes=inputs.modes,
-        device=device,
-        precision=plan.precision,
-    )
+    plan, network, device = inputs.plan, state.averages[0].network, inputs.world.device
+    return TrainedModel.of(plan.method, network, inputs.statistics, inputs.modes, device, plan.precision)
 
 
 def make_stepper(inputs: TrainInputs, state: TrainState[Network]) -> tuple[TrainedModel, Stepper]:
