@@ -148,10 +148,17 @@ def print_forecast(forecast: Forecast, price: float | None = None) -> None:
             for file in files
         ]
     rows += forecast.work
-    if forecast.memory is not None:
-        rows.append(("memory", f"about {human_bytes(forecast.memory)}"))
-    if forecast.seconds is not None:
-        rows.append(("time", f"about {duration(forecast.seconds)}"))
+    memory = None if forecast.memory is None else human_bytes(forecast.memory)
+    seconds = None if forecast.seconds is None else duration(forecast.seconds)
+    rows.append(("memory", _estimate(memory, forecast.more_memory)))
+    rows.append(("time", _estimate(seconds, forecast.more_time)))
     if forecast.seconds is not None and price is not None:
         rows.append(("cost", f"{forecast.seconds / 3600 * price:,.2f}"))
     print_table(forecast.title, ("would", ""), rows)
+
+
+def _estimate(amount: str | None, more: str) -> str:
+    """An amount as far as it is known, in words; more: what comes on top."""
+    if amount is None:
+        return "unknown before it is measured"
+    return f"about {amount}" + (f", and {more}: unknown before measured" if more else "")

@@ -32,6 +32,8 @@ MAX_PIXELS = 2**27
 """Pixels of an image that is decoded: 12000 x 11000, which take half a GiB."""
 LONGEST = 16
 """An image whose long side is more than so many times the short one is cropped before it is resized."""
+AHEAD = 2
+"""Batches that each worker makes ahead: torch's default."""
 FEWER_WORKERS = "use fewer --workers (0: none) where a command has them"
 """What helps where the processes that decode images are too many, in messages."""
 SAMPLE_BATCH = 64
@@ -238,6 +240,11 @@ def bad_image_error(images: ImageSet, bad: BadImage) -> UserError:
         f"{images.root}: {bad.name} cannot be read as an image ({bad.reason}): repair or remove it, or use "
         "--skip-bad where a command has it"
     )
+
+
+def batch_bytes(image_size: int, batch_size: int, workers: int) -> int:
+    """Bytes of the decoded batches that are in memory at once: that in use, and those that ``workers`` made ahead."""
+    return 3 * image_size**2 * batch_size * (1 + AHEAD * workers)
 
 
 def default_workers() -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.run import MIXTURE, LatentStatistics, RunFolder
-from gmtool.data.mode_statistics import ModeTable
+from gmtool.data.mode_statistics import ModeTable, mode_bytes
 from gmtool.errors import UserError
 from gmtool.flow.method import Method
 from gmtool.flow.model import Predict
@@ -102,6 +102,15 @@ def load_model(
     modes = mode_table(run, statistics, device, gmm, stack) if run.method.uses_mode_statistics else None
     conditioning = run.method.conditioning(run.architecture)
     return TrainedModel(network, run.method.method, conditioning, statistics.to(device), modes, device, precision)
+
+
+def model_bytes(run: RunFolder, weights: Path) -> int:
+    """About the memory of a run's network, by its file of float32 weights, and of the statistics of its modes.
+
+    Raises UserError when the run's statistics are damaged.
+    """
+    drawn = run.statistics().mode_weights if run.method.uses_mode_statistics else None
+    return weights.stat().st_size + mode_bytes(0 if drawn is None else drawn.shape[1], run.architecture.shape)
 
 
 def mode_table(
