@@ -124,14 +124,21 @@ def mode_table(
 def run_mixture(run: RunFolder, path: Path | None, stack: ExitStack) -> GmmFile:
     """A run's mixture, which ``stack`` closes; path: where it is, None: where it was in training.
 
-    Raises UserError when it is gone, damaged or another one, and when the run does not say which it was.
+    Where the run does not say which it was, ``path`` is needed, and must have the run's number of modes. Raises
+    UserError when the mixture is gone, damaged or another one.
     """
     known = run.manifest.input("gmm")
-    if known is None:
-        raise UserError(f"{run.path} does not say which mixture it was trained with: train again")
     beside = run.path / MIXTURE  # an imported run brings its own, and may have been moved since
-    path = path or (beside if beside.exists() else Path(known.path))
+    path = path or (beside if beside.exists() else None if known is None else Path(known.path))
+    if path is None:
+        raise UserError(f"{run.path} does not say which mixture it was trained with: give it by --gmm")
     gmm = stack.enter_context(open_gmm(path))
-    if known.fingerprint != gmm.manifest.fingerprint:
+    if not (_may_be_of(run, gmm) if known is None else gmm.manifest.fingerprint == known.fingerprint):
         raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
     return gmm
+
+
+def _may_be_of(run: RunFolder, gmm: GmmFile) -> bool:
+    """Whether a mixture has the shape of the run's latents and, where the run knows modes, as many."""
+    weights = run.statistics().mode_weights
+    return gmm.shape == run.architecture.shape and (weights is None or weights.shape[1] == len(gmm))
