@@ -154,9 +154,10 @@ class SdVaeFamily(TokenizerFamily):
         """See `TokenizerFamily.recognises`."""
         return bool(config.get("_class_name") == "AutoencoderKL")
 
-    def default_shape(self, image_size: int) -> tuple[int, int, int]:
-        """See `TokenizerFamily.default_shape`: 4 channels, a position for 8 x 8 pixels."""
-        return 4, image_size // 8, image_size // 8
+    def default_sizes(self, image_size: int) -> LatentSizes:
+        """See `TokenizerFamily.default_sizes`: 4 channels, a position for 8 x 8 pixels."""
+        shape = (4, image_size // 8, image_size // 8)
+        return LatentSizes(shape, pooled_size(shape))
 
     def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
         """See `TokenizerFamily.settle`."""

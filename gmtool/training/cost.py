@@ -118,6 +118,12 @@ def step_cost(
     )
 
 
+def parameters_of(architecture: Architecture) -> int:
+    """The number of a network's parameters."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(architecture, seed=0).parameters())
+
+
 def evaluation_flops(architecture: Architecture, precision: torch.dtype) -> int:
     """Floating-point operations of a network for one sample, evaluated once in ``precision`` and not trained."""
     with torch.device("meta"):

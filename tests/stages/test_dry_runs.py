@@ -123,6 +123,91 @@ def test_every_dry_run_has_memory_and_time(
     assert rows["time"].startswith("about ") == (command[0] == "sweep") or rows["time"] == UNKNOWN
 
 
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the working directory."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+IMAGENET = "2,562,334 samples of 768 x 16 x 16 in 1,000 classes: {} does not exist, so ImageNet's by the preset"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["encode"], {"IMAGES (assumed)": IMAGENET.format("images"), "writes": "latents.h5, 945.8 GiB"}),
+        (["encode", "--flip", "none", "--limit", "1000"], {"writes": "latents.h5, 381.2 MiB"}),
+        (
+            ["fit-gmm"],
+            {
+                "LATENTS (assumed)": IMAGENET.format("latents.h5"),
+                "reads": "latents.h5, 945.8 GiB",
+                "images in the fit": "2,434,218 of 2,562,334 (1,281,167 mirrored copies)",
+            },
+        ),
+        (["fit-gmm", "--fraction", "0.1", "--held-out", "0"], {"images held out": "0", "modes, and": "8,192, 8"}),
+        (
+            ["sample"],
+            {
+                "RUN (assumed)": IMAGENET.format("run"),
+                "reads": "run, 3.2 GiB",
+                "writes": "samples, 36.6 GiB",
+                "network calls": "782 batches of 8",
+            },
+        ),
+        (["sample", "--decoder", "some/decoder", "--num", "100"], {"writes": "samples, 131.2 MiB"}),
+        (
+            ["eval"],
+            {
+                "SAMPLES (assumed)": "50,000 images of the preset's: samples does not exist",
+                "writes": "samples/metrics.json",
+                "samples": "50,000 images of 256 x 256 px",
+                "reference": "ImageNet's by the preset, 2,562,334 samples",
+            },
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_preset_needs_no_input(
+    empty: Path, command: list[str], expected: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In an empty folder the stages say what they assume of the data, and leave nothing behind."""
+    assert main([*command, "--preset", "union-imagenet256", "--device", "cpu", "--dry-run"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, value in expected.items():
+        assert f"{name} " in text and value in text
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [("encode", "images"), ("fit-gmm", "latents.h5"), ("sample", "run"), ("eval", "samples")],
+)
+def test_without_a_preset_that_tells_the_latents_the_input_is_missing(
+    empty: Path, command: str, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in (["--dry-run"], ["--dry-run", "--preset", "quickstart"], ["--preset", "union-imagenet256"]):
+        assert main([command, *flags, "--device", "cpu"]) == 2
+        assert f"{missing} does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_assumed(
+    small: Small, runs: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["encode", str(small.classes / "images"), "--tokenizer", "pixels"],
+        ["fit-gmm", str(small.latents("classes")), "--modes", "4"],
+        ["sample", str(runs / "union")],
+    ):
+        assert main([*command, "--preset", "union-imagenet256", "--device", "cpu", "--dry-run"]) == 0
+        assert "assumed" not in capsys.readouterr().out
+
+
 def test_what_no_estimate_exists_for_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     print_forecast(Forecast("something"))
     rows = shown(capsys)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gmtool.artifacts.outputs import output_of
+from gmtool.data.mode_statistics import mode_bytes
 from gmtool.forecast import Choice, FileSize, Forecast
 from gmtool.nn.architecture import Architecture
 from gmtool.runtime import compute_dtype, resolve_device
-from gmtool.sampling.plan import SamplePlan
+from gmtool.sampling.plan import SamplePlan, make_plan, sampling_choices
 from gmtool.sampling.sampler import evaluations_of
+from gmtool.stages.assumed import assumed_latents
+from gmtool.stages.presets import Preset
 from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.train.forecast import facts_of_recipe
+from gmtool.stages.train.plan import plan_training
 from gmtool.throughput import device_name, known_speed, speed_row
-from gmtool.training.cost import evaluation_flops
+from gmtool.tokenizers.table import family_of
+from gmtool.training.cost import evaluation_flops, parameters_of
 
 
 def samples_bytes(count: int, shape: tuple[int, int, int], side: int | None) -> int:
@@ -77,3 +84,34 @@ class Undrawn:
             more_memory="what the network computes of a batch" + ", and the decoder" * (self.side is not None),
             more_time="" if self.side is None else "the decoder's",
         )
+
+
+def forecast_of_imagenet(run: Path, folder: Path, config: SampleConfig, preset: Preset) -> Forecast:
+    """What drawing from the run that a preset trains on ImageNet's latents would take; ``run`` does not exist.
+
+    Raises UserError where the preset does not tell the latents' shape, where such a run cannot be drawn from as the
+    settings say, and where the folder cannot be written.
+    """
+    written, encode = output_of(folder, "samples"), preset.config("encode")
+    latents = assumed_latents(encode, run)
+    gpu = resolve_device(config.device).type == "cuda"
+    training = plan_training(preset.config("train"), facts_of_recipe(preset.settings), gpu)
+    parameters = parameters_of(training.architecture)
+    modes = mode_bytes(training.facts.modes, latents.layout.shape) if training.method.uses_mode_statistics else 0
+    hint = None if config.decoder is not None else family_of(encode.tokenizer.tokenizer).decoder_hint
+    samples = Undrawn(
+        folder=written.path,
+        config=config,
+        plan=make_plan(config.sampling, training.method, training.architecture.spectral, config.selection.seed),
+        architecture=training.architecture,
+        side=latents.image_size if hint is None else None,
+        no_images=hint,
+        model_bytes=4 * parameters + modes,
+    )
+    expected = samples.forecast(
+        title=f"{written.path} from {run}",
+        reads=(FileSize(run, 4 * parameters),),
+        network=f"of a {training.model} of {parameters:,} parameters",
+        choices=sampling_choices(config.sampling, training.method),
+    )
+    return replace(expected, work=(latents.row("RUN"), *expected.work))
