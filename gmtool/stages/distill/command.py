@@ -37,7 +37,7 @@ def command(
     from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.distill.run import distill, forecast
-    from gmtool.stages.sample.following import sample_command
+    from gmtool.stages.sample.next_command import sample_command
 
     expect_dry_run(price, dry_run)
     if dry_run:

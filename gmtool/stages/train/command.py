@@ -40,7 +40,7 @@ def command(
         return
     from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress
-    from gmtool.stages.sample.following import sample_command
+    from gmtool.stages.sample.next_command import sample_command
     from gmtool.stages.train.run import train
 
     report = train(latents, run, config, ConsoleProgress())
