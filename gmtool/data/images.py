@@ -197,7 +197,7 @@ class ImageSample:
                 return load_image(reader, index).size
             except Exception as error:  # as below; the loader lists what is passed over here
                 if not self.skip_bad:
-                    bad = BadImage(index, self.images.names[index], describe(error))
+                    bad = BadImage(index, self.images.names[index], why_unreadable(error))
                     raise bad_image_error(self.images, bad) from error
         raise no_image_error(self.images)
 
@@ -362,10 +362,10 @@ class _Decoder(Dataset):
         except MemoryError:
             return BadImage(index, self._images.names[index], "out of memory", out_of_memory=True)
         except Exception as error:  # a decoder meets broken data in any way it likes
-            return BadImage(index, self._images.names[index], describe(error))
+            return BadImage(index, self._images.names[index], why_unreadable(error))
 
 
-def describe(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
     """Why an image cannot be read, in a few words."""
     if "cannot identify image file" in str(error):  # Pillow's text ends with the address of a buffer
         return "not an image of a known format"

@@ -30,7 +30,7 @@ from gmtool.tokenizers.pretrained import (
     model_config,
     model_folder,
     model_record,
-    one_line,
+    reading_model,
     recorded_folder,
     recorded_model,
 )
@@ -216,7 +216,7 @@ def _load_network(folder: Path) -> Any:
     except ImportError as error:
         raise UserError(_NEEDS_DIFFUSERS) from error
     logging.set_verbosity_error()
-    with one_line(folder, RECORDED):
+    with reading_model(folder, RECORDED):
         network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
             folder,
             use_safetensors=True,

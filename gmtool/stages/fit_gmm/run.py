@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gmtool.artifacts.files import check_space
-from gmtool.artifacts.gmm import Assignments, GmmWriter, open_gmm
+from gmtool.artifacts.gmm import GmmWriter, KeptModes, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.artifacts.resume import ResumeFile
@@ -93,13 +93,13 @@ def fit_gmm(
     return FitReport(output, plan.picture, metrics, reused, time.monotonic() - started)
 
 
-def _of_file(kept: Assignments, plan: FitPlan, count: int) -> Assignments:
+def _of_file(kept: KeptModes, plan: FitPlan, count: int) -> KeptModes:
     """The kept modes of all samples of the file: none of those outside the part that is used."""
     if len(plan.part) == count:
         return kept
     modes, probabilities = np.zeros((count, plan.top_k), np.int32), np.zeros((count, plan.top_k), np.float32)
     modes[plan.part], probabilities[plan.part] = kept.modes, kept.probabilities
-    return Assignments(modes, probabilities)
+    return KeptModes(modes, probabilities)
 
 
 def _decisive(settings: Any) -> dict[str, Any]:

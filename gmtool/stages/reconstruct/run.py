@@ -37,7 +37,7 @@ from gmtool.settings import as_flat
 from gmtool.stages.reconstruct.config import ReconstructConfig
 from gmtool.stages.reconstruct.report import (
     LABELS,
-    Distance,
+    FeatureDistance,
     Quality,
     ReconstructionReport,
     WorstImage,
@@ -366,7 +366,7 @@ def _report(
     distances = []
     for name in extractors if len(indices) > 1 else ():
         real, made = (feature_statistics(joined(f"{kind}.{name}")) for kind in ("real", "made"))
-        distances.append(Distance(name, frechet_distance(real, made)))
+        distances.append(FeatureDistance(name, frechet_distance(real, made)))
     worst = figures[worst_by].argsort(descending=True, stable=True)[: config.pairs].tolist()
     return ReconstructionReport(
         images=str(plan.images.root),
