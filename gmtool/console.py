@@ -10,6 +10,7 @@ from typing import Any
 
 from gmtool.forecast import Forecast
 from gmtool.progress import Progress
+from gmtool.words import duration, human_bytes
 
 PLAIN_INTERVAL = 15.0
 """Seconds between two progress lines when standard error is not a terminal."""
@@ -92,15 +93,6 @@ class ConsoleProgress(Progress):
         return f"{self._count:,}/{self._total:,} {self._unit}, {rate:.3g} {self._unit}/s{shown}, {ending}"
 
 
-def duration(seconds: float) -> str:
-    """A human-readable time span: 75 -> '1:15', 3700 -> '1:01:40', infinity -> 'unknown'. seconds: at least 0."""
-    if seconds == float("inf"):
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], bold: Container[tuple[int, int]] = ()
 ) -> None:
@@ -139,8 +131,6 @@ def print_forecast(forecast: Forecast, price: float | None = None) -> None:
 
     price: of an hour of this machine, in any currency; the cost is shown where the time is known too.
     """
-    from gmtool.artifacts.files import human_bytes
-
     rows = [(f"{choice.flag} (auto)", f"{choice.value}: {choice.why}") for choice in forecast.choices]
     for verb, files in (("reads", forecast.reads), ("writes", forecast.writes)):
         rows += [

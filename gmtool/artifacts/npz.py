@@ -16,9 +16,9 @@ from typing import IO
 
 import numpy as np
 
-from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.errors import UserError
+from gmtool.words import human_bytes
 
 PIECE = 2**24
 """Bytes read at once."""

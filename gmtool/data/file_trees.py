@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from gmtool.artifacts.files import check_space, human_bytes
+from gmtool.artifacts.files import check_space
 from gmtool.errors import FULL, GmtoolError, UserError
+from gmtool.words import human_bytes
 
 LARGEST = 2**30
 """Bytes of a file that is read whole; of a larger one only the size is looked at."""

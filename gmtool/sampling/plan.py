@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gmtool.artifacts.files import counted
 from gmtool.artifacts.method_record import MethodRecord, StudentRecord
 from gmtool.errors import NoEffect, UserError
 from gmtool.flow.guidance import GUIDANCES, Form
@@ -15,6 +14,7 @@ from gmtool.flow.solvers import SOLVERS, SolverEntry
 from gmtool.forecast import Choice
 from gmtool.sampling.settings import PROTOCOLS, SamplingSettings, check_solver, parse_interval
 from gmtool.settings import flag
+from gmtool.words import counted
 
 FEW = 2
 """Network evaluations up to which a mixture is drawn by gm-sde. In few, the positions of an image choose their

@@ -61,8 +61,7 @@ def command(
 
 
 def _print_report(report: EncodeReport) -> None:
-    from gmtool.artifacts.files import counted, human_bytes
-    from gmtool.console import duration
+    from gmtool.words import counted, duration, human_bytes
 
     shape = " x ".join(map(str, report.shape))
     took = f", in {duration(report.seconds)}" if report.fresh else ""

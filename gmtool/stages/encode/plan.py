@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import free_bytes, human_bytes
+from gmtool.artifacts.files import free_bytes
 from gmtool.artifacts.latents import Layout
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.artifacts.outputs import Output, output_of
@@ -27,6 +27,7 @@ from gmtool.stages.encode.config import EncodeConfig
 from gmtool.streams import generator
 from gmtool.tokenizers.build import depends_on_precision, facts_of_models, image_size_of, latent_sizes, takes_grey
 from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
+from gmtool.words import human_bytes
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,8 +48,9 @@ def command(
 
 
 def _print_report(report: FitReport, latents: Path, config: FitGmmConfig) -> None:
-    from gmtool.console import duration, print_table
+    from gmtool.console import print_table
     from gmtool.data.fraction import part_flags
+    from gmtool.words import duration
 
     metrics = report.metrics
     names = ("smallest", "5 %", "median", "95 %", "largest")

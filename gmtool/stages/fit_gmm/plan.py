@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.gmm import gmm_bytes
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.outputs import Output, output_of
@@ -21,6 +20,7 @@ from gmtool.mixture.patch_moments import ROW_BYTES, SUMS_BYTES, WORK_BYTES, Patc
 from gmtool.stages.assumed import AssumedLatents
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.plots import check_picture
+from gmtool.words import human_bytes
 
 
 @dataclass(frozen=True, eq=False)

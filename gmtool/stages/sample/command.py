@@ -32,11 +32,11 @@ def command(
 
     Example: gmtool sample --steps 6 --guidance prob --guidance-scale 0.2 --num 5000
     """
-    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.assumed import preset_without
     from gmtool.stages.sample.forecast import forecast_of_imagenet
     from gmtool.stages.sample.run import plan_samples, sample
+    from gmtool.words import counted
 
     if dry_run:
         recipe = preset_without(preset, run)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmtool.artifacts.files import counted, resolved
+from gmtool.artifacts.files import resolved
 from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.run import CONFIG, RunFolder, open_run
 from gmtool.distributed import World, join
@@ -21,6 +21,7 @@ from gmtool.settings import flag
 from gmtool.stages.sweep.config import SweepConfig
 from gmtool.stages.sweep.points import Grid, plan_grid
 from gmtool.tokenizers.build import missing_decoder
+from gmtool.words import counted
 
 FOLDER = Path("sweep")
 """The folder that is written by default."""
