@@ -26,6 +26,7 @@ from gmtool.data.image_sets import ImageSet, spread
 from gmtool.distributed import neighbours
 from gmtool.errors import MachineError, UserError
 from gmtool.tokenizers.base import is_grey
+from gmtool.words import one_line
 
 MAX_WORKERS = 16
 MAX_PIXELS = 2**27
@@ -163,7 +164,7 @@ def _started(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
     try:
         return iter(loader)
     except (OSError, RuntimeError) as error:  # too few file descriptors or processes, no space for semaphores
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise MachineError(
             f"the {workers} processes that decode images cannot start ({reason}): {FEWER_WORKERS}, or raise "
             "`ulimit -n` and `ulimit -u`, or enlarge /dev/shm"
@@ -369,7 +370,7 @@ def why_unreadable(error: Exception) -> str:
     """Why an image cannot be read, in a few words."""
     if "cannot identify image file" in str(error):  # Pillow's text ends with the address of a buffer
         return "not an image of a known format"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _collate(items: list[tuple[int, np.ndarray] | BadImage]) -> ImageBatch:
