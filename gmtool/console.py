@@ -10,6 +10,7 @@ from typing import Any
 
 from gmtool.forecast import Forecast
 from gmtool.progress import Progress
+from gmtool.words import duration, human_bytes
 
 PLAIN_INTERVAL = 15.0
 """Seconds between two progress lines when standard error is not a terminal."""
@@ -92,15 +93,6 @@ class ConsoleProgress(Progress):
         return f"{self._count:,}/{self._total:,} {self._unit}, {rate:.3g} {self._unit}/s{shown}, {ending}"
 
 
-def duration(seconds: float) -> str:
-    """A human-readable time span: 75 -> '1:15', 3700 -> '1:01:40', infinity -> 'unknown'. seconds: at least 0."""
-    if seconds == float("inf"):
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], bold: Container[tuple[int, int]] = ()
 ) -> None:
@@ -139,8 +131,6 @@ def print_forecast(forecast: Forecast, price: float | None = None) -> None:
 
     price: of an hour of this machine, in any currency; the cost is shown where the time is known too.
     """
-    from gmtool.artifacts.files import human_bytes
-
     rows = [(f"{choice.flag} (auto)", f"{choice.value}: {choice.why}") for choice in forecast.choices]
     for verb, files in (("reads", forecast.reads), ("writes", forecast.writes)):
         rows += [
@@ -148,10 +138,17 @@ def print_forecast(forecast: Forecast, price: float | None = None) -> None:
             for file in files
         ]
     rows += forecast.work
-    if forecast.memory is not None:
-        rows.append(("memory", f"about {human_bytes(forecast.memory)}"))
-    if forecast.seconds is not None:
-        rows.append(("time", f"about {duration(forecast.seconds)}"))
+    memory = None if forecast.memory is None else human_bytes(forecast.memory)
+    seconds = None if forecast.seconds is None else duration(forecast.seconds)
+    rows.append(("memory", _estimate(memory, forecast.more_memory)))
+    rows.append(("time", _estimate(seconds, forecast.more_time)))
     if forecast.seconds is not None and price is not None:
         rows.append(("cost", f"{forecast.seconds / 3600 * price:,.2f}"))
     print_table(forecast.title, ("would", ""), rows)
+
+
+def _estimate(amount: str | None, more: str) -> str:
+    """An amount as far as it is known, in words; more: what comes on top."""
+    if amount is None:
+        return "unknown before it is measured"
+    return f"about {amount}" + (f", and {more}: unknown before measured" if more else "")

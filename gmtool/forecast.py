@@ -29,7 +29,8 @@ class Forecast:
 
     title: one line, what would be done. reads, writes: files with their sizes. work: what is computed, as pairs of a
     name and an amount with its unit. choices: defaults that were settled. memory: about the bytes that it takes,
-    seconds: about the time; None where nothing is known of it.
+    seconds: about the time; None where nothing is known of it before it is measured. more_memory, more_time: what comes
+    on top, in words, because no estimate of it exists.
     """
 
     title: str
@@ -39,3 +40,5 @@ class Forecast:
     choices: tuple[Choice, ...] = ()
     memory: int | None = None
     seconds: float | None = None
+    more_memory: str = ""
+    more_time: str = ""

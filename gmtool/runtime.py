@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.files import counted
 from gmtool.errors import UserError
 from gmtool.settings import Precision
+from gmtool.words import counted
 
 
 def resolve_device(name: str) -> torch.device:

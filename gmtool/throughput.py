@@ -108,7 +108,7 @@ def known_speed(device: str, precision: str) -> Speed | None:
 def speed_row(speed: Speed | None) -> tuple[str, str]:
     """The row of a dry run on the speed by which it estimates the time: a name and words."""
     if speed is None:
-        return "time", "unknown: `gmtool bench` measures this machine"
+        return "speed", "unknown: `gmtool bench` measures this machine"
     return "speed", f"{speed.train / 1e12:.3g} TFLOP/s, measured with {speed.network}"
 
 

@@ -2,7 +2,9 @@
 the numbers are the CPU's. See `pretend_cuda`.
 """
 
+import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,8 +20,9 @@ from small import Small
 
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import open_latents
-from gmtool.cli.app import execute
+from gmtool.cli.app import execute, main
 from gmtool.evaluation.metrics import flow_paths
+from gmtool.runtime import allow_tf32
 from gmtool.training import loop, throughput
 from gmtool.training.checkpoint import Position
 
@@ -132,6 +135,50 @@ def test_training_waits_for_nothing_between_two_reports(
     run_gmtool(f"{TRAIN} {RUNS[name]} --device cuda", **here)
     assert len(losses(tmp_path / "run")) == STEPS and np.isfinite(losses(tmp_path / "run")).all()
     assert not in_each_step
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        ("encode IMAGES LATENTS --tokenizer pixels --workers 0", False),
+        (f"{TRAIN} {RUNS['fm']}", False),
+        (f"{TRAIN} {RUNS['fm']} --tf32", True),
+        ("sample RUN OUT --num 2 --steps 1", False),
+        ("eval SAMPLES --features tokenizer", False),
+    ],
+    ids=["encode", "train", "train --tf32", "sample", "eval"],
+)
+def test_tf32_is_on_where_it_was_asked_for(small: Small, runs: Path, tmp_path: Path, words: str, allowed: bool) -> None:
+    """In training alone, whatever was allowed before."""
+    if words.startswith("eval"):
+        run_gmtool("sample RUN OUT --num 4 --steps 1 --device cpu", run=runs / "run", out=tmp_path / "samples")
+    latents = small.latents("classes") if words.startswith("train") else tmp_path / "latents.h5"
+    here = {"images": small.classes / "images", "latents": latents, "run": runs / "run"}
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        allow_tf32(not allowed)
+        run_gmtool(f"{words} --device cuda", **here, samples=tmp_path / "samples", out=tmp_path / "out")
+        assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+def test_a_small_dev_shm_is_one_line(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", no_space)
+    images, latents = str(small.classes / "images"), str(small.latents("classes"))
+    train = ["train", latents, str(tmp_path / "run"), "--images", images, *RUNS["fm"].split()]
+    for command in (["encode", images, str(tmp_path / "new.h5"), "--tokenizer", "pixels"], train):
+        assert main([*command, "--workers", "2", "--device", "cuda"]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "processes that decode images cannot start (No space left on device): use fewer --workers" in line
+        assert "/dev/shm" in line
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

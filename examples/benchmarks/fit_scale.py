@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from em import make_data, matrix_rate
 
-from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.latents import LatentsFile, Provenance, open_latents, write_latents
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.console import print_table
@@ -36,6 +35,7 @@ from gmtool.mixture.patch_kernels import Add, adder
 from gmtool.mixture.patch_moments import mode_block, patch_moments, share_memory
 from gmtool.mixture.settings import EmSettings, PatchSettings
 from gmtool.runtime import resolve_device
+from gmtool.words import human_bytes
 
 SHAPE = (768, 16, 16)
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from gmtool.artifacts.files import human_bytes
 from gmtool.console import print_table
 from gmtool.data.digits import write_digits
 from gmtool.progress import Progress
@@ -24,6 +23,7 @@ from gmtool.stages.encode.run import encode_images
 from gmtool.stages.presets import load_preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
+from gmtool.words import human_bytes
 
 
 class MemoryLog(Progress):

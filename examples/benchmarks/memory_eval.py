@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from gmtool.artifacts.files import human_bytes
 from gmtool.console import print_table
 from gmtool.evaluation.cache import FeatureCache, feature_key
 from gmtool.evaluation.extractors import ExtractorSettings
@@ -35,6 +34,7 @@ from gmtool.evaluation.features import Features
 from gmtool.evaluation.references import Reference, open_reference
 from gmtool.progress import Progress
 from gmtool.stages.evaluate.subjects import open_subject
+from gmtool.words import human_bytes
 
 SIDE, AT_ONCE, CLASSES = 256, 250, 1008
 LATENTS = 500

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gmtool.errors import MachineError, UserError
+from gmtool.words import human_bytes, one_line
 
 PART_SUFFIX = ".gmtool-part"
 """Ends the hidden name of what is being written."""
@@ -121,11 +122,6 @@ def reading(path: Path, repair: str) -> Iterator[None]:
         raise UserError(f"{path} is damaged ({one_line(error)}): {repair}") from error
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, or its name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def flush_to_disk(path: Path) -> None:
     """Bring the content of a file or folder to the disk (fsync), so that a later rename is not written before it.
 
@@ -212,17 +208,3 @@ def reserve(path: Path, size: int) -> None:
                 f"{path} cannot have the {human_bytes(size)} that it needs ({reason}): free some space, or choose "
                 "another disk"
             ) from error
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things, human-readable: "1 point", "1,000 points"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def human_bytes(count: float) -> str:
-    """A byte count, human-readable: 1536 -> '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} TiB"

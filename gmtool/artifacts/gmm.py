@@ -52,7 +52,7 @@ _PATCHES = ("patch_mean", "patch_std")
 
 
 @dataclass(frozen=True)
-class Assignments:
+class KeptModes:
     """Modes (n, k) int32 of n data, and their probabilities (n, k) float32; both 0 beyond a sample's last kept mode."""
 
     modes: np.ndarray
@@ -123,7 +123,7 @@ class GmmFile(Hdf5Reader):
                 raise ValueError("patch_std holds a number that is NaN, infinite or not positive")
         return stds
 
-    def kept(self, rows: Rows) -> Assignments:
+    def kept(self, rows: Rows) -> KeptModes:
         """The kept modes of some data: a slice with a positive step, or indices in any order, also repeated.
 
         Raises UserError when they are damaged: no modes of the mixture, or no probabilities.
@@ -134,7 +134,7 @@ class GmmFile(Hdf5Reader):
                 raise ValueError(f"modes holds a number that is none of its {len(self)} modes")
             if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():
                 raise ValueError("probabilities holds a number that is no probability")
-        return Assignments(modes[rows], probabilities[rows])
+        return KeptModes(modes[rows], probabilities[rows])
 
     def verify(self) -> None:
         """Read everything. Raises UserError unless it is what was written; this holds for files of any version."""
@@ -205,7 +205,7 @@ class GmmWriter(Hdf5Writer):
         cls,
         path: Path,
         descriptors: DescriptorMixture,
-        kept: Assignments,
+        kept: KeptModes,
         shape: tuple[int, int, int],
         weights: np.ndarray | None = None,
     ) -> GmmWriter:
@@ -236,9 +236,9 @@ class GmmWriter(Hdf5Writer):
         return cls.lay_out(path, gmm_bytes(modes, descriptor_size, data, top_k, shape), build)
 
     @property
-    def kept(self) -> Assignments:
+    def kept(self) -> KeptModes:
         """The kept modes of all data."""
-        return Assignments(self._file["modes"][:], self._file["probabilities"][:])
+        return KeptModes(self._file["modes"][:], self._file["probabilities"][:])
 
     def write(self, patch: PatchMode) -> str:
         """Write the mean and deviation (C, H, W) of one mode; return their digest. Raises OSError on a full disk."""
@@ -274,7 +274,7 @@ def write_gmm(
     path: Path,
     *,
     descriptors: DescriptorMixture,
-    kept: Assignments,
+    kept: KeptModes,
     patches: Iterable[PatchMode],
     shape: tuple[int, int, int],
     latents: Input,

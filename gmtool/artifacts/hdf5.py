@@ -20,11 +20,12 @@ import h5py
 import numpy as np
 
 from gmtool.artifacts.checksum import checksum, row_checksums
-from gmtool.artifacts.files import flush_to_disk, one_line, reading, reserve
+from gmtool.artifacts.files import flush_to_disk, reading, reserve
 from gmtool.artifacts.hdf5_rows import StoredRows, runs, stored_rows
 from gmtool.artifacts.manifest import KINDS, Array, Kind, Manifest, expect_kind, parse_manifest
 from gmtool.errors import MachineError, UserError
 from gmtool.progress import Progress
+from gmtool.words import one_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on

@@ -16,9 +16,9 @@ from typing import IO
 
 import numpy as np
 
-from gmtool.artifacts.files import human_bytes
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.errors import UserError
+from gmtool.words import human_bytes, one_line
 
 PIECE = 2**24
 """Bytes read at once."""
@@ -165,7 +165,7 @@ def _opened(path: Path, repair: str) -> Iterator[zipfile.ZipFile]:
     except PermissionError:
         raise
     except Exception as error:  # broken data raise anything: zipfile, zlib, lzma, struct, the parser of the header
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{path} is damaged, or no .npz of numbers ({reason}): {repair}") from error
 
 

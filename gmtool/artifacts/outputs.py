@@ -38,7 +38,6 @@ from gmtool.artifacts.files import (
     flush_tree,
     is_part,
     new_part_of,
-    one_line,
     resolved,
     work_folder,
 )
@@ -46,6 +45,7 @@ from gmtool.artifacts.hdf5 import read_manifest
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, parse_manifest
 from gmtool.artifacts.resume import STATE
 from gmtool.errors import UserError
+from gmtool.words import one_line
 
 LOCK, PART, PIECES, OLD = "lock", "part", "pieces", "old"
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from gmtool.artifacts.files import check_space, human_bytes
+from gmtool.artifacts.files import check_space
 from gmtool.errors import FULL, GmtoolError, UserError
+from gmtool.words import human_bytes, one_line
 
 LARGEST = 2**30
 """Bytes of a file that is read whole; of a larger one only the size is looked at."""
@@ -192,7 +193,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     return UserError(f"{path} is a damaged archive ({reason}): make or fetch it again")
 
 

@@ -26,12 +26,15 @@ from gmtool.data.image_sets import ImageSet, spread
 from gmtool.distributed import neighbours
 from gmtool.errors import MachineError, UserError
 from gmtool.tokenizers.base import is_grey
+from gmtool.words import one_line
 
 MAX_WORKERS = 16
 MAX_PIXELS = 2**27
 """Pixels of an image that is decoded: 12000 x 11000, which take half a GiB."""
 LONGEST = 16
 """An image whose long side is more than so many times the short one is cropped before it is resized."""
+AHEAD = 2
+"""Batches that each worker makes ahead: torch's default."""
 FEWER_WORKERS = "use fewer --workers (0: none) where a command has them"
 """What helps where the processes that decode images are too many, in messages."""
 SAMPLE_BATCH = 64
@@ -161,7 +164,7 @@ def _started(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
     try:
         return iter(loader)
     except (OSError, RuntimeError) as error:  # too few file descriptors or processes, no space for semaphores
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise MachineError(
             f"the {workers} processes that decode images cannot start ({reason}): {FEWER_WORKERS}, or raise "
             "`ulimit -n` and `ulimit -u`, or enlarge /dev/shm"
@@ -195,7 +198,7 @@ class ImageSample:
                 return load_image(reader, index).size
             except Exception as error:  # as below; the loader lists what is passed over here
                 if not self.skip_bad:
-                    bad = BadImage(index, self.images.names[index], describe(error))
+                    bad = BadImage(index, self.images.names[index], why_unreadable(error))
                     raise bad_image_error(self.images, bad) from error
         raise no_image_error(self.images)
 
@@ -238,6 +241,11 @@ def bad_image_error(images: ImageSet, bad: BadImage) -> UserError:
         f"{images.root}: {bad.name} cannot be read as an image ({bad.reason}): repair or remove it, or use "
         "--skip-bad where a command has it"
     )
+
+
+def batch_bytes(image_size: int, batch_size: int, workers: int) -> int:
+    """Bytes of the decoded batches that are in memory at once: that in use, and those that ``workers`` made ahead."""
+    return 3 * image_size**2 * batch_size * (1 + AHEAD * workers)
 
 
 def default_workers() -> int:
@@ -355,14 +363,14 @@ class _Decoder(Dataset):
         except MemoryError:
             return BadImage(index, self._images.names[index], "out of memory", out_of_memory=True)
         except Exception as error:  # a decoder meets broken data in any way it likes
-            return BadImage(index, self._images.names[index], describe(error))
+            return BadImage(index, self._images.names[index], why_unreadable(error))
 
 
-def describe(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
     """Why an image cannot be read, in a few words."""
     if "cannot identify image file" in str(error):  # Pillow's text ends with the address of a buffer
         return "not an image of a known format"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _collate(items: list[tuple[int, np.ndarray] | BadImage]) -> ImageBatch:

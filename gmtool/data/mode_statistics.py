@@ -42,6 +42,16 @@ def place_for(size: int, device: torch.device) -> Place:
     return "device"
 
 
+def mode_bytes(modes: int, shape: tuple[int, int, int]) -> int:
+    """Bytes of memory of a number of modes (C, H, W), mean and deviation; 0 where they stay on disk."""
+    size = _table_bytes(modes, shape)
+    return size if fits_in_memory(size) else 0
+
+
+def _table_bytes(modes: int, shape: tuple[int, int, int]) -> int:
+    return 8 * modes * int(np.prod(shape))
+
+
 class ModeTable:
     """Means and standard deviations of modes, normalised as the latents are, whose statistics are m and s:
 
@@ -63,7 +73,7 @@ class ModeTable:
         self._gmm, self._device, self._floor = gmm, device, FLOOR if whitened else 0.0
         self._statistics = statistics.to(torch.device("cpu"))
         self._all: ModeStatistics | None = None
-        where = place or place_for(8 * len(gmm) * int(np.prod(gmm.shape)), device)
+        where = place or place_for(_table_bytes(len(gmm), gmm.shape), device)
         if where != "disk":
             self._all = self._read(np.arange(len(gmm)))
         if where == "device" and self._all is not None:

@@ -19,6 +19,8 @@ from gmtool.progress import Progress
 
 SPATIAL_SIZE = 2023
 """Numbers of the features of sFID."""
+LIKELY_SIZE = 1024
+"""Numbers of a feature vector, where only weights tell that are not here: those of the larger ViTs."""
 
 
 ON_FEATURES = ("statistics", "spatial", "features", "training", "logits")
@@ -42,6 +44,17 @@ class FeaturePlan:
     def name(self) -> str:
         """The extractor's name."""
         return self.choice.value
+
+    def memory(self, count: int, real: int, subsets: bool) -> int:
+        """About the bytes that the features of ``count`` images and ``real`` ones take.
+
+        subsets: whether metrics of subsets are computed too.
+        """
+        size, row = self.size or LIKELY_SIZE, extractor_row(self.name)
+        numbers = size + (SPATIAL_SIZE + row.logits if row.classifies else 0)
+        # features, the real ones once more in pairs, the generated ones in subsets, and a few covariances
+        images = count * (2 if subsets else 1) + 2 * real
+        return 4 * numbers * images + 8 * 8 * size**2
 
     def computed(self, with_images: bool, on_training_images: bool) -> list[Row]:
         """The metrics that a reference allows.

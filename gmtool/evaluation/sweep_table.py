@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gmtool.artifacts.files import counted, reading
+from gmtool.artifacts.files import reading
 from gmtool.artifacts.manifest import expect_kind, parse_manifest
 from gmtool.artifacts.sweep import MANIFEST
 from gmtool.errors import UserError
 from gmtool.evaluation.report import Figure, parse_figure
+from gmtool.words import counted
 
 RUN = "run"
 """The axis of several runs."""

@@ -84,7 +84,10 @@ def seed_centroids(
 def kmeans(
     points: np.ndarray, seeds: np.ndarray, *, iterations: int, device: torch.device, use_faiss: bool = True
 ) -> Clusters:
-    """The clusters of points (N, D) after at most ``iterations`` of Lloyd's iterations; see `lloyd`, `label_points`."""
+    """The clusters of points (N, D) after at most ``iterations`` of Lloyd's iterations; see `lloyd`, `label_points`.
+
+    It is for use as a library: `gmtool fit-gmm` takes the iterations one by one, to save its state between them.
+    """
     steps = lloyd(points, Centroids(seeds), iterations=iterations, device=device, use_faiss=use_faiss)
     centroids = reduce(lambda _, step: step, steps, Centroids(seeds))
     labels = label_points(points, centroids.centroids, device=device, use_faiss=use_faiss)

@@ -16,7 +16,7 @@ from gmtool.foreign.reading import reading
 from gmtool.foreign.torch_files import read_checkpoint
 from gmtool.huggingface import hub_folder
 from gmtool.reconstruction.discriminator import DinoFeatures, default_blocks
-from gmtool.tokenizers.pretrained import one_line
+from gmtool.tokenizers.pretrained import reading_model
 
 DEFAULT = "facebook/dino-vits8"
 EPS = 1e-6
@@ -57,7 +57,7 @@ def _from_folder(folder: Path) -> Any:
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{_FLAG} {folder} holds no config.json: give a model folder as transformers saves it")
-    with one_line(folder, _FLAG):
+    with reading_model(folder, _FLAG):
         config = AutoConfig.from_pretrained(folder)
     if config.model_type != "vit":
         raise UserError(f"{_FLAG} {folder} is a {config.model_type}, not a ViT: give {DEFAULT} or another DINO")
@@ -92,7 +92,7 @@ def _vit(config: Any, weights: dict[str, torch.Tensor], place: Path) -> Any:
     hub_logging.disable_progress_bar()
     config.layer_norm_eps, config.hidden_act = EPS, GELU
     loader: Any = transformers.ViTModel.from_pretrained
-    with one_line(place, _FLAG):
+    with reading_model(place, _FLAG):
         network, report = loader(
             None, config=config, state_dict=weights, add_pooling_layer=False, output_loading_info=True
         )

@@ -17,7 +17,7 @@ from gmtool.errors import NotFinite
 from gmtool.forecast import Choice
 from gmtool.sampling.guide import WeakerRun, open_weaker
 from gmtool.sampling.labels import labels_of, modes_of
-from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network
+from gmtool.sampling.model import TrainedModel, find_weights, load_model, load_network, model_bytes
 from gmtool.sampling.plan import SamplePlan, make_plan, sampling_choices
 from gmtool.sampling.sampler import generate
 from gmtool.sampling.settings import SamplingSettings, SelectionSettings, WeightSettings
@@ -62,6 +62,11 @@ class Drawing:
             *(used for used in self.run.manifest.inputs if used.role == "latents"),
             *(() if self.guide is None else (self.guide.input,)),
         )
+
+    def model_bytes(self) -> int:
+        """About the memory of the network, its guide and the statistics of its modes; raises as `model_bytes` does."""
+        guide = 0 if self.guide is None else self.guide.weights.stat().st_size
+        return model_bytes(self.run, self.weights) + guide
 
     def load(self, device: torch.device, precision: torch.dtype, compiled: bool, stack: ExitStack) -> TrainedModel:
         """The network, and its guide; ``stack`` closes the run's mixture. precision: of the network's arithmetic.

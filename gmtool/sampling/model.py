@@ -12,7 +12,7 @@ from torch import Tensor
 from gmtool.artifacts.gmm import GmmFile, open_gmm
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.run import MIXTURE, LatentStatistics, RunFolder
-from gmtool.data.mode_statistics import ModeInputs, ModeTable, mode_table_of
+from gmtool.data.mode_statistics import ModeInputs, ModeTable, mode_bytes, mode_table_of
 from gmtool.errors import UserError
 from gmtool.flow.method import Method
 from gmtool.flow.model import Predict
@@ -130,17 +130,33 @@ def load_model(
     return TrainedModel.of(run.method, network, statistics, modes, device, precision)
 
 
+def model_bytes(run: RunFolder, weights: Path) -> int:
+    """About the memory of a run's network, by its file of float32 weights, and of the statistics of its modes.
+
+    Raises UserError when the run's statistics are damaged.
+    """
+    drawn = run.statistics().mode_weights if run.method.uses_mode_statistics else None
+    return weights.stat().st_size + mode_bytes(0 if drawn is None else drawn.shape[1], run.architecture.shape)
+
+
 def run_mixture(run: RunFolder, path: Path | None, stack: ExitStack) -> GmmFile:
     """A run's mixture, which ``stack`` closes; path: where it is, None: where it was in training.
 
-    Raises UserError when it is gone, damaged or another one, and when the run does not say which it was.
+    Where the run does not say which it was, ``path`` is needed, and must have the run's number of modes. Raises
+    UserError when the mixture is gone, damaged or another one.
     """
     known = run.manifest.input("gmm")
-    if known is None:
-        raise UserError(f"{run.path} does not say which mixture it was trained with: train again")
     beside = run.path / MIXTURE  # an imported run brings its own, and may have been moved since
-    path = path or (beside if beside.exists() else Path(known.path))
+    path = path or (beside if beside.exists() else None if known is None else Path(known.path))
+    if path is None:
+        raise UserError(f"{run.path} does not say which mixture it was trained with: give it by --gmm")
     gmm = stack.enter_context(open_gmm(path))
-    if known.fingerprint != gmm.manifest.fingerprint:
+    if not (_may_be_of(run, gmm) if known is None else gmm.manifest.fingerprint == known.fingerprint):
         raise UserError(f"{run.path} was trained with another mixture than {path}: give its own by --gmm")
     return gmm
+
+
+def _may_be_of(run: RunFolder, gmm: GmmFile) -> bool:
+    """Whether a mixture has the shape of the run's latents and, where the run knows modes, as many."""
+    weights = run.statistics().mode_weights
+    return gmm.shape == run.architecture.shape and (weights is None or weights.shape[1] == len(gmm))

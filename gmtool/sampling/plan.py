@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from gmtool.artifacts.files import counted
 from gmtool.artifacts.method_record import MethodRecord, StudentRecord
 from gmtool.errors import NoEffect, UserError
 from gmtool.flow.guidance import ALWAYS, GUIDANCES, Form
@@ -25,6 +24,7 @@ from gmtool.sampling.settings import (
     parse_interval,
 )
 from gmtool.settings import flag
+from gmtool.words import counted
 
 
 @dataclass(frozen=True)

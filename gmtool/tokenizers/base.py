@@ -133,8 +133,8 @@ class TokenizerFamily(ABC):
         weights are no longer those of the record, MachineError when they cannot be fetched.
         """
 
-    def default_shape(self, image_size: int) -> tuple[int, int, int] | None:
-        """(C, H, W) of the default model's latents, known without its files; None where the images decide."""
+    def default_sizes(self, image_size: int) -> LatentSizes | None:
+        """The sizes of the default model's latents, known without its files; None where the images decide."""
         return None
 
     def recognises(self, config: Mapping[str, Any]) -> bool:

@@ -155,9 +155,9 @@ class EncoderFamily(TokenizerFamily):
         """See `TokenizerFamily.recognises`."""
         return config.get("model_type") in self.kinds
 
-    def default_shape(self, image_size: int) -> tuple[int, int, int]:
-        """See `TokenizerFamily.default_shape`: the default models have 768 numbers per token."""
-        return 768, image_size // TOKEN_PIXELS, image_size // TOKEN_PIXELS
+    def default_sizes(self, image_size: int) -> LatentSizes:
+        """See `TokenizerFamily.default_sizes`: the default models have 768 numbers per token."""
+        return LatentSizes((768, image_size // TOKEN_PIXELS, image_size // TOKEN_PIXELS), 768)
 
     def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
         """See `TokenizerFamily.settle`."""

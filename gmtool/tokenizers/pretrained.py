@@ -51,7 +51,7 @@ def model_config(folder: Path, what: str) -> dict[str, Any]:
 
     Raises UserError when it is missing or damaged.
     """
-    with one_line(folder, what):
+    with reading_model(folder, what):
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
@@ -86,7 +86,7 @@ def recorded_folder(settings: Mapping[str, Any], pickled: bool = False) -> Path:
 
 
 @contextmanager
-def one_line(folder: Path, what: str) -> Iterator[None]:
+def reading_model(folder: Path, what: str) -> Iterator[None]:
     """Turn what the libraries raise inside of this, for a damaged model, into a UserError that names its folder."""
     from safetensors import SafetensorError
 

@@ -30,7 +30,7 @@ from gmtool.tokenizers.pretrained import (
     model_config,
     model_folder,
     model_record,
-    one_line,
+    reading_model,
     recorded_folder,
     recorded_model,
 )
@@ -154,9 +154,10 @@ class SdVaeFamily(TokenizerFamily):
         """See `TokenizerFamily.recognises`."""
         return bool(config.get("_class_name") == "AutoencoderKL")
 
-    def default_shape(self, image_size: int) -> tuple[int, int, int]:
-        """See `TokenizerFamily.default_shape`: 4 channels, a position for 8 x 8 pixels."""
-        return 4, image_size // 8, image_size // 8
+    def default_sizes(self, image_size: int) -> LatentSizes:
+        """See `TokenizerFamily.default_sizes`: 4 channels, a position for 8 x 8 pixels."""
+        shape = (4, image_size // 8, image_size // 8)
+        return LatentSizes(shape, pooled_size(shape))
 
     def settle(self, settings: TokenizerSettings, model: str | None, images: ImageSample) -> Settled:
         """See `TokenizerFamily.settle`."""
@@ -215,7 +216,7 @@ def _load_network(folder: Path) -> Any:
     except ImportError as error:
         raise UserError(_NEEDS_DIFFUSERS) from error
     logging.set_verbosity_error()
-    with one_line(folder, RECORDED):
+    with reading_model(folder, RECORDED):
         network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers has no types
             folder,
             use_safetensors=True,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.errors import UserError
-from gmtool.tokenizers.pretrained import RECORDED, model_config, one_line, recorded_model
+from gmtool.tokenizers.pretrained import RECORDED, model_config, reading_model, recorded_model
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std of the pixels of each colour, in [0, 1]."""
@@ -130,7 +130,7 @@ def read_facts(folder: Path, role: str) -> VitFacts:
     network = getattr(transformers, design.network, None)
     if network is None:
         raise UserError(f"{role} {folder} needs a newer transformers than {transformers.__version__}: upgrade it")
-    with one_line(folder, role):
+    with reading_model(folder, role):
         config = network.config_class.from_pretrained(folder)
         patch = config.patch_size if isinstance(config.patch_size, int) else max(config.patch_size)
         registers = int(getattr(config, "num_register_tokens", 0))
@@ -171,7 +171,7 @@ def load_vit(folder: Path, facts: VitFacts, role: str) -> Any:
     safe = any(folder.glob("*.safetensors"))
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0
-    with one_line(folder, role):
+    with reading_model(folder, role):
         network, report = getattr(transformers, design.network).from_pretrained(
             folder, config=config, use_safetensors=safe, weights_only=True, output_loading_info=True
         )

@@ -22,6 +22,7 @@ from gmtool.artifacts.method_record import MethodRecord
 from gmtool.flow.coupling import Independent
 from gmtool.nn.architecture import Architecture
 from gmtool.nn.build import build_network
+from gmtool.nn.conditioning import conditioning_of
 from gmtool.nn.network import Network
 from gmtool.runtime import autocast
 from gmtool.training.task import Task, task_of
@@ -114,6 +115,27 @@ def step_cost(
         fixed_bytes=2 * one.bytes - two.bytes,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
+
+
+def parameters_of(architecture: Architecture) -> int:
+    """The number of a network's parameters."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(architecture, seed=0).parameters())
+
+
+def evaluation_flops(architecture: Architecture, precision: torch.dtype) -> int:
+    """Floating-point operations of a network for one sample, evaluated once in ``precision`` and not trained."""
+    with torch.device("meta"):
+        network = build_network(architecture, seed=0)
+
+    def evaluate(count: int) -> object:
+        x, labels = torch.zeros(count, *architecture.shape), torch.zeros(count, dtype=torch.long)
+        return network(x, torch.zeros(count), conditioning_of(architecture, "none").given(labels, labels, x))
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.to_empty(device="cpu")
+        one, two = (trace(evaluate, network.parameters(), precision, count) for count in (1, 2))
+    return two.flops - one.flops
 
 
 @dataclass(frozen=True)

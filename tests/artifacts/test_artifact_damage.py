@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gmtool.artifacts.gmm import Assignments, DescriptorMixture, open_gmm, write_gmm
+from gmtool.artifacts.gmm import DescriptorMixture, KeptModes, open_gmm, write_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
 from gmtool.artifacts.manifest import Input, Manifest, parse_manifest
 from gmtool.artifacts.resume import ResumeFile, ResumeState
@@ -51,7 +51,7 @@ def gmm(path: Path) -> Path:
     write_gmm(
         path,
         descriptors=DescriptorMixture(np.full(3, 1 / 3), rng.normal(size=(3, 5)), np.ones((3, 5))),
-        kept=Assignments(np.arange(8, dtype=np.int32).reshape(4, 2) % 3, np.full((4, 2), 0.5, np.float32)),
+        kept=KeptModes(np.arange(8, dtype=np.int32).reshape(4, 2) % 3, np.full((4, 2), 0.5, np.float32)),
         patches=[PatchMode(k, *rng.uniform(1, 2, (2, *SHAPE)).astype(np.float32)) for k in range(3)],
         shape=SHAPE,
         latents=Input("latents", "latents.h5", "ab"),

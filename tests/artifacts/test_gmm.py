@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gmtool.artifacts.gmm import (
-    Assignments,
     DescriptorMixture,
     GmmFile,
+    KeptModes,
     expect_latents,
     gmm_bytes,
     open_gmm,
@@ -43,11 +43,11 @@ def patch_modes(seed: int = 0) -> list[PatchMode]:
     return [PatchMode(k, *rng.uniform(0.5, 2, (2, *SHAPE)).astype(np.float32)) for k in range(MODES)]
 
 
-def kept() -> Assignments:
+def kept() -> KeptModes:
     modes = np.array([[k % 4, (k + 1) % 4] for k in range(DATA)], np.int32)
     probabilities = np.tile(np.array([0.75, 0.25], np.float32), (DATA, 1))
     modes[0], probabilities[0] = [2, 0], [1, 0]
-    return Assignments(modes, probabilities)
+    return KeptModes(modes, probabilities)
 
 
 def written(path: Path, patches: list[PatchMode] | None = None, fingerprint: str = "ab") -> Path:

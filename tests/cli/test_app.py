@@ -190,7 +190,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["quickstart", "--num", "1"], "--num must be at least 2"),
         (["train", "--objective", "gan"], "--objective"),
         (["train", "a.h5", "b", "c"], "c"),
-        (["encode"], "IMAGES"),
+        (["encode"], "images does not exist: give a folder, .zip or .tar"),
         (["train"], "latents.h5 does not exist: give what `gmtool encode` writes"),
         (["fit-gmm"], "latents.h5 does not exist"),
         (["sample"], "run does not exist: give the folder that `gmtool train` writes"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import Small
 
-from gmtool.artifacts.gmm import Assignments, DescriptorMixture, open_gmm, write_gmm
+from gmtool.artifacts.gmm import DescriptorMixture, KeptModes, open_gmm, write_gmm
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import LatentStatistics, latent_statistics
@@ -40,7 +40,7 @@ def test_a_mode_without_width_gets_the_floor(tmp_path: Path) -> None:
     write_gmm(
         tmp_path / "gmm.h5",
         descriptors=DescriptorMixture(np.ones(1), np.zeros((1, 1)), np.ones((1, 1))),
-        kept=Assignments(np.zeros((3, 1), np.int32), np.ones((3, 1), np.float32)),
+        kept=KeptModes(np.zeros((3, 1), np.int32), np.ones((3, 1), np.float32)),
         patches=[PatchMode(0, np.zeros(shape, np.float32), np.array([[[1e-7, 3.0]]], np.float32))],
         shape=shape,
         latents=Input("latents", "latents.h5", "0"),

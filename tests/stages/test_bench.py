@@ -1,7 +1,10 @@
 """What the machine is measured by, and what follows from it."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,11 @@ from PIL import Image
 
 from gmtool.cli.app import main
 from gmtool.data.image_sets import find_images
+from gmtool.mixture import kmeans
+from gmtool.progress import Progress
 from gmtool.settings import make
+from gmtool.stages.bench import run as bench_run
+from gmtool.stages.bench.config import BenchConfig
 from gmtool.stages.bench.inputs import SIDE, write_images
 from gmtool.stages.bench.run import CPU_BATCH, affordable
 from gmtool.stages.presets import load_preset
@@ -35,7 +42,6 @@ def test_a_recipe_is_measured_from_images_to_samples(
     units = {
         "encode: decode": 1000,
         "encode: tokenizer": 1000,
-        "fit-gmm: k-means": 1000 * preset.config("fit-gmm").kmeans.iterations,
         "fit-gmm: EM": 1000 * preset.config("fit-gmm").em.iterations,
         "train": preset.config("train").loop.steps * preset.config("train").loop.batch_size,
         "sample": preset.config("sample").selection.num,
@@ -47,6 +53,35 @@ def test_a_recipe_is_measured_from_images_to_samples(
     # the speed that train --dry-run uses is the one of the table
     assert kept.train / rows["train"]["rate"] == pytest.approx(2.974e9, rel=1)
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
+
+
+@pytest.mark.slow
+def test_k_means_labels_the_images_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is that of its iterations, in each of which all images are searched once, and of one search more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    searches: list[str] = []
+
+    def seconds_of(action: Callable[[], object], device: torch.device, at_least: float) -> float:
+        before = len(searches)
+        action()
+        return float(max(1, len(searches) - before))
+
+    for name in ("_faiss_iteration", "_torch_iteration", "label_points"):
+        original = getattr(kmeans, name)
+        counting = partial(_counting, original, searches)
+        monkeypatch.setattr(kmeans, name, counting)
+    monkeypatch.setattr(bench_run, "label_points", kmeans.label_points)
+    monkeypatch.setattr(bench_run, "seconds_of", seconds_of)
+    monkeypatch.setattr(bench_run, "_network", lambda run, matmul, precision: [])
+    report = bench_run.bench(BenchConfig(preset="quickstart", num=1000, seconds=0, device="cpu"), Progress())
+    (row,) = (row for row in report.measurements if row.stage == "fit-gmm: k-means")
+    images, iterations = row.rate, load_preset("quickstart").config("fit-gmm").kmeans.iterations
+    assert row.seconds == pytest.approx((iterations + 1) * 1000 / images)
+
+
+def _counting(original: Callable[..., Any], searches: list[str], *arguments: Any, **named: Any) -> Any:
+    searches.append(original.__name__)
+    return original(*arguments, **named)
 
 
 @pytest.mark.slow
@@ -77,7 +112,8 @@ def test_a_network_that_is_too_large_is_measured_by_a_smaller_one_of_its_kind(
         operations = 0 if affords is None else cost(affords).flops
     else:
         memory = 0 if affords is None else cost(affords).memory(CPU_BATCH, 1)
-    settled, its_cost = affordable(plan(wanted), operations, lambda size: size <= memory)
+    config = make(TrainConfig, {"model": wanted})
+    settled, its_cost = affordable(config, facts, operations, lambda size: size <= memory)
     assert settled.model == measured and its_cost == cost(measured)
 
 

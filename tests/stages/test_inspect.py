@@ -8,14 +8,14 @@ import h5py
 import pytest
 from small import MIXTURE, PIXELS, Small
 
-from gmtool.artifacts.manifest import Input, Manifest
+from gmtool.artifacts.manifest import KINDS, Input, Manifest
 from gmtool.artifacts.run import open_run
 from gmtool.errors import UserError
 from gmtool.progress import Progress
 from gmtool.settings import make as settings_from
 from gmtool.stages.encode.run import encode_images
 from gmtool.stages.fit_gmm.run import fit_gmm
-from gmtool.stages.inspect.run import describe, verify
+from gmtool.stages.inspect.run import ARTIFACTS, describe, verify
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
 from gmtool.stages.train.config import TrainConfig
@@ -64,6 +64,10 @@ def test_what_things_are(finished: Path, name: str, kind: str, facts: dict[str, 
     assert description.manifest.kind == kind
     assert dict(description.facts) == facts
     assert states(finished / name) == dict.fromkeys(inputs, "matches")
+
+
+def test_every_kind_has_a_row() -> None:
+    assert ARTIFACTS.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize(("model", "state"), [("facebook/some-model", "on the hub"), ("/not/there", "missing")])

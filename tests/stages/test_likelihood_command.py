@@ -2,22 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import Small
+from small import MIXTURE, Small
 
 from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.latents import Provenance, open_latents, write_latents
-from gmtool.artifacts.run import STATISTICS, open_run
+from gmtool.artifacts.run import CONFIG, STATISTICS, open_run, rewrite
 from gmtool.artifacts.safetensors_io import read_tensors, write_tensors
 from gmtool.cli.app import main
 from gmtool.nn.architecture import Conditions
 from gmtool.progress import Progress
 from gmtool.sampling.model import TrainedModel
 from gmtool.settings import make
+from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.likelihood.config import LikelihoodConfig
 from gmtool.stages.likelihood.report import LikelihoodReport
 from gmtool.stages.likelihood.run import likelihood
@@ -248,6 +250,27 @@ def test_what_a_user_sees(small: Small, runs: dict[str, Path], tmp_path: Path, c
     printed = json.loads(capsys.readouterr().out)
     for path in (tmp_path / "result.json", tmp_path / "likelihood.json"):
         assert json.loads(path.read_text())["details"] == printed
+
+
+@pytest.mark.slow
+def test_a_run_that_names_no_mixture_takes_one_of_its_modes(
+    small: Small, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In `sample` as in `likelihood`: it is to be given, and its number of modes is checked."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["mm-fm"], run)
+    record = open_run(run).manifest
+    rewrite(run / CONFIG, replace(record, inputs=tuple(used for used in record.inputs if used.role != "gmm")))
+    fit_gmm(small.latents("classes"), tmp_path / "other.h5", replace(MIXTURE, modes=3), Progress())
+    settings = ["--num", "2", "--device", "cpu", "--gmm"]
+    for command in (["likelihood", str(small.latents("classes")), str(run)], ["sample", str(run), "samples"]):
+        for flags, message in (
+            (settings[:-1], f"{run} does not say which mixture it was trained with: give it by --gmm"),
+            ([*settings, "other.h5"], f"{run} was trained with another mixture than other.h5: give its own by --gmm"),
+        ):
+            assert main([*command, *flags]) == 2
+            assert message in capsys.readouterr().err
+        assert main([*command, *settings, str(small.gmm("classes"))]) == 0
 
 
 @pytest.mark.parametrize(

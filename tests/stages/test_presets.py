@@ -14,11 +14,12 @@ from gmtool.errors import UserError
 from gmtool.reconstruction.settings import phases
 from gmtool.sampling.plan import make_plan
 from gmtool.settings import expect_type, settings_of
+from gmtool.stages.assumed import assumed_latents
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.presets import FOLDER, STAGES, Preset, load_preset, preset_names, tomllib
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.forecast import facts_of_preset
-from gmtool.stages.train.plan import plan_training
+from gmtool.stages.train.plan import DataFacts, plan_training
 
 PUBLISHED = (
     *("gmflow-imagenet256", "mm-fm-gaussian-imagenet256", "mm-fm-imagenet256", "mm-fm-mode-imagenet256"),
@@ -60,11 +61,16 @@ def test_the_recipes_are_the_published_ones() -> None:
     assert rae.method.time_distribution == "logit-normal"
 
 
+def facts_of(preset: Preset) -> DataFacts:
+    """What a preset says of latents that are not there."""
+    return facts_of_preset(preset, assumed_latents(preset.config("encode"), Path("latents.h5")))
+
+
 def test_512_pixels_are_the_same_recipe_on_four_times_the_tokens() -> None:
     large, small = load_preset("rae-imagenet512"), load_preset("rae-imagenet256")
     differ = {name for name, value in large.of("train").items() if small.of("train").get(name) != value}
     assert differ == {"steps", "time_distribution"}
-    facts = facts_of_preset(large)
+    facts = facts_of(large)
     assert facts.shape == (768, 32, 32)
     plan = plan_training(large.config("train"), facts, gpu=True)
     assert plan.method.time_shift == pytest.approx((768 * 32 * 32 / 4096) ** 0.5) == pytest.approx(13.86, abs=0.01)
@@ -72,8 +78,8 @@ def test_512_pixels_are_the_same_recipe_on_four_times_the_tokens() -> None:
 
 def test_what_a_preset_leaves_open_is_as_its_command_has_it() -> None:
     tables = {"encode": {"tokenizer": "sd-vae"}, "fit-gmm": {}}
-    assert facts_of_preset(Preset("some", "", "", tables)).modes == FitGmmConfig().modes
-    assert facts_of_preset(Preset("some", "", "", {"encode": tables["encode"]})).modes == 0
+    assert facts_of(Preset("some", "", "", tables)).modes == FitGmmConfig().modes
+    assert facts_of(Preset("some", "", "", {"encode": tables["encode"]})).modes == 0
 
 
 @pytest.mark.parametrize("name", ["mm-fm-imagenet256", "mm-fm-mode-imagenet256"])

@@ -26,7 +26,7 @@ from gmtool.stages.sweep import run as stage
 from gmtool.stages.sweep.config import SweepConfig
 from gmtool.stages.sweep.plan import places
 from gmtool.stages.sweep.points import Grid, plan_grid
-from gmtool.stages.sweep.run import Task, finished, shared, sweep
+from gmtool.stages.sweep.run import SweepTask, finished, shared, sweep
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.run import train
 
@@ -162,7 +162,7 @@ def test_a_value_that_no_point_has_is_refused(runs: Path, names: list[str], valu
 
 def test_the_work_is_shared_evenly(runs: Path) -> None:
     planned = grid(runs, "velocity", steps=(1, 2, 4, 8), seeds=2)
-    tasks = [Task(point, str(number)) for number, point in enumerate(planned.points)]
+    tasks = [SweepTask(point, str(number)) for number, point in enumerate(planned.points)]
     parts = [shared(tasks, World(rank, 2)) for rank in range(2)]
     assert sorted(int(task.key) for part in parts for task in part) == list(range(8))
     assert len({sum(task.point.work for task in part) for part in parts}) == 1

@@ -391,7 +391,7 @@ def test_the_default_models_are_of_the_sizes_that_presets_count_on(name: str, pa
     with torch.device("meta"):
         config = family.random(transformers).config
     assert (config.hidden_size, config.patch_size) == (768, patch)
-    assert family.default_shape(512) == (768, 32, 32)
+    assert family.default_sizes(512).shape == (768, 32, 32)
     assert family.recognises({"model_type": config.model_type})
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chi2, norm
 from small import Small
 
-from gmtool.artifacts.gmm import Assignments, DescriptorMixture, GmmFile, open_gmm, write_gmm
+from gmtool.artifacts.gmm import DescriptorMixture, GmmFile, KeptModes, open_gmm, write_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import Input
 from gmtool.data.image_loader import ImageSource, open_images
@@ -44,7 +44,7 @@ def broad_mixture(latents: LatentsFile, folder: Path, top_k: int = MODES) -> Pat
     descriptors = latents.descriptors(slice(None))
     means = descriptors[[0, 20, 40, 55]].astype(np.float64)
     wide = np.tile(40 * descriptors.var(0) + 0.1, (MODES, 1)) * np.array([[1.0], [1.01], [0.99], [1.0]])
-    kept = Assignments(np.zeros((60, top_k), np.int32), np.eye(1, top_k, dtype=np.float32).repeat(60, 0))
+    kept = KeptModes(np.zeros((60, top_k), np.int32), np.eye(1, top_k, dtype=np.float32).repeat(60, 0))
     shape = latents.shape
     write_gmm(
         folder / "broad.h5",

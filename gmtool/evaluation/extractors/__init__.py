@@ -61,7 +61,7 @@ class Row:
 
     module: "module" with the functions of `Family`, or "module:object" with its methods. weights: where its weights
     come from by default. metrics: the names of those metrics that are published on its
-    features; empty for all. classifies: whether it also gives logits and spatial features.
+    features; empty for all. logits: how many it also gives, together with spatial features; 0 for neither.
     """
 
     name: str
@@ -70,7 +70,12 @@ class Row:
     module: str
     weights: str
     metrics: tuple[str, ...] = ()
-    classifies: bool = False
+    logits: int = 0
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it also gives logits and spatial features."""
+        return self.logits > 0
 
     def allows(self, metrics: MetricRow) -> bool:
         """Whether a row of metrics is meant for, and defined on, its features."""
@@ -93,7 +98,7 @@ EXTRACTORS: tuple[Row, ...] = (
         "FID, sFID, IS, KID, precision, recall as published",
         "gmtool.evaluation.extractors.inception",
         "torch-fidelity's download",
-        classifies=True,
+        logits=1008,
     ),
     Row(
         "dinov2",

@@ -19,7 +19,7 @@ from gmtool.errors import MachineError, UserError, install
 from gmtool.evaluation.extractors import Described, ExtractorSettings, extractor_row
 from gmtool.evaluation.extractors.vision import VisionExtractor, WeightSource
 from gmtool.progress import Progress
-from gmtool.tokenizers.pretrained import model_config, one_line
+from gmtool.tokenizers.pretrained import model_config, reading_model
 
 WHAT = "--fdr-weights"
 
@@ -57,7 +57,7 @@ class TimmEncoder:
         timm: Any = import_module("timm")  # as Any: its types say less than its documentation
         source = self._source(settings)
         any_size = {"dynamic_img_size": True, "dynamic_img_pad": True} if self.tokens else {}
-        with one_line(source.folder, WHAT):
+        with reading_model(source.folder, WHAT):
             place = f"local-dir:{source.folder.resolve()}"
             network = timm.create_model(place, pretrained=True, num_classes=0, **any_size)
         network.requires_grad_(False).eval().to(device)

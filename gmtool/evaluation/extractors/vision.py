@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from gmtool.errors import UserError
 from gmtool.evaluation.features import Features
-from gmtool.tokenizers.pretrained import model_config, model_folder, model_record, one_line
+from gmtool.tokenizers.pretrained import model_config, model_folder, model_record, reading_model
 from gmtool.tokenizers.vit import Statistics
 
 
@@ -92,7 +92,7 @@ def load_network(kind: str, folder: Path, model_types: tuple[str, ...], what: st
             f"{what} {folder} holds a network of type {model_type!r}: give one of {' or '.join(model_types)}"
         )
     pickled = not any(folder.glob("*.safetensors"))
-    with one_line(folder, what):
+    with reading_model(folder, what):
         network, report = getattr(transformers, kind).from_pretrained(
             folder, local_files_only=True, weights_only=True, use_safetensors=not pickled, output_loading_info=True
         )

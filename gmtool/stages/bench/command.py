@@ -38,7 +38,8 @@ def command(
 
 
 def _print_report(report: BenchReport) -> None:
-    from gmtool.console import duration, print_table
+    from gmtool.console import print_table
+    from gmtool.words import duration
 
     limit = f"matrix products at {report.matmul / 1e12:.3g} TFLOP/s"
     print_table(

@@ -25,7 +25,7 @@ from gmtool.data.memory import fits_in_memory
 from gmtool.distributed import World
 from gmtool.mixture.diagonal import DiagonalMixture
 from gmtool.mixture.em import Blocks, block_rows, expected_moments, maximise
-from gmtool.mixture.kmeans import kmeans
+from gmtool.mixture.kmeans import Centroids, label_points, lloyd
 from gmtool.nn import NETWORKS, kind_of
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32, compute_dtype, resolve_device
@@ -39,7 +39,7 @@ from gmtool.stages.presets import Preset, load_preset
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.inputs import open_data, open_inputs
-from gmtool.stages.train.plan import TrainPlan, facts_of, plan_training
+from gmtool.stages.train.plan import DataFacts, TrainPlan, facts_of, plan_training
 from gmtool.stages.train.run import make_stepper, new_state
 from gmtool.throughput import Speed, device_name, keep_speed, matmul_rate, seconds_of
 from gmtool.tokenizers.build import build_tokenizer
@@ -148,7 +148,10 @@ def _encoding(run: _Bench) -> list[StageRate]:
 
 
 def _fitting(run: _Bench) -> list[StageRate]:
-    """An iteration of k-means, and one of EM, on random descriptors with as many modes as the preset's."""
+    """An iteration of k-means, and one of EM, on random descriptors with as many modes as the preset's.
+
+    In the whole, k-means ends by labelling the images once.
+    """
     asked = run.preset.config("fit-gmm")
     with open_latents(run.inputs.latents) as latents:
         size = latents.descriptor_size
@@ -158,17 +161,18 @@ def _fitting(run: _Bench) -> list[StageRate]:
     weights = torch.full((asked.modes,), 1 / asked.modes, dtype=torch.float64, device=run.device)
     mixture = DiagonalMixture(weights, start, torch.ones_like(start))
     blocks = Blocks(data, block_rows(asked.modes, run.device), run.device)
-    lloyd = run.seconds_of(lambda: kmeans(data, data[: asked.modes], iterations=1, device=run.device))
+    seeds = data[: asked.modes]
+    move = run.seconds_of(lambda: next(lloyd(data, Centroids(seeds), iterations=1, device=run.device)))
+    label = run.seconds_of(lambda: label_points(data, seeds, device=run.device))
     climb = run.seconds_of(lambda: maximise(expected_moments(blocks, mixture), mixture, asked.em.variance_floor))
     total, measurements = run.config.num, []
-    for name, seconds, iterations in (
-        ("k-means", lloyd, asked.kmeans.iterations),
-        ("EM", climb, asked.em.iterations),
+    for name, seconds, iterations, once in (
+        ("k-means", move, asked.kmeans.iterations, label),
+        ("EM", climb, asked.em.iterations, 0.0),
     ):
-        rate = count / seconds
         note = f"{asked.modes:,} modes, {iterations} iterations at most"
-        seconds_in_all = iterations * total / rate
-        measurements.append(StageRate(f"fit-gmm: {name}", "images per iteration", rate, seconds_in_all, note))
+        in_all = (iterations * seconds + once) * total / count
+        measurements.append(StageRate(f"fit-gmm: {name}", "images per iteration", count / seconds, in_all, note))
     return measurements
 
 
@@ -184,7 +188,7 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
         whole = wanted.cost()
         plan, cost = wanted, whole
         if not run.on_gpu:
-            plan, cost = affordable(wanted, matmul * run.config.seconds, fits_in_memory)
+            plan, cost = affordable(asked, facts, matmul * run.config.seconds, fits_in_memory)
         batch = GPU_BATCH if run.on_gpu else min(CPU_BATCH, wanted.batch_size)
         asked = changed(asked, {"batch_size": batch, "model": plan.model})
         plan = replace(plan_training(asked, facts, run.on_gpu), lighter="a --preset with a smaller network")
@@ -205,18 +209,21 @@ def _network(run: _Bench, matmul: float, precision: torch.dtype) -> list[StageRa
         return [training, StageRate("sample", "images", drawn, count / drawn, note)]
 
 
-def affordable(plan: TrainPlan, operations: float, fits: Callable[[int], bool]) -> tuple[TrainPlan, StepCost]:
-    """The plan with the largest network of its kind, up to its own, that a CPU can take a step with; and its cost.
+def affordable(
+    config: TrainConfig, facts: DataFacts, operations: float, fits: Callable[[int], bool]
+) -> tuple[TrainPlan, StepCost]:
+    """The plan of training the largest network that a CPU can take a step with, of the kind in the settings and up to
+    that one; and its cost.
 
     operations: limit per image. fits: whether so many bytes may be used. The smallest network is used in any case.
     """
-    assert isinstance(plan.config, TrainConfig)
-    names = list(NETWORKS[kind_of(plan.model)].sizes)
-    names = names[: names.index(plan.model) + 1]
+    wanted = config.network.model_on(gpu=False)
+    names = list(NETWORKS[kind_of(wanted)].sizes)
+    names = names[: names.index(wanted) + 1]
     for name in reversed(names):
-        tried = plan_training(changed(plan.config, {"model": name}), plan.facts, gpu=False)
+        tried = plan_training(changed(config, {"model": name}), facts, gpu=False)
         cost = tried.cost()
-        memory = cost.memory(CPU_BATCH, len(plan.config.averages.names))
+        memory = cost.memory(CPU_BATCH, len(config.averages.names))
         if name == names[0] or (cost.flops <= operations and fits(memory)):
             break
     return tried, cost

@@ -34,10 +34,10 @@ def command(
 
     Example: gmtool distill run student --evaluations 1 --guidance cfg --guidance-scale 2.7 --guidance-interval 0,0.6
     """
-    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.distill.run import distill, forecast
-    from gmtool.stages.sample.following import sample_command
+    from gmtool.stages.sample.next_command import sample_command
+    from gmtool.words import counted
 
     expect_dry_run(price, dry_run)
     if dry_run:

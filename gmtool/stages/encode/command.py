@@ -26,13 +26,18 @@ def command(
             metavar="IMAGES",
             help="Folder, .zip or .tar of images; its top-level folders, if it has any, are the classes.",
         ),
-    ],
+    ] = Path("images"),
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="File to write.")] = Path("latents.h5"),
     *,
-    _preset: PresetName = None,
+    preset: PresetName = None,
     config: EncodeConfig,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be encoded and the size of the file; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be encoded and the size of the file; write nothing. With --preset and no IMAGES, "
+            "these are ImageNet's.",
+        ),
     ] = False,
 ) -> None:
     """Encode images to latents. Run the same command again to resume after an interruption.
@@ -40,18 +45,23 @@ def command(
     Example: gmtool encode imagenet/ latents.h5 --flip both --batch-size 256
     """
     from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.encode.forecast import forecast_of_imagenet
     from gmtool.stages.encode.plan import plan_encoding
     from gmtool.stages.encode.run import encode_images
 
     if dry_run:
-        print_forecast(plan_encoding(images, latents, config).forecast())
+        assumed = preset is not None and not images.exists()
+        print_forecast(
+            forecast_of_imagenet(images, latents, config)
+            if assumed
+            else plan_encoding(images, latents, config).forecast()
+        )
         return
     _print_report(encode_images(images, latents, config, ConsoleProgress()))
 
 
 def _print_report(report: EncodeReport) -> None:
-    from gmtool.artifacts.files import counted, human_bytes
-    from gmtool.console import duration
+    from gmtool.words import counted, duration, human_bytes
 
     shape = " x ".join(map(str, report.shape))
     took = f", in {duration(report.seconds)}" if report.fresh else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from gmtool.artifacts.files import free_bytes, human_bytes
+from gmtool.artifacts.files import free_bytes
 from gmtool.artifacts.latents import Layout
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.resume import ResumeFile
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, find_images, spread
-from gmtool.data.images import ImageSample, default_workers
+from gmtool.data.images import ImageSample, batch_bytes, default_workers
 from gmtool.distributed import join
 from gmtool.forecast import Choice, FileSize, Forecast
 from gmtool.runtime import compute_dtype
 from gmtool.settings import Precision, as_flat, changed
 from gmtool.stages.encode.config import EncodeConfig
 from gmtool.streams import generator
-from gmtool.tokenizers.build import depends_on_precision, facts_of_models, latent_sizes, takes_grey
+from gmtool.tokenizers.build import depends_on_precision, facts_of_models, image_size_of, latent_sizes, takes_grey
 from gmtool.tokenizers.choose import choose_tokenizer, settled_settings
+from gmtool.words import human_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,18 @@ class EncodePlan:
                 *(("classes without images", empty) for _ in range(bool(empty))),
             ),
             choices=self.choices,
+            memory=batches_bytes(image_size_of(self.tokenizer), self.batch_size, self.workers, layout, self.views),
+            more_memory="the tokenizer's network" if depends_on_precision(self.tokenizer) else "",
         )
+
+
+def batches_bytes(image_size: int, batch_size: int, workers: int, layout: Layout, views: int) -> int:
+    """Bytes of the images that are in memory at once, and of what a batch of them is encoded to.
+
+    image_size: side, in pixels. views: samples made of an image.
+    """
+    sample = 4 * (math.prod(layout.shape) + layout.descriptor_size)
+    return batch_bytes(image_size, batch_size, workers) + batch_size * views * sample
 
 
 def class_counts(labels: np.ndarray, classes: int, views: int) -> list[int]:

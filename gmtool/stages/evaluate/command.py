@@ -24,7 +24,7 @@ def command(
         ),
     ] = [Path("samples")],  # noqa: B006  # typer takes no tuple here
     *,
-    _preset: PresetName = None,
+    preset: PresetName = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -43,7 +43,12 @@ def command(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be compared, and how; compute and download nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be compared, and how; compute and download nothing. With --preset and no SAMPLES, "
+            "these are as many as the preset draws.",
+        ),
     ] = False,
     config: EvaluateConfig,
 ) -> None:
@@ -56,6 +61,8 @@ def command(
     """
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.evaluation.report import reports_to_json
+    from gmtool.stages.assumed import preset_without
+    from gmtool.stages.evaluate.forecast import forecast_of_imagenet
     from gmtool.stages.evaluate.plan import plan_evaluations
     from gmtool.stages.evaluate.run import evaluate_all
     from gmtool.stages.evaluate.table import print_reports
@@ -63,6 +70,11 @@ def command(
     if dry_run and json:
         raise UserError("--json prints metrics, and --dry-run computes none: remove one of them")
     if dry_run:
+        recipe = preset_without(preset, *samples)
+        if recipe is not None:
+            for path in samples:
+                print_forecast(forecast_of_imagenet(path, output, config, recipe, ConsoleProgress()))
+            return
         for plan in plan_evaluations(samples, config, ConsoleProgress(), fetch=False, output=output):
             print_forecast(plan.forecast())
         return

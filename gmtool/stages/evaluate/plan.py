@@ -12,7 +12,7 @@ from gmtool.distributed import World, join
 from gmtool.errors import UserError
 from gmtool.evaluation.compression import compression_note
 from gmtool.evaluation.extractors import FDR, Described, extractor_row
-from gmtool.evaluation.feature_plan import ON_FEATURES, SPATIAL_SIZE, FeaturePlan, plan_features
+from gmtool.evaluation.feature_plan import ON_FEATURES, FeaturePlan, plan_features
 from gmtool.evaluation.metrics import METRICS, Row, label
 from gmtool.evaluation.nearest import check_picture
 from gmtool.evaluation.reference_file import check_reference_file
@@ -72,6 +72,7 @@ class EvaluatePlan:
         choices = tuple(features.choice for features in self.features) if self.config.extractor.automatic else ()
         subject, folder = self.subject, self.subject.folder
         reads = [subject.path] if folder is None else [folder.path / IMAGES, folder.latents]
+        real = len(self.reference)
         titles = ", ".join(extractor_row(features.name).title for features in self.features)
         return Forecast(
             title=f"Would score {subject.path} against {self.reference.kind} {self.reference.path}",
@@ -87,21 +88,14 @@ class EvaluatePlan:
             work=(
                 ("features", titles),
                 ("samples", f"{self.count:,} images of {self.side} x {self.side} px"),
-                ("reference", f"{len(self.reference):,} images" if len(self.reference) else "mu and sigma alone"),
+                ("reference", f"{real:,} images" if real else "mu and sigma alone"),
                 ("metrics", ", ".join(self._metrics())),
                 *(("left out", line) for line in self.left_out),
             ),
             choices=choices,
-            memory=max((self._memory(features) for features in self.features), default=0),
+            memory=max(features.memory(self.count, real, self.config.intervals > 0) for features in self.features),
+            more_memory="the extractors",
         )
-
-    def _memory(self, features: FeaturePlan) -> int:
-        """About the bytes that the features of one extractor take."""
-        size = features.size or 1024
-        numbers = size + (SPATIAL_SIZE + 1008 if features.name == "inception" else 0)
-        # features, the real ones once more in pairs, the generated ones in subsets, and a few covariances
-        images = self.count * (2 if self.config.intervals else 1) + 2 * len(self.reference)
-        return 4 * numbers * images + 8 * 8 * size**2
 
     def _metrics(self) -> list[str]:
         """The names of the metrics that are computed, as far as the reference decides."""

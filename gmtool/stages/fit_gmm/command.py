@@ -22,9 +22,14 @@ def command(
     ),
     gmm: Annotated[Path, typer.Argument(metavar="GMM", help="File to write.")] = Path("gmm.h5"),
     *,
-    _preset: PresetName = None,
+    preset: PresetName = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be computed and written; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be computed and written; write nothing. With --preset and no LATENTS, these are "
+            "ImageNet's.",
+        ),
     ] = False,
     config: FitGmmConfig,
 ) -> None:
@@ -33,17 +38,19 @@ def command(
     Example: gmtool fit-gmm latents.h5 gmm.h5 --modes 8192
     """
     from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.assumed import preset_without
     from gmtool.stages.fit_gmm.run import fit_gmm, forecast_fit
 
     if dry_run:
-        print_forecast(forecast_fit(latents, gmm, config))
+        print_forecast(forecast_fit(latents, gmm, config, preset_without(preset, latents)))
         return
     _print_report(fit_gmm(latents, gmm, config, ConsoleProgress()), latents, config)
 
 
 def _print_report(report: FitReport, latents: Path, config: FitGmmConfig) -> None:
-    from gmtool.console import duration, print_table
+    from gmtool.console import print_table
     from gmtool.data.fraction import part_flags
+    from gmtool.words import duration
 
     metrics = report.metrics
     names = ("smallest", "5 %", "median", "95 %", "largest")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.gmm import Assignments, DescriptorMixture
+from gmtool.artifacts.gmm import DescriptorMixture, KeptModes
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.distributed import World
 from gmtool.errors import UserError
@@ -42,7 +42,7 @@ class DescriptorFit:
     """The mixture over descriptors, the modes that each sample keeps, and metrics of both."""
 
     mixture: DescriptorMixture
-    kept: Assignments
+    kept: KeptModes
     metrics: DescriptorMetrics
 
 
@@ -70,7 +70,7 @@ def fit_descriptors(
     modes, probabilities, likelihood = (
         _unordered(joined[name].numpy(), order) for name in ("modes", "probabilities", "log_likelihood")
     )
-    kept = Assignments(modes, probabilities)
+    kept = KeptModes(modes, probabilities)
     weights, means, variances = (values.cpu().numpy() for values in vars(state.fit.mixture).values())
     return DescriptorFit(
         DescriptorMixture(weights, means + centre, variances),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.gmm import Assignments, GmmWriter
+from gmtool.artifacts.gmm import GmmWriter, KeptModes
 from gmtool.artifacts.latents import LatentsFile
 from gmtool.artifacts.manifest import Input
 from gmtool.artifacts.run import VARIANCE_EPS
@@ -98,19 +98,19 @@ def fit_patches(
     return metrics
 
 
-def _kept(writer: GmmWriter | None, world: World) -> Assignments:
+def _kept(writer: GmmWriter | None, world: World) -> KeptModes:
     own = {} if writer is None else {name: torch.from_numpy(array) for name, array in vars(writer.kept).items()}
-    return Assignments(**{name: tensor.numpy() for name, tensor in world.broadcast(own).items()})
+    return KeptModes(**{name: tensor.numpy() for name, tensor in world.broadcast(own).items()})
 
 
-def _counted(kept: Assignments, plan: FitPlan) -> Assignments:
+def _counted(kept: KeptModes, plan: FitPlan) -> KeptModes:
     """The modes in whose moments each sample counts: all that it keeps, or its most probable one."""
     if plan.config.patch_assignment == "soft":
         return kept
-    return Assignments(kept.modes[:, :1], (kept.probabilities[:, :1] > 0).astype(np.float32))
+    return KeptModes(kept.modes[:, :1], (kept.probabilities[:, :1] > 0).astype(np.float32))
 
 
-def _rounds(kept: Assignments, plan: FitPlan, done: int, world: World) -> list[ModeBlock]:
+def _rounds(kept: KeptModes, plan: FitPlan, done: int, world: World) -> list[ModeBlock]:
     """This process's block in each of the rounds that are left; in the last rounds it may have no mode."""
     modes, at_once = plan.modes, plan.memory.modes
     own = [min(start + world.rank * at_once, modes) for start in range(done, modes, world.size * at_once)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmtool.artifacts.gmm import Assignments
+from gmtool.artifacts.gmm import KeptModes
 from gmtool.mixture.em import Fit
 from gmtool.mixture.patch_moments import Distance, Distances
 
@@ -59,7 +59,7 @@ class FitReport:
 
 
 def descriptor_metrics(
-    kept: Assignments, held_out: np.ndarray, log_likelihood: np.ndarray, fit: Fit, kmeans_iterations: int
+    kept: KeptModes, held_out: np.ndarray, log_likelihood: np.ndarray, fit: Fit, kmeans_iterations: int
 ) -> DescriptorMetrics:
     """Metrics from all samples' kept modes, whether they are held out (N,), and their log-likelihood (N,)."""
     modes, size = fit.mixture.means.shape
@@ -81,7 +81,7 @@ def descriptor_metrics(
     )
 
 
-def with_distances(metrics: DescriptorMetrics, kept: Assignments, distances: np.ndarray) -> FitMetrics:
+def with_distances(metrics: DescriptorMetrics, kept: KeptModes, distances: np.ndarray) -> FitMetrics:
     """Add the distances (K, 3, 2) of all modes, in their order, as the mean over samples."""
     mean = np.average(distances, axis=0, weights=kept.population(metrics.modes))
     return FitMetrics(**vars(metrics), distances=distances_from_json(mean.tolist()))

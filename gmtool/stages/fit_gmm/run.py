@@ -16,13 +16,14 @@ images, however many processes there are.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gmtool.artifacts.files import check_space
-from gmtool.artifacts.gmm import Assignments, GmmWriter, open_gmm
+from gmtool.artifacts.gmm import GmmWriter, KeptModes, open_gmm
 from gmtool.artifacts.latents import LatentsFile, open_latents
 from gmtool.artifacts.manifest import fingerprint
 from gmtool.artifacts.resume import ResumeFile
@@ -31,13 +32,15 @@ from gmtool.errors import UserError
 from gmtool.forecast import Forecast
 from gmtool.progress import Progress
 from gmtool.settings import as_flat
+from gmtool.stages.assumed import assumed_latents
 from gmtool.stages.fit_gmm.checkpoints import Checkpoints, InPatches, State, load_state, shared_state
 from gmtool.stages.fit_gmm.config import FitGmmConfig
 from gmtool.stages.fit_gmm.descriptors import fit_descriptors
 from gmtool.stages.fit_gmm.patches import fit_patches
-from gmtool.stages.fit_gmm.plan import FitPlan, plan_fit
+from gmtool.stages.fit_gmm.plan import FitPlan, plan_fit, plan_of_imagenet
 from gmtool.stages.fit_gmm.plots import draw_fit
 from gmtool.stages.fit_gmm.report import FitMetrics, FitReport, metrics_from_json
+from gmtool.stages.presets import Preset
 
 MACHINE_SETTINGS = frozenset({"device", "memory", "decoder"})
 """Settings that do not change the mixture."""
@@ -46,10 +49,18 @@ SAVE_SECONDS = 5.0
 """Seconds between two saved states at least."""
 
 
-def forecast_fit(latents: Path, output: Path, config: FitGmmConfig) -> Forecast:
-    """What `fit_gmm` with these arguments would do; raises the errors that it would raise before its first step."""
+def forecast_fit(latents: Path, output: Path, config: FitGmmConfig, preset: Preset | None = None) -> Forecast:
+    """What `fit_gmm` with these arguments would do; raises the errors that it would raise before its first step.
+
+    preset: what the latents, which do not exist, would be encoded by; None where they do.
+    """
+    processes = join(config.device).size
+    if preset is not None:
+        imagenet = assumed_latents(preset.config("encode"), latents)
+        expected = plan_of_imagenet(imagenet, output, config, processes).forecast()
+        return replace(expected, work=(imagenet.row("LATENTS"), *expected.work))
     with open_latents(latents) as source:
-        return plan_fit(source, output, config, join(config.device).size).forecast()
+        return plan_fit(source, output, config, processes).forecast()
 
 
 def fit_gmm(
@@ -82,13 +93,13 @@ def fit_gmm(
     return FitReport(output, plan.picture, metrics, reused, time.monotonic() - started)
 
 
-def _of_file(kept: Assignments, plan: FitPlan, count: int) -> Assignments:
+def _of_file(kept: KeptModes, plan: FitPlan, count: int) -> KeptModes:
     """The kept modes of all samples of the file: none of those outside the part that is used."""
     if len(plan.part) == count:
         return kept
     modes, probabilities = np.zeros((count, plan.top_k), np.int32), np.zeros((count, plan.top_k), np.float32)
     modes[plan.part], probabilities[plan.part] = kept.modes, kept.probabilities
-    return Assignments(modes, probabilities)
+    return KeptModes(modes, probabilities)
 
 
 def _decisive(settings: Any) -> dict[str, Any]:

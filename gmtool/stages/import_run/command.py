@@ -34,7 +34,7 @@ def command(
     """
     from gmtool.stages.import_run.plan import prepare
     from gmtool.stages.import_run.run import import_run
-    from gmtool.stages.sample.following import sample_command
+    from gmtool.stages.sample.next_command import sample_command
 
     plan = prepare(source, run, config)
     if dry_run:

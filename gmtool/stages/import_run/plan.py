@@ -76,6 +76,7 @@ class ImportPlan:
                 ("steps of training", f"{network.step:,}" if network.step else "not known"),
             ),
             choices=network.choices,
+            memory=self.checkpoint_bytes + self.mixture_bytes,
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmtool.artifacts.gmm import Assignments, DescriptorMixture, write_gmm
+from gmtool.artifacts.gmm import DescriptorMixture, KeptModes, write_gmm
 from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, fingerprint
 from gmtool.artifacts.method_record import MethodRecord
 from gmtool.artifacts.outputs import output_of
@@ -100,7 +100,7 @@ def _write_mixture(
             descriptors.means,
             np.broadcast_to(descriptors.variances, descriptors.means.shape),
         ),
-        kept=Assignments(np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)),
+        kept=KeptModes(np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)),
         patches=patch_modes(mixture, published.statistics),
         shape=published.architecture.shape,
         latents=source,

@@ -22,7 +22,7 @@ from gmtool.evaluation.references import (
     trained_among,
 )
 from gmtool.forecast import FileSize, Forecast
-from gmtool.sampling.model import find_weights
+from gmtool.sampling.model import find_weights, model_bytes
 from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
 from gmtool.tokenizers.build import image_size_of
 
@@ -73,6 +73,8 @@ class LikelihoodPlan:
                 ("density", f"dopri5, tolerance {self.config.tolerance:g}, {self.config.probes} probes; {self.method}"),
                 *((("velocity", f"{self.config.times} times per image"),) if velocity else ()),
             ),
+            memory=model_bytes(self.run, self.weights),
+            more_memory="what the network computes of a batch",
         )
 
 

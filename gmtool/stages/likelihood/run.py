@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from gmtool.artifacts.files import written_aside
-from gmtool.artifacts.gmm import open_gmm
 from gmtool.artifacts.manifest import Input, Manifest, file_fingerprint, fingerprint
-from gmtool.artifacts.run import MIXTURE
 from gmtool.errors import UserError
 from gmtool.evaluation.likelihood import (
     SourceDensity,
@@ -30,7 +28,7 @@ from gmtool.mixture.diagonal import Posterior
 from gmtool.nn.architecture import Conditions
 from gmtool.progress import Progress
 from gmtool.runtime import allow_tf32
-from gmtool.sampling.model import TrainedModel, load_model, load_network
+from gmtool.sampling.model import TrainedModel, load_model, load_network, run_mixture
 from gmtool.settings import as_flat
 from gmtool.stages.likelihood.config import RESULT, LikelihoodConfig
 from gmtool.stages.likelihood.plan import LikelihoodPlan, plan_likelihood
@@ -84,7 +82,9 @@ def likelihood(
     with ExitStack() as stack:
         network = load_network(plan.run.architecture, plan.weights, plan.world.device).requires_grad_(False)
         model = load_model(plan.run, network, plan.world.device, torch.float32, config.weight.gmm, stack)
-        assignments = stack.enter_context(_assignments(plan)) if plan.bound else None
+        assignments = None
+        if plan.bound:
+            assignments = fresh_assignments(run_mixture(plan.run, config.weight.gmm, stack), plan.world.device)
         progress.begin("likelihood", len(share), "images")
         stack.callback(progress.end)
         for part in _parts(plan, model, share):
@@ -246,17 +246,3 @@ def _velocity(plan: LikelihoodPlan, model: TrainedModel, part: Part, given: Give
             total += velocity_nll(predict, y, noise.normal(y.shape[1:]).to(y), t).double().cpu() / times
     # velocities are scaled as the coordinates are
     return total + model.method.coordinates.log_scale(part.x, given.modes).double().cpu()
-
-
-@contextmanager
-def _assignments(plan: LikelihoodPlan) -> Iterator[FreshAssignments]:
-    """The modes of descriptors by the run's mixture. Raises UserError when it is gone, or another one."""
-    known = plan.run.manifest.input("gmm")
-    beside = plan.run.path / MIXTURE
-    path = plan.config.weight.gmm or (beside if beside.exists() else None if known is None else Path(known.path))
-    if path is None:
-        raise UserError(f"{plan.run.path} does not say which mixture it was trained with: give it by --gmm")
-    with open_gmm(path) as gmm:
-        if known is not None and known.fingerprint != gmm.manifest.fingerprint:
-            raise UserError(f"{plan.run.path} was trained with another mixture than {path}: give its own by --gmm")
-        yield fresh_assignments(gmm, plan.world.device)

@@ -24,7 +24,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Distance:
+class FeatureDistance:
     """The Fréchet distance between the features of images and of their reconstructions."""
 
     extractor: str
@@ -52,7 +52,7 @@ class ReconstructionReport:
     tokenizer: str
     decoder: str | None
     qualities: Mapping[str, Quality]
-    distances: tuple[Distance, ...]
+    distances: tuple[FeatureDistance, ...]
     statistics: Mapping[str, float]
     worst_by: str
     worst: tuple[WorstImage, ...]
@@ -69,7 +69,7 @@ def parse_reconstruction(details: Mapping[str, Any]) -> ReconstructionReport:
         **{
             **details,
             "qualities": {name: Quality(**values) for name, values in details["qualities"].items()},
-            "distances": tuple(Distance(**values) for values in details["distances"]),
+            "distances": tuple(FeatureDistance(**values) for values in details["distances"]),
             "worst": tuple(WorstImage(**values) for values in details["worst"]),
         }
     )

@@ -21,7 +21,7 @@ from gmtool.artifacts.reconstruction import PAIRS, RECORD, TABLE, WORST
 from gmtool.artifacts.resume import ResumeFile, ResumeState
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
 from gmtool.data.image_sets import ImageSet, expect_outside, find_images, spread
-from gmtool.data.images import ImageSample, default_workers, image_batches
+from gmtool.data.images import ImageSample, batch_bytes, default_workers, image_batches
 from gmtool.distributed import World, join
 from gmtool.errors import MachineError, UserError
 from gmtool.evaluation.extractors import Described, choose_together, extractor_row
@@ -37,7 +37,7 @@ from gmtool.settings import as_flat
 from gmtool.stages.reconstruct.config import ReconstructConfig
 from gmtool.stages.reconstruct.report import (
     LABELS,
-    Distance,
+    FeatureDistance,
     Quality,
     ReconstructionReport,
     WorstImage,
@@ -50,7 +50,14 @@ from gmtool.stages.reconstruct.statistics_check import (
     statistics_of_decoder,
 )
 from gmtool.tokenizers.base import Tokenizer
-from gmtool.tokenizers.build import build_tokenizer, expect_use_of, facts_of_models, latent_sizes, missing_decoder
+from gmtool.tokenizers.build import (
+    build_tokenizer,
+    expect_use_of,
+    facts_of_models,
+    image_size_of,
+    latent_sizes,
+    missing_decoder,
+)
 from gmtool.tokenizers.choose import choose_tokenizer, fit_tokenizer
 from gmtool.tokenizers.rae import decoder_inputs, recorded_encoder
 from gmtool.tokenizers.settings import TokenizerSettings
@@ -85,6 +92,8 @@ class ReconstructPlan:
                 *facts_of_models(self.tokenizer),
                 ("decoder", self.config.decoder or "its own"),
             ),
+            memory=batch_bytes(image_size_of(self.tokenizer), self.config.batch_size, self.workers),
+            more_memory="the tokenizer, the extractors and their features",
         )
 
     @property
@@ -357,7 +366,7 @@ def _report(
     distances = []
     for name in extractors if len(indices) > 1 else ():
         real, made = (feature_statistics(joined(f"{kind}.{name}")) for kind in ("real", "made"))
-        distances.append(Distance(name, frechet_distance(real, made)))
+        distances.append(FeatureDistance(name, frechet_distance(real, made)))
     worst = figures[worst_by].argsort(descending=True, stable=True)[: config.pairs].tolist()
     return ReconstructionReport(
         images=str(plan.images.root),

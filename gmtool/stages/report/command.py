@@ -32,10 +32,10 @@ def command(
     """
     import datetime
 
-    from gmtool.artifacts.files import counted, human_bytes
     from gmtool.console import ConsoleProgress, print_forecast
     from gmtool.stages.report.plan import plan_report
     from gmtool.stages.report.run import report
+    from gmtool.words import counted, human_bytes
 
     given = paths or []
     if dry_run:

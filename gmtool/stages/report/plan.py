@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmtool.artifacts.files import check_writable, counted, resolved
+from gmtool.artifacts.files import check_writable, resolved
 from gmtool.artifacts.manifest import KINDS
 from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
 from gmtool.stages.report.collection import Collection, collect
 from gmtool.stages.report.config import ReportConfig
 from gmtool.stages.report.render import GENERATOR
+from gmtool.words import counted
 
 DEFAULT_PAGE = Path("report.html")
 PAGES = (".html", ".htm")

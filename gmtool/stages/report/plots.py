@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gmtool.artifacts.files import counted
 from gmtool.stages.report.contents import Contents, RunFacts
 from gmtool.stages.report.curves import QUARTERS
 from gmtool.stages.report.scores import ScoreTable, axes_of, lines_of, short
+from gmtool.words import counted
 
 FIGURE_WORDS: Mapping[str, str] = {
     "loss": "loss",

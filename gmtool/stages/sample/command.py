@@ -17,22 +17,34 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that gmtool train wrote.")] = Path("run"),
     samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="Folder to write.")] = SAMPLES,
     *,
-    _preset: PresetName = None,
+    preset: PresetName = None,
     config: SampleConfig,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be drawn, and how; draw nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be drawn, and how; draw nothing. With --preset and no RUN, it is the one that the "
+            "preset trains on ImageNet.",
+        ),
     ] = False,
 ) -> None:
     """Draw images from a run. Image i depends only on the seed and i.
 
     Example: gmtool sample --steps 6 --guidance prob --guidance-scale 0.2 --num 5000
     """
-    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress, print_forecast
+    from gmtool.stages.assumed import preset_without
+    from gmtool.stages.sample.forecast import forecast_of_imagenet
     from gmtool.stages.sample.run import plan_samples, sample
+    from gmtool.words import counted
 
     if dry_run:
-        print_forecast(plan_samples(run, samples, config).forecast())
+        recipe = preset_without(preset, run)
+        print_forecast(
+            plan_samples(run, samples, config).forecast()
+            if recipe is None
+            else forecast_of_imagenet(run, samples, config, recipe)
+        )
         return
     report = sample(run, samples, config, ConsoleProgress())
     print(f"{samples}: {counted(report.count, 'sample')} of step {report.step:,} by {report.plan.words}")

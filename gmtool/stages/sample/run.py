@@ -36,10 +36,11 @@ from gmtool.sampling.decoder import decoder_of
 from gmtool.sampling.drawing import Drawing, plan_drawing
 from gmtool.sampling.model import TrainedModel
 from gmtool.sampling.plan import SamplePlan
-from gmtool.sampling.sampler import evaluations_of
 from gmtool.settings import as_flat
 from gmtool.stages.sample.config import SampleConfig
+from gmtool.stages.sample.forecast import Undrawn, samples_bytes
 from gmtool.tokenizers.base import Tokenizer
+from gmtool.tokenizers.build import image_size_of, missing_decoder
 from gmtool.tokenizers.rae import decoder_inputs
 
 GRID_IMAGES = 100
@@ -106,29 +107,37 @@ class SampleJob:
         recorded: dict[str, Any] = json.loads(json.dumps(as_flat(self.config), default=str))
         return recorded
 
-    def bytes_needed(self, side: int | None) -> int:
-        """Bytes on disk: latents twice (batches and file), images three times (batches, array, PNGs).
+    @property
+    def no_images(self) -> str | None:
+        """Why latents alone are written; None where images are."""
+        return missing_decoder(self.drawing.run.tokenizer(), self.config.decoder)
 
-        side: of the images, in pixels; None without images.
-        """
-        image = 3 * side**2 if side is not None else 0
-        return len(self.drawing) * (4 * int(np.prod(self.drawing.run.architecture.shape)) + 3 * image)
+    @property
+    def side(self) -> int | None:
+        """Side of the images, in pixels; None without images."""
+        return None if self.no_images is not None else image_size_of(self.drawing.run.tokenizer())
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes on disk; see `samples_bytes`."""
+        return samples_bytes(len(self.drawing), self.drawing.run.architecture.shape, self.side)
 
     def forecast(self) -> Forecast:
         """The cost of drawing the samples."""
-        drawing, evaluations = self.drawing, evaluations_of(self.plan)
-        shape = " x ".join(map(str, drawing.run.architecture.shape))
-        return Forecast(
+        drawing = self.drawing
+        return Undrawn(
+            folder=self.output.path,
+            config=self.config,
+            plan=self.plan,
+            architecture=drawing.run.architecture,
+            side=self.side,
+            no_images=self.no_images,
+            model_bytes=drawing.model_bytes(),
+        ).forecast(
             title=f"{self.output.path} from {drawing.weights}",
             reads=(FileSize(drawing.weights, drawing.weights.stat().st_size),),
-            writes=(FileSize(self.output.path, self.bytes_needed(None)),),
-            work=(
-                ("samples", f"{len(drawing):,} of {shape}, step {drawing.checkpoint.step:,}"),
-                ("by", self.plan.words),
-                ("network evaluations per sample", f"{evaluations}"),
-                ("network calls", f"{len(self.batches):,} batches of {evaluations}"),
-                *(("note", line) for line in drawing.notes),
-            ),
+            network=f"step {drawing.checkpoint.step:,}",
+            notes=drawing.notes,
             choices=drawing.choices,
         )
 
@@ -150,10 +159,9 @@ def sample(run_path: Path, folder: Path, config: SampleConfig, progress: Progres
         with world.first_before_others():  # which may fetch the decoder
             tokenizer, no_images = decoder_of(job.drawing.run, config.decoder, world.device)
             job = replace(job, inputs=(*job.inputs, *decoder_inputs(config.decoder)))
-        side = None if tokenizer is None else tokenizer.image_size
         if no_images is not None:
             progress.note(f"latents alone will be written, and no images: {no_images}")
-        check_space(job.output.target, job.bytes_needed(side), "the folder")
+        check_space(job.output.target, job.bytes_needed, "the folder")
         stack.enter_context(job.output.locked(world.first))
         for choice in job.drawing.choices:
             progress.note(f"{choice.flag} {choice.value}: {choice.why}")

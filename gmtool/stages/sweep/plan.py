@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmtool.artifacts.files import counted, resolved
+from gmtool.artifacts.files import resolved
 from gmtool.artifacts.outputs import Output, output_of
 from gmtool.artifacts.run import CONFIG, RunFolder, open_run
 from gmtool.distributed import World, join
@@ -21,6 +21,7 @@ from gmtool.settings import flag
 from gmtool.stages.sweep.config import SweepConfig
 from gmtool.stages.sweep.points import Grid, plan_grid
 from gmtool.tokenizers.build import missing_decoder
+from gmtool.words import counted
 
 FOLDER = Path("sweep")
 """The folder that is written by default."""
@@ -61,7 +62,8 @@ class SweepPlan:
     def forecast(self, seconds: float | None) -> Forecast:
         """What is drawn and scored; seconds: about the time that it takes."""
         grid, features, seeds = self.grid, self.features.features, self.config.seeds
-        weights = dict.fromkeys(point.drawing.weights for point in grid.points)
+        drawings = list({point.drawing.weights: point.drawing for point in grid.points}.values())
+        count = max(len(point.drawing) for point in grid.points)
         metrics = [
             metric.name
             for feature in features
@@ -70,7 +72,10 @@ class SweepPlan:
         ]
         return Forecast(
             title=f"Would sweep {', '.join(str(run.path) for run in self.runs)} to {self.output.path}",
-            reads=(*(FileSize(path, path.stat().st_size) for path in weights), FileSize(self.reference.path, None)),
+            reads=(
+                *(FileSize(drawing.weights, drawing.weights.stat().st_size) for drawing in drawings),
+                FileSize(self.reference.path, None),
+            ),
             writes=(FileSize(self.output.path, None),),
             work=(
                 (
@@ -89,7 +94,10 @@ class SweepPlan:
                 *((("drawn once", f"{grid.repeated:,} repeated points"),) if grid.repeated else ()),
             ),
             choices=tuple(feature.choice for feature in features) if self.config.extractor.automatic else (),
+            memory=max(drawing.model_bytes() for drawing in drawings)
+            + sum(feature.memory(count, len(self.reference), subsets=False) for feature in features),
             seconds=seconds,
+            more_memory="what the network computes of a batch, the decoder and the extractors",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gmtool.artifacts.files import counted
 from gmtool.artifacts.sweep import PRECISION_RECALL, SATURATION, SCORE
 from gmtool.console import print_table
 from gmtool.evaluation.metrics import label, metrics_by_name
@@ -10,6 +9,7 @@ from gmtool.evaluation.sweep_lines import Group, best_of, run_names, setting_wor
 from gmtool.evaluation.sweep_plots import score_metrics
 from gmtool.evaluation.sweep_table import RUN, Sweep, split_name
 from gmtool.stages.sweep.run import SweepReport
+from gmtool.words import counted
 
 ROWS = 40
 """Points in the table at most; the best by the first score are shown."""

@@ -54,7 +54,7 @@ class SweepReport:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class SweepTask:
     """A point, and its key."""
 
     point: PlannedPoint
@@ -79,7 +79,7 @@ def sweep(paths: Sequence[Path], output: Path | None, config: SweepConfig, progr
         check_space(plan.output.target, _bytes_needed(plan, side), "the folder")
         judge = open_judge(plan, side, progress)
         keys = keys_of(plan, judge, decoder)
-        tasks = [Task(point, key) for point, key in zip(plan.grid.points, keys, strict=True)]
+        tasks = [SweepTask(point, key) for point, key in zip(plan.grid.points, keys, strict=True)]
         if world.first:
             (part / POINTS).mkdir(parents=True, exist_ok=True)
         scored = set(world.tell(list(finished(part, plan.output.target))))
@@ -160,7 +160,7 @@ def finished(*folders: Path) -> dict[str, SweepPoint]:
     return points
 
 
-def shared(missing: Sequence[Task], world: World) -> list[Task]:
+def shared(missing: Sequence[SweepTask], world: World) -> list[SweepTask]:
     """This process's share of the points, by their work: each in turn goes to the process with the least so far."""
     loads = [0] * world.size
     own = []
@@ -175,7 +175,7 @@ def _score_share(
     plan: SweepPlan,
     judge: Judge,
     tokenizers: Mapping[Path, Tokenizer],
-    own: Sequence[Task],
+    own: Sequence[SweepTask],
     done: int,
     progress: Progress,
 ) -> None:
@@ -238,7 +238,7 @@ def _draw(
     return images
 
 
-def _row(plan: SweepPlan, judge: Judge, task: Task, figures: tuple[Figure, ...]) -> SweepPoint:
+def _row(plan: SweepPlan, judge: Judge, task: SweepTask, figures: tuple[Figure, ...]) -> SweepPoint:
     """The row of a point."""
     point, drawing = task.point, task.point.drawing
     return SweepPoint(
@@ -255,7 +255,7 @@ def _row(plan: SweepPlan, judge: Judge, task: Task, figures: tuple[Figure, ...])
     )
 
 
-def command_of(plan: SweepPlan, judge: Judge, task: Task) -> str:
+def command_of(plan: SweepPlan, judge: Judge, task: SweepTask) -> str:
     """The commands that reproduce the samples of a point and their scores."""
     samples = f"samples-{task.key[:8]}"
     config = plan.config
@@ -266,7 +266,7 @@ def command_of(plan: SweepPlan, judge: Judge, task: Task) -> str:
     return f"{shlex.join(drawing)} && {shlex.join(['gmtool', 'eval', samples, *as_arguments(scoring)])}"
 
 
-def _table(plan: SweepPlan, judge: Judge, tasks: Sequence[Task], known: Mapping[str, SweepPoint]) -> Sweep:
+def _table(plan: SweepPlan, judge: Judge, tasks: Sequence[SweepTask], known: Mapping[str, SweepPoint]) -> Sweep:
     """The table of all points; what is told of a point beside its figures is as in this sweep."""
     first = next(iter(judge.names))
     return Sweep(

@@ -38,10 +38,10 @@ def command(
     if dry_run:
         _print_forecast(latents, run, config, preset, price)
         return
-    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress
-    from gmtool.stages.sample.following import sample_command
+    from gmtool.stages.sample.next_command import sample_command
     from gmtool.stages.train.run import train
+    from gmtool.words import counted
 
     report = train(latents, run, config, ConsoleProgress())
     steps = counted(report.steps, "step")

@@ -9,22 +9,18 @@ import torch
 
 from gmtool.artifacts.latents import open_latents
 from gmtool.artifacts.run import CHECKPOINTS, CONFIG, METRICS
-from gmtool.errors import UserError
 from gmtool.forecast import FileSize, Forecast
 from gmtool.runtime import resolve_device
 from gmtool.settings import as_rows
-from gmtool.stages.encode.config import EncodeConfig
+from gmtool.stages.assumed import IMAGENET_CLASSES, AssumedLatents, assumed_latents
 from gmtool.stages.presets import Preset
 from gmtool.stages.train.config import TrainConfig
 from gmtool.stages.train.plan import DataFacts, TrainPlan, expect_part, facts_of, open_mixture, plan_training
 from gmtool.throughput import device_name
-from gmtool.tokenizers.table import TOKENIZERS, family_of
 from gmtool.training.estimate import estimate_run
 
 METRICS_BYTES = 120
 """About a line of metrics.jsonl."""
-IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
-"""The data assumed for a preset when the latents do not exist yet."""
 
 
 def forecast(
@@ -51,28 +47,17 @@ def forecast(
             reads = tuple(FileSize(path, path.stat().st_size) for path in used)
             assumed: tuple[tuple[str, str], ...] = ()
         else:
-            facts = facts_of_preset(preset)
-            plan = plan_training(config, facts, gpu)
-            reads, assumed = _reads_to_come(latents_path, plan), (_assumption(latents_path, facts),)
+            to_come = assumed_latents(preset.config("encode"), latents_path)
+            plan = plan_training(config, facts_of_preset(preset, to_come), gpu)
+            reads, assumed = _reads_to_come(latents_path, plan), (to_come.row("LATENTS"),)
     return forecast_of(plan, run_path, device, reads, assumed)
 
 
-def facts_of_preset(preset: Preset) -> DataFacts:
-    """What a preset says of ImageNet's latents. Raises UserError where it does not tell their shape."""
-    encode: EncodeConfig = preset.config("encode")
-    name, side = encode.tokenizer.tokenizer, encode.tokenizer.image_size or 256
-    shape = family_of(name).default_shape(side) if name in TOKENIZERS else None
-    if shape is None:
-        raise UserError("the preset does not tell the latents' shape: run gmtool encode first, or give its LATENTS")
-    samples = IMAGENET_IMAGES * (2 if encode.flip == "both" else 1)
+def facts_of_preset(preset: Preset, latents: AssumedLatents) -> DataFacts:
+    """What a preset says of latents that are not there, and of their mixture."""
     modes = preset.config("fit-gmm").modes if "fit-gmm" in preset.settings else 0
-    return DataFacts(shape, samples, IMAGENET_CLASSES, modes, f"a mixture of {modes:,} modes" if modes else None)
-
-
-def _assumption(latents_path: Path, facts: DataFacts) -> tuple[str, str]:
-    shape = " x ".join(map(str, facts.shape))
-    words = f"{facts.samples:,} samples of {shape} in {facts.classes:,} classes"
-    return "LATENTS (assumed)", f"{words}: {latents_path} does not exist, so ImageNet's by the preset"
+    mixture = f"a mixture of {modes:,} modes" if modes else None
+    return DataFacts(latents.layout.shape, latents.layout.capacity, IMAGENET_CLASSES, modes, mixture)
 
 
 def _reads_to_come(latents_path: Path, plan: TrainPlan) -> tuple[FileSize, ...]:

@@ -47,9 +47,9 @@ def command(
             print(load_preset(preset).heading)
         print_forecast(estimate, price)
         return
-    from gmtool.artifacts.files import counted
     from gmtool.console import ConsoleProgress
     from gmtool.stages.train_decoder.run import train_decoder
+    from gmtool.words import counted
 
     report = train_decoder(images, decoder, config, ConsoleProgress())
     steps = counted(report.steps, "step")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gmtool.artifacts.manifest import Input, Manifest
-from gmtool.stages.sample.following import sample_command
+from gmtool.stages.sample.next_command import sample_command
 
 
 def drawn(folder: str, run: str) -> None:
