@@ -58,7 +58,7 @@ def work_folder(target: Path) -> Path:
 
 
 def is_part(path: Path) -> bool:
-    """Whether ``path`` has the name of an unfinished file, as `part_of` and `new_part_of` make them."""
+    """Whether ``path`` has the name of an unfinished file or folder, as `part_of` and `new_part_of` make them."""
     return path.name.startswith(".") and path.name.endswith(PART_SUFFIX)
 
 
@@ -87,13 +87,18 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path, age: float = 0.0) -> None:
-    """Remove the unfinished files of a folder, which need not exist, that were not written to for ``age`` seconds.
+    """Remove what is unfinished in a folder, which need not exist, and was not written to for ``age`` seconds.
 
-    Unfinished folders stay, and so does what cannot be removed.
+    What cannot be removed stays.
     """
     for part in filter(is_part, folder.iterdir() if folder.is_dir() else ()):
         with suppress(OSError):  # its writer may be about to rename it
-            if part.is_file() and time.time() - part.stat().st_mtime >= age:
+            written = max(path.stat().st_mtime for path in (part, *part.rglob("*")))
+            if time.time() - written < age:
+                continue
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
                 part.unlink()
 
 

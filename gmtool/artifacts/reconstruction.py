@@ -22,4 +22,4 @@ OWN = frozenset({RECORD, TABLE, PAIRS, WORST, ".DS_Store", "Thumbs.db"})
 def strangers(folder: Path) -> tuple[str, ...]:
     """What is in the folder of a reconstruction, by its name, that ``gmtool reconstruct`` did not write."""
     others = (path for path in folder.iterdir() if path.name not in OWN)
-    return tuple(sorted(path.name for path in others if not (path.is_file() and is_part(path))))
+    return tuple(sorted(path.name for path in others if not is_part(path)))

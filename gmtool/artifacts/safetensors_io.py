@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import xxhash
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gmtool.artifacts.files import reading, written_aside
+from gmtool.artifacts.files import PART_SUFFIX, reading, written_aside
 from gmtool.errors import UserError
 
 CHECKSUMS = "gmtool.checksums"
@@ -30,13 +31,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with written_aside(path) as part:
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
         checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
-        try:
-            save_file(stored, part, {CHECKSUMS: json.dumps(checksums, sort_keys=True)})
-        except SafetensorError as error:
-            # the system's error number is in the text alone
-            if number := re.search(r"os error (\d+)", str(error)):
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-            raise
+        # safetensors writes to a file of its own beside the one that it is given, which a kill would leave there
+        with TemporaryDirectory(prefix=".", suffix=PART_SUFFIX, dir=part.parent) as folder:
+            whole = Path(folder) / "tensors"
+            try:
+                save_file(stored, whole, {CHECKSUMS: json.dumps(checksums, sort_keys=True)})
+            except SafetensorError as error:
+                # the system's error number is in the text alone
+                if number := re.search(r"os error (\d+)", str(error)):
+                    raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+                raise
+            whole.replace(part)
         # safetensors makes files that only their owner reads
         mask = os.umask(0)
         os.umask(mask)

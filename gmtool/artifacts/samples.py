@@ -78,7 +78,7 @@ def open_samples(path: Path) -> SamplesFolder:
 def strangers(folder: Path) -> tuple[str, ...]:
     """What is in a folder of samples, by its path in it, that neither ``gmtool sample`` nor ``gmtool eval`` wrote."""
     own = {MANIFEST, IMAGES, LATENTS, GRID, METRICS, *_OF_THE_SYSTEM}
-    foreign = [path for path in folder.iterdir() if path.name not in own and not (path.is_file() and is_part(path))]
+    foreign = [path for path in folder.iterdir() if path.name not in own and not is_part(path)]
     pictures = folder / PICTURES
     if pictures in foreign and pictures.is_dir() and not pictures.is_symlink():
         foreign.remove(pictures)

@@ -23,4 +23,4 @@ OWN = frozenset({MANIFEST, TABLE, SCORE, PRECISION_RECALL, SATURATION, ".DS_Stor
 def strangers(folder: Path) -> tuple[str, ...]:
     """What is in the folder of a sweep, by its name, that ``gmtool sweep`` did not write."""
     others = (path for path in folder.iterdir() if path.name not in OWN)
-    return tuple(sorted(path.name for path in others if not (path.is_file() and is_part(path))))
+    return tuple(sorted(path.name for path in others if not is_part(path)))

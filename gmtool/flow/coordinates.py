@@ -69,7 +69,7 @@ class Plain:
         return u
 
     def log_scale(self, x: Tensor, _modes: ModeStatistics | None) -> Tensor:
-        """0."""
+        """0, (B,)."""
         return x.new_zeros(len(x))
 
 
@@ -98,7 +98,7 @@ class Whitened:
         return u / _given(modes).std
 
     def log_scale(self, _x: Tensor, modes: ModeStatistics | None) -> Tensor:
-        """The mean of log s_k over the entries."""
+        """The mean of log s_k over the entries, (B,)."""
         return _given(modes).std.log().flatten(1).mean(1)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,16 @@ import h5py
 import pytest
 from user import held_by_another
 
-from gmtool.artifacts.files import ABANDONED, LARGEST_RECORD, PART_SUFFIX, check_writable, resolved, written_aside
+from gmtool.artifacts.files import (
+    ABANDONED,
+    LARGEST_RECORD,
+    PART_SUFFIX,
+    check_writable,
+    is_part,
+    remove_parts,
+    resolved,
+    written_aside,
+)
 from gmtool.artifacts.manifest import KINDS, RECORDS, Kind, Manifest
 from gmtool.artifacts.outputs import LOCK, OLD, Output, held, kept_to_this_process, kind_of, output_of
 from gmtool.artifacts.run import locked
@@ -235,6 +245,30 @@ def test_what_a_kill_left_long_ago_is_removed_with_the_next_file(tmp_path: Path)
     with written_aside(tmp_path / "other") as part:
         part.touch()
     assert sorted(path.name[:6] for path in tmp_path.iterdir()) == [".young", "other"]
+
+
+KILLED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from gmtool.artifacts.safetensors_io import write_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+write_tensors(Path(sys.argv[1]), {"x": torch.zeros(1 << 16)})
+"""
+
+
+def test_a_kill_while_a_library_writes_leaves_only_what_is_removed_as_unfinished(tmp_path: Path) -> None:
+    """safetensors writes to a temporary file of its own before it renames it."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "weights")], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGXFSZ, ended.stderr
+    assert [is_part(path) for path in tmp_path.iterdir()] == [True]
+    (part,) = tmp_path.iterdir()
+    assert list(part.iterdir())
+    remove_parts(tmp_path, ABANDONED)
+    assert part.exists()
+    remove_parts(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_is_cleared_of_its_own_half_files_alone(tmp_path: Path) -> None:
