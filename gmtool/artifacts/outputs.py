@@ -61,7 +61,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 NAME_BYTES = 255
 """Longest name of a file on the usual file systems."""
-UNNAMED_SECONDS = 2.0
+UNNAMED_SECONDS = 10.0
 """How long a lock is tried again whose holder has not, or no longer, written who it is."""
 
 
