@@ -2,12 +2,14 @@
 
 Teachers are flow matching, MM-FM and the union; students imitate them (`gmtool.flow.imitation`), those of a mixture in
 each mode's whitened coordinates. In ten dimensions (`mixture_source`) MM-FM is conditioned on the mode; the score is
-squared sliced W2 to held-out points, a mean over eight draws of both, beside that of other points of the data. On the
+squared sliced W2 to held-out points, a mean over many draws of both, beside that of other points of the data and of
+training points drawn with replacement, which is what a model of so many points can reach. On the
 digits (`digits`) all are conditioned on the class, and MM-FM is not conditioned on the mode; the score is the Fréchet
 distance to digits that took no part in training. Tables of mean and standard deviation over the seeds, and a picture.
 
     python examples/students.py points            # about 90 minutes on one idle core; may be stopped, and resumes
     python examples/students.py digits            # about five hours
+    python examples/students.py points --training-points 400000    # more to learn from, and as many to score
     python examples/students.py points --quick    # the same in miniature, for a look at the output
 """
 
@@ -53,7 +55,7 @@ TEACHERS = {
     "union": "mixture, mode, gm-kl (union)",
 }
 EVALUATIONS, STUDENTS = (1, 2, 4, 8, 50), (1, 2, 4)
-DRAWS = 8  # of points and of held-out points for a score: of 20,000 of the data alone it varies from one to the next
+DRAWS = 32  # of points and of held-out points for a score: one of 20,000 hangs on how many of them fall into each mode
 RATE, SUBSTEPS = 3e-3, 32  # of a student's training; it is drawn from in 128 sub-steps
 
 
@@ -62,17 +64,25 @@ RATE, SUBSTEPS = 3e-3, 32  # of a student's training; it is drawn from in 128 su
 
 @dataclass(frozen=True)
 class World:
-    """Points (N, 10, 1, 1) of a data set to train on; the mixture fitted to them, and p(k | x) of each (N, 8)."""
+    """Points (N, 10, 1, 1) of a data set to train on; the mixture fitted to them, and p(k | x) of each (N, 8).
+
+    count: points of a draw for a score.
+    """
 
     name: str
     x: Tensor
     mixture: ModeMixture
     shares: Tensor
+    count: int
     seed: int
 
     def fresh(self, part: str, draw: int) -> Tensor:
-        """As many other points of the data."""
-        return curved_modes(DISTANCES[self.name], len(self.x), generator(part, str(draw)))
+        """Other points of the data."""
+        return curved_modes(DISTANCES[self.name], self.count, generator(part, str(draw)))
+
+    def again(self, draw: int) -> Tensor:
+        """Training points, drawn with replacement."""
+        return self.x[torch.randint(len(self.x), (self.count,), generator=generator(self.seed, "again", str(draw)))]
 
     def modes_of(self, rows: Tensor, stream: torch.Generator) -> Tensor:
         """The modes of points, drawn from what the mixture says of them."""
@@ -90,15 +100,15 @@ class Start:
     noise: Tensor
 
 
-def world(name: str, count: int, seed: int) -> World:
-    x = curved_modes(DISTANCES[name], count, generator("training"))
-    return World(name, x, *mixture_source.fit(x, seed), seed)
+def world(name: str, points: int, count: int, seed: int) -> World:
+    x = curved_modes(DISTANCES[name], points, generator("training"))
+    return World(name, x, *mixture_source.fit(x, seed), count, seed)
 
 
 def start(data: World, draw: int) -> Start:
     stream = generator(data.seed, "draw", str(draw))
-    modes = data.mixture.draw(len(data.x), stream)
-    return Start(modes, data.mixture.at(modes), torch.randn(data.x.shape, generator=stream))
+    modes = data.mixture.draw(data.count, stream)
+    return Start(modes, data.mixture.at(modes), torch.randn(data.count, *data.x.shape[1:], generator=stream))
 
 
 Sampler = Callable[[int], Tensor]
@@ -118,7 +128,7 @@ def point_network(components: int, conditioned: bool) -> PointNetwork:
 def teacher_of(data: World, flow: str, steps: int, folder: Path) -> PointNetwork:
     """A teacher, trained now unless it has been."""
     method, conditioned = FLOWS[flow]
-    file = folder / f"{data.name}-{flow}-{steps}-{data.seed}.safetensors".replace(" ", "-")
+    file = folder / f"{data.name}-{flow}-{len(data.x)}-{steps}-{data.seed}.safetensors".replace(" ", "-")
     if not file.exists():
         write_tensors(
             file, mixture_source.train(flow, data.x, data.shares, data.mixture, steps, data.seed).state_dict()
@@ -191,9 +201,9 @@ def by_student(
 
 def point_scores(name: str, seed: int, setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
     """The distances of each teacher and its students by evaluations, and that of other data: what is there is read."""
-    file = folder / f"{name}-{seed}-{setting.teacher}-{setting.student}.json"
+    file = folder / f"{name}-{setting.points}-{seed}-{setting.teacher}-{setting.student}.json"
     table: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    data = world(name, setting.count, seed)
+    data = world(name, setting.points, setting.count, seed)
     starts = [start(data, draw) for draw in range(DRAWS)]
 
     def keep(row: str, column: int, sampler: Callable[[], Sampler]) -> None:
@@ -203,6 +213,7 @@ def point_scores(name: str, seed: int, setting: Setting, folder: Path) -> dict[s
                 part.write_text(json.dumps(table))
 
     keep("data", 0, lambda: partial(data.fresh, "other"))
+    keep("training points", 0, lambda: data.again)
     for label in setting.teachers:
         flow = TEACHERS[label]
         teacher = teacher_of(data, flow, setting.teacher, folder)
@@ -250,26 +261,32 @@ def digit_scores(digits: Digits, seed: int, setting: Setting) -> dict[str, dict[
 
 @dataclass(frozen=True)
 class Setting:
-    """Steps of a teacher's and of a student's training, points or digits of a score, evaluations of the students."""
+    """Steps of a teacher's and of a student's training, points or digits of a score, evaluations of the students.
+
+    points: to train on; of digits there are as many as there are.
+    """
 
     teacher: int
     student: int
     count: int
+    points: int = 0
     teachers: tuple[str, ...] = tuple(TEACHERS)
     students: tuple[int, ...] = STUDENTS
 
 
-POINTS, POINTS_QUICK = Setting(10_000, 3000, 20_000), Setting(3, 3, 100, students=(1, 2))
+FLOORS = {"data": "grey", "training points": "black"}
+"""The rows of what stands in the place of samples, and the colours of their lines in a plot."""
+POINTS, POINTS_QUICK = Setting(10_000, 3000, 20_000, 20_000), Setting(3, 3, 100, 100, students=(1, 2))
 OF_DIGITS, OF_DIGITS_QUICK = Setting(1500, 1500, SAMPLES), Setting(3, 3, 50, students=(1,))
 
 
 def report(title: str, seeds: Sequence[dict[str, dict[str, float]]], path: Path, digits: int) -> None:
     """Print mean and deviation over the seeds, and draw them into ``path``. digits: after the point."""
-    floor = mean(table["data"]["0"] for table in seeds)
+    floors = {row: mean(table[row]["0"] for table in seeds) for row in FLOORS if row in seeds[0]}
     rows = {
         row: {int(n): [table[row][n] for table in seeds if n in table.get(row, {})] for n in seeds[0][row]}
         for row in seeds[0]
-        if row != "data"
+        if row not in FLOORS
     }
     columns = sorted({n for scores in rows.values() for n in scores})
 
@@ -278,7 +295,7 @@ def report(title: str, seeds: Sequence[dict[str, dict[str, float]]], path: Path,
         return f"{mean(values):.{digits}f}{spread}" if values else ""
 
     print_table(
-        f"{title}, by network evaluations (data in its place: {floor:.{digits}f})",
+        f"{title}, by network evaluations ({', '.join(f'{row} {value:.{digits}f}' for row, value in floors.items())})",
         ("", *map(str, columns)),
         [(row, *(cell(scores.get(n, [])) for n in columns)) for row, scores in rows.items()],
     )
@@ -291,7 +308,8 @@ def report(title: str, seeds: Sequence[dict[str, dict[str, float]]], path: Path,
         means = [mean(values) for values in scores.values()]
         spreads = [stdev(values) if len(values) > 1 else 0.0 for values in scores.values()]
         axes.errorbar(list(scores), means, spreads, label=row, linestyle=style, marker=".", capsize=2)
-    axes.axhline(floor, color="grey", linestyle="dotted", label="data")
+    for row, value in floors.items():
+        axes.axhline(value, color=FLOORS[row], linestyle="dotted", label=row)
     axes.set_xticks(columns, [str(n) for n in columns], minor=False)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
@@ -304,6 +322,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a miniature, whose figures mean nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of networks, mixtures and samples")
     parser.add_argument("--data", choices=DISTANCES, help="one data set of points instead of both")
+    parser.add_argument("--training-points", type=int, help="instead of 20,000, in ten dimensions")
     parser.add_argument("--teacher-steps", type=int, help="of a teacher's training")
     parser.add_argument("--student-steps", type=int, help="of a student's training")
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=tuple(TEACHERS), help="instead of all")
@@ -316,6 +335,7 @@ def main() -> None:
         options.teacher_steps or usual.teacher,
         options.student_steps or usual.student,
         usual.count,
+        options.training_points or usual.points,
         tuple(options.teachers),
         tuple(options.students or usual.students),
     )

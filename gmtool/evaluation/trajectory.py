@@ -148,7 +148,7 @@ def sliced_distance(x: Tensor, y: Tensor, stream: torch.Generator, directions: i
     first, second = x.flatten(1).double(), y.flatten(1).double()
     drawn = torch.randn(first.shape[1], directions, generator=stream, device=stream.device).to(first)
     units = drawn / drawn.norm(dim=0)
-    gaps = (first @ units).sort(dim=0).values - (second @ units).sort(dim=0).values
+    gaps = (units.T @ first.T).sort().values - (units.T @ second.T).sort().values  # in rows: sorting columns is slower
     return float(gaps.square().mean())
 
 

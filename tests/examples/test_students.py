@@ -27,12 +27,13 @@ def test_points_in_miniature(study, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "Spread: squared sliced W2" in said and "student of union" in said
     assert (tmp_path / "spread.png").stat().st_size > 10_000
-    scores = json.loads((tmp_path / "Spread-0-3-3.json").read_text())
-    assert set(scores) == {"data", "flow matching", "student of flow matching", "union", "student of union"}
+    scores = json.loads((tmp_path / "Spread-100-0-3-3.json").read_text())
+    rows = {"flow matching", "student of flow matching", "union", "student of union"}
+    assert set(scores) == {"data", "training points"} | rows
     assert all(0 < value < 10 for row in scores.values() for value in row.values())
     for seed in range(2):  # what is there is read
         known = {**scores, "union": {"1": 7.0, "2": 7.0}, "student of union": {"1": 7.0}}
-        (tmp_path / f"Spread-{seed}-3-3.json").write_text(json.dumps(known))
+        (tmp_path / f"Spread-100-{seed}-3-3.json").write_text(json.dumps(known))
     run(study, monkeypatch, *given, "--teachers", "union")
     assert capsys.readouterr().out.count("7.00000") == 3
 
