@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gmtool.artifacts.latents import LatentsFile, open_latents
-from gmtool.artifacts.manifest import Manifest, fingerprint
+from gmtool.artifacts.manifest import Input, Manifest, fingerprint
 from gmtool.artifacts.run import CONFIG, RunFolder, open_run
 from gmtool.artifacts.samples import MANIFEST, open_samples
 from gmtool.artifacts.tokenizer_spec import TokenizerSpec
@@ -206,9 +206,34 @@ class Made(Protocol):
         """The manifest."""
 
 
+def _run_that_saw_images(made: Made) -> Made:
+    """A run, or the run of samples; of a student without data its teacher. The samples themselves name no run.
+
+    Raises UserError when that run is gone.
+    """
+    drawn_by = made.manifest.input("run")
+    run = made if isinstance(made, RunFolder) or drawn_by is None else open_run(Path(drawn_by.path))
+    if not isinstance(run, RunFolder) or run.method.student is None or not run.method.student.data_free:
+        return run
+    teacher = run.manifest.input("teacher")
+    if teacher is None:
+        return run
+    if not Path(teacher.path).exists():
+        raise UserError(f"the teacher of {run.path}, {teacher.path}, is gone: give real images with --reference")
+    return open_run(Path(teacher.path))
+
+
+def training_input(made: Made) -> Input | None:
+    """The record of the latents that a run, or the run of samples, was trained on; a student without data, its teacher.
+
+    None where none is recorded. Raises UserError when a student's teacher is gone.
+    """
+    return made.manifest.input("latents") or _run_that_saw_images(made).manifest.input("latents")
+
+
 def open_training_latents(made: Made) -> LatentsReference:
-    """The latents that a run, or the run of samples, was trained on. Raises UserError if gone or changed."""
-    recorded = made.manifest.input("latents")
+    """The latents of `training_input`. Raises UserError when they, or a student's teacher, are gone or changed."""
+    recorded = training_input(made)
     if recorded is None:
         raise UserError(f"{made.path} does not say what its run was trained on: give real images with --reference")
     path = Path(recorded.path)
@@ -221,12 +246,11 @@ def open_training_latents(made: Made) -> LatentsReference:
 
 
 def trained_rows(made: Made, latents: LatentsFile) -> np.ndarray:
-    """Rows (n,) int64 of its latents that a run, or the run of samples, was trained on, ascending.
+    """Rows (n,) int64 of the latents of `training_input` that were trained on, ascending.
 
-    Raises UserError when the run of samples is gone.
+    Raises UserError when the run of samples, or a student's teacher, is gone.
     """
-    drawn_by = made.manifest.input("run")
-    run = made if isinstance(made, RunFolder) or drawn_by is None else open_run(Path(drawn_by.path))
+    run = _run_that_saw_images(made)
     return part_of_data(latents, *(run.part if isinstance(run, RunFolder) else (1.0, 0)))
 
 

@@ -1,6 +1,7 @@
 """A part of the data: fixed, balanced, mirrored copies beside their images; a mixture and a run that know it alone."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,18 @@ from gmtool.cli.app import main
 from gmtool.data.fraction import part_of_data
 from gmtool.data.latent_loader import latent_batches
 from gmtool.errors import UserError
-from gmtool.evaluation.references import ImagesReference, LatentsReference, open_reference, trained_among, trained_rows
+from gmtool.evaluation.references import (
+    ImagesReference,
+    LatentsReference,
+    open_reference,
+    open_training_latents,
+    trained_among,
+    trained_rows,
+)
 from gmtool.progress import Progress
 from gmtool.settings import changed, make
+from gmtool.stages.distill.config import DistillConfig
+from gmtool.stages.distill.run import distill
 from gmtool.stages.evaluate.config import EvaluateConfig
 from gmtool.stages.evaluate.run import evaluate
 from gmtool.stages.fit_gmm.config import FitGmmConfig
@@ -239,6 +249,26 @@ def test_what_a_run_was_trained_on_is_that_part_of_its_images_alone(small: Small
     figure = evaluate(tmp_path / "samples", config, Progress()).figure("memorisation")
     assert figure is not None and figure.real is not None
     assert [(one.images, one.reference_images) for one in (figure.generated, figure.real)] == [(8, 30), (8, 30)]
+
+
+@pytest.mark.slow
+def test_a_student_without_data_was_trained_on_what_its_teacher_was(small: Small, tmp_path: Path) -> None:
+    values = {"steps": 1, "batch_size": 8, "preview_every": 0, "device": "cpu"}
+    config = make(TrainConfig, {**values, "fraction": 0.5, "seed": 3})
+    train(small.latents("classes"), tmp_path / "run", config, Progress())
+    taught = make(DistillConfig, {**values, "data_free": True, "seed": 4, "teacher_steps": 2, "components": 2})
+    distill(tmp_path / "run", tmp_path / "student", taught, Progress())
+    sample(tmp_path / "student", tmp_path / "samples", make(SampleConfig, {"num": 8, "device": "cpu"}), Progress())
+    with open_latents(small.latents("classes")) as latents:
+        part, reference = part_of_data(latents, 0.5, 3), LatentsReference(latents.path, latents)
+        for made in (open_run(tmp_path / "student"), open_samples(tmp_path / "samples")):
+            assert trained_rows(made, latents).tolist() == trained_among(reference, made).tolist() == part.tolist()
+    scoring = make(EvaluateConfig, {"features": "tokenizer", "device": "cpu"})
+    figure = evaluate(tmp_path / "samples", scoring, Progress()).figure("memorisation")
+    assert figure is not None and figure.generated.reference_images == 30
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match=r"the teacher of .*student, .*run, is gone: give real images with --reference"):
+        open_training_latents(open_samples(tmp_path / "samples"))
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from typing import Any
 from gmtool.artifacts.reconstruction import PAIRS, WORST
 from gmtool.artifacts.run import PREVIEWS
 from gmtool.artifacts.samples import GRID
-from gmtool.errors import GmtoolError
+from gmtool.errors import GmtoolError, UserError
+from gmtool.evaluation.references import training_input
 from gmtool.progress import Progress
 from gmtool.stages.report.collection import Artifact, Collection
 from gmtool.stages.report.config import ReportConfig
@@ -243,7 +244,10 @@ def _words(apart: SettingsTable, index: int) -> str:
 
 
 def _real(samples: Artifact, gallery: _Gallery) -> Shown | None:
-    recorded = samples.manifest.input("latents")
+    try:
+        recorded = training_input(samples)
+    except UserError:  # its run or teacher is gone
+        recorded = None
     grid = None if recorded is None else real_grid(samples.path, Path(recorded.path), recorded.fingerprint)
     return (
         None if grid is None else gallery.add(png_of(grid), "real images", "A grid of real images of the same classes")
