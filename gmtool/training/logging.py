@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -83,6 +84,11 @@ def _lines(path: Path) -> Iterable[Record]:
             yield json.loads(line)
         except ValueError:
             continue
+
+
+def step_losses(path: Path) -> list[float]:
+    """The finite losses of a metrics file, in the order of the steps."""
+    return [line["loss"] for line in _lines(path) if isfinite(line.get("loss", nan))]
 
 
 def has_record(path: Path, name: str, step: int) -> bool:

@@ -24,9 +24,10 @@ from gmtool.nn.build import build_network
 from gmtool.progress import Progress
 from gmtool.sampling.model import load_network
 from gmtool.settings import changed, make, settings_of
+from gmtool.stages.distill import run as distill_run
 from gmtool.stages.distill.config import DistillConfig
 from gmtool.stages.distill.plan import open_teacher
-from gmtool.stages.distill.run import distill, forecast
+from gmtool.stages.distill.run import distill, drift_note, forecast
 from gmtool.stages.fit_gmm.run import fit_gmm
 from gmtool.stages.sample.config import SampleConfig
 from gmtool.stages.sample.run import sample
@@ -390,6 +391,27 @@ def test_a_data_free_student_needs_classes_that_are_known(small, teacher_of, tmp
     record["details"] |= {"classes": [], "class_counts": []}
     (teacher / "config.json").write_text(json.dumps(record))
     refused(teacher, tmp_path / "student", "--data-free draws classes, and .* knows none by name", data_free=True)
+
+
+def test_a_loss_that_has_risen_is_told(teacher_of, tmp_path, monkeypatch):
+    """A student that drifts away from the data with its teacher agrees with it ever less than at the beginning."""
+    falling, risen = [*[0.5] * 100, *[9.0] * 200, *[0.4] * 100], [*[0.5] * 100, *[0.1] * 200, *[0.6] * 100]
+    assert drift_note(falling, 0, 1e-3) is None and drift_note(risen[:-1], 0, 1e-3) is None
+    assert "rose from 0.5 in the first 100 steps to 0.6 in the last" in str(drift_note(risen, 0, 1e-3))
+    led = [*[0.1] * 50, *falling]  # while the teacher leads, the loss is small
+    assert drift_note(led, 50, 1e-3) is None and drift_note(led, 0, 1e-3) is not None
+    heard: list[str] = []
+
+    class Noted(Progress):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    monkeypatch.setattr(distill_run, "LAP", 2)
+    teacher = teacher_of("flat")
+    distill(teacher, tmp_path / "good", changed(QUICK, {"steps": 8}), Noted())
+    assert not any("the loss rose" in note for note in heard)
+    distill(teacher, tmp_path / "bad", changed(QUICK, {"steps": 8, "lr": 0.2}), Noted())
+    assert any("the loss rose" in note and "--lr 0.05" in note for note in heard)
 
 
 def test_settings_that_have_no_effect_are_refused():

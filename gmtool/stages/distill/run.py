@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import mean
 
+from gmtool.artifacts.run import METRICS
 from gmtool.data.mode_statistics import mode_table_of
 from gmtool.distributed import World, join
 from gmtool.forecast import FileSize, Forecast
@@ -18,6 +21,10 @@ from gmtool.stages.train.forecast import forecast_of
 from gmtool.stages.train.inputs import TrainInputs, files_of
 from gmtool.stages.train.plan import TrainPlan
 from gmtool.stages.train.run import TrainReport, check_machine, open_begun, run_training
+from gmtool.training.logging import step_losses
+
+LAP = 100
+"""Steps whose mean loss is compared with that of others."""
 
 
 def distill(teacher_path: Path, run_path: Path, config: DistillConfig, progress: Progress) -> TrainReport:
@@ -35,7 +42,32 @@ def distill(teacher_path: Path, run_path: Path, config: DistillConfig, progress:
         used = files_of(plan, sources.latents, sources.gmm, teacher_inputs(teacher))
         open_begun(run_path, plan, used)  # that another run is in the way is said before the teacher is loaded
         world.barrier()
-        return run_training(_inputs(plan, teacher, sources, world), used, run_path, progress)
+        report = run_training(_inputs(plan, teacher, sources, world), used, run_path, progress)
+        if world.first:
+            note = drift_note(step_losses(run_path / METRICS), config.student.teacher_steps, plan.schedule.rate)
+            if note is not None:
+                progress.note(note)
+        return report
+
+
+def drift_note(losses: Sequence[float], teacher_steps: int, rate: float) -> str | None:
+    """What to say of a student whose loss has risen, None where it has fallen or there were too few steps to tell.
+
+    A policy is asked where it leads. If it leads away from the data, to where its teacher knows nothing, the two may
+    agree ever further out: then the loss rises above that of the beginning, which is never so of a student that learns.
+    losses: of its steps; the first ``teacher_steps``, in which the teacher leads, say nothing. rate: of learning.
+    """
+    own = losses[teacher_steps:]
+    if len(own) < 4 * LAP:
+        return None
+    first, last = mean(own[:LAP]), mean(own[-LAP:])
+    if last <= first:
+        return None
+    return (
+        f"the loss rose from {first:.3g} in the first {LAP} steps to {last:.3g} in the last: the student leads to "
+        "where its teacher knows nothing, and its samples will not be like the data. Begin another one with "
+        f"--lr {rate / 4:.2g}, or with more --evaluations"
+    )
 
 
 def forecast(teacher_path: Path, run_path: Path, config: DistillConfig) -> Forecast:
