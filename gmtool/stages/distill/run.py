@@ -25,6 +25,8 @@ from gmtool.training.logging import step_losses
 
 LAP = 100
 """Steps whose mean loss is compared with that of others."""
+RISE = 1.1
+"""A higher loss by this factor is more than the noise of its mean."""
 
 
 def distill(teacher_path: Path, run_path: Path, config: DistillConfig, progress: Progress) -> TrainReport:
@@ -44,29 +46,29 @@ def distill(teacher_path: Path, run_path: Path, config: DistillConfig, progress:
         world.barrier()
         report = run_training(_inputs(plan, teacher, sources, world), used, run_path, progress)
         if world.first:
-            note = drift_note(step_losses(run_path / METRICS), config.student.teacher_steps, plan.schedule.rate)
+            note = drift_note(step_losses(run_path / METRICS), config.student.teacher_steps)
             if note is not None:
                 progress.note(note)
         return report
 
 
-def drift_note(losses: Sequence[float], teacher_steps: int, rate: float) -> str | None:
+def drift_note(losses: Sequence[float], teacher_steps: int) -> str | None:
     """What to say of a student whose loss has risen, None where it has fallen or there were too few steps to tell.
 
     A policy is asked where it leads. If it leads away from the data, to where its teacher knows nothing, the two may
     agree ever further out: then the loss rises above that of the beginning, which is never so of a student that learns.
-    losses: of its steps; the first ``teacher_steps``, in which the teacher leads, say nothing. rate: of learning.
+    losses: of its steps; the first ``teacher_steps``, in which the teacher leads, say nothing.
     """
     own = losses[teacher_steps:]
     if len(own) < 4 * LAP:
         return None
     first, last = mean(own[:LAP]), mean(own[-LAP:])
-    if last <= first:
+    if last <= RISE * first:
         return None
     return (
         f"the loss rose from {first:.3g} in the first {LAP} steps to {last:.3g} in the last: the student leads to "
-        "where its teacher knows nothing, and its samples will not be like the data. Begin another one with "
-        f"--lr {rate / 4:.2g}, or with more --evaluations"
+        "where its teacher knows nothing, and its samples will not be like the data. Begin another one with more "
+        "--evaluations"
     )
 
 
