@@ -3,13 +3,13 @@
 Teachers are flow matching, MM-FM and the union; students imitate them (`gmtool.flow.imitation`), those of a mixture in
 each mode's whitened coordinates. In ten dimensions (`mixture_source`) MM-FM is conditioned on the mode; the score is
 squared sliced W2 to held-out points, a mean over many draws of both, beside that of other points of the data and of
-training points drawn with replacement, which is what a model of so many points can reach. On the
-digits (`digits`) all are conditioned on the class, and MM-FM is not conditioned on the mode; the score is the Fréchet
-distance to digits that took no part in training. Tables of mean and standard deviation over the seeds, and a picture.
+training points drawn with replacement: what a model would have that gives these exactly. On the digits (`digits`) all
+are conditioned on the class, and MM-FM is not conditioned on the mode; the score is the Fréchet distance to digits that
+took no part in training. Tables of mean and standard deviation over the seeds, and a picture.
 
-    python examples/students.py points            # about 90 minutes on one idle core; may be stopped, and resumes
+    python examples/students.py points            # hours on one idle core; may be stopped, and resumes
     python examples/students.py digits            # about five hours
-    python examples/students.py points --training-points 400000    # more to learn from, and as many to score
+    python examples/students.py points --training-points 400000    # to learn from, instead of 20,000
     python examples/students.py points --quick    # the same in miniature, for a look at the output
 """
 

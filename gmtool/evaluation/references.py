@@ -206,21 +206,25 @@ class Made(Protocol):
         """The manifest."""
 
 
+def _named(made: Made, role: str) -> RunFolder | None:
+    """What a record names as ``run`` or ``teacher``; None where it names none. Raises UserError when it is gone."""
+    known = made.manifest.input(role)
+    if known is None:
+        return None
+    if not Path(known.path).exists():
+        raise UserError(f"the {role} of {made.path}, {known.path}, is gone: give real images with --reference")
+    return open_run(Path(known.path))
+
+
 def _run_that_saw_images(made: Made) -> Made:
-    """A run, or the run of samples; of a student without data its teacher. The samples themselves name no run.
+    """A run, or the run of samples; of a student without data its teacher. Samples that name no run are their own.
 
     Raises UserError when that run is gone.
     """
-    drawn_by = made.manifest.input("run")
-    run = made if isinstance(made, RunFolder) or drawn_by is None else open_run(Path(drawn_by.path))
-    if not isinstance(run, RunFolder) or run.method.student is None or not run.method.student.data_free:
-        return run
-    teacher = run.manifest.input("teacher")
-    if teacher is None:
-        return run
-    if not Path(teacher.path).exists():
-        raise UserError(f"the teacher of {run.path}, {teacher.path}, is gone: give real images with --reference")
-    return open_run(Path(teacher.path))
+    run = made if isinstance(made, RunFolder) else _named(made, "run") or made
+    if isinstance(run, RunFolder) and run.method.student is not None and run.method.student.data_free:
+        return _named(run, "teacher") or run
+    return run
 
 
 def training_input(made: Made) -> Input | None:

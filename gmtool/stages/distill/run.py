@@ -66,8 +66,8 @@ def drift_note(losses: Sequence[float], teacher_steps: int) -> str | None:
     if last <= RISE * first:
         return None
     return (
-        f"the loss rose from {first:.3g} in the first {LAP} steps to {last:.3g} in the last: the student leads to "
-        "where its teacher knows nothing, and its samples will not be like the data. Begin another one with more "
+        f"the loss rose from {first:.3g} in the first {LAP} steps to {last:.3g} in the last: the student probably "
+        "leads to where its teacher knows nothing, and its samples are not like the data. Begin another one with more "
         "--evaluations, or with the teacher leading all the way: --teacher-steps as many as --steps"
     )
 
